@@ -1,0 +1,11 @@
+//! Ringest: a remote-write ingester that takes the place of `thanos receive`.
+
+// Modules in dependency order: each uses only those below it.
+pub mod clock;
+pub mod disk;
+pub mod metrics;
+pub mod model;
+pub mod multi_tsdb;
+pub mod tsdb;
+pub mod wire;
+pub mod write;

@@ -1,0 +1,414 @@
+//! A registry of metric families in Prometheus' text format.
+//!
+//! Our own because the names, types and labels of Thanos' page are the contract (summaries and
+//! counters without `_total` among them), which no crate we tried prints as they are.
+//!
+//! A handle ([`Counter`], [`Gauge`], …) is taken once, in a constructor, and costs one relaxed
+//! atomic operation per use. Families are registered once; taking the same labels twice gives the
+//! same handle.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+/// All families of one process.
+#[derive(Clone, Default)]
+pub struct Registry {
+    families: Arc<Mutex<BTreeMap<String, Arc<Family>>>>,
+    /// Run before each exposition, to bring gauges up to date.
+    collectors: Arc<Mutex<Vec<Box<dyn Fn() + Send + Sync>>>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Kind {
+    Counter,
+    Gauge,
+    Histogram,
+    Summary,
+}
+
+struct Family {
+    kind: Kind,
+    help: &'static str,
+    label_names: Vec<&'static str>,
+    /// Upper bounds, without +Inf. Empty but for histograms.
+    bounds: Vec<f64>,
+    children: Mutex<BTreeMap<Vec<String>, Child>>,
+}
+
+#[derive(Clone)]
+enum Child {
+    Value(Arc<AtomicU64>),
+    Distribution(Arc<Distribution>),
+}
+
+struct Distribution {
+    bounds: Vec<f64>,
+    /// One per bound and one for +Inf, each counting only its own bucket.
+    buckets: Vec<AtomicU64>,
+    sum: AtomicU64,
+}
+
+/// A float that only rises.
+#[derive(Clone)]
+pub struct Counter(Arc<AtomicU64>);
+
+/// A float that is set.
+#[derive(Clone)]
+pub struct Gauge(Arc<AtomicU64>);
+
+/// Observations by bucket. Also serves as a summary without quantiles.
+#[derive(Clone)]
+pub struct Histogram(Arc<Distribution>);
+
+/// A family with labels; `with` gives the handle of one label set.
+#[derive(Clone)]
+pub struct CounterVec(Arc<Family>);
+#[derive(Clone)]
+pub struct GaugeVec(Arc<Family>);
+#[derive(Clone)]
+pub struct HistogramVec(Arc<Family>);
+
+impl Registry {
+    pub fn new() -> Registry {
+        Registry::default()
+    }
+
+    pub fn counter(&self, name: &str, help: &'static str) -> Counter {
+        self.counter_vec(name, help, &[]).with(&[])
+    }
+
+    pub fn gauge(&self, name: &str, help: &'static str) -> Gauge {
+        self.gauge_vec(name, help, &[]).with(&[])
+    }
+
+    pub fn histogram(&self, name: &str, help: &'static str, bounds: &[f64]) -> Histogram {
+        self.histogram_vec(name, help, &[], bounds).with(&[])
+    }
+
+    pub fn counter_vec(
+        &self,
+        name: &str,
+        help: &'static str,
+        labels: &[&'static str],
+    ) -> CounterVec {
+        CounterVec(self.family(name, Kind::Counter, help, labels, &[]))
+    }
+
+    pub fn gauge_vec(&self, name: &str, help: &'static str, labels: &[&'static str]) -> GaugeVec {
+        GaugeVec(self.family(name, Kind::Gauge, help, labels, &[]))
+    }
+
+    pub fn histogram_vec(
+        &self,
+        name: &str,
+        help: &'static str,
+        labels: &[&'static str],
+        bounds: &[f64],
+    ) -> HistogramVec {
+        HistogramVec(self.family(name, Kind::Histogram, help, labels, bounds))
+    }
+
+    /// A summary with sum and count only.
+    pub fn summary_vec(
+        &self,
+        name: &str,
+        help: &'static str,
+        labels: &[&'static str],
+    ) -> HistogramVec {
+        HistogramVec(self.family(name, Kind::Summary, help, labels, &[]))
+    }
+
+    /// Runs `collector` before each exposition.
+    pub fn on_collect(&self, collector: impl Fn() + Send + Sync + 'static) {
+        self.collectors.lock().push(Box::new(collector));
+    }
+
+    /// Drops every child whose label `name` has this value, for example those of a pruned tenant.
+    pub fn remove(&self, name: &str, value: &str) {
+        for family in self.families.lock().values() {
+            if let Some(i) = family.label_names.iter().position(|label| *label == name) {
+                family.children.lock().retain(|values, _| values[i] != value);
+            }
+        }
+    }
+
+    /// The page: every family that has a child, in order of names.
+    pub fn expose(&self) -> String {
+        for collector in self.collectors.lock().iter() {
+            collector();
+        }
+        let families = self.families.lock().clone();
+        let mut page = String::with_capacity(64 * 1024);
+        for (name, family) in &families {
+            family.expose(name, &mut page);
+        }
+        page
+    }
+
+    fn family(
+        &self,
+        name: &str,
+        kind: Kind,
+        help: &'static str,
+        labels: &[&'static str],
+        bounds: &[f64],
+    ) -> Arc<Family> {
+        let mut families = self.families.lock();
+        let family = families.entry(name.to_owned()).or_insert_with(|| {
+            Arc::new(Family {
+                kind,
+                help,
+                label_names: labels.to_vec(),
+                bounds: bounds.to_vec(),
+                children: Mutex::default(),
+            })
+        });
+        assert!(
+            family.kind == kind && family.label_names == labels,
+            "metric {name} is registered twice with different types or labels"
+        );
+        family.clone()
+    }
+}
+
+impl Family {
+    fn child(&self, values: &[&str]) -> Child {
+        assert_eq!(values.len(), self.label_names.len(), "one value per label name");
+        let values: Vec<String> = values.iter().map(|value| (*value).to_owned()).collect();
+        let mut children = self.children.lock();
+        let child = children.entry(values).or_insert_with(|| match self.kind {
+            Kind::Counter | Kind::Gauge => Child::Value(Arc::default()),
+            Kind::Histogram | Kind::Summary => Child::Distribution(Arc::new(Distribution {
+                bounds: self.bounds.clone(),
+                buckets: (0..=self.bounds.len()).map(|_| AtomicU64::new(0)).collect(),
+                sum: AtomicU64::new(0f64.to_bits()),
+            })),
+        });
+        child.clone()
+    }
+
+    fn value(&self, values: &[&str]) -> Arc<AtomicU64> {
+        match self.child(values) {
+            Child::Value(value) => value,
+            Child::Distribution(_) => unreachable!("counters and gauges have one value"),
+        }
+    }
+
+    fn expose(&self, name: &str, page: &mut String) {
+        let children = self.children.lock();
+        if children.is_empty() {
+            return;
+        }
+        let kind = match self.kind {
+            Kind::Counter => "counter",
+            Kind::Gauge => "gauge",
+            Kind::Histogram => "histogram",
+            Kind::Summary => "summary",
+        };
+        let help = self.help.replace('\\', "\\\\").replace('\n', "\\n");
+        // Writing to a String cannot fail.
+        let _ = writeln!(page, "# HELP {name} {help}\n# TYPE {name} {kind}");
+        for (values, child) in children.iter() {
+            match child {
+                Child::Value(value) => {
+                    let value = f64::from_bits(value.load(Ordering::Relaxed));
+                    self.line(page, name, "", values, None, value);
+                }
+                Child::Distribution(distribution) => {
+                    self.expose_distribution(page, name, values, distribution);
+                }
+            }
+        }
+    }
+
+    fn expose_distribution(
+        &self,
+        page: &mut String,
+        name: &str,
+        values: &[String],
+        distribution: &Distribution,
+    ) {
+        let mut count = 0;
+        for (i, bucket) in distribution.buckets.iter().enumerate() {
+            count += bucket.load(Ordering::Relaxed);
+            if self.kind == Kind::Histogram {
+                let bound = distribution.bounds.get(i).copied().unwrap_or(f64::INFINITY);
+                self.line(page, name, "_bucket", values, Some(bound), count as f64);
+            }
+        }
+        let sum = f64::from_bits(distribution.sum.load(Ordering::Relaxed));
+        self.line(page, name, "_sum", values, None, sum);
+        self.line(page, name, "_count", values, None, count as f64);
+    }
+
+    fn line(
+        &self,
+        page: &mut String,
+        name: &str,
+        suffix: &str,
+        values: &[String],
+        le: Option<f64>,
+        value: f64,
+    ) {
+        page.push_str(name);
+        page.push_str(suffix);
+        let mut separator = '{';
+        for (label, value) in self.label_names.iter().zip(values) {
+            let value = value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+            let _ = write!(page, "{separator}{label}=\"{value}\"");
+            separator = ',';
+        }
+        if let Some(le) = le {
+            let _ = write!(page, "{separator}le=\"{}\"", Number(le));
+            separator = ',';
+        }
+        if separator == ',' {
+            page.push('}');
+        }
+        let _ = writeln!(page, " {}", Number(value));
+    }
+}
+
+/// A float as Prometheus' text format writes it.
+struct Number(f64);
+
+impl std::fmt::Display for Number {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.0 == f64::INFINITY {
+            f.write_str("+Inf")
+        } else if self.0 == f64::NEG_INFINITY {
+            f.write_str("-Inf")
+        } else {
+            write!(f, "{}", self.0)
+        }
+    }
+}
+
+fn add_float(cell: &AtomicU64, delta: f64) {
+    let add = |bits| Some((f64::from_bits(bits) + delta).to_bits());
+    // The closure always gives a value, so this cannot fail.
+    let _ = cell.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
+}
+
+impl Counter {
+    pub fn inc(&self) {
+        self.add(1);
+    }
+
+    pub fn add(&self, count: u64) {
+        if count > 0 {
+            add_float(&self.0, count as f64);
+        }
+    }
+
+    /// For counters of seconds.
+    pub fn add_duration(&self, duration: Duration) {
+        add_float(&self.0, duration.as_secs_f64());
+    }
+
+    pub fn value(&self) -> f64 {
+        f64::from_bits(self.0.load(Ordering::Relaxed))
+    }
+}
+
+impl Gauge {
+    pub fn set(&self, value: f64) {
+        self.0.store(value.to_bits(), Ordering::Relaxed);
+    }
+
+    pub fn add(&self, delta: f64) {
+        add_float(&self.0, delta);
+    }
+
+    pub fn value(&self) -> f64 {
+        f64::from_bits(self.0.load(Ordering::Relaxed))
+    }
+}
+
+impl Histogram {
+    pub fn observe(&self, value: f64) {
+        let distribution = &*self.0;
+        let bucket = distribution.bounds.partition_point(|bound| *bound < value);
+        distribution.buckets[bucket].fetch_add(1, Ordering::Relaxed);
+        add_float(&distribution.sum, value);
+    }
+
+    pub fn count(&self) -> u64 {
+        self.0.buckets.iter().map(|bucket| bucket.load(Ordering::Relaxed)).sum()
+    }
+}
+
+impl CounterVec {
+    pub fn with(&self, values: &[&str]) -> Counter {
+        Counter(self.0.value(values))
+    }
+}
+
+impl GaugeVec {
+    pub fn with(&self, values: &[&str]) -> Gauge {
+        Gauge(self.0.value(values))
+    }
+}
+
+impl HistogramVec {
+    pub fn with(&self, values: &[&str]) -> Histogram {
+        match self.0.child(values) {
+            Child::Distribution(distribution) => Histogram(distribution),
+            Child::Value(_) => unreachable!("histograms and summaries are distributions"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_is_prometheus_text_format() {
+        let registry = Registry::new();
+        registry.counter("a_total", "A.").add(2);
+        registry.gauge_vec("b", "B \\ \n.", &["tenant"]).with(&["x\"y"]).set(-1.5);
+        let seconds =
+            registry.histogram_vec("c_seconds", "C.", &["code"], &[0.1, 1.0]).with(&["200"]);
+        seconds.observe(0.1);
+        seconds.observe(5.0);
+        registry.summary_vec("d", "D.", &[]).with(&[]).observe(3.0);
+        registry.gauge_vec("never_used", "N.", &["x"]);
+        let expected = "\
+# HELP a_total A.
+# TYPE a_total counter
+a_total 2
+# HELP b B \\\\ \\n.
+# TYPE b gauge
+b{tenant=\"x\\\"y\"} -1.5
+# HELP c_seconds C.
+# TYPE c_seconds histogram
+c_seconds_bucket{code=\"200\",le=\"0.1\"} 1
+c_seconds_bucket{code=\"200\",le=\"1\"} 1
+c_seconds_bucket{code=\"200\",le=\"+Inf\"} 2
+c_seconds_sum{code=\"200\"} 5.1
+c_seconds_count{code=\"200\"} 2
+# HELP d D.
+# TYPE d summary
+d_sum 3
+d_count 1
+";
+        assert_eq!(registry.expose(), expected);
+        registry.remove("tenant", "x\"y");
+        assert!(!registry.expose().contains("tenant"));
+    }
+
+    #[test]
+    fn the_same_labels_are_the_same_metric() {
+        let registry = Registry::new();
+        registry.counter_vec("n", "N.", &["l"]).with(&["1"]).inc();
+        let again = registry.counter_vec("n", "N.", &["l"]).with(&["1"]);
+        again.inc();
+        assert_eq!(again.value(), 2.0);
+    }
+}

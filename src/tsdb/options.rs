@@ -1,0 +1,34 @@
+//! How a database behaves.
+
+use std::time::Duration;
+
+use crate::tsdb::wal::{Compression, SyncPolicy};
+
+#[derive(Clone, Debug)]
+pub struct DbOptions {
+    /// `--tsdb.min-block-duration`, in milliseconds: the head's chunks end at its multiples.
+    pub block_range: i64,
+    pub wal_compression: Compression,
+    pub wal_segment_bytes: u64,
+    pub wal_sync: SyncPolicy,
+    /// `--tsdb.no-lockfile`
+    pub no_lockfile: bool,
+    /// `--tsdb.too-far-in-future.time-window`; zero takes any future time.
+    pub too_far_in_future: Duration,
+    /// Series a head takes; further ones are refused.
+    pub series_max: usize,
+}
+
+impl Default for DbOptions {
+    fn default() -> DbOptions {
+        DbOptions {
+            block_range: 2 * 60 * 60 * 1000,
+            wal_compression: Compression::Snappy,
+            wal_segment_bytes: 128 * 1024 * 1024,
+            wal_sync: SyncPolicy::Interval,
+            no_lockfile: false,
+            too_far_in_future: Duration::ZERO,
+            series_max: 50_000_000,
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! Bytes to model and back. Generated types stop here.
+
+pub mod reader;

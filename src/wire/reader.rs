@@ -1,0 +1,74 @@
+//! Cursor-style reading of untrusted protobuf bytes: every step is bounds-checked, nothing is
+//! indexed by a number that came from outside.
+
+/// Reads a varint of at most ten bytes; `None` when it is cut short or longer. As in Go's decoder,
+/// bits beyond the 64th are dropped.
+#[inline]
+pub fn read_varint(bytes: &[u8]) -> Option<(u64, &[u8])> {
+    let (&first, rest) = bytes.split_first()?;
+    if first < 0x80 {
+        return Some((u64::from(first), rest));
+    }
+    let mut value = u64::from(first & 0x7f);
+    for (i, &byte) in rest.iter().take(9).enumerate() {
+        let shift = 7 * (i as u32 + 1);
+        value |= u64::from(byte & 0x7f).wrapping_shl(shift);
+        if byte < 0x80 {
+            return Some((value, &rest[i + 1..]));
+        }
+    }
+    None
+}
+
+/// Splits off a length-prefixed run of bytes: (run, rest).
+#[inline]
+pub fn split_len_prefixed(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (len, rest) = read_varint(bytes)?;
+    let len = usize::try_from(len).ok()?;
+    rest.split_at_checked(len)
+}
+
+/// Bytes that [`push_varint`] writes for `value`.
+#[inline]
+pub fn varint_len(value: u64) -> usize {
+    // 7 payload bits a byte; zero takes one byte.
+    ((64 - (value | 1).leading_zeros() as usize) + 6) / 7
+}
+
+/// Appends `value` as a minimal varint.
+#[inline]
+pub fn push_varint(out: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        out.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    out.push(value as u8);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn varints_round_trip_at_every_length() {
+        for shift in 0..64 {
+            for value in [1u64 << shift, (1u64 << shift) - 1, u64::MAX >> shift] {
+                let mut bytes = Vec::new();
+                push_varint(&mut bytes, value);
+                assert_eq!(bytes.len(), varint_len(value));
+                assert_eq!(read_varint(&bytes), Some((value, &[][..])));
+                assert_eq!(read_varint(&bytes[..bytes.len() - 1]), None);
+            }
+        }
+    }
+
+    #[test]
+    fn eleven_bytes_are_no_varint() {
+        assert_eq!(read_varint(&[0x80; 11]), None);
+        assert_eq!(split_len_prefixed(&[5, 1, 2]), None);
+        assert_eq!(
+            split_len_prefixed(&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1]),
+            None
+        );
+    }
+}

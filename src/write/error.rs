@@ -1,0 +1,161 @@
+//! Why a write failed, sorted by what the caller can do about it.
+
+use std::fmt;
+
+use crate::model::tenant::TenantNameError;
+
+/// A request that failed as a whole. What each becomes on the wire is decided in `http/respond.rs`
+/// and `grpc/respond.rs`, nowhere else.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    /// The sender's fault: the bytes are no write request.
+    #[error("{stage}: {detail}")]
+    Invalid { stage: &'static str, detail: String },
+    #[error("tenant: {0}")]
+    TenantName(#[from] TenantNameError),
+    /// A request, its declared or its inflated size, is over the cap.
+    #[error("{stage}: {detail}")]
+    TooLarge { stage: &'static str, detail: String },
+    /// This tenant cannot be written now, others can: it is opening, or was quarantined.
+    #[error("tenant {tenant} is not ready: {detail}")]
+    TenantNotReady { tenant: String, detail: String },
+    /// The node as a whole cannot take writes now: starting, stopping, overloaded, disk full.
+    #[error("unavailable: {0}")]
+    Unavailable(String),
+}
+
+/// Why one series or sample was refused for good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Reason {
+    /// Older than the newest sample of its series.
+    OutOfOrder,
+    /// Older than the head still takes.
+    OutOfBounds,
+    /// Newer than `--tsdb.too-far-in-future.time-window` allows.
+    TooFarInFuture,
+    /// Another value for a time that already has one.
+    DuplicateForTimestamp,
+    /// A series without any label.
+    EmptyLabels,
+    /// A label without name, or (on `/api/v1/receive`) without value.
+    EmptyLabel,
+    DuplicateLabel,
+    OutOfOrderLabels,
+    /// More labels, or longer ones, than the caps allow.
+    TooManyLabels,
+    /// Native histograms are not stored by this version.
+    HistogramsNotStored,
+    /// The tenant or node is at its cap of series.
+    TooManySeries,
+}
+
+impl Reason {
+    /// Every reason, in the order in which an answer lists them.
+    pub const ALL: [Reason; 11] = [
+        Reason::OutOfOrder,
+        Reason::OutOfBounds,
+        Reason::TooFarInFuture,
+        Reason::DuplicateForTimestamp,
+        Reason::EmptyLabels,
+        Reason::EmptyLabel,
+        Reason::DuplicateLabel,
+        Reason::OutOfOrderLabels,
+        Reason::TooManyLabels,
+        Reason::HistogramsNotStored,
+        Reason::TooManySeries,
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Reason::OutOfOrder => "out of order sample",
+            Reason::OutOfBounds => "out of bounds",
+            Reason::TooFarInFuture => "too far in the future",
+            Reason::DuplicateForTimestamp => "duplicate sample for timestamp",
+            Reason::EmptyLabels => "series without labels",
+            Reason::EmptyLabel => "empty label name or value",
+            Reason::DuplicateLabel => "duplicate label name",
+            Reason::OutOfOrderLabels => "labels out of order",
+            Reason::TooManyLabels => "labels over the cap",
+            Reason::HistogramsNotStored => "native histograms are not stored yet",
+            Reason::TooManySeries => "series over the cap",
+        }
+    }
+}
+
+/// Refused series and samples by reason, with one example series each. Bounded: the example is cut.
+#[derive(Debug, Default)]
+pub struct Refusals {
+    counts: [u64; Reason::ALL.len()],
+    examples: [Option<Box<str>>; Reason::ALL.len()],
+}
+
+/// An example series longer than this is cut.
+const EXAMPLE_BYTES_MAX: usize = 1024;
+
+impl Refusals {
+    /// Counts `count` refusals; `example` is asked for only if the reason has none yet.
+    pub fn add(&mut self, reason: Reason, count: u64, example: impl FnOnce() -> String) {
+        let i = reason as usize;
+        self.counts[i] += count;
+        self.examples[i].get_or_insert_with(|| {
+            let mut example = example();
+            if example.len() > EXAMPLE_BYTES_MAX {
+                let end = example.floor_char_boundary(EXAMPLE_BYTES_MAX);
+                example.truncate(end);
+                example.push('…');
+            }
+            example.into_boxed_str()
+        });
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.total() == 0
+    }
+
+    pub fn total(&self) -> u64 {
+        self.counts.iter().sum()
+    }
+
+    /// Reason, count and example, for reasons that occurred.
+    pub fn iter(&self) -> impl Iterator<Item = (Reason, u64, &str)> {
+        Reason::ALL.into_iter().filter_map(|reason| {
+            let example = self.examples[reason as usize].as_deref()?;
+            Some((reason, self.counts[reason as usize], example))
+        })
+    }
+}
+
+impl fmt::Display for Refusals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, (reason, count, example)) in self.iter().enumerate() {
+            if i > 0 {
+                f.write_str("; ")?;
+            }
+            write!(f, "{} {count} ({example})", reason.as_str())?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_has_counts_and_the_first_example_of_each_reason() {
+        let mut refusals = Refusals::default();
+        refusals.add(Reason::OutOfBounds, 1, || "{a=\"1\"}".into());
+        refusals.add(Reason::OutOfOrder, 2, || "{a=\"2\"}".into());
+        refusals.add(Reason::OutOfBounds, 1, || unreachable!("has an example"));
+        let text = refusals.to_string();
+        assert_eq!(text, "out of order sample 2 ({a=\"2\"}); out of bounds 2 ({a=\"1\"})");
+        assert_eq!(refusals.total(), 4);
+    }
+
+    #[test]
+    fn reasons_are_listed_in_the_order_of_their_numbers() {
+        for (i, reason) in Reason::ALL.into_iter().enumerate() {
+            assert_eq!(reason as usize, i);
+        }
+    }
+}
