@@ -1,6 +1,7 @@
 //! A Prometheus TSDB directory of one tenant. Knows no tenant, no HTTP and no Thanos.
 
 pub mod chunkenc;
+pub mod head;
 pub mod options;
 pub mod querier;
 pub mod wal;

@@ -146,6 +146,12 @@ impl XorState {
         usize::from(self.end.used)
     }
 
+    /// Time of the chunk's first sample, read from its bytes; 0 for an empty chunk.
+    pub fn first_time(&self, chunk: &ThinVec<u8>) -> i64 {
+        let stream = chunk.get(COUNT_BYTES..self.chunk_bytes()).unwrap_or_default();
+        BitReader::new(stream).read_varint().unwrap_or(0)
+    }
+
     /// A copy of the chunk as it stands, its sample count set.
     pub fn snapshot(&self, chunk: &ThinVec<u8>) -> Arc<[u8]> {
         let mut copy: Arc<[u8]> = Arc::from(&chunk[..self.chunk_bytes()]);

@@ -1,0 +1,3 @@
+//! Head
+
+pub mod series;

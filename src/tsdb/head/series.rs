@@ -1,0 +1,451 @@
+//! The series of a head: keys by slot, and the state that appending touches.
+
+use std::sync::Arc;
+
+use thin_vec::ThinVec;
+
+use crate::model::key_table::{KeyHash, KeyHasher, KeyTable, Slot};
+use crate::model::labels::SeriesKey;
+use crate::model::{HeadSeriesRef, Timestamp};
+use crate::tsdb::chunkenc::xor::{XorIterator, XorState};
+
+/// Samples a chunk is meant to hold (Prometheus' default).
+const SAMPLES_PER_CHUNK: u16 = 120;
+
+/// A chunk is cut before its size can pass 1024 bytes, a sample taking at most 19.
+const CHUNK_BYTES_MAX: usize = 1024 - 19;
+
+/// Which bytes mean which slot, and the labels of each slot. Guarded by one lock that a request
+/// holds shared while it looks its series up, and that only the making of series takes alone.
+pub struct SeriesSet {
+    hasher: KeyHasher,
+    table: KeyTable,
+    keys: Vec<SeriesKey>,
+    aliases: Vec<Alias>,
+}
+
+/// Another order or encoding of a series' labels, valid under the rules it was accepted with.
+struct Alias {
+    bytes: SeriesKey,
+    slot: Slot,
+    rules: Rules,
+}
+
+/// The rules a raw key was validated with: a hit under others is a miss. Canonical keys hold under
+/// all rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rules(pub u8);
+
+/// Slots have this bit clear; a table entry that has it set is an index of `aliases`.
+const ALIAS_BIT: Slot = 1 << 31;
+
+/// Slots a head can have.
+pub const SERIES_MAX: usize = ALIAS_BIT as usize;
+
+/// Aliases per series, on average: beyond it the slow path serves.
+const ALIASES_PER_SERIES: usize = 1;
+
+impl SeriesSet {
+    pub fn new(hasher: KeyHasher) -> SeriesSet {
+        SeriesSet { hasher, table: KeyTable::default(), keys: Vec::new(), aliases: Vec::new() }
+    }
+
+    pub fn len(&self) -> usize {
+        self.keys.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+
+    pub fn key(&self, slot: Slot) -> &SeriesKey {
+        &self.keys[slot as usize]
+    }
+
+    /// Whether `slot` exists and its canonical key is `raw`.
+    #[inline]
+    pub fn is_key(&self, slot: Slot, raw: &[u8]) -> bool {
+        self.keys.get(slot as usize).is_some_and(|key| key.as_bytes() == raw)
+    }
+
+    #[inline]
+    pub fn hash(&self, raw: &[u8]) -> KeyHash {
+        self.hasher.hash(raw)
+    }
+
+    /// See [`KeyTable::likely_slot`]: the first byte of the likely key, to bring its line.
+    #[inline]
+    pub fn touch(&self, hash: KeyHash) -> u8 {
+        match self.table.likely_slot(hash) {
+            Some(slot) => match self.keys.get(slot as usize) {
+                Some(key) => key.as_bytes().first().copied().unwrap_or(0),
+                None => 0,
+            },
+            None => 0,
+        }
+    }
+
+    /// The slot that these label bytes mean under `rules`.
+    #[inline]
+    pub fn find(&self, hash: KeyHash, raw: &[u8], rules: Rules) -> Option<Slot> {
+        let found = self.table.find(hash, |entry| match entry & ALIAS_BIT {
+            0 => self.is_key(entry, raw),
+            _ => {
+                let alias = &self.aliases[(entry & !ALIAS_BIT) as usize];
+                alias.rules == rules && alias.bytes.as_bytes() == raw
+            }
+        })?;
+        match found & ALIAS_BIT {
+            0 => Some(found),
+            _ => Some(self.aliases[(found & !ALIAS_BIT) as usize].slot),
+        }
+    }
+
+    /// Adds a series whose key is not in the set, and gives its slot.
+    pub fn insert(&mut self, hash: KeyHash, key: SeriesKey) -> Slot {
+        assert!(self.keys.len() < SERIES_MAX);
+        let slot = self.keys.len() as Slot;
+        self.keys.push(key);
+        self.table.insert(hash, slot);
+        slot
+    }
+
+    /// Remembers `raw` for `slot`, unless there are too many aliases already.
+    pub fn insert_alias(&mut self, raw: &[u8], slot: Slot, rules: Rules) {
+        let hash = self.hash(raw);
+        let room = self.keys.len() * ALIASES_PER_SERIES;
+        if self.aliases.len() >= room || self.find(hash, raw, rules).is_some() {
+            return;
+        }
+        let alias = Alias { bytes: SeriesKey::from_canonical(raw), slot, rules };
+        self.table.insert(hash, self.aliases.len() as Slot | ALIAS_BIT);
+        self.aliases.push(alias);
+    }
+}
+
+/// The states of all slots, in segments that never move.
+#[derive(Default)]
+pub struct States {
+    segments: Vec<Vec<SeriesState>>,
+}
+
+const SEGMENT_BITS: u32 = 10;
+const SEGMENT_SLOTS: usize = 1 << SEGMENT_BITS;
+
+impl States {
+    pub fn len(&self) -> usize {
+        match self.segments.last() {
+            Some(last) => (self.segments.len() - 1) * SEGMENT_SLOTS + last.len(),
+            None => 0,
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.segments.is_empty()
+    }
+
+    pub fn push(&mut self, state: SeriesState) {
+        match self.segments.last_mut() {
+            Some(last) if last.len() < SEGMENT_SLOTS => last.push(state),
+            // A head's first segment grows as it fills: most tenants are small.
+            None => self.segments.push(vec![state]),
+            Some(_) => {
+                let mut segment = Vec::with_capacity(SEGMENT_SLOTS);
+                segment.push(state);
+                self.segments.push(segment);
+            }
+        }
+    }
+
+    #[inline]
+    pub fn get(&self, slot: Slot) -> &SeriesState {
+        &self.segments[(slot >> SEGMENT_BITS) as usize][slot as usize & (SEGMENT_SLOTS - 1)]
+    }
+
+    #[inline]
+    pub fn get_mut(&mut self, slot: Slot) -> &mut SeriesState {
+        &mut self.segments[(slot >> SEGMENT_BITS) as usize][slot as usize & (SEGMENT_SLOTS - 1)]
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &SeriesState> {
+        self.segments.iter().flatten()
+    }
+
+    /// The segments, to be worked on by several threads.
+    pub fn segments_mut(&mut self) -> &mut [Vec<SeriesState>] {
+        &mut self.segments
+    }
+
+    pub const fn segment_of(slot: Slot) -> usize {
+        (slot >> SEGMENT_BITS) as usize
+    }
+
+    pub const fn index_in_segment(slot: Slot) -> usize {
+        slot as usize & (SEGMENT_SLOTS - 1)
+    }
+}
+
+/// What appending to a series touches: one cache line.
+#[repr(align(64))]
+pub struct SeriesState {
+    /// Encoder of the open chunk; holds the last sample.
+    xor: XorState,
+    /// Time at which the open chunk is cut.
+    next_at: Timestamp,
+    /// Bytes of the open chunk, `xor` says how many are in use.
+    chunk: ThinVec<u8>,
+    /// Chunks that are full, oldest first.
+    full: ThinVec<FullChunk>,
+    /// Bits 0 to 39 the ref, bit 40 [`UNLOGGED`], bits 42 to 63 the mark of the last request.
+    ref_word: u64,
+}
+
+const _: () = assert!(size_of::<SeriesState>() == 64, "a series' hot state is one cache line");
+
+const REF_MASK: u64 = HeadSeriesRef::LIMIT - 1;
+/// The series' record is not in the log yet.
+const UNLOGGED: u64 = 1 << 40;
+const MARK_SHIFT: u32 = 42;
+
+/// A finished chunk.
+#[derive(Clone)]
+pub struct FullChunk {
+    pub mint: Timestamp,
+    pub maxt: Timestamp,
+    pub bytes: Arc<[u8]>,
+}
+
+/// What appending one in-order sample did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cut {
+    /// The sample went into the open chunk.
+    No,
+    /// It began a new chunk.
+    Began,
+}
+
+impl SeriesState {
+    /// A series without samples whose record is not logged.
+    pub fn new(series_ref: HeadSeriesRef) -> SeriesState {
+        assert!(series_ref.0 < HeadSeriesRef::LIMIT);
+        SeriesState {
+            xor: XorState::default(),
+            next_at: 0,
+            chunk: ThinVec::new(),
+            full: ThinVec::new(),
+            ref_word: series_ref.0 | UNLOGGED,
+        }
+    }
+
+    #[inline]
+    pub fn series_ref(&self) -> HeadSeriesRef {
+        HeadSeriesRef(self.ref_word & REF_MASK)
+    }
+
+    #[inline]
+    pub fn is_unlogged(&self) -> bool {
+        self.ref_word & UNLOGGED != 0
+    }
+
+    pub fn set_logged(&mut self) {
+        self.ref_word &= !UNLOGGED;
+    }
+
+    /// Marks the series as met by a request; gives whether it was so already. Marks are cut to 22
+    /// bits, so a yes may be wrong, a no never is.
+    #[inline]
+    pub fn mark(&mut self, request: u64) -> bool {
+        let word = (self.ref_word & ((1 << MARK_SHIFT) - 1)) | request << MARK_SHIFT;
+        let was = self.ref_word == word;
+        self.ref_word = word;
+        was
+    }
+
+    /// Time and bits of the newest sample.
+    #[inline]
+    pub fn last(&self) -> Option<(Timestamp, u64)> {
+        (self.xor.count > 0).then_some((self.xor.t, self.xor.v))
+    }
+
+    /// A byte near the end of the open chunk, to bring its line before it is written.
+    #[inline]
+    pub fn touch(&self) -> u8 {
+        self.chunk.get(self.xor.chunk_bytes()).copied().unwrap_or(0)
+    }
+
+    /// Appends a sample later than the last one, cutting chunks where Prometheus does.
+    #[inline]
+    pub fn append(&mut self, t: Timestamp, v: u64, block_range: i64) -> Cut {
+        debug_assert!(self.last().is_none_or(|(last, _)| last < t));
+        if self.xor.count == 0 {
+            self.next_at = range_end(t, block_range);
+            self.xor.append(&mut self.chunk, t, v);
+            return Cut::Began;
+        }
+        if self.xor.chunk_bytes() > CHUNK_BYTES_MAX {
+            return self.append_to_new_chunk(t, v, block_range);
+        }
+        if self.xor.count == SAMPLES_PER_CHUNK / 4 {
+            self.next_at = predicted_end(self.open_mint(), self.xor.t, self.next_at);
+        }
+        if t >= self.next_at || self.xor.count >= SAMPLES_PER_CHUNK * 2 {
+            return self.append_to_new_chunk(t, v, block_range);
+        }
+        self.xor.append(&mut self.chunk, t, v);
+        Cut::No
+    }
+
+    #[cold]
+    fn append_to_new_chunk(&mut self, t: Timestamp, v: u64, block_range: i64) -> Cut {
+        let bytes = self.xor.snapshot(&self.chunk);
+        self.full.push(FullChunk { mint: self.open_mint(), maxt: self.xor.t, bytes });
+        self.xor = XorState::default();
+        self.next_at = range_end(t, block_range);
+        self.xor.append(&mut self.chunk, t, v);
+        Cut::Began
+    }
+
+    /// Time of the open chunk's first sample; 0 while there is none.
+    fn open_mint(&self) -> Timestamp {
+        self.xor.first_time(&self.chunk)
+    }
+
+    /// Whether any chunk overlaps the range, both ends included.
+    pub fn overlaps(&self, mint: Timestamp, maxt: Timestamp) -> bool {
+        let Some((last, _)) = self.last() else { return false };
+        let first = self.full.first().map_or_else(|| self.open_mint(), |chunk| chunk.mint);
+        if last < mint || first > maxt {
+            return false;
+        }
+        self.full.iter().any(|chunk| chunk.mint <= maxt && mint <= chunk.maxt)
+            || (self.open_mint() <= maxt && mint <= last)
+    }
+
+    /// Chunks that overlap the range, oldest first; the open one is copied.
+    pub fn chunks_in(&self, mint: Timestamp, maxt: Timestamp, mut each: impl FnMut(FullChunk)) {
+        for chunk in &self.full {
+            if chunk.mint <= maxt && mint <= chunk.maxt {
+                each(chunk.clone());
+            }
+        }
+        if let Some((last, _)) = self.last() {
+            let open_mint = self.open_mint();
+            if open_mint <= maxt && mint <= last {
+                let bytes = self.xor.snapshot(&self.chunk);
+                each(FullChunk { mint: open_mint, maxt: last, bytes });
+            }
+        }
+    }
+
+    /// Bits of the value stored at `t`, if there is one. Decodes at most one chunk.
+    pub fn value_at(&self, t: Timestamp) -> Option<u64> {
+        let mut value = None;
+        self.chunks_in(t, t, |chunk| {
+            let at = |sample: Result<(Timestamp, u64), _>| match sample {
+                Ok((time, v)) if time == t => Some(v),
+                _ => None,
+            };
+            value = value.or_else(|| XorIterator::new(&chunk.bytes).find_map(at));
+        });
+        value
+    }
+
+    /// Full and open chunks.
+    pub fn chunk_count(&self) -> usize {
+        self.full.len() + usize::from(self.xor.count > 0)
+    }
+}
+
+/// End of the block range that `t` falls into. Division rounds to zero, as in Go.
+fn range_end(t: Timestamp, block_range: i64) -> Timestamp {
+    (t / block_range).wrapping_mul(block_range).wrapping_add(block_range)
+}
+
+/// Where to cut so that the chunks of a range come out about equally full, judged by the first
+/// quarter of a chunk's samples.
+fn predicted_end(mint: Timestamp, last: Timestamp, next_at: Timestamp) -> Timestamp {
+    let span = next_at.wrapping_sub(mint) as f64;
+    let chunks = span / (last.wrapping_sub(mint).wrapping_add(1) as f64 * 4.0);
+    if chunks <= 1.0 {
+        return next_at;
+    }
+    (mint as f64 + span / chunks.floor()) as Timestamp
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::Value;
+
+    #[test]
+    fn chunks_are_cut_where_prometheus_cuts() {
+        let file = include_str!("../../../tests/data/chunks/cuts.json");
+        let file: Value = serde_json::from_str(file).unwrap();
+        for case in file["cases"].as_array().unwrap() {
+            let number = |field: &str| case[field].as_i64().unwrap();
+            let mut state = SeriesState::new(HeadSeriesRef(1));
+            for i in 0..number("count") {
+                let jitter = case["jitter"].get(i as usize).map_or(0, |j| j.as_i64().unwrap());
+                let t = number("first") + i * number("step") + jitter;
+                let v = match case["value"].as_str().unwrap() {
+                    "zero" => 0,
+                    "index" => (i as f64).to_bits(),
+                    "mixed" => {
+                        (i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 2 | 0x3000_0000_0000_0000
+                    }
+                    other => panic!("unknown value rule {other}"),
+                };
+                state.append(t, v, number("block_ms"));
+            }
+            let mut chunks = Vec::new();
+            state.chunks_in(i64::MIN, i64::MAX, |chunk| {
+                let samples = XorIterator::new(&chunk.bytes).count();
+                chunks.push(serde_json::json!([
+                    chunk.mint,
+                    chunk.maxt,
+                    samples,
+                    chunk.bytes.len()
+                ]));
+            });
+            assert_eq!(Value::from(chunks), case["chunks"], "{}", case["name"]);
+        }
+    }
+
+    #[test]
+    fn a_series_is_found_by_its_key_and_by_aliases_under_their_rules() {
+        let mut set = SeriesSet::new(KeyHasher::random());
+        let slot = set.insert(set.hash(b"canonical"), SeriesKey::from_canonical(b"canonical"));
+        set.insert_alias(b"other", slot, Rules(1));
+        set.insert_alias(b"one too many", slot, Rules(1));
+        let find = |raw: &[u8], rules| set.find(set.hash(raw), raw, Rules(rules));
+        assert_eq!(find(b"canonical", 0), Some(slot));
+        assert_eq!(find(b"canonical", 1), Some(slot));
+        assert_eq!(find(b"other", 1), Some(slot));
+        assert_eq!(find(b"other", 0), None);
+        assert_eq!(find(b"one too many", 1), None);
+    }
+
+    #[test]
+    fn a_stored_value_is_found_in_its_chunk() {
+        let mut state = SeriesState::new(HeadSeriesRef(1));
+        for i in 0..500 {
+            state.append(i * 1000, i as u64, 7_200_000);
+        }
+        assert_eq!(state.value_at(3000), Some(3));
+        assert_eq!(state.value_at(499_000), Some(499));
+        assert_eq!(state.value_at(3001), None);
+        assert!(state.chunk_count() > 1);
+        assert!(state.overlaps(0, 0) && !state.overlaps(-10, -1) && !state.overlaps(500_000, 600_000));
+    }
+
+    #[test]
+    fn a_mark_is_noticed_the_second_time() {
+        let mut state = SeriesState::new(HeadSeriesRef(7));
+        assert!(!state.mark(1));
+        assert!(state.mark(1));
+        assert!(!state.mark(2));
+        state.set_logged();
+        assert_eq!(state.series_ref(), HeadSeriesRef(7));
+        assert!(!state.is_unlogged());
+    }
+}
