@@ -187,12 +187,11 @@ impl Content {
     }
 
     fn fail_sync(&mut self, how: FailedSync) {
-        for page in std::mem::take(&mut self.dirty_pages) {
-            if how == FailedSync::DropsBytes {
-                let mut old = self.durable.clone();
-                old.resize(self.live.len(), 0);
-                copy_page(&old, &mut self.live, page);
-            }
+        let dropped = std::mem::take(&mut self.dirty_pages);
+        if how == FailedSync::DropsBytes {
+            let mut old = self.durable.clone();
+            old.resize(self.live.len(), 0);
+            dropped.iter().for_each(|page| copy_page(&old, &mut self.live, *page));
         }
     }
 }

@@ -103,8 +103,10 @@ pub fn open_log(
             let damage = read_segment(disk, &path, &mut contents, |record, _| {
                 on_record(record, RecordSource::Checkpoint);
             })?;
-            repairs.extend(damage.first().map(|_| (checkpoint_dir.clone(), *segment)));
-            contents.report(&path, &damage, metrics);
+            if damage.count > 0 {
+                repairs.push((checkpoint_dir.clone(), *segment));
+                contents.report(&path, &damage, metrics);
+            }
         }
     }
     let last_with_content =
@@ -115,7 +117,7 @@ pub fn open_log(
             let end = LogPosition { segment: *segment, offset };
             on_record(record, RecordSource::Segment(end));
         })?;
-        match damage.as_slice() {
+        match damage.listed.as_slice() {
             [torn] if torn.is_torn && last_with_content == Some(*segment) => {
                 let file = disk.open_write(&path)?;
                 file.truncate(torn.start)?;
@@ -265,14 +267,22 @@ fn free_name(disk: &dyn Disk, dir: &Path, wanted: &str) -> io::Result<PathBuf> {
     Ok(dir.join(free.unwrap_or_default()))
 }
 
+/// What a segment could not give.
+#[derive(Default)]
+struct SegmentDamage {
+    /// The first [`DAMAGE_LISTED_MAX`].
+    listed: Vec<Damage>,
+    count: u64,
+}
+
 /// Gives a segment's records, each with the offset of its end, and returns its damage.
 fn read_segment(
     disk: &dyn Disk,
     path: &Path,
     contents: &mut LogContents,
     mut on_record: impl FnMut(Record<'_>, u64),
-) -> io::Result<Vec<Damage>> {
-    let mut damage = Vec::new();
+) -> io::Result<SegmentDamage> {
+    let mut damage = SegmentDamage::default();
     let mut reader = SegmentReader::open(disk, path)?;
     while let Some(found) = reader.next()? {
         match found {
@@ -283,26 +293,28 @@ fn read_segment(
                 }
                 on_record(found.record, found.end);
             }
-            // A segment has an end, and each damage takes a byte of it at least; the list is kept
-            // short nevertheless.
-            Found::Damage(found) if damage.len() < DAMAGE_LISTED_MAX => damage.push(found),
-            Found::Damage(_) => contents.damage_count += 1,
+            Found::Damage(found) => {
+                damage.count += 1;
+                if damage.listed.len() < DAMAGE_LISTED_MAX {
+                    damage.listed.push(found);
+                }
+            }
         }
     }
     Ok(damage)
 }
 
 impl LogContents {
-    fn report(&mut self, path: &Path, damage: &[Damage], metrics: &WalMetrics) {
-        for found in damage {
+    fn report(&mut self, path: &Path, damage: &SegmentDamage, metrics: &WalMetrics) {
+        for found in &damage.listed {
             let Damage { kind, start, end, .. } = found;
             tracing::warn!(file = %path.display(), ?kind, start, end, "damage in the log");
             if self.damage.len() < DAMAGE_LISTED_MAX {
                 self.damage.push((path.to_owned(), *found));
             }
         }
-        self.damage_count += damage.len() as u64;
-        metrics.corruptions.add(damage.len() as u64);
+        self.damage_count += damage.count;
+        metrics.corruptions.add(damage.count);
     }
 }
 

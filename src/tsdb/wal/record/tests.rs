@@ -173,6 +173,52 @@ fn records_with_start_times_decode_as_recorded() {
     }
 }
 
+/// Compares the records of a directory's segments with the recorded ones.
+fn assert_holds(dir: &std::path::Path, records: &Value) {
+    use crate::disk::SystemDisk;
+    use crate::tsdb::wal::reader::{Found, SegmentReader};
+    use crate::tsdb::wal::repair::LogDir;
+    use crate::tsdb::wal::segment_path;
+
+    let mut recorded = records.as_array().unwrap().iter();
+    for (segment, _) in LogDir::list(&SystemDisk, dir).unwrap().segments {
+        let mut reader = SegmentReader::open(&SystemDisk, &segment_path(dir, segment)).unwrap();
+        while let Some(found) = reader.next().unwrap() {
+            let Found::Record(found) = found else { panic!("{}: {found:?}", dir.display()) };
+            let recorded = recorded.next().unwrap();
+            assert_eq!(found.bytes.len() as u64, recorded["len"]);
+            let (key, items) = record_json(&found.record);
+            assert_eq!(items, recorded[key], "{} in {}", recorded["type"], dir.display());
+            if let Some(end) = recorded["end"].as_u64() {
+                assert_eq!(found.end, end);
+            }
+        }
+    }
+    assert_eq!(recorded.next(), None, "{}", dir.display());
+}
+
+#[test]
+fn real_logs_and_checkpoints_hold_the_recorded_records() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tsdb/wal");
+    let types = data("wal/types.json");
+    for dir in types["dirs"].as_object().unwrap().keys() {
+        assert_holds(&root.join(dir).join("wal"), &types["records"]);
+    }
+    let checkpoint = &data("wal/checkpoint.json")["dirs"]["checkpoint-snappy"];
+    let dir = root.join("checkpoint-snappy/after/wal/checkpoint.00000002");
+    assert_holds(&dir, &checkpoint["records"]);
+    let mut crafted = 0;
+    for entry in std::fs::read_dir(root.join("crafted")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "json") {
+            let case: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+            assert_holds(&path.with_extension("").join("wal"), &case["records"]);
+            crafted += 1;
+        }
+    }
+    assert!(crafted > 5);
+}
+
 #[test]
 fn a_cut_or_changed_record_never_panics() {
     for case in data("records.json")["cases"].as_array().unwrap() {
