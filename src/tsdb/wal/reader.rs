@@ -166,7 +166,7 @@ impl SegmentReader {
     }
 
     /// The next record or damage; `None` at the end. An error is the disk's.
-    pub fn next(&mut self) -> io::Result<Option<Found<'_>>> {
+    pub fn read_next(&mut self) -> io::Result<Option<Found<'_>>> {
         let (place, compression, start) = match self.step()? {
             Step::Record { place, compression, start } => (place, compression, start),
             Step::Damage(damage) => return Ok(Some(Found::Damage(damage))),

@@ -284,7 +284,7 @@ fn read_segment(
 ) -> io::Result<SegmentDamage> {
     let mut damage = SegmentDamage::default();
     let mut reader = SegmentReader::open(disk, path)?;
-    while let Some(found) = reader.next()? {
+    while let Some(found) = reader.read_next()? {
         match found {
             Found::Record(found) => {
                 contents.records += 1;

@@ -344,7 +344,7 @@ fn copy(from: &dyn DiskFile, to: &dyn DiskFile, len: u64) -> Result<(), SyncErro
 fn is_whole(disk: &dyn Disk, path: &Path, len: u64) -> io::Result<bool> {
     let mut reader = SegmentReader::open(disk, path)?;
     let mut end = 0;
-    while let Some(found) = reader.next()? {
+    while let Some(found) = reader.read_next()? {
         match found {
             Found::Record(record) => end = record.end,
             Found::Damage(_) => return Ok(false),

@@ -47,7 +47,7 @@ fn read_all(disk: &dyn Disk, dir: &Path) -> (Vec<Vec<u8>>, Vec<reader::Damage>) 
     let (mut records, mut damage) = (Vec::new(), Vec::new());
     for (segment, _) in repair::LogDir::list(disk, dir).unwrap().segments {
         let mut reader = SegmentReader::open(disk, &segment_path(dir, segment)).unwrap();
-        while let Some(found) = reader.next().unwrap() {
+        while let Some(found) = reader.read_next().unwrap() {
             match found {
                 Found::Record(record) => records.push(record.bytes.to_vec()),
                 Found::Damage(found) => damage.push(found),
@@ -409,7 +409,7 @@ proptest::proptest! {
         let mut bytes = read_file(&disk, &path, 1 << 30).unwrap();
         let mut places = Vec::new();
         let mut reader = SegmentReader::open(&disk, &path).unwrap();
-        while let Some(Found::Record(record)) = reader.next().unwrap() {
+        while let Some(Found::Record(record)) = reader.read_next().unwrap() {
             places.push(record.start..record.end);
         }
         let mut hit = vec![false; places.len()];
@@ -436,7 +436,7 @@ proptest::proptest! {
             records.iter().zip(&hit).filter(|(_, hit)| !**hit).map(|(record, _)| record).collect();
         let mut found = Vec::new();
         let mut reader = SegmentReader::open(&disk, &path).unwrap();
-        while let Some(one) = reader.next().unwrap() {
+        while let Some(one) = reader.read_next().unwrap() {
             if let Found::Record(record) = one {
                 found.push(record.bytes.to_vec());
             }

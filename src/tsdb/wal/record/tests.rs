@@ -183,7 +183,7 @@ fn assert_holds(dir: &std::path::Path, records: &Value) {
     let mut recorded = records.as_array().unwrap().iter();
     for (segment, _) in LogDir::list(&SystemDisk, dir).unwrap().segments {
         let mut reader = SegmentReader::open(&SystemDisk, &segment_path(dir, segment)).unwrap();
-        while let Some(found) = reader.next().unwrap() {
+        while let Some(found) = reader.read_next().unwrap() {
             let Found::Record(found) = found else { panic!("{}: {found:?}", dir.display()) };
             let recorded = recorded.next().unwrap();
             assert_eq!(found.bytes.len() as u64, recorded["len"]);

@@ -145,7 +145,7 @@ fn examine(disk: &dyn Disk, dir: &Path) -> io::Result<CheckpointState> {
     for (segment, len) in LogDir::list(disk, dir)?.segments {
         is_damaged |= !len.is_multiple_of(PAGE_BYTES as u64);
         let mut reader = SegmentReader::open(disk, &segment_path(dir, segment))?;
-        while let Some(found) = reader.next()? {
+        while let Some(found) = reader.read_next()? {
             match found {
                 Found::Record(_) => has_records = true,
                 Found::Damage(_) => is_damaged = true,

@@ -38,7 +38,7 @@ fn copy_records(disk: &dyn Disk, from: &Path, to: &Path) -> io::Result<()> {
     let mut framer = Framer::new(u64::MAX, 0);
     let mut framed = Vec::new();
     let mut written = 0;
-    while let Some(found) = reader.next()? {
+    while let Some(found) = reader.read_next()? {
         let Found::Record(found) = found else { continue };
         let flags = flags_of(found.compression);
         framer.push_record(&mut framed, found.stored, flags, &mut FrameCounts::default());
