@@ -5,6 +5,8 @@
 //! a failed sync may have dropped the dirty pages for good, so a later sync that succeeds says
 //! nothing about bytes written before the failed one; a write may be torn at any byte.
 
+pub mod faulty;
+
 use std::ffi::OsString;
 use std::fs;
 use std::io;

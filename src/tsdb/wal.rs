@@ -1,4 +1,33 @@
-//! The write-ahead log.
+//! The write-ahead log of one database: whatever was acknowledged is in it.
+//!
+//! [`Wal`] is its one writer, kept under the owner's log mutex. An append is one `write` of all
+//! its records, and all or nothing: one that fails is cut off the log before anything is written
+//! behind it. Only a successful append gives an [`Appended`], which the in-memory commit asks for,
+//! so memory never runs ahead of the log.
+//!
+//! Syncing to the medium is [`SyncHandle`]'s and happens outside the log mutex. [`repair::open_log`]
+//! reads a log back, and repairs it, before it is written again.
+
+pub mod metrics;
+pub mod reader;
+pub mod record;
+pub mod repair;
+pub mod segment;
+mod sync;
+
+use std::cell::RefCell;
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::disk::Disk;
+use crate::metrics::Counter;
+use crate::tsdb::wal::segment::{FrameCounts, Framer, PAGE_BYTES, RECORD_BYTES_MAX};
+
+pub use metrics::WalMetrics;
+pub use segment::{LogPosition, SegmentIndex};
+pub use sync::{SyncError, SyncHandle};
 
 /// How records are compressed. Any log is read, whatever it was written with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -6,6 +35,16 @@ pub enum Compression {
     None,
     Snappy,
     Zstd,
+}
+
+impl Compression {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Compression::None => "none",
+            Compression::Snappy => "snappy",
+            Compression::Zstd => "zstd",
+        }
+    }
 }
 
 /// When the log reaches the medium. `--tsdb.wal-sync`
@@ -18,3 +57,366 @@ pub enum SyncPolicy {
     /// When a segment is full, as Prometheus.
     Segment,
 }
+
+#[derive(Clone, Copy, Debug)]
+pub struct WalOptions {
+    /// Rounded up to whole pages.
+    pub segment_bytes: u64,
+    pub compression: Compression,
+    pub sync: SyncPolicy,
+}
+
+/// Why an append did not happen. The log is as it was; a retry may succeed unless the record
+/// itself is too long.
+#[derive(Debug, thiserror::Error)]
+pub enum WalError {
+    #[error("no space left for the log: {0}")]
+    DiskFull(#[source] io::Error),
+    #[error("writing the log: {0}")]
+    Io(#[source] io::Error),
+    /// A sync failed, and what it should have made durable has not been written again yet.
+    #[error("the log could not be synced")]
+    SyncFailed,
+    #[error("record of {bytes} bytes is longer than the {max} allowed", max = RECORD_BYTES_MAX)]
+    RecordTooLong { bytes: usize },
+}
+
+impl WalError {
+    pub fn is_retryable(&self) -> bool {
+        !matches!(self, WalError::RecordTooLong { .. })
+    }
+
+    fn of_write(err: io::Error) -> WalError {
+        match err.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => WalError::DiskFull(err),
+            _ => WalError::Io(err),
+        }
+    }
+}
+
+/// Proof that records are in the log, and where they end. Only [`Wal::append`] makes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub struct Appended {
+    end: LogPosition,
+    closed_segment: bool,
+}
+
+impl Appended {
+    /// The place behind the records: once the log is synced to it, they are durable.
+    pub fn end(&self) -> LogPosition {
+        self.end
+    }
+
+    /// Whether a segment was filled, and is due for a sync under [`SyncPolicy::Segment`].
+    pub fn closed_segment(&self) -> bool {
+        self.closed_segment
+    }
+}
+
+/// The log's writer.
+pub struct Wal {
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    options: WalOptions,
+    metrics: WalMetrics,
+    /// Made with the first record.
+    bytes_saved: Option<Counter>,
+    /// End of the log: what is written next goes here.
+    end: LogPosition,
+    storage_bytes: u64,
+    /// Files that a failed append left and that could not be removed yet.
+    ///
+    /// Invariant: while `is_unclean`, bytes may lie behind `end`.
+    leftover_segments: Vec<SegmentIndex>,
+    is_unclean: bool,
+    sync: SyncHandle,
+}
+
+/// Framed bytes for one segment.
+struct Part {
+    segment: SegmentIndex,
+    start: u64,
+    /// In the framed bytes.
+    bytes: Range<usize>,
+}
+
+/// Buffers of an append. One set a thread, not one a log: most logs of many are idle.
+struct Scratch {
+    framed: Vec<u8>,
+    packed: Vec<u8>,
+    parts: Vec<Part>,
+    snappy: snap::raw::Encoder,
+    zstd: Option<zstd::bulk::Compressor<'static>>,
+}
+
+/// Buffers larger than this are given back after an append.
+const SCRATCH_BYTES_KEPT: usize = 4 * 1024 * 1024;
+/// Prometheus' "default" level.
+const ZSTD_LEVEL: i32 = 3;
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch {
+        framed: Vec::new(),
+        packed: Vec::new(),
+        parts: Vec::new(),
+        snappy: snap::raw::Encoder::new(),
+        zstd: None,
+    });
+}
+
+impl Wal {
+    /// Starts a new segment behind all segments and checkpoints in `dir`, which is made if it is
+    /// not there. A log that holds anything goes through [`repair::open_log`] first.
+    pub fn open(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        options: WalOptions,
+        metrics: WalMetrics,
+    ) -> io::Result<Wal> {
+        disk.create_dir_all(dir)?;
+        let listing = repair::LogDir::list(&*disk, dir)?;
+        let segment = listing.next_segment();
+        let page_bytes = PAGE_BYTES as u64;
+        let segment_bytes = options.segment_bytes.max(page_bytes).next_multiple_of(page_bytes);
+        let file = disk.create(&segment_path(dir, segment))?;
+        metrics.segment_current.set(segment.0 as f64);
+        metrics.storage_size.set(listing.file_bytes as f64);
+        let end = LogPosition { segment, offset: 0 };
+        let sync = SyncHandle::new(disk.clone(), dir, end, file, options.sync, metrics.clone());
+        Ok(Wal {
+            disk,
+            dir: dir.to_owned(),
+            options: WalOptions { segment_bytes, ..options },
+            metrics,
+            bytes_saved: None,
+            end,
+            storage_bytes: listing.file_bytes,
+            leftover_segments: Vec::new(),
+            is_unclean: false,
+            sync,
+        })
+    }
+
+    /// Appends all `records`, or none.
+    pub fn append(&mut self, records: &[&[u8]]) -> Result<Appended, WalError> {
+        SCRATCH.with_borrow_mut(|scratch| {
+            let appended = self.append_with(records, scratch);
+            if appended.is_err() {
+                self.metrics.writes_failed.inc();
+            }
+            scratch.give_back();
+            appended
+        })
+    }
+
+    /// The place behind the last record.
+    pub fn end(&self) -> LogPosition {
+        self.end
+    }
+
+    pub fn sync_handle(&self) -> SyncHandle {
+        self.sync.clone()
+    }
+
+    /// Ends the log with a whole page and syncs it.
+    pub fn close(mut self) -> Result<(), WalError> {
+        SCRATCH.with_borrow_mut(|scratch| {
+            scratch.clear();
+            let mut framer = Framer::new(self.options.segment_bytes, self.end.offset);
+            let Wal { end: LogPosition { segment, offset: start }, .. } = self;
+            framer.push_padding(&mut scratch.framed);
+            let bytes = 0..scratch.framed.len();
+            scratch.parts.push(Part { segment, start, bytes });
+            self.write(scratch, framer.offset())
+        })?;
+        self.sync.sync().map_err(|_| WalError::SyncFailed)?;
+        Ok(())
+    }
+
+    fn append_with(
+        &mut self,
+        records: &[&[u8]],
+        scratch: &mut Scratch,
+    ) -> Result<Appended, WalError> {
+        if let Some(record) = records.iter().find(|record| record.len() > RECORD_BYTES_MAX) {
+            return Err(WalError::RecordTooLong { bytes: record.len() });
+        }
+        scratch.clear();
+        let mut counts = FrameCounts::default();
+        let end_offset = self.frame(records, scratch, &mut counts)?;
+        let closed_segment = scratch.parts.len() > 1;
+        self.write(scratch, end_offset)?;
+        self.metrics.record_part_writes.add(counts.fragments);
+        self.metrics.record_parts_bytes_written.add(counts.fragment_bytes);
+        self.metrics.completed_pages.add(counts.pages_completed);
+        self.metrics.page_flushes.add(counts.pages_completed + 1);
+        Ok(Appended { end: self.end, closed_segment })
+    }
+
+    /// Fills `scratch` with what is to be written, one part a segment; where the last one ends.
+    fn frame(
+        &mut self,
+        records: &[&[u8]],
+        scratch: &mut Scratch,
+        counts: &mut FrameCounts,
+    ) -> Result<u64, WalError> {
+        let Scratch { framed, packed, parts, snappy, zstd } = scratch;
+        let mut framer = Framer::new(self.options.segment_bytes, self.end.offset);
+        let mut segment = self.end.segment;
+        let mut part_start = self.end.offset;
+        let mut part_begin = 0;
+        let mut bytes_saved = 0;
+        for record in records {
+            let compression = match self.options.compression {
+                Compression::None => Compression::None,
+                Compression::Snappy => compress_snappy(snappy, record, packed)?,
+                Compression::Zstd => compress_zstd(zstd, record, packed)?,
+            };
+            let payload = if compression == Compression::None { record } else { &packed[..] };
+            bytes_saved += record.len() - payload.len();
+            if !framer.fits(payload.len()) {
+                counts.pages_completed += u64::from(framer.push_padding(framed));
+                let bytes = part_begin..framed.len();
+                parts.push(Part { segment, start: part_start, bytes });
+                segment = segment.next();
+                part_begin = framed.len();
+                part_start = 0;
+                framer = Framer::new(self.options.segment_bytes, 0);
+            }
+            framer.push_record(framed, payload, segment::flags_of(compression), counts);
+        }
+        parts.push(Part { segment, start: part_start, bytes: part_begin..framed.len() });
+        if self.options.compression != Compression::None {
+            let compression = self.options.compression;
+            let metrics = &self.metrics;
+            self.bytes_saved
+                .get_or_insert_with(|| metrics.record_bytes_saved(compression))
+                .add(bytes_saved as u64);
+        }
+        Ok(framer.offset())
+    }
+
+    /// Writes the parts, or cuts off what was written of them.
+    fn write(&mut self, scratch: &Scratch, end_offset: u64) -> Result<(), WalError> {
+        let sync = self.sync.clone();
+        let mut log = sync.lock_for_append().ok_or(WalError::SyncFailed)?;
+        self.clean(&mut log)?;
+        let mut created = Vec::new();
+        for part in &scratch.parts {
+            let bytes = &scratch.framed[part.bytes.clone()];
+            let written = match part.segment == self.end.segment {
+                true => log.current_file().write_all_at(bytes, part.start),
+                false => {
+                    self.disk.create(&segment_path(&self.dir, part.segment)).and_then(|file| {
+                        created.push((part.segment, file.clone()));
+                        file.write_all_at(bytes, part.start)
+                    })
+                }
+            };
+            if let Err(err) = written {
+                // A file may have been made even if its handle was not given.
+                self.leftover_segments.extend(created.iter().map(|(segment, _)| *segment));
+                if part.segment != self.end.segment
+                    && self.leftover_segments.last() != Some(&part.segment)
+                {
+                    self.leftover_segments.push(part.segment);
+                }
+                self.is_unclean = true;
+                // If this fails, too, the next append tries again before it writes.
+                let _ = self.clean(&mut log);
+                return Err(WalError::of_write(err));
+            }
+        }
+        let mut created = created.into_iter();
+        for part in &scratch.parts {
+            let bytes = &scratch.framed[part.bytes.clone()];
+            if part.segment != self.end.segment
+                && let Some((segment, file)) = created.next()
+            {
+                log.begin_segment(segment, file);
+                self.end = LogPosition { segment, offset: 0 };
+            }
+            log.wrote(bytes);
+            self.end.offset = part.start + bytes.len() as u64;
+        }
+        debug_assert_eq!(self.end.offset, end_offset);
+        self.storage_bytes += scratch.framed.len() as u64;
+        self.metrics.segment_current.set(self.end.segment.0 as f64);
+        self.metrics.storage_size.set(self.storage_bytes as f64);
+        Ok(())
+    }
+
+    /// Cuts what a failed append left behind the log's end.
+    fn clean(&mut self, log: &mut sync::LogGuard<'_>) -> Result<(), WalError> {
+        if !self.is_unclean {
+            return Ok(());
+        }
+        // From the last one on, so that a crash between leaves no gap in the numbers.
+        while let Some(segment) = self.leftover_segments.last() {
+            match self.disk.remove_file(&segment_path(&self.dir, *segment)) {
+                Err(err) if err.kind() != io::ErrorKind::NotFound => {
+                    return Err(WalError::of_write(err));
+                }
+                _ => {}
+            }
+            self.leftover_segments.pop();
+        }
+        log.current_file().truncate(self.end.offset).map_err(WalError::of_write)?;
+        self.is_unclean = false;
+        Ok(())
+    }
+}
+
+impl Scratch {
+    fn clear(&mut self) {
+        self.framed.clear();
+        self.parts.clear();
+    }
+
+    fn give_back(&mut self) {
+        self.clear();
+        self.packed.clear();
+        self.framed.shrink_to(SCRATCH_BYTES_KEPT);
+        self.packed.shrink_to(SCRATCH_BYTES_KEPT);
+    }
+}
+
+/// Compresses into `packed`, and says `None` if that does not make the record shorter.
+fn compress_snappy(
+    encoder: &mut snap::raw::Encoder,
+    record: &[u8],
+    packed: &mut Vec<u8>,
+) -> Result<Compression, WalError> {
+    let room = snap::raw::max_compress_len(record.len());
+    if packed.len() < room {
+        packed.resize(room, 0);
+    }
+    // An error says that the record is longer than 4 GiB, which was refused before.
+    let written = encoder.compress(record, packed).map_err(|err| WalError::Io(err.into()))?;
+    packed.truncate(written);
+    Ok(if written < record.len() { Compression::Snappy } else { Compression::None })
+}
+
+fn compress_zstd(
+    compressor: &mut Option<zstd::bulk::Compressor<'static>>,
+    record: &[u8],
+    packed: &mut Vec<u8>,
+) -> Result<Compression, WalError> {
+    let compressor = match compressor {
+        Some(compressor) => compressor,
+        none => none.insert(zstd::bulk::Compressor::new(ZSTD_LEVEL).map_err(WalError::Io)?),
+    };
+    packed.clear();
+    packed.reserve(zstd::zstd_safe::compress_bound(record.len()));
+    let written = compressor.compress_to_buffer(record, packed).map_err(WalError::Io)?;
+    Ok(if written < record.len() { Compression::Zstd } else { Compression::None })
+}
+
+/// The file of a segment in a log's directory.
+pub fn segment_path(dir: &Path, segment: SegmentIndex) -> PathBuf {
+    dir.join(segment.to_string())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,480 @@
+//! A disk in memory that fails when told to, for tests.
+//!
+//! It keeps two images, what a process sees and what the medium holds, and follows the assumptions
+//! of [`crate::disk`]: bytes reach the medium with [`DiskFile::sync`], names with
+//! [`Disk::sync_dir`], and a failed sync leaves the pages clean without having written them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::{DirEntry, DirLock, Disk, DiskFile};
+
+/// What dirtiness is counted in.
+const PAGE_BYTES: u64 = 4096;
+
+/// What a failed sync does to what a reader sees. Both happen on Linux: ext4 and XFS keep the new
+/// bytes in memory, Btrfs goes back to the old ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailedSync {
+    KeepsBytes,
+    DropsBytes,
+}
+
+/// A disk; clones are the same one.
+#[derive(Clone, Default)]
+pub struct FaultyDisk(Arc<Mutex<State>>);
+
+#[derive(Default)]
+struct State {
+    live: Tree,
+    durable: Tree,
+    locks: BTreeSet<PathBuf>,
+    /// Changing operations so far.
+    operations: u64,
+    /// Operations that fail, and how many bytes a write among them still writes.
+    faults: BTreeMap<u64, (io::ErrorKind, usize)>,
+    failing_from: Option<u64>,
+    failing_syncs: Option<(u64, FailedSync)>,
+    bytes_max: Option<u64>,
+}
+
+#[derive(Clone, Default)]
+struct Tree {
+    dirs: BTreeSet<PathBuf>,
+    files: BTreeMap<PathBuf, Arc<Mutex<Content>>>,
+}
+
+#[derive(Default)]
+struct Content {
+    live: Vec<u8>,
+    durable: Vec<u8>,
+    dirty_pages: BTreeSet<u64>,
+}
+
+/// What a changing operation may do.
+enum Verdict {
+    Proceed,
+    Fail(io::Error),
+    /// Write this many bytes, then fail.
+    Tear(usize, io::Error),
+}
+
+impl FaultyDisk {
+    pub fn new() -> FaultyDisk {
+        FaultyDisk::default()
+    }
+
+    /// Changing operations (create, write, truncate, sync, rename, remove, …) so far.
+    pub fn operations(&self) -> u64 {
+        self.0.lock().operations
+    }
+
+    /// Lets the changing operation `after` the next one fail; 0 is the next. A write writes `torn`
+    /// bytes before.
+    pub fn fail_operation(&self, after: u64, kind: io::ErrorKind, torn: usize) {
+        let mut state = self.0.lock();
+        let at = state.operations + after;
+        state.faults.insert(at, (kind, torn));
+    }
+
+    /// Lets every changing operation from `after` the next one on fail, as if the machine had
+    /// stopped there.
+    pub fn fail_all_operations(&self, after: u64) {
+        let mut state = self.0.lock();
+        state.failing_from = Some(state.operations + after);
+    }
+
+    /// Lets the next `count` syncs of files or the file system fail.
+    pub fn fail_syncs(&self, count: u64, how: FailedSync) {
+        self.0.lock().failing_syncs = Some((count, how));
+    }
+
+    /// Limits the bytes of all files; a write beyond fills what is left and fails.
+    pub fn limit_bytes(&self, bytes_max: Option<u64>) {
+        self.0.lock().bytes_max = bytes_max;
+    }
+
+    /// Bytes of all files.
+    pub fn used_bytes(&self) -> u64 {
+        self.0.lock().used_bytes()
+    }
+
+    /// What the medium holds after the power was cut: a new disk without faults.
+    pub fn after_power_cut(&self) -> FaultyDisk {
+        self.image(|state| &state.durable, |content| &content.durable)
+    }
+
+    /// What a new process finds after this one was killed: a new disk without faults.
+    pub fn after_kill(&self) -> FaultyDisk {
+        self.image(|state| &state.live, |content| &content.live)
+    }
+
+    fn image(&self, tree: fn(&State) -> &Tree, bytes: fn(&Content) -> &Vec<u8>) -> FaultyDisk {
+        let state = self.0.lock();
+        let mut image = tree(&state).clone();
+        for file in image.files.values_mut() {
+            let bytes = bytes(&file.lock()).clone();
+            let content =
+                Content { live: bytes.clone(), durable: bytes, dirty_pages: BTreeSet::new() };
+            *file = Arc::new(Mutex::new(content));
+        }
+        let state = State { live: image.clone(), durable: image, ..State::default() };
+        FaultyDisk(Arc::new(Mutex::new(state)))
+    }
+}
+
+impl State {
+    fn used_bytes(&self) -> u64 {
+        self.live.files.values().map(|file| file.lock().live.len() as u64).sum()
+    }
+
+    /// Counts a changing operation.
+    fn begin(&mut self) -> Verdict {
+        let at = self.operations;
+        self.operations += 1;
+        if self.failing_from.is_some_and(|from| at >= from) {
+            return Verdict::Fail(io::Error::other("the disk is gone"));
+        }
+        match self.faults.remove(&at) {
+            Some((kind, torn)) => Verdict::Tear(torn, kind.into()),
+            None => Verdict::Proceed,
+        }
+    }
+
+    fn begin_whole(&mut self) -> io::Result<()> {
+        match self.begin() {
+            Verdict::Proceed => Ok(()),
+            Verdict::Fail(err) | Verdict::Tear(_, err) => Err(err),
+        }
+    }
+
+    /// How the next sync fails, if it does.
+    fn take_failing_sync(&mut self) -> Option<FailedSync> {
+        let (count, how) = self.failing_syncs?;
+        let left = count.checked_sub(1)?;
+        self.failing_syncs = Some((left, how));
+        Some(how)
+    }
+
+    fn find(&self, path: &Path) -> io::Result<Arc<Mutex<Content>>> {
+        self.live.files.get(path).cloned().ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+}
+
+impl Content {
+    fn write(&mut self, bytes: &[u8], offset: u64) {
+        let start = offset as usize;
+        let end = start + bytes.len();
+        if self.live.len() < end {
+            self.live.resize(end, 0);
+        }
+        self.live[start..end].copy_from_slice(bytes);
+        if !bytes.is_empty() {
+            self.dirty_pages.extend(offset / PAGE_BYTES..=(end as u64 - 1) / PAGE_BYTES);
+        }
+    }
+
+    fn sync(&mut self) {
+        self.durable.resize(self.live.len(), 0);
+        for page in std::mem::take(&mut self.dirty_pages) {
+            copy_page(&self.live, &mut self.durable, page);
+        }
+    }
+
+    fn fail_sync(&mut self, how: FailedSync) {
+        let dropped = std::mem::take(&mut self.dirty_pages);
+        if how == FailedSync::DropsBytes {
+            let mut old = self.durable.clone();
+            old.resize(self.live.len(), 0);
+            dropped.iter().for_each(|page| copy_page(&old, &mut self.live, *page));
+        }
+    }
+}
+
+fn copy_page(from: &[u8], to: &mut [u8], page: u64) {
+    let start = ((page * PAGE_BYTES) as usize).min(from.len()).min(to.len());
+    let end = (start + PAGE_BYTES as usize).min(from.len()).min(to.len());
+    to[start..end].copy_from_slice(&from[start..end]);
+}
+
+/// An open file; it outlives its name.
+struct FaultyFile {
+    disk: Arc<Mutex<State>>,
+    content: Arc<Mutex<Content>>,
+}
+
+impl DiskFile for FaultyFile {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.content.lock().live.len() as u64)
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        let content = self.content.lock();
+        let behind = content.live.get(offset as usize..).unwrap_or_default();
+        let n = behind.len().min(buf.len());
+        buf[..n].copy_from_slice(&behind[..n]);
+        Ok(n)
+    }
+
+    fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        let mut disk = self.disk.lock();
+        let verdict = disk.begin();
+        let used = disk.used_bytes();
+        let mut content = self.content.lock();
+        let (written, result) = match verdict {
+            Verdict::Proceed => {
+                let growth =
+                    (offset + bytes.len() as u64).saturating_sub(content.live.len() as u64);
+                let free = disk.bytes_max.map_or(u64::MAX, |max| max.saturating_sub(used));
+                let lacking = growth.saturating_sub(free) as usize;
+                let result = match lacking {
+                    0 => Ok(()),
+                    _ => Err(io::ErrorKind::StorageFull.into()),
+                };
+                (bytes.len().saturating_sub(lacking), result)
+            }
+            Verdict::Tear(torn, err) => (torn.min(bytes.len()), Err(err)),
+            Verdict::Fail(err) => (0, Err(err)),
+        };
+        content.write(&bytes[..written], offset);
+        result
+    }
+
+    fn truncate(&self, len: u64) -> io::Result<()> {
+        self.disk.lock().begin_whole()?;
+        let mut content = self.content.lock();
+        content.live.resize(len as usize, 0);
+        content.dirty_pages.insert(len / PAGE_BYTES);
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        let mut disk = self.disk.lock();
+        disk.begin_whole()?;
+        let failing = disk.take_failing_sync();
+        let mut content = self.content.lock();
+        match failing {
+            None => {
+                content.sync();
+                Ok(())
+            }
+            Some(how) => {
+                content.fail_sync(how);
+                Err(io::Error::other("the medium did not take it"))
+            }
+        }
+    }
+}
+
+struct FaultyLock {
+    disk: FaultyDisk,
+    path: PathBuf,
+}
+
+impl DirLock for FaultyLock {}
+
+impl Drop for FaultyLock {
+    fn drop(&mut self) {
+        self.disk.0.lock().locks.remove(&self.path);
+    }
+}
+
+impl Disk for FaultyDisk {
+    fn create_dir_all(&self, path: &Path) -> io::Result<()> {
+        let mut state = self.0.lock();
+        state.begin_whole()?;
+        for dir in path.ancestors() {
+            state.live.dirs.insert(dir.to_owned());
+            // That a tree of directories is there is no test's concern.
+            state.durable.dirs.insert(dir.to_owned());
+        }
+        Ok(())
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<DirEntry>> {
+        let state = self.0.lock();
+        if !state.live.dirs.contains(dir) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        let name_of = |path: &Path| -> Option<OsString> {
+            (path.parent() == Some(dir)).then(|| path.file_name().map(|name| name.to_owned()))?
+        };
+        let dirs =
+            state.live.dirs.iter().filter_map(|path| {
+                name_of(path).map(|name| DirEntry { name, is_dir: true, len: 0 })
+            });
+        let files = state.live.files.iter().filter_map(|(path, content)| {
+            let len = content.lock().live.len() as u64;
+            name_of(path).map(|name| DirEntry { name, is_dir: false, len })
+        });
+        let mut entries: Vec<_> = dirs.chain(files).collect();
+        entries.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(entries)
+    }
+
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        let mut state = self.0.lock();
+        state.begin_whole()?;
+        if !path.parent().is_some_and(|dir| state.live.dirs.contains(dir)) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        let content = state.live.files.entry(path.to_owned()).or_default().clone();
+        content.lock().live.clear();
+        Ok(Arc::new(FaultyFile { disk: self.0.clone(), content }))
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        let content = self.0.lock().find(path)?;
+        Ok(Arc::new(FaultyFile { disk: self.0.clone(), content }))
+    }
+
+    fn open_write(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        self.open(path)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut state = self.0.lock();
+        state.begin_whole()?;
+        if let Some(file) = state.live.files.remove(from) {
+            state.live.files.insert(to.to_owned(), file);
+            return Ok(());
+        }
+        if !state.live.dirs.contains(from) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        let moved = |path: &Path| match path.strip_prefix(from) {
+            Ok(rest) if rest.as_os_str().is_empty() => to.to_owned(),
+            Ok(rest) => to.join(rest),
+            Err(_) => path.to_owned(),
+        };
+        let Tree { dirs, files } = std::mem::take(&mut state.live);
+        state.live.dirs = dirs.iter().map(|path| moved(path)).collect();
+        state.live.files = files.into_iter().map(|(path, file)| (moved(&path), file)).collect();
+        Ok(())
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        let mut state = self.0.lock();
+        state.begin_whole()?;
+        match state.live.files.remove(path) {
+            Some(_) => Ok(()),
+            None => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
+
+    fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
+        let mut state = self.0.lock();
+        state.begin_whole()?;
+        state.live.dirs.retain(|dir| !dir.starts_with(path));
+        state.live.files.retain(|file, _| !file.starts_with(path));
+        Ok(())
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        let mut state = self.0.lock();
+        state.begin_whole()?;
+        let State { live, durable, .. } = &mut *state;
+        durable.files.retain(|path, _| path.parent() != Some(dir));
+        let in_dir = live.files.iter().filter(|(path, _)| path.parent() == Some(dir));
+        durable.files.extend(in_dir.map(|(path, file)| (path.clone(), file.clone())));
+        // Directories move with what is in them.
+        let is_child = |path: &PathBuf| path.starts_with(dir) && path != dir;
+        durable.dirs.retain(|path| !is_child(path) || live.dirs.contains(path));
+        durable.dirs.extend(live.dirs.iter().filter(|path| is_child(path)).cloned());
+        durable
+            .files
+            .retain(|path, _| path.parent().is_none_or(|parent| durable.dirs.contains(parent)));
+        Ok(())
+    }
+
+    fn sync_file_system(&self, _dir: &Path) -> io::Result<()> {
+        let mut state = self.0.lock();
+        state.begin_whole()?;
+        let failing = state.take_failing_sync();
+        for file in state.live.files.values() {
+            match failing {
+                None => file.lock().sync(),
+                Some(how) => file.lock().fail_sync(how),
+            }
+        }
+        match failing {
+            None => {
+                state.durable = state.live.clone();
+                Ok(())
+            }
+            Some(_) => Err(io::Error::other("the medium did not take it")),
+        }
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<Box<dyn DirLock>> {
+        if !self.0.lock().locks.insert(path.to_owned()) {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        Ok(Box::new(FaultyLock { disk: self.clone(), path: path.to_owned() }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn disk_with_file() -> (FaultyDisk, Arc<dyn DiskFile>) {
+        let disk = FaultyDisk::new();
+        disk.create_dir_all(Path::new("/d")).unwrap();
+        let file = disk.create(Path::new("/d/f")).unwrap();
+        (disk, file)
+    }
+
+    fn bytes_of(disk: &FaultyDisk) -> Option<Vec<u8>> {
+        super::super::read_file(disk, Path::new("/d/f"), 1 << 20).ok()
+    }
+
+    #[test]
+    fn a_power_cut_leaves_what_was_synced_under_synced_names() {
+        let (disk, file) = disk_with_file();
+        file.write_all_at(b"one", 0).unwrap();
+        file.sync().unwrap();
+        assert_eq!(bytes_of(&disk.after_power_cut()), None);
+        disk.sync_dir(Path::new("/d")).unwrap();
+        file.write_all_at(b"two", 3).unwrap();
+        assert_eq!(bytes_of(&disk.after_power_cut()).unwrap(), b"one");
+        assert_eq!(bytes_of(&disk.after_kill()).unwrap(), b"onetwo");
+    }
+
+    #[test]
+    fn a_sync_behind_a_failed_one_proves_nothing() {
+        for (how, seen) in
+            [(FailedSync::KeepsBytes, &b"one"[..]), (FailedSync::DropsBytes, &[0, 0, 0][..])]
+        {
+            let (disk, file) = disk_with_file();
+            disk.sync_dir(Path::new("/d")).unwrap();
+            file.write_all_at(b"one", 0).unwrap();
+            disk.fail_syncs(1, how);
+            file.sync().unwrap_err();
+            file.sync().unwrap();
+            assert_eq!(bytes_of(&disk).unwrap(), seen);
+            assert_eq!(bytes_of(&disk.after_power_cut()).unwrap(), [0, 0, 0]);
+        }
+    }
+
+    #[test]
+    fn faults_hit_the_operation_they_were_set_for() {
+        let (disk, file) = disk_with_file();
+        disk.fail_operation(1, io::ErrorKind::Other, 2);
+        file.write_all_at(b"ab", 0).unwrap();
+        file.write_all_at(b"cdef", 2).unwrap_err();
+        assert_eq!(bytes_of(&disk).unwrap(), b"abcd");
+        disk.limit_bytes(Some(6));
+        let err = file.write_all_at(b"efgh", 4).unwrap_err();
+        assert_eq!(err.kind(), io::ErrorKind::StorageFull);
+        assert_eq!(bytes_of(&disk).unwrap(), b"abcdef");
+        disk.fail_all_operations(0);
+        file.sync().unwrap_err();
+        disk.create(Path::new("/d/g")).err().unwrap();
+    }
+}

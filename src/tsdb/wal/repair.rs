@@ -1,0 +1,351 @@
+//! Reading a log back, and leaving it so that Prometheus, too, finds it whole.
+//!
+//! Prometheus deletes everything behind the first damage it meets, and does not open a log whose
+//! numbers have a gap. So before a log is written again, damaged segments are written anew under
+//! their own numbers with every record that could be read; nothing is removed but our own
+//! temporary files. What we rename gets a name that is no number and does not start with
+//! `checkpoint`, since Prometheus takes both for its own.
+//!
+//! What is found and what is done:
+//!
+//! | found | done |
+//! |---|---|
+//! | the last segment with content ends within a record | cut at the record's start: nobody was told that it is stored |
+//! | any other damage | the segment is rewritten, the original kept as `NNNNNNNN.damaged` |
+//! | `NNNNNNNN.rewrite`, and no segment of the number | a rewrite was complete and is given its name |
+//! | `NNNNNNNN.rewrite` beside the segment | a rewrite was not complete and is removed |
+//! | a file named by a number that is no segment's name | renamed to `set-aside.…` |
+//! | an empty segment at the end, behind a gap | renamed to `set-aside.…` |
+//! | any other gap in the numbers | filled with empty segments |
+//! | checkpoints | see [`CHECKPOINT_CASES`] |
+
+mod checkpoint;
+mod rewrite;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::disk::Disk;
+use crate::tsdb::wal::reader::{Damage, Found, SegmentReader};
+use crate::tsdb::wal::record::Record;
+use crate::tsdb::wal::segment::{LogPosition, SegmentIndex};
+use crate::tsdb::wal::{WalMetrics, segment_path};
+
+pub use checkpoint::{CHECKPOINT_CASES, CheckpointCase, CheckpointState, CheckpointUse};
+
+/// A segment being written anew.
+pub const REWRITE_SUFFIX: &str = ".rewrite";
+/// The original of a segment that was written anew.
+pub const DAMAGED_SUFFIX: &str = ".damaged";
+/// What we do not understand, or cannot use.
+pub const SET_ASIDE_PREFIX: &str = "set-aside.";
+
+const CHECKPOINT_PREFIX: &str = "checkpoint.";
+/// Damaged places listed one by one; further ones are counted.
+const DAMAGE_LISTED_MAX: usize = 100;
+/// Empty segments made to close gaps.
+const GAP_FILLED_MAX: u64 = 10_000;
+
+/// Where a record was read: the checkpoint's records come first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RecordSource {
+    Checkpoint,
+    /// The record's end.
+    Segment(LogPosition),
+}
+
+/// What a log held, and what was done to it.
+#[derive(Debug, Default)]
+pub struct LogContents {
+    pub records: u64,
+    /// Records of types that this version does not know, left where they are.
+    pub unknown_records: u64,
+    /// Places that gave no record, the first [`DAMAGE_LISTED_MAX`] of them.
+    pub damage: Vec<(PathBuf, Damage)>,
+    pub damage_count: u64,
+    /// Where a record was cut off that was being written when the process died.
+    pub cut: Option<(PathBuf, Damage)>,
+    /// New names of what was set aside.
+    pub set_aside: Vec<PathBuf>,
+    /// Segments written anew.
+    pub rewritten: Vec<PathBuf>,
+    /// Empty segments made where numbers were missing.
+    pub filled: Vec<SegmentIndex>,
+}
+
+/// Reads the log in `dir`, gives every record to `on_record` in order, and repairs what it must.
+/// A directory that does not exist is an empty log. An error is the disk's, and leaves a log that
+/// can be opened again.
+///
+/// After damage a series' record may come twice, and samples may come that are older than ones
+/// before; without damage neither happens.
+pub fn open_log(
+    disk: &dyn Disk,
+    dir: &Path,
+    metrics: &WalMetrics,
+    mut on_record: impl FnMut(Record<'_>, RecordSource),
+) -> io::Result<LogContents> {
+    let mut contents = LogContents::default();
+    let Some(log) = settle_names(disk, dir, &mut contents)? else {
+        return Ok(contents);
+    };
+    let plan = checkpoint::plan(disk, dir, &log)?;
+    for name in &plan.set_aside {
+        set_aside(disk, dir, name, &mut contents)?;
+    }
+
+    let mut repairs = Vec::new();
+    for name in &plan.checkpoints {
+        let checkpoint_dir = dir.join(name);
+        let Some(files) = settle_names(disk, &checkpoint_dir, &mut contents)? else { continue };
+        for (segment, _) in &files.segments {
+            let path = segment_path(&checkpoint_dir, *segment);
+            let damage = read_segment(disk, &path, &mut contents, |record, _| {
+                on_record(record, RecordSource::Checkpoint);
+            })?;
+            if damage.count > 0 {
+                repairs.push((checkpoint_dir.clone(), *segment));
+                contents.report(&path, &damage, metrics);
+            }
+        }
+    }
+    let last_with_content =
+        log.segments.iter().rev().find(|(_, len)| *len > 0).map(|(segment, _)| *segment);
+    for (segment, _) in log.segments.iter().filter(|(segment, _)| *segment >= plan.first_segment) {
+        let path = segment_path(dir, *segment);
+        let damage = read_segment(disk, &path, &mut contents, |record, offset| {
+            let end = LogPosition { segment: *segment, offset };
+            on_record(record, RecordSource::Segment(end));
+        })?;
+        match damage.listed.as_slice() {
+            [torn] if torn.is_torn && last_with_content == Some(*segment) => {
+                let file = disk.open_write(&path)?;
+                file.truncate(torn.start)?;
+                file.sync()?;
+                contents.cut = Some((path, *torn));
+            }
+            [] => {}
+            _ => {
+                repairs.push((dir.to_owned(), *segment));
+                contents.report(&path, &damage, metrics);
+            }
+        }
+    }
+
+    for (of_dir, segment) in repairs {
+        rewrite::rewrite(disk, &of_dir, segment)?;
+        contents.rewritten.push(segment_path(&of_dir, segment));
+    }
+    fill_gaps(disk, dir, &log, plan.numbers_from, &mut contents)?;
+    Ok(contents)
+}
+
+/// The names in a log's directory that mean something.
+#[derive(Debug, Default)]
+pub struct LogDir {
+    /// Number and length of each segment, rising.
+    pub segments: Vec<(SegmentIndex, u64)>,
+    /// Number and name of each checkpoint, rising.
+    pub checkpoints: Vec<(SegmentIndex, String)>,
+    /// Bytes of all files, checkpoints' included.
+    pub file_bytes: u64,
+    /// Names that Prometheus would take for segments or checkpoints, and that are none.
+    strangers: Vec<String>,
+    /// Segments of which a rewrite was begun.
+    rewrites: Vec<SegmentIndex>,
+}
+
+impl LogDir {
+    pub fn list(disk: &dyn Disk, dir: &Path) -> io::Result<LogDir> {
+        let mut log = LogDir::default();
+        for entry in disk.list(dir)? {
+            log.file_bytes += if entry.is_dir { 0 } else { entry.len };
+            // A name that is not UTF-8 is neither a number nor a checkpoint's.
+            let Ok(name) = entry.name.into_string() else { continue };
+            if let Some(number) = name.strip_prefix(CHECKPOINT_PREFIX) {
+                match number.parse() {
+                    Ok(number) if entry.is_dir => {
+                        log.checkpoints.push((SegmentIndex(number), name));
+                    }
+                    Ok(_) => log.strangers.push(name),
+                    Err(_) => {}
+                }
+            } else if let Some(segment) = segment_named(&name)
+                && !entry.is_dir
+            {
+                log.segments.push((segment, entry.len));
+            } else if let Some(segment) = name.strip_suffix(REWRITE_SUFFIX).and_then(segment_named)
+            {
+                log.rewrites.push(segment);
+            } else if name.parse::<i64>().is_ok() {
+                // Go reads signs and any number of digits.
+                log.strangers.push(name);
+            }
+        }
+        for (_, name) in &log.checkpoints {
+            let files = disk.list(&dir.join(name))?;
+            log.file_bytes += files.iter().map(|file| file.len).sum::<u64>();
+        }
+        log.segments.sort_unstable();
+        log.checkpoints.sort_unstable();
+        Ok(log)
+    }
+
+    /// The number behind all segments and checkpoints.
+    pub fn next_segment(&self) -> SegmentIndex {
+        let last_segment = self.segments.last().map(|(segment, _)| *segment);
+        let last_checkpoint = self.checkpoints.last().map(|(number, _)| *number);
+        last_segment.max(last_checkpoint).map_or(SegmentIndex(0), SegmentIndex::next)
+    }
+
+    fn has(&self, segment: SegmentIndex) -> bool {
+        self.segments.binary_search_by_key(&segment, |(segment, _)| *segment).is_ok()
+    }
+}
+
+/// The segment whose file has just this name. Numbers beyond i64 are none to Go either.
+fn segment_named(name: &str) -> Option<SegmentIndex> {
+    let segment = SegmentIndex(u64::try_from(name.parse::<i64>().ok()?).ok()?);
+    (segment.to_string() == name).then_some(segment)
+}
+
+/// Brings rewrites to an end and sets strangers aside; `None` if there is no such directory.
+fn settle_names(
+    disk: &dyn Disk,
+    dir: &Path,
+    contents: &mut LogContents,
+) -> io::Result<Option<LogDir>> {
+    let found = match LogDir::list(disk, dir) {
+        Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(None),
+        found => found?,
+    };
+    for segment in &found.rewrites {
+        let rewrite = rewrite::rewrite_path(dir, *segment);
+        if found.has(*segment) {
+            disk.remove_file(&rewrite)?;
+        } else {
+            disk.rename(&rewrite, &segment_path(dir, *segment))?;
+        }
+    }
+    for name in &found.strangers {
+        set_aside(disk, dir, name, contents)?;
+    }
+    let mut segments = found.segments.as_slice();
+    while let [.., (before, _), (last, 0)] = segments
+        && before.next() != *last
+    {
+        set_aside(disk, dir, &last.to_string(), contents)?;
+        segments = &segments[..segments.len() - 1];
+    }
+    if !found.rewrites.is_empty() || !contents.set_aside.is_empty() {
+        disk.sync_dir(dir)?;
+    }
+    LogDir::list(disk, dir).map(Some)
+}
+
+/// Renames an entry of `dir`, to a name that is not taken.
+fn set_aside(
+    disk: &dyn Disk,
+    dir: &Path,
+    name: &str,
+    contents: &mut LogContents,
+) -> io::Result<()> {
+    let free = free_name(disk, dir, &format!("{SET_ASIDE_PREFIX}{name}"))?;
+    disk.rename(&dir.join(name), &free)?;
+    disk.sync_dir(dir)?;
+    tracing::warn!(from = %dir.join(name).display(), to = %free.display(), "set aside in the log");
+    contents.set_aside.push(free);
+    Ok(())
+}
+
+/// `wanted` in `dir`, numbered if it is taken.
+fn free_name(disk: &dyn Disk, dir: &Path, wanted: &str) -> io::Result<PathBuf> {
+    let taken = disk.list(dir)?;
+    let is_free = |name: &String| taken.iter().all(|entry| entry.name != name.as_str());
+    let numbered = (1u64..).map(|n| format!("{wanted}.{n}"));
+    let free = std::iter::once(wanted.to_owned()).chain(numbered).find(is_free);
+    Ok(dir.join(free.unwrap_or_default()))
+}
+
+/// What a segment could not give.
+#[derive(Default)]
+struct SegmentDamage {
+    /// The first [`DAMAGE_LISTED_MAX`].
+    listed: Vec<Damage>,
+    count: u64,
+}
+
+/// Gives a segment's records, each with the offset of its end, and returns its damage.
+fn read_segment(
+    disk: &dyn Disk,
+    path: &Path,
+    contents: &mut LogContents,
+    mut on_record: impl FnMut(Record<'_>, u64),
+) -> io::Result<SegmentDamage> {
+    let mut damage = SegmentDamage::default();
+    let mut reader = SegmentReader::open(disk, path)?;
+    while let Some(found) = reader.read_next()? {
+        match found {
+            Found::Record(found) => {
+                contents.records += 1;
+                if let Record::Unknown(_) = found.record {
+                    contents.unknown_records += 1;
+                }
+                on_record(found.record, found.end);
+            }
+            Found::Damage(found) => {
+                damage.count += 1;
+                if damage.listed.len() < DAMAGE_LISTED_MAX {
+                    damage.listed.push(found);
+                }
+            }
+        }
+    }
+    Ok(damage)
+}
+
+impl LogContents {
+    fn report(&mut self, path: &Path, damage: &SegmentDamage, metrics: &WalMetrics) {
+        for found in &damage.listed {
+            let Damage { kind, start, end, .. } = found;
+            tracing::warn!(file = %path.display(), ?kind, start, end, "damage in the log");
+            if self.damage.len() < DAMAGE_LISTED_MAX {
+                self.damage.push((path.to_owned(), *found));
+            }
+        }
+        self.damage_count += damage.count;
+        metrics.corruptions.add(damage.count);
+    }
+}
+
+/// Makes the numbers from `numbers_from` to the last segment follow one another.
+fn fill_gaps(
+    disk: &dyn Disk,
+    dir: &Path,
+    log: &LogDir,
+    numbers_from: SegmentIndex,
+    contents: &mut LogContents,
+) -> io::Result<()> {
+    let mut missing = Vec::new();
+    let mut expected = numbers_from;
+    for (segment, _) in log.segments.iter().filter(|(segment, _)| *segment >= numbers_from) {
+        missing.push(expected.0..segment.0);
+        expected = segment.next();
+    }
+    let missing_count: u64 = missing.iter().map(|range| range.end - range.start).sum();
+    if missing_count == 0 {
+        return Ok(());
+    }
+    if missing_count > GAP_FILLED_MAX {
+        tracing::warn!(dir = %dir.display(), missing_count, "too many segments are missing to fill");
+        return Ok(());
+    }
+    for segment in missing.into_iter().flatten().map(SegmentIndex) {
+        disk.create(&segment_path(dir, segment))?;
+        contents.filled.push(segment);
+    }
+    disk.sync_dir(dir)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,54 @@
+//! Writing a damaged segment anew, with every record that can be read.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::{DAMAGED_SUFFIX, REWRITE_SUFFIX, free_name};
+use crate::disk::Disk;
+use crate::tsdb::wal::reader::{Found, SegmentReader};
+use crate::tsdb::wal::segment::{FrameCounts, Framer, SegmentIndex, flags_of};
+use crate::tsdb::wal::segment_path;
+
+/// Bytes gathered before they are written.
+const WRITE_BYTES: usize = 1024 * 1024;
+
+pub(super) fn rewrite_path(dir: &Path, segment: SegmentIndex) -> PathBuf {
+    dir.join(format!("{segment}{REWRITE_SUFFIX}"))
+}
+
+/// Replaces a segment by one that holds its readable records, in order and stored as they were.
+///
+/// The rewrite is durable before the original loses its name. A crash between the two renames
+/// leaves a rewrite without a segment, which the next opening completes.
+pub(super) fn rewrite(disk: &dyn Disk, dir: &Path, segment: SegmentIndex) -> io::Result<()> {
+    let path = segment_path(dir, segment);
+    let rewrite = rewrite_path(dir, segment);
+    copy_records(disk, &path, &rewrite)?;
+    let original = free_name(disk, dir, &format!("{segment}{DAMAGED_SUFFIX}"))?;
+    // The rewrite's name must be durable before the original's is taken.
+    disk.sync_dir(dir)?;
+    disk.rename(&path, &original)?;
+    disk.rename(&rewrite, &path)?;
+    disk.sync_dir(dir)
+}
+
+fn copy_records(disk: &dyn Disk, from: &Path, to: &Path) -> io::Result<()> {
+    let mut reader = SegmentReader::open(disk, from)?;
+    let file = disk.create(to)?;
+    let mut framer = Framer::new(u64::MAX, 0);
+    let mut framed = Vec::new();
+    let mut written = 0;
+    while let Some(found) = reader.read_next()? {
+        let Found::Record(found) = found else { continue };
+        let flags = flags_of(found.compression);
+        framer.push_record(&mut framed, found.stored, flags, &mut FrameCounts::default());
+        if framed.len() >= WRITE_BYTES {
+            file.write_all_at(&framed, written)?;
+            written += framed.len() as u64;
+            framed.clear();
+        }
+    }
+    framer.push_padding(&mut framed);
+    file.write_all_at(&framed, written)?;
+    file.sync()
+}

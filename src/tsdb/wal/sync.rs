@@ -1,0 +1,430 @@
+//! Making the log durable, beside the appends.
+//!
+//! A failed sync tells nothing about which bytes reached the medium, and Linux then calls the pages
+//! clean, so that the next sync succeeds and proves nothing. So nothing since the last good sync
+//! counts as durable until it was written again: each segment that is not wholly synced is written
+//! anew, under a temporary name, from what was synced of it and the bytes kept in memory since;
+//! synced; and renamed over the old file. No number changes and no record stands twice. Appends are
+//! refused meanwhile.
+//!
+//! The bytes kept are those not synced yet. Under [`SyncPolicy::Always`] they are all kept, and
+//! admission bounds them, since their requests are still unanswered; otherwise up to
+//! [`TAIL_BYTES_KEPT`], and beyond that they are read back from the file, which most file systems
+//! allow after a failed sync, and verified.
+
+use std::collections::VecDeque;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use parking_lot::{Mutex, MutexGuard};
+use tokio::sync::watch;
+
+use super::reader::{Found, SegmentReader};
+use super::repair::REWRITE_SUFFIX;
+use super::{LogPosition, SegmentIndex, SyncPolicy, WalMetrics, segment_path};
+use crate::disk::{Disk, DiskFile};
+
+/// Unsynced bytes kept in memory, a log, unless every append is synced.
+const TAIL_BYTES_KEPT: usize = 1024 * 1024;
+/// Bytes copied at once from an old segment file to its successor.
+const COPY_BYTES: usize = 1024 * 1024;
+/// A tail buffer larger than this is freed when all is synced.
+const TAIL_CAPACITY_KEPT: usize = 64 * 1024;
+
+/// Why the log is not durable up to where it should be.
+#[derive(Debug, thiserror::Error)]
+pub enum SyncError {
+    /// May pass: another sync tries to write the unsynced bytes again.
+    #[error("syncing the log: {0}")]
+    Io(#[source] io::Error),
+    /// The sync of other callers, whose error they report, failed.
+    #[error("syncing the log failed")]
+    Failed,
+    /// The unsynced bytes are neither in memory nor whole in the file. Until the log is opened
+    /// again, nothing is appended.
+    #[error("the log's unsynced end was lost after a failed sync")]
+    TailLost,
+}
+
+/// Syncs a log. Cheap to clone, and valid as long as anyone holds it.
+#[derive(Clone)]
+pub struct SyncHandle(Arc<Shared>);
+
+struct Shared {
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    metrics: WalMetrics,
+    tail_bytes_kept: usize,
+    /// What waiters look at.
+    status: watch::Sender<SyncStatus>,
+    /// Whether a blocking task for waiters is on its way.
+    is_scheduled: AtomicBool,
+    /// Held by whoever syncs; taken before `log`.
+    turn: Mutex<()>,
+    /// Held while an append writes, and otherwise for moments.
+    log: Mutex<LogState>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct SyncStatus {
+    synced: LogPosition,
+    failures: u64,
+}
+
+struct LogState {
+    synced: LogPosition,
+    /// Segments not wholly synced, and the one that is written to, which is the last.
+    ///
+    /// Invariant: never empty.
+    segments: VecDeque<OpenSegment>,
+    /// Whether there are names in the directory that may not be durable.
+    has_new_names: bool,
+    health: Health,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Health {
+    Sound,
+    /// A sync failed: appends are refused until the tail was written again.
+    TailUnsynced,
+    TailLost,
+}
+
+struct OpenSegment {
+    index: SegmentIndex,
+    file: Arc<dyn DiskFile>,
+    written: u64,
+    tail: Tail,
+}
+
+/// A segment's bytes that are not synced yet: those from `start` on.
+#[derive(Clone)]
+struct Tail {
+    start: u64,
+    /// `None` once there were too many to keep.
+    bytes: Option<Vec<u8>>,
+}
+
+/// The log's state while an append writes.
+pub(super) struct LogGuard<'s> {
+    log: MutexGuard<'s, LogState>,
+    tail_bytes_kept: usize,
+}
+
+impl SyncHandle {
+    pub(super) fn new(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        start: LogPosition,
+        file: Arc<dyn DiskFile>,
+        policy: SyncPolicy,
+        metrics: WalMetrics,
+    ) -> SyncHandle {
+        let tail = Tail { start: start.offset, bytes: Some(Vec::new()) };
+        let current = OpenSegment { index: start.segment, file, written: start.offset, tail };
+        SyncHandle(Arc::new(Shared {
+            disk,
+            dir: dir.to_owned(),
+            metrics,
+            tail_bytes_kept: match policy {
+                SyncPolicy::Always => usize::MAX,
+                SyncPolicy::Interval | SyncPolicy::Segment => TAIL_BYTES_KEPT,
+            },
+            status: watch::Sender::new(SyncStatus { synced: start, failures: 0 }),
+            is_scheduled: AtomicBool::new(false),
+            turn: Mutex::new(()),
+            log: Mutex::new(LogState {
+                synced: start,
+                segments: VecDeque::from([current]),
+                has_new_names: true,
+                health: Health::Sound,
+            }),
+        }))
+    }
+
+    /// Up to where the log is durable.
+    pub fn synced_position(&self) -> LogPosition {
+        self.0.status.borrow().synced
+    }
+
+    /// Up to where the log is written.
+    pub fn written_position(&self) -> LogPosition {
+        self.0.log.lock().written()
+    }
+
+    /// Whether anything is written that is not durable, or a failed sync is to be made good.
+    pub fn is_dirty(&self) -> bool {
+        let log = self.0.log.lock();
+        log.written() > log.synced || log.health == Health::TailUnsynced
+    }
+
+    /// Makes everything written before the call durable; up to where it then is. Blocks on the
+    /// disk. After a failed sync it writes the unsynced bytes again.
+    pub fn sync(&self) -> Result<LogPosition, SyncError> {
+        self.sync_with(|| {})
+    }
+
+    /// `on_turn` is called before it is looked at what is to be synced.
+    fn sync_with(&self, on_turn: impl FnOnce()) -> Result<LogPosition, SyncError> {
+        let result = self.sync_in_turn(on_turn);
+        if result.is_err() {
+            self.0.status.send_modify(|status| status.failures += 1);
+        }
+        result
+    }
+
+    /// Says that the file system was synced after the log was written up to `position`.
+    pub fn mark_synced(&self, position: LogPosition) {
+        let mut log = self.0.log.lock();
+        if log.health == Health::Sound {
+            self.advance(&mut log, position);
+        }
+    }
+
+    /// Says that a sync of the file system failed, so that nothing since the last good one counts.
+    pub fn mark_sync_failed(&self) {
+        self.0.log.lock().fail();
+    }
+
+    /// Waits until the log is durable up to `position`. Waiters share syncs: one runs at a time, on
+    /// a thread for blocking work, and the next covers all that came meanwhile.
+    pub async fn wait_synced(&self, position: LogPosition) -> Result<(), SyncError> {
+        let mut status = self.0.status.subscribe();
+        let failures_before = status.borrow_and_update().failures;
+        loop {
+            let SyncStatus { synced, failures } = *status.borrow_and_update();
+            if synced >= position {
+                return Ok(());
+            }
+            if failures != failures_before {
+                return Err(SyncError::Failed);
+            }
+            if !self.0.is_scheduled.swap(true, Ordering::AcqRel) {
+                let handle = self.clone();
+                tokio::task::spawn_blocking(move || {
+                    // Who comes once this sync has begun may not be covered by it and schedules the
+                    // next, so there is at most one that waits for its turn.
+                    let begin = || handle.0.is_scheduled.store(false, Ordering::Release);
+                    // Waiters see an error in the status.
+                    let _ = handle.sync_with(begin);
+                });
+            }
+            if status.changed().await.is_err() {
+                return Err(SyncError::Failed);
+            }
+        }
+    }
+
+    /// The log's state for an append; `None` while appends are refused.
+    pub(super) fn lock_for_append(&self) -> Option<LogGuard<'_>> {
+        let log = self.0.log.lock();
+        let tail_bytes_kept = self.0.tail_bytes_kept;
+        (log.health == Health::Sound).then_some(LogGuard { log, tail_bytes_kept })
+    }
+
+    fn sync_in_turn(&self, on_turn: impl FnOnce()) -> Result<LogPosition, SyncError> {
+        let _turn = self.0.turn.lock();
+        on_turn();
+        let (files, written, has_new_names) = {
+            let log = self.0.log.lock();
+            match log.health {
+                Health::TailLost => return Err(SyncError::TailLost),
+                Health::TailUnsynced => {
+                    drop(log);
+                    return self.rewrite_tail();
+                }
+                Health::Sound if log.written() == log.synced => return Ok(log.synced),
+                Health::Sound => {}
+            }
+            let files: Vec<_> = log.segments.iter().map(|segment| segment.file.clone()).collect();
+            (files, log.written(), log.has_new_names)
+        };
+        let started = Instant::now();
+        let synced = files
+            .iter()
+            .try_for_each(|file| file.sync())
+            .and_then(|()| if has_new_names { self.0.disk.sync_dir(&self.0.dir) } else { Ok(()) });
+        self.0.metrics.fsync_duration.observe(started.elapsed().as_secs_f64());
+        if let Err(err) = synced {
+            tracing::warn!(dir = %self.0.dir.display(), %err, "the log could not be synced");
+            self.0.log.lock().fail();
+            return self.rewrite_tail();
+        }
+        let mut log = self.0.log.lock();
+        // A file-system sync may have been reported failed meanwhile.
+        if log.health != Health::Sound {
+            return Err(SyncError::Failed);
+        }
+        // A segment begun since has a name of its own to be synced.
+        log.has_new_names &= log.written().segment != written.segment;
+        Ok(self.advance(&mut log, written))
+    }
+
+    fn advance(&self, log: &mut LogState, position: LogPosition) -> LogPosition {
+        log.advance(position);
+        let synced = log.synced;
+        self.0.status.send_modify(|status| status.synced = synced);
+        synced
+    }
+
+    /// Writes the segments that are not synced again. The caller has the turn, and the state is
+    /// `TailUnsynced`, so nothing is appended meanwhile.
+    fn rewrite_tail(&self) -> Result<LogPosition, SyncError> {
+        let old: Vec<_> = {
+            let log = self.0.log.lock();
+            let parts = |part: &OpenSegment| {
+                (part.index, part.file.clone(), part.written, part.tail.clone())
+            };
+            log.segments.iter().map(parts).collect()
+        };
+        let mut files = Vec::with_capacity(old.len());
+        for (index, file, written, tail) in &old {
+            let rewritten = self.rewrite_segment(*index, &**file, *written, tail);
+            if let Err(SyncError::TailLost) = rewritten {
+                self.0.log.lock().health = Health::TailLost;
+            }
+            files.push(rewritten?);
+        }
+        self.0.disk.sync_dir(&self.0.dir).map_err(SyncError::Io)?;
+        let mut log = self.0.log.lock();
+        for (segment, file) in log.segments.iter_mut().zip(files) {
+            segment.file = file;
+        }
+        log.health = Health::Sound;
+        log.has_new_names = false;
+        let written = log.written();
+        Ok(self.advance(&mut log, written))
+    }
+
+    /// Writes one segment anew, syncs it and gives it the segment's name.
+    fn rewrite_segment(
+        &self,
+        index: SegmentIndex,
+        old: &dyn DiskFile,
+        written: u64,
+        tail: &Tail,
+    ) -> Result<Arc<dyn DiskFile>, SyncError> {
+        let disk = &*self.0.disk;
+        let path = segment_path(&self.0.dir, index);
+        let temporary = self.0.dir.join(format!("{index}{REWRITE_SUFFIX}"));
+        let file = disk.create(&temporary).map_err(SyncError::Io)?;
+        let copied = if tail.bytes.is_some() { tail.start } else { written };
+        copy(old, &*file, copied)?;
+        if let Some(bytes) = &tail.bytes {
+            file.write_all_at(bytes, tail.start).map_err(SyncError::Io)?;
+        } else if !is_whole(disk, &temporary, written).map_err(SyncError::Io)? {
+            return Err(SyncError::TailLost);
+        }
+        file.sync().map_err(SyncError::Io)?;
+        disk.rename(&temporary, &path).map_err(SyncError::Io)?;
+        Ok(file)
+    }
+}
+
+/// Copies the first `len` bytes. Running into the end is as bad as damage.
+fn copy(from: &dyn DiskFile, to: &dyn DiskFile, len: u64) -> Result<(), SyncError> {
+    let mut buffer = vec![0; COPY_BYTES.min(usize::try_from(len).unwrap_or(COPY_BYTES))];
+    let mut copied = 0;
+    while copied < len {
+        let wanted = (len - copied).min(COPY_BYTES as u64) as usize;
+        let read = from.read_at(&mut buffer[..wanted], copied).map_err(SyncError::Io)?;
+        if read == 0 {
+            return Err(SyncError::TailLost);
+        }
+        to.write_all_at(&buffer[..read], copied).map_err(SyncError::Io)?;
+        copied += read as u64;
+    }
+    Ok(())
+}
+
+/// Whether a segment file holds records without damage up to its end at `len`.
+fn is_whole(disk: &dyn Disk, path: &Path, len: u64) -> io::Result<bool> {
+    let mut reader = SegmentReader::open(disk, path)?;
+    let mut end = 0;
+    while let Some(found) = reader.read_next()? {
+        match found {
+            Found::Record(record) => end = record.end,
+            Found::Damage(_) => return Ok(false),
+        }
+    }
+    // Behind the last record there is at most a page's padding.
+    Ok(reader.file_bytes() == len && len - end < super::segment::PAGE_BYTES as u64)
+}
+
+impl LogState {
+    fn written(&self) -> LogPosition {
+        let current = self.segments.back().expect("a log has a current segment");
+        LogPosition { segment: current.index, offset: current.written }
+    }
+
+    fn fail(&mut self) {
+        if self.health == Health::Sound {
+            self.health = Health::TailUnsynced;
+        }
+    }
+
+    fn advance(&mut self, position: LogPosition) {
+        self.synced = self.synced.max(position.min(self.written()));
+        while let Some(first) = self.segments.front()
+            && first.index < self.synced.segment
+        {
+            self.segments.pop_front();
+        }
+        if let Some(first) = self.segments.front_mut()
+            && first.index == self.synced.segment
+        {
+            first.tail.drop_until(self.synced.offset, first.written);
+        }
+    }
+}
+
+impl Tail {
+    fn push(&mut self, bytes: &[u8], kept_max: usize) {
+        match &mut self.bytes {
+            Some(kept) if kept.len().saturating_add(bytes.len()) <= kept_max => {
+                kept.extend_from_slice(bytes);
+            }
+            kept => *kept = None,
+        }
+    }
+
+    /// Forgets what is synced, of a segment `written` bytes long.
+    fn drop_until(&mut self, synced: u64, written: u64) {
+        if synced == written {
+            let mut kept = self.bytes.take().unwrap_or_default();
+            kept.clear();
+            kept.shrink_to(TAIL_CAPACITY_KEPT);
+            self.bytes = Some(kept);
+        } else if let Some(kept) = &mut self.bytes {
+            let dropped = usize::try_from(synced - self.start).unwrap_or(usize::MAX);
+            kept.drain(..dropped.min(kept.len()));
+        }
+        self.start = synced;
+    }
+}
+
+impl LogGuard<'_> {
+    /// The file of the segment that is written to.
+    pub(super) fn current_file(&self) -> &dyn DiskFile {
+        let current = self.log.segments.back().expect("a log has a current segment");
+        &*current.file
+    }
+
+    pub(super) fn begin_segment(&mut self, index: SegmentIndex, file: Arc<dyn DiskFile>) {
+        let tail = Tail { start: 0, bytes: Some(Vec::new()) };
+        self.log.segments.push_back(OpenSegment { index, file, written: 0, tail });
+        self.log.has_new_names = true;
+    }
+
+    /// Says that `bytes` were written behind the current segment's end.
+    pub(super) fn wrote(&mut self, bytes: &[u8]) {
+        let tail_bytes_kept = self.tail_bytes_kept;
+        if let Some(current) = self.log.segments.back_mut() {
+            current.written += bytes.len() as u64;
+            current.tail.push(bytes, tail_bytes_kept);
+        }
+    }
+}
