@@ -20,8 +20,8 @@ use regex_automata::nfa::thompson::WhichCaptures;
 use regex_automata::{Anchored, Input};
 use regex_syntax::hir::{Class, Hir, HirKind, Look};
 
-/// Bytes a compiled program may take. `\pL{50}` takes 1 MiB.
-const PROGRAM_BYTES_MAX: usize = 32 << 20;
+/// Bytes a compiled program may take. `\pL{100}` takes 2 MiB.
+const PROGRAM_BYTES_MAX: usize = 16 << 20;
 /// Bytes of states that the lazy DFA keeps per thread that matches at once.
 const DFA_CACHE_BYTES: usize = 2 << 20;
 /// Values that an expression without a plain alternation may stand for before it is no longer
@@ -158,15 +158,8 @@ impl Program {
             let byte_exact = values.iter().all(|value| is_byte_exact(value));
             return Ok(Program::Set { values, byte_exact });
         }
-        match parts.iter().map(Part::of).collect::<Vec<_>>().as_slice() {
-            &[Part::Any { at_least }] => return Ok(Program::Any { at_least }),
-            &[Part::Literal(prefix), Part::Any { at_least }] => {
-                return Ok(Program::Prefix { prefix: prefix.to_vec(), more_at_least: at_least });
-            }
-            &[Part::Any { at_least }, Part::Literal(suffix)] => {
-                return Ok(Program::Suffix { suffix: suffix.to_vec(), more_at_least: at_least });
-            }
-            _ => {}
+        if let Some(program) = cheap_program(parts) {
+            return Ok(program);
         }
         let prefix = match parts.first().map(Hir::kind) {
             Some(HirKind::Literal(literal)) => literal.0.to_vec(),
@@ -203,6 +196,26 @@ impl Program {
                     && regex.is_match(Input::new(value).anchored(Anchored::Yes))
             }
         }
+    }
+}
+
+/// A form that needs no engine, if the expression is one.
+fn cheap_program(parts: &[Hir]) -> Option<Program> {
+    match parts {
+        [only] => match Part::of(only) {
+            Part::Any { at_least } => Some(Program::Any { at_least }),
+            _ => None,
+        },
+        [first, second] => match (Part::of(first), Part::of(second)) {
+            (Part::Literal(prefix), Part::Any { at_least }) => {
+                Some(Program::Prefix { prefix: prefix.to_vec(), more_at_least: at_least })
+            }
+            (Part::Any { at_least }, Part::Literal(suffix)) => {
+                Some(Program::Suffix { suffix: suffix.to_vec(), more_at_least: at_least })
+            }
+            _ => None,
+        },
+        _ => None,
     }
 }
 

@@ -9,29 +9,23 @@ use regex_syntax::hir::{Class, ClassUnicode, ClassUnicodeRange, HirKind};
 /// The greatest code point, as Go's `unicode.MaxRune`.
 pub(super) const RUNE_MAX: u32 = 0x10_ffff;
 
-/// Adds `lo..=hi` to a class. Code points that are no characters (surrogates) are left out: no
-/// text that a value decodes to has them.
-pub(super) fn push_range(class: &mut ClassUnicode, lo: u32, hi: u32) {
+/// The range `lo..=hi`. Code points that are no characters (surrogates) are left out: no text that
+/// a value decodes to has them.
+pub(super) fn range(lo: u32, hi: u32) -> Option<ClassUnicodeRange> {
     let first = char::from_u32(lo).unwrap_or('\u{e000}');
     let last = char::from_u32(hi).unwrap_or('\u{d7ff}');
-    if first <= last {
-        class.push(ClassUnicodeRange::new(first, last));
-    }
+    (first <= last).then(|| ClassUnicodeRange::new(first, last))
 }
 
-/// A class as it is added to an expression: folded first, then negated, as Go does it.
-pub(super) fn folded_then_negated(
-    mut class: ClassUnicode,
-    fold_case: bool,
-    negated: bool,
-) -> ClassUnicode {
-    if fold_case {
+/// Adds to a class the other cases of its members.
+pub(super) fn fold_case(class: &mut ClassUnicode) {
+    // A class that holds every character with cases is spared the walk over a million characters.
+    const WITH_CASES: (char, char) = ('A', '\u{1e943}');
+    let holds_all =
+        |range: &ClassUnicodeRange| range.start() <= WITH_CASES.0 && WITH_CASES.1 <= range.end();
+    if !class.ranges().iter().any(holds_all) {
         class.case_fold_simple();
     }
-    if negated {
-        class.negate();
-    }
-    class
 }
 
 /// Every character.
@@ -93,7 +87,11 @@ pub(super) fn unicode(name: &str) -> Option<ClassUnicode> {
     match name.as_str() {
         "any" => return Some(any()),
         "ascii" => return Some(of_ascii(&[(0, 0x7f)])),
-        "assigned" => return table("gc=Cn").map(|class| folded_then_negated(class, false, true)),
+        "assigned" => {
+            let mut class = table("gc=Cn")?;
+            class.negate();
+            return Some(class);
+        }
         // Surrogates: a class without members, since values are text.
         "cs" | "surrogate" => return Some(ClassUnicode::empty()),
         _ => {}
@@ -110,6 +108,11 @@ pub(super) fn unicode(name: &str) -> Option<ClassUnicode> {
 fn table(query: &str) -> Option<ClassUnicode> {
     match regex_syntax::parse(&format!(r"\p{{{query}}}")).ok()?.into_kind() {
         HirKind::Class(Class::Unicode(class)) => Some(class),
+        // A class of one member.
+        HirKind::Literal(literal) => {
+            let members = str::from_utf8(&literal.0).ok()?.chars();
+            Some(ClassUnicode::new(members.map(|c| ClassUnicodeRange::new(c, c))))
+        }
         _ => None,
     }
 }
@@ -121,11 +124,7 @@ fn of_ascii(ranges: &[(u8, u8)]) -> ClassUnicode {
 }
 
 fn of_ranges(ranges: &[(u32, u32)]) -> ClassUnicode {
-    let mut class = ClassUnicode::empty();
-    for &(lo, hi) in ranges {
-        push_range(&mut class, lo, hi);
-    }
-    class
+    ClassUnicode::new(ranges.iter().filter_map(|&(lo, hi)| range(lo, hi)))
 }
 
 /// General categories and their aliases as Go knows them.

@@ -20,10 +20,13 @@ const SIZE_MAX: u64 = (128 << 20) / 40;
 const REPEAT_MAX: u32 = 1000;
 /// Limits of our own, far above what queries need, so that a pattern costs some ten megabytes at
 /// most before it is refused: its length, its pieces (a run of plain characters is one), and the
-/// ranges that its classes take together (`\pL` alone has 600).
+/// work of its classes together, in ranges (`\pL` has 600) and in 16 characters folded.
 const PATTERN_BYTES_MAX: usize = 4 << 20;
 const PIECES_MAX: usize = 1 << 17;
-const CLASS_RANGES_MAX: usize = 1 << 20;
+const CLASS_WORK_MAX: usize = 1 << 20;
+/// Operators within operators, where Go allows a thousand: the compiler recurses over them, and a
+/// debug build takes 10 KiB of stack for each, of the 2 MiB that a thread has.
+const DEPTH_MAX: u32 = 100;
 
 /// Why Go refuses a pattern. The text is the part of the pattern at fault.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -70,7 +73,7 @@ pub(super) fn parse(pattern: &[u8]) -> Result<Hir, SyntaxError> {
         open: Vec::new(),
         group: Group::default(),
         pieces: 0,
-        class_ranges: 0,
+        class_work: 0,
     }
     .parse()
 }
@@ -89,8 +92,10 @@ struct Flags {
 /// A parsed piece and what Go's limits need to know of it.
 struct Node {
     hir: Hir,
-    /// Height in Go's syntax tree.
+    /// Height in Go's syntax tree, where a group that captures is a node.
     height: u32,
+    /// Height of `hir`.
+    depth: u32,
     /// Instructions in Go's program.
     size: u64,
     /// Greatest product of nested counted repetitions.
@@ -99,7 +104,7 @@ struct Node {
 
 impl Node {
     fn leaf(hir: Hir) -> Node {
-        Node { hir, height: 1, size: 1, repeats: 1 }
+        Node { hir, height: 1, depth: 1, size: 1, repeats: 1 }
     }
 }
 
@@ -178,7 +183,7 @@ struct Parser<'p> {
     open: Vec<OpenGroup>,
     group: Group,
     pieces: usize,
-    class_ranges: usize,
+    class_work: usize,
 }
 
 impl<'p> Parser<'p> {
@@ -278,11 +283,30 @@ impl<'p> Parser<'p> {
         self.push_node(Node::leaf(Hir::look(look)))
     }
 
-    fn push_class(&mut self, class: ClassUnicode) -> Result<(), SyntaxError> {
-        self.class_ranges += class.ranges().len();
-        if self.class_ranges > CLASS_RANGES_MAX {
+    /// Folds a class if the flags ask for it, then negates it: in this order, as Go does.
+    fn fold_then_negate(
+        &mut self,
+        mut class: ClassUnicode,
+        negated: bool,
+    ) -> Result<ClassUnicode, SyntaxError> {
+        self.class_work += class.ranges().len();
+        if self.flags.fold_case {
+            let characters: usize = class.ranges().iter().map(|range| range.len()).sum();
+            self.class_work += characters / 16;
+        }
+        if self.class_work > CLASS_WORK_MAX {
             return Err(SyntaxError::TooLarge);
         }
+        if self.flags.fold_case {
+            classes::fold_case(&mut class);
+        }
+        if negated {
+            class.negate();
+        }
+        Ok(class)
+    }
+
+    fn push_class(&mut self, class: ClassUnicode) -> Result<(), SyntaxError> {
         self.push_node(Node::leaf(Hir::class(Class::Unicode(class))))
     }
 
@@ -294,9 +318,9 @@ impl<'p> Parser<'p> {
                 Ok(())
             }
             _ => {
-                let mut class = ClassUnicode::empty();
-                classes::push_range(&mut class, rune, rune);
-                self.push_class(classes::folded_then_negated(class, self.flags.fold_case, false))
+                let class = ClassUnicode::new(classes::range(rune, rune));
+                let class = self.fold_then_negate(class, false)?;
+                self.push_class(class)
             }
         }
     }
@@ -406,7 +430,8 @@ impl<'p> Parser<'p> {
             return Err(SyntaxError::InvalidRepeatSize(self.cursor.since(start)));
         }
         let hir = Hir::repetition(Repetition { min, max, greedy, sub: Box::new(sub.hir) });
-        let node = Node { hir, height: sub.height + 1, size: size.max(1), repeats };
+        let (height, depth) = (sub.height + 1, sub.depth + 1);
+        let node = Node { hir, height, depth, size: size.max(1), repeats };
         self.push_node(node)
     }
 
@@ -435,8 +460,11 @@ impl<'p> Parser<'p> {
                 return Ok(());
             }
             _ => {
-                return match self.cursor.class_escape(self.flags)? {
-                    Some(class) => self.push_class(class),
+                return match self.cursor.class_escape()? {
+                    Some(NamedClass { class, negated }) => {
+                        let class = self.fold_then_negate(class, negated)?;
+                        self.push_class(class)
+                    }
                     None => {
                         let rune = self.cursor.char_escape()?;
                         self.push_literal(rune)
@@ -449,44 +477,40 @@ impl<'p> Parser<'p> {
     }
 
     fn bracket_class(&mut self) -> Result<(), SyntaxError> {
-        let start = self.cursor.at;
         let whole = self.cursor.rest();
         self.cursor.bump();
         let negated = self.cursor.eat('^');
-        let mut class = ClassUnicode::empty();
+        let mut ranges = Vec::new();
         // A `]` that comes first is a member.
         let mut first = true;
         while first || self.cursor.peek() != Some(']') {
             first = false;
-            let named = match self.cursor.posix_class(self.flags)? {
-                None => self.cursor.class_escape(self.flags)?,
+            let named = match self.cursor.posix_class()? {
+                None => self.cursor.class_escape()?,
                 some => some,
             };
-            if let Some(named) = named {
-                class.union(&named);
-                continue;
-            }
-            let range_start = self.cursor.at;
-            let lo = self.cursor.class_char(whole)?;
-            let mut hi = lo;
-            let rest = self.cursor.rest();
-            if rest.len() >= 2 && rest.starts_with('-') && !rest.starts_with("-]") {
-                self.cursor.bump();
-                hi = self.cursor.class_char(whole)?;
-                if hi < lo {
-                    return Err(SyntaxError::InvalidCharRange(self.cursor.since(range_start)));
+            let member = match named {
+                Some(NamedClass { class, negated }) => self.fold_then_negate(class, negated)?,
+                None => {
+                    let (lo, hi) = self.cursor.class_range(whole)?;
+                    self.fold_then_negate(ClassUnicode::new(classes::range(lo, hi)), false)?
                 }
-            }
-            let mut range = ClassUnicode::empty();
-            classes::push_range(&mut range, lo, hi);
-            class.union(&classes::folded_then_negated(range, self.flags.fold_case, false));
-            if self.cursor.at - start > CLASS_RANGES_MAX {
-                return Err(SyntaxError::TooLarge);
-            }
+            };
+            ranges.extend_from_slice(member.ranges());
         }
         self.cursor.bump();
-        self.push_class(classes::folded_then_negated(class, false, negated))
+        let mut class = ClassUnicode::new(ranges);
+        if negated {
+            class.negate();
+        }
+        self.push_class(class)
     }
+}
+
+/// A class that has a name, before it is folded.
+struct NamedClass {
+    class: ClassUnicode,
+    negated: bool,
 }
 
 /// Go sizes `x{1,}` and `x+` alike but checks only the counted form against its limit.
@@ -502,10 +526,11 @@ fn join(
     of: impl FnOnce(Vec<Hir>) -> Hir,
 ) -> Result<Node, SyntaxError> {
     let height = 1 + nodes.iter().map(|node| node.height).max().unwrap_or(0);
+    let depth = 1 + nodes.iter().map(|node| node.depth).max().unwrap_or(0);
     let repeats = nodes.iter().map(|node| node.repeats).max().unwrap_or(1);
     let size = nodes.iter().map(|node| node.size).sum::<u64>() + own_size;
     let hir = of(nodes.into_iter().map(|node| node.hir).collect());
-    check(Node { hir, height, size, repeats })
+    check(Node { hir, height, depth, size, repeats })
 }
 
 /// Every node that is put together passes here, so sizes stay far from overflow.
@@ -513,7 +538,7 @@ fn check(node: Node) -> Result<Node, SyntaxError> {
     if node.size > SIZE_MAX {
         return Err(SyntaxError::TooLarge);
     }
-    if node.height > HEIGHT_MAX {
+    if node.height > HEIGHT_MAX || node.depth > DEPTH_MAX {
         return Err(SyntaxError::TooDeep);
     }
     Ok(node)
@@ -573,11 +598,11 @@ impl<'p> Cursor<'p> {
     }
 
     /// A Perl or Unicode class behind a backslash, if there is one.
-    fn class_escape(&mut self, flags: Flags) -> Result<Option<ClassUnicode>, SyntaxError> {
+    fn class_escape(&mut self) -> Result<Option<NamedClass>, SyntaxError> {
         let &[b'\\', letter, ..] = self.rest().as_bytes() else { return Ok(None) };
         if let Some((class, negated)) = classes::perl(letter) {
             self.at += 2;
-            return Ok(Some(classes::folded_then_negated(class, flags.fold_case, negated)));
+            return Ok(Some(NamedClass { class, negated }));
         }
         if letter != b'p' && letter != b'P' {
             return Ok(None);
@@ -604,11 +629,11 @@ impl<'p> Cursor<'p> {
             return Err(SyntaxError::InvalidCharRange(self.since(start)));
         };
         let negated = (letter == b'P') != inverted;
-        Ok(Some(classes::folded_then_negated(class, flags.fold_case, negated)))
+        Ok(Some(NamedClass { class, negated }))
     }
 
     /// `[:name:]` inside of brackets, if there is one.
-    fn posix_class(&mut self, flags: Flags) -> Result<Option<ClassUnicode>, SyntaxError> {
+    fn posix_class(&mut self) -> Result<Option<NamedClass>, SyntaxError> {
         let Some(inner) = self.rest().strip_prefix("[:") else { return Ok(None) };
         let Some((name, _)) = inner.split_once(":]") else { return Ok(None) };
         let start = self.at;
@@ -619,8 +644,24 @@ impl<'p> Cursor<'p> {
         };
         match classes::posix(name) {
             None => Err(SyntaxError::InvalidCharRange(self.since(start))),
-            Some(class) => Ok(Some(classes::folded_then_negated(class, flags.fold_case, negated))),
+            Some(class) => Ok(Some(NamedClass { class, negated })),
         }
+    }
+
+    /// A member or a range of them inside of brackets. `whole` is the text from the bracket on.
+    fn class_range(&mut self, whole: &str) -> Result<(u32, u32), SyntaxError> {
+        let start = self.at;
+        let lo = self.class_char(whole)?;
+        let rest = self.rest();
+        if rest.len() < 2 || !rest.starts_with('-') || rest.starts_with("-]") {
+            return Ok((lo, lo));
+        }
+        self.bump();
+        let hi = self.class_char(whole)?;
+        if hi < lo {
+            return Err(SyntaxError::InvalidCharRange(self.since(start)));
+        }
+        Ok((lo, hi))
     }
 
     /// One member or end of a range inside of brackets.
