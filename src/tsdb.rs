@@ -1,5 +1,6 @@
 //! A Prometheus TSDB directory of one tenant. Knows no tenant, no HTTP and no Thanos.
 
+pub mod head;
 pub mod options;
 pub mod querier;
 pub mod wal;

@@ -107,6 +107,11 @@ impl Matcher {
         }
     }
 
+    /// Whether the expression accepts every value, the empty one perhaps excepted: `.*` or `.+`.
+    pub fn accepts_every_text(&self) -> bool {
+        matches!(self.program.as_deref(), Some(Program::Any { .. }))
+    }
+
     fn accepts(&self, value: &[u8]) -> bool {
         match self.program.as_deref() {
             None => self.value == value,

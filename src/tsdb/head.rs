@@ -1,0 +1,3 @@
+//! The head: what a database holds in memory.
+
+pub mod postings;
