@@ -1,3 +1,4 @@
-//! Head
+//! The head of one tenant.
 
+pub mod postings;
 pub mod series;

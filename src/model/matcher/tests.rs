@@ -1,0 +1,173 @@
+use super::*;
+
+#[derive(serde::Deserialize)]
+struct Recorded {
+    strings: Vec<String>,
+    patterns: Vec<RecordedPattern>,
+}
+
+#[derive(serde::Deserialize)]
+struct RecordedPattern {
+    re: String,
+    /// One digit per string; 1 is a match.
+    m: Option<String>,
+    /// The values the pattern was reduced to.
+    set: Option<Vec<String>>,
+    error: Option<String>,
+}
+
+fn regex(pattern: &[u8]) -> Result<Matcher, RegexError> {
+    Matcher::new(MatchOp::Regex, b"a", pattern)
+}
+
+fn sorted(mut values: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
+    values.sort();
+    values.dedup();
+    values
+}
+
+#[test]
+fn patterns_match_what_prometheus_matches() {
+    let recorded: Recorded =
+        serde_json::from_str(include_str!("../../../tests/data/regex/regex.json")).unwrap();
+    let mut checked = 0;
+    for RecordedPattern { re, m, set, error } in recorded.patterns {
+        let matcher = match (regex(re.as_bytes()), error) {
+            (Err(ours), Some(theirs)) => {
+                assert_eq!(format!("error parsing regexp: {}", ours.detail), theirs, "{re:?}");
+                checked += 1;
+                continue;
+            }
+            (Err(ours), None) => panic!("{re:?} is refused: {ours}"),
+            (Ok(_), Some(theirs)) => panic!("{re:?} is taken, not refused with {theirs}"),
+            (Ok(matcher), None) => matcher,
+        };
+        let negative = Matcher::new(MatchOp::NotRegex, b"a", re.as_bytes()).unwrap();
+        for (string, digit) in recorded.strings.iter().zip(m.unwrap().chars()) {
+            let expected = digit == '1';
+            assert_eq!(matcher.matches(string.as_bytes()), expected, "{re:?} on {string:?}");
+            assert_eq!(negative.matches(string.as_bytes()), !expected, "{re:?} on {string:?}");
+            if let Some(set) = matcher.set_values() {
+                let listed = set.contains(&string.as_bytes().to_vec());
+                assert_eq!(listed, expected, "{re:?} on {string:?}");
+            }
+            if expected {
+                assert!(string.as_bytes().starts_with(matcher.accepted_prefix()), "{re:?}");
+            }
+            checked += 1;
+        }
+        if let Some(set) = set {
+            let expected = sorted(set.into_iter().map(String::into_bytes).collect());
+            assert_eq!(matcher.set_values(), Some(&expected[..]), "{re:?}");
+        }
+    }
+    assert!(checked > 50_000, "{checked}");
+}
+
+#[test]
+fn hostile_patterns_are_refused_or_cheap() {
+    let nested = |n: usize| format!("{}a{}", "(".repeat(n), ")*".repeat(n));
+    for (pattern, refused) in [
+        (nested(98), false),
+        (nested(100), true),
+        (nested(1_000_000), true),
+        (format!("{}a{}", "(?:".repeat(100_000), ")".repeat(100_000)), false),
+        ("(".repeat(1_000_000), true),
+        ("a|".repeat(1_000_000), true),
+        ("(((a{10}){10}){10}){10}".to_owned(), true),
+        ("(((a{10}){10}){10})".to_owned(), false),
+        (r"\pL{1000}".to_owned(), true),
+        (r"(?i)\pL".repeat(10_000), true),
+        ("(a{1000}){0}".to_owned(), false),
+        ("(([ab]{1000}|b{999}c){0,1}d)+".to_owned(), false),
+        ("x".repeat(5 << 20), true),
+        ("x".repeat(1 << 20), false),
+        ("[a-z]".repeat(200_000), true),
+        (format!("[{}]", "ac".repeat(100_000)), false),
+        (format!("(?i)[{}]", r"\pL".repeat(3000)), true),
+        (format!("(?i){}", r"[\x00-\x{1e942}]".repeat(1000)), true),
+        (format!("[{}]", ('\u{1000}'..'\u{d000}').step_by(2).collect::<String>()), false),
+    ] {
+        let head: String = pattern.chars().take(40).collect();
+        assert_eq!(regex(pattern.as_bytes()).is_err(), refused, "{head}");
+    }
+}
+
+/// What a comparison with Go's engine over random patterns and values showed to be easily missed.
+#[test]
+fn go_decides_the_odd_cases() {
+    for (pattern, value, expected) in [
+        // A class of one member is a class.
+        (r"\p{Zp}", &b"\xe2\x80\xa9"[..], true),
+        (r"\p{Zl}|\p{Line_Separator}", b"\xe2\x80\xa8", true),
+        // Each stray byte is one U+FFFD.
+        (r".", b"\xff", true),
+        (r".", b"\xe2\x82", false),
+        (r"..", b"\xe2\x82", true),
+        (r"...", b"\xed\xa0\x80", true),
+        (r"\x{fffd}", b"\xff", true),
+        (r"\x{fffd}", b"\xef\xbf\xbd", true),
+        (r"[\x{d800}-\x{dfff}]", b"\xed\xa0\x80", false),
+        (r"[^a]", b"\xff", true),
+        // Groups are folded before they are negated.
+        (r"(?i)\W", "\u{212a}".as_bytes(), false),
+        (r"(?i)[^\W]", "\u{17f}".as_bytes(), true),
+        (r"\W", "\u{212a}".as_bytes(), true),
+        // Flags end with their group; a repetition may stand behind flags.
+        (r"((?i)a)b", b"AB", false),
+        (r"((?i)a)b", b"Ab", true),
+        (r"a*(?i)*", b"aa", true),
+        (r"(?i-s:a.)", b"A\n", false),
+        (r"x|(?i)a|b", b"B", true),
+        // Quoted text is repeated by its last character.
+        (r"\Qab\E+", b"abb", true),
+        (r"\Qab\E+", b"abab", false),
+        (r"(?m)^a$\n^b$", b"a\nb", true),
+        (r"a$b", b"ab", false),
+        (r"a{01}", b"a{01}", true),
+        (r"\p{old italic}", "\u{10300}".as_bytes(), true),
+    ] {
+        let matcher = regex(pattern.as_bytes()).unwrap();
+        assert_eq!(matcher.matches(value), expected, "{pattern} on {value:?}");
+    }
+    for pattern in [r"(?P<a", "(?i-)", r"\p{Foo}", "a**", "(?:)|*", r"\8", "[a-\\d]"] {
+        assert!(regex(pattern.as_bytes()).is_err(), "{pattern}");
+    }
+    assert!(regex(b"a\xff").is_err());
+}
+
+#[test]
+fn absent_labels_are_empty_values() {
+    for (op, value, expected) in [
+        (MatchOp::Equal, "", true),
+        (MatchOp::Equal, "x", false),
+        (MatchOp::NotEqual, "", false),
+        (MatchOp::NotEqual, "x", true),
+        (MatchOp::Regex, ".*", true),
+        (MatchOp::Regex, ".+", false),
+        (MatchOp::Regex, "x|", true),
+        (MatchOp::NotRegex, ".*", false),
+        (MatchOp::NotRegex, ".+", true),
+    ] {
+        let matcher = Matcher::new(op, b"a", value.as_bytes()).unwrap();
+        assert_eq!(matcher.matches_empty(), expected, "{op:?} {value:?}");
+    }
+}
+
+#[test]
+fn cheap_forms_are_found() {
+    let program = |pattern: &str| Program::compile(pattern.as_bytes()).unwrap();
+    assert!(matches!(program(".*"), Program::Any { at_least: 0 }));
+    assert!(matches!(program("(.+)"), Program::Any { at_least: 1 }));
+    assert!(matches!(program("foo.*"), Program::Prefix { more_at_least: 0, .. }));
+    assert!(matches!(program(".+foo"), Program::Suffix { more_at_least: 1, .. }));
+    assert!(matches!(program("(?-s)foo.*"), Program::Regex { .. }));
+    assert!(matches!(program("foo[0-9]+"), Program::Regex { .. }));
+    assert_eq!(regex(b"foo[0-9]+").unwrap().accepted_prefix(), b"foo");
+    let many: Vec<String> = (0..20_000).map(|i| format!("instance-{i}\\.local")).collect();
+    let set = regex(many.join("|").as_bytes()).unwrap();
+    assert_eq!(set.set_values().unwrap().len(), many.len());
+    assert!(set.matches(b"instance-7.local") && !set.matches(b"instance-7xlocal"));
+    // A stray byte would be found in no list of texts.
+    assert_eq!(regex("a|\u{fffd}".as_bytes()).unwrap().set_values(), None);
+}

@@ -1,0 +1,371 @@
+//! The head's inverted index: from a label to the slots of the series that have it.
+//!
+//! A *slot* is the index of a series in the head. The index knows no series, only slots.
+//!
+//! What it costs: a label that many series share takes one or two bytes of each series (see
+//! [`list`]); one that a single series has takes an entry of 40 bytes and 9 of hash table, both with
+//! up to as much again of spare room, and the text of the value. A series of 12 labels, one of them
+//! its own, comes to about 20 bytes of lists, 60 of entries and its text; a test prints it.
+//!
+//! Locking: one lock, written by whoever makes series (one at a time, under the log's mutex) and
+//! read in short slices, so that no reader keeps an insert waiting for longer than it takes to copy
+//! some hundred kilobytes. Between slices the index grows under the reader's feet. That is sound:
+//! - a series is added with all its labels or not at all, as far as a reader sees;
+//! - values keep their place, new ones come last, so a walk by position misses nothing old;
+//! - what a selection excludes is read after what it includes, so a series that was included is in
+//!   every list that could exclude it. A series made meanwhile is in the result or isn't.
+
+mod list;
+
+use indexmap::IndexMap;
+use parking_lot::RwLock;
+use rapidhash::fast::RandomState;
+
+use self::list::PostingsList;
+use crate::model::labels::{LabelIter, SeriesKey};
+use crate::model::matcher::{MatchOp, Matcher};
+
+/// What one slice of a reader may look at or copy while it holds the lock.
+const SLICE_ITEMS: usize = 2048;
+const SLICE_BYTES: usize = 256 << 10;
+/// Positions in a series for which the label of the series before is remembered.
+const EXPECTED_MAX: usize = 64;
+
+/// The index of one head.
+#[derive(Debug, Default)]
+pub struct MemPostings {
+    index: RwLock<Index>,
+}
+
+/// Text to `V` in order of insertion: an entry's position is its name as long as nothing is
+/// removed. Hashed with a random seed, since clients choose the texts.
+type ByText<V> = IndexMap<Box<[u8]>, V, RandomState>;
+
+#[derive(Debug, Default)]
+struct Index {
+    names: ByText<ByText<PostingsList>>,
+    all: Option<PostingsList>,
+    series_count: usize,
+    /// Positions of name and value of the last series' labels, in their order. Series that come
+    /// together share most labels, so the first guess mostly spares both look-ups.
+    expected: Vec<(usize, usize)>,
+}
+
+impl MemPostings {
+    pub fn new() -> MemPostings {
+        MemPostings::default()
+    }
+
+    /// Adds a series. The slot is in no list yet; it normally is the greatest so far.
+    pub fn add(&self, slot: u32, labels: LabelIter<'_>) {
+        self.index.write().add(slot, labels);
+    }
+
+    /// Adds several series, taking the lock once.
+    pub fn add_batch(&self, series: &[(u32, SeriesKey)]) {
+        let mut index = self.index.write();
+        for (slot, key) in series {
+            index.add(*slot, key.labels());
+        }
+    }
+
+    /// Slots of the series that match all `matchers`, rising; all series without matchers.
+    ///
+    /// As in Prometheus, a label that a series does not have is an empty value, and `""=""`
+    /// selects everything.
+    pub fn select(&self, matchers: &[Matcher]) -> Vec<u32> {
+        let mut included = Vec::new();
+        let mut excluded = Vec::new();
+        for matcher in matchers {
+            let selects_all =
+                matcher.op == MatchOp::Equal && matcher.name.is_empty() && matcher.value.is_empty();
+            if selects_all {
+                continue;
+            }
+            // The label decides: with a value that fares unlike the empty one the series is in
+            // if the empty value does not match, and out if it does.
+            let term = (&matcher.name[..], Deciding::of(matcher));
+            if matcher.matches_empty() { excluded.push(term) } else { included.push(term) }
+        }
+        // Cheap ones first: if they leave nothing, no values are walked.
+        included.sort_by_key(|(_, deciding)| deciding.is_walk());
+
+        let mut selected: Option<Vec<u32>> = None;
+        for (name, deciding) in &included {
+            let having = self.having(name, deciding);
+            let both = match selected {
+                None => having,
+                Some(selected) => intersection(selected, &having),
+            };
+            if both.is_empty() {
+                return both;
+            }
+            selected = Some(both);
+        }
+        let mut selected = selected.unwrap_or_else(|| self.all());
+        for (name, deciding) in &excluded {
+            if selected.is_empty() {
+                break;
+            }
+            selected = difference(selected, &self.having(name, deciding));
+        }
+        selected
+    }
+
+    /// Slots of all series, rising.
+    pub fn all(&self) -> Vec<u32> {
+        let snapshot = self.index.read().all.as_ref().map(PostingsList::snapshot);
+        let mut slots = Vec::new();
+        if let Some(snapshot) = snapshot {
+            snapshot.decode(&mut slots);
+        }
+        sorted(slots)
+    }
+
+    pub fn series_count(&self) -> usize {
+        self.index.read().series_count
+    }
+
+    /// Names of all labels, sorted.
+    pub fn label_names(&self) -> Vec<Vec<u8>> {
+        self.sorted_texts(|index| Some(&index.names))
+    }
+
+    /// Values of one label, sorted.
+    pub fn label_values(&self, name: &[u8]) -> Vec<Vec<u8>> {
+        self.sorted_texts(|index| index.names.get(name))
+    }
+
+    /// How many values each label name has, in no particular order.
+    pub fn value_counts(&self) -> Vec<(Vec<u8>, usize)> {
+        let index = self.index.read();
+        index.names.iter().map(|(name, values)| (name.to_vec(), values.len())).collect()
+    }
+
+    /// Slots of the series that have the label with one of the deciding values, rising.
+    fn having(&self, name: &[u8], deciding: &Deciding<'_>) -> Vec<u32> {
+        let mut slots = Vec::new();
+        match deciding {
+            Deciding::No => {}
+            Deciding::These(values) => {
+                self.decode_lists(name, values.len(), &mut slots, |lists, i| {
+                    lists.get(&values.get(i)?[..])
+                });
+            }
+            Deciding::Every => {
+                let count = self.index.read().names.get(name).map_or(0, ByText::len);
+                self.decode_lists(name, count, &mut slots, |lists, i| {
+                    lists.get_index(i).map(|(_, list)| list)
+                });
+            }
+            Deciding::Walk(matcher) => {
+                let unlike = !matcher.matches_empty();
+                let mut from = 0;
+                loop {
+                    let texts = match self.index.read().names.get(name) {
+                        None => break,
+                        Some(lists) => Texts::copy(lists, from),
+                    };
+                    if texts.len() == 0 {
+                        break;
+                    }
+                    let positions: Vec<usize> = (texts.iter().zip(from..))
+                        .filter(|(value, _)| matcher.matches(value) == unlike)
+                        .map(|(_, position)| position)
+                        .collect();
+                    self.decode_lists(name, positions.len(), &mut slots, |lists, i| {
+                        lists.get_index(*positions.get(i)?).map(|(_, list)| list)
+                    });
+                    from += texts.len();
+                }
+            }
+        }
+        sorted(slots)
+    }
+
+    /// Appends the slots of `count` lists of a name to `slots`; `find` gives the i-th, if there is
+    /// one. Decoded outside of the lock.
+    fn decode_lists(
+        &self,
+        name: &[u8],
+        count: usize,
+        slots: &mut Vec<u32>,
+        find: impl Fn(&ByText<PostingsList>, usize) -> Option<&PostingsList>,
+    ) {
+        let mut snapshots = Vec::new();
+        let mut next = 0;
+        while next < count {
+            {
+                let index = self.index.read();
+                let Some(lists) = index.names.get(name) else { return };
+                let slice_end = count.min(next + SLICE_ITEMS);
+                let mut copied = 0;
+                while next < slice_end && copied < SLICE_BYTES {
+                    if let Some(list) = find(lists, next) {
+                        let snapshot = list.snapshot();
+                        copied += snapshot.copied_bytes();
+                        snapshots.push(snapshot);
+                    }
+                    next += 1;
+                }
+            }
+            for snapshot in snapshots.drain(..) {
+                snapshot.decode(slots);
+            }
+        }
+    }
+
+    fn sorted_texts<V>(&self, map: impl Fn(&Index) -> Option<&ByText<V>>) -> Vec<Vec<u8>> {
+        let mut all = Vec::new();
+        loop {
+            let texts = match map(&self.index.read()) {
+                None => break,
+                Some(map) => Texts::copy(map, all.len()),
+            };
+            if texts.len() == 0 {
+                break;
+            }
+            all.extend(texts.iter().map(<[u8]>::to_vec));
+        }
+        all.sort_unstable();
+        all
+    }
+}
+
+impl Index {
+    fn add(&mut self, slot: u32, labels: LabelIter<'_>) {
+        match &mut self.all {
+            Some(all) => all.push(slot),
+            None => self.all = Some(PostingsList::of_one(slot)),
+        }
+        self.series_count += 1;
+        for (i, (name, value)) in labels.enumerate() {
+            let expected = self.expected.get(i).copied();
+            let found = self.add_label(slot, name, value, expected);
+            match self.expected.get_mut(i) {
+                Some(expected) => *expected = found,
+                None if i < EXPECTED_MAX => self.expected.push(found),
+                None => {}
+            }
+        }
+    }
+
+    /// Returns the positions of name and value.
+    fn add_label(
+        &mut self,
+        slot: u32,
+        name: &[u8],
+        value: &[u8],
+        expected: Option<(usize, usize)>,
+    ) -> (usize, usize) {
+        let name_at = expected
+            .map(|(name_at, _)| name_at)
+            .filter(|&at| self.names.get_index(at).is_some_and(|(known, _)| **known == *name))
+            .or_else(|| self.names.get_index_of(name))
+            .unwrap_or_else(|| self.names.insert_full(name.into(), ByText::default()).0);
+        let lists = &mut self.names[name_at];
+
+        let value_at = expected
+            .map(|(_, value_at)| value_at)
+            .filter(|&at| lists.get_index(at).is_some_and(|(known, _)| **known == *value))
+            .or_else(|| lists.get_index_of(value));
+        match value_at {
+            Some(value_at) => {
+                lists[value_at].push(slot);
+                (name_at, value_at)
+            }
+            None => (name_at, lists.insert_full(value.into(), PostingsList::of_one(slot)).0),
+        }
+    }
+}
+
+/// The values of a label that make a series fare unlike one without the label.
+enum Deciding<'m> {
+    No,
+    /// Some of these may be in no series. Never the empty value.
+    These(&'m [Vec<u8>]),
+    Every,
+    /// Those that the matcher tells.
+    Walk(&'m Matcher),
+}
+
+impl Deciding<'_> {
+    fn of(matcher: &Matcher) -> Deciding<'_> {
+        // Negation turns the verdict on every value round, the empty one's too: the values that
+        // decide are the same.
+        let accepts_empty = matcher.matches_empty() != matcher.is_negative();
+        let accepted = matcher.accepted_values();
+        match (accepts_empty, accepted) {
+            (false, Some(values)) => Deciding::These(values),
+            (true, Some([only])) if only.is_empty() => Deciding::Every,
+            (false, None) if matcher.accepts_every_text() => Deciding::Every,
+            (true, None) if matcher.accepts_every_text() => Deciding::No,
+            _ => Deciding::Walk(matcher),
+        }
+    }
+
+    fn is_walk(&self) -> bool {
+        matches!(self, Deciding::Walk(_))
+    }
+}
+
+/// Texts of consecutive entries, copied into one buffer.
+#[derive(Default)]
+struct Texts {
+    bytes: Vec<u8>,
+    ends: Vec<usize>,
+}
+
+impl Texts {
+    /// A slice's worth of the entries from a position on; at least one, if there is one.
+    fn copy<V>(map: &ByText<V>, from: usize) -> Texts {
+        let mut texts = Texts::default();
+        for at in from..map.len().min(from.saturating_add(SLICE_ITEMS)) {
+            let Some((text, _)) = map.get_index(at) else { break };
+            texts.bytes.extend_from_slice(text);
+            texts.ends.push(texts.bytes.len());
+            if texts.bytes.len() >= SLICE_BYTES {
+                break;
+            }
+        }
+        texts
+    }
+
+    fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        starts.zip(&self.ends).map(|(start, &end)| &self.bytes[start..end])
+    }
+}
+
+/// Lists are rising sequences in a row, which the standard sort merges.
+fn sorted(mut slots: Vec<u32>) -> Vec<u32> {
+    slots.sort();
+    slots
+}
+
+/// Of two rising sequences, what is in both.
+fn intersection(mut left: Vec<u32>, right: &[u32]) -> Vec<u32> {
+    retain(&mut left, right, true);
+    left
+}
+
+/// Of two rising sequences, what is in `left` alone.
+fn difference(mut left: Vec<u32>, right: &[u32]) -> Vec<u32> {
+    retain(&mut left, right, false);
+    left
+}
+
+fn retain(left: &mut Vec<u32>, right: &[u32], if_found: bool) {
+    let mut right = right.iter().copied().peekable();
+    left.retain(|&slot| {
+        while right.next_if(|&other| other < slot).is_some() {}
+        (right.peek() == Some(&slot)) == if_found
+    });
+}
+
+#[cfg(test)]
+mod tests;
