@@ -1,14 +1,34 @@
 //! Tenant to [`Db`]: opened at start or by the tenant's first write.
+//!
+//! At start the lock of every tenant's directory is taken at once, so that a second process ends
+//! with a clear error; the logs are replayed in the background, and each tenant serves as soon as
+//! its own is. A tenant that cannot be opened is quarantined: its writes are 503, it is tried again
+//! from time to time, and nobody else notices.
 
-use std::path::PathBuf;
+mod syncer;
+mod tenant;
+
+use std::collections::HashMap;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::watch;
 
 use crate::clock::Clock;
-use crate::disk::Disk;
-use crate::metrics::Registry;
+use crate::disk::{DirLock, Disk};
+use crate::metrics::{Gauge, Registry};
+use crate::model::key_table::KeyHasher;
 use crate::model::tenant::TenantId;
-use crate::tsdb::Db;
+use crate::multi_tsdb::syncer::Syncer;
+pub use crate::multi_tsdb::tenant::Tenant;
 use crate::tsdb::options::DbOptions;
+use crate::tsdb::wal::SyncPolicy;
+use crate::tsdb::{Db, OpenError};
 
 /// What all tenants share.
 pub struct MultiTsdbOptions {
@@ -25,45 +45,333 @@ pub struct MultiTsdbOptions {
     pub tenants_max: usize,
 }
 
-/// All tenants of this node.
-pub struct MultiTsdb {}
+/// Logs replayed side by side at start; each replay uses up to three threads.
+const REPLAYS_TOGETHER: usize = 2;
 
-/// A tenant that is open.
-pub struct Tenant {
-    pub id: TenantId,
-    pub db: Arc<Db>,
-    /// `--label`s and the tenant label, sorted by name: added to every series a querier sees.
-    pub external_labels: Vec<(Vec<u8>, Vec<u8>)>,
+/// How often a quarantined tenant is tried again.
+const QUARANTINE_RETRY: Duration = Duration::from_secs(15);
+
+/// All tenants of this node.
+pub struct MultiTsdb {
+    options: MultiTsdbOptions,
+    disk: Arc<dyn Disk>,
+    clock: Arc<dyn Clock>,
+    registry: Registry,
+    hasher: KeyHasher,
+    tenants: RwLock<HashMap<TenantId, Entry>>,
+    /// Tenants found at start that are neither open nor quarantined yet.
+    unopened: AtomicUsize,
+    is_closed: AtomicBool,
+    quarantined: Gauge,
+    syncer: Mutex<Option<Syncer>>,
+}
+
+#[derive(Clone)]
+enum Entry {
+    Open(Arc<Tenant>),
+    /// Its log is being replayed.
+    Opening,
+    /// Its first write is making it; the receiver tells when it is done.
+    Creating(watch::Receiver<()>),
+    /// It could not be opened, for this reason.
+    Quarantined(String),
+}
+
+/// Why a tenant cannot be written now. A retry may succeed.
+#[derive(Debug, thiserror::Error)]
+pub enum TenantError {
+    #[error("its log is being replayed")]
+    Opening,
+    #[error("quarantined: {0}")]
+    Quarantined(String),
+    #[error("it could not be made: {0}")]
+    NotMade(String),
+    #[error("this node has as many tenants as it may have")]
+    TooMany,
+    #[error("the storage is closed")]
+    Closed,
+}
+
+/// Why the storage as a whole cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Locked(OpenError),
+    #[error("data directory {}", dir.display())]
+    Io { dir: PathBuf, source: io::Error },
+}
+
+/// A directory found at start whose lock is ours, or why it could not be had.
+struct Found {
+    id: TenantId,
+    lock: Result<Option<Box<dyn DirLock>>, OpenError>,
 }
 
 impl MultiTsdb {
-    /// Starts opening the tenants found under the data directory, in the background.
+    /// Takes the locks of the tenants found under the data directory and starts opening them in
+    /// the background.
     pub fn open(
-        _options: MultiTsdbOptions,
-        _disk: Arc<dyn Disk>,
-        _clock: Arc<dyn Clock>,
-        _registry: &Registry,
-    ) -> std::io::Result<Arc<MultiTsdb>> {
-        unimplemented!()
+        options: MultiTsdbOptions,
+        disk: Arc<dyn Disk>,
+        clock: Arc<dyn Clock>,
+        registry: &Registry,
+    ) -> Result<Arc<MultiTsdb>, StartError> {
+        let found = find_tenants(&options, &*disk)?;
+        let entries = found.iter().map(|found| (found.id.clone(), Entry::Opening)).collect();
+        let is_synced_by_time = options.db.wal_sync != SyncPolicy::Segment;
+        let tenants = Arc::new(MultiTsdb {
+            options,
+            disk,
+            clock,
+            registry: registry.clone(),
+            hasher: KeyHasher::random(),
+            tenants: RwLock::new(entries),
+            unopened: AtomicUsize::new(found.len()),
+            is_closed: AtomicBool::new(false),
+            quarantined: registry.gauge(
+                "ringest_tenants_quarantined",
+                "Tenants whose data could not be opened and that are not served.",
+            ),
+            syncer: Mutex::new(None),
+        });
+        if is_synced_by_time {
+            *tenants.syncer.lock() = Some(Syncer::start(&tenants));
+        }
+        tenants.open_found(found);
+        Ok(tenants)
     }
 
     /// Whether every tenant found at start is open or quarantined.
     pub fn is_ready(&self) -> bool {
-        unimplemented!()
+        self.unopened.load(Ordering::Acquire) == 0
     }
 
     /// The open tenants, in order of their names.
     pub fn tenants(&self) -> Vec<Arc<Tenant>> {
-        unimplemented!()
+        let mut open: Vec<_> = self.tenants.read().values().filter_map(Entry::open).collect();
+        open.sort_by(|a, b| a.id.cmp(&b.id));
+        open
     }
 
     /// The tenant if it is open.
-    pub fn tenant(&self, _id: &TenantId) -> Option<Arc<Tenant>> {
-        unimplemented!()
+    pub fn tenant(&self, id: &TenantId) -> Option<Arc<Tenant>> {
+        self.tenants.read().get(id)?.open()
     }
 
-    /// Syncs and closes every tenant.
-    pub fn close(&self) {
-        unimplemented!()
+    /// The tenant to write to; `None` if there is none yet.
+    pub fn tenant_for_write(&self, id: &TenantId) -> Result<Option<Arc<Tenant>>, TenantError> {
+        match self.tenants.read().get(id) {
+            Some(Entry::Open(tenant)) => Ok(Some(tenant.clone())),
+            Some(Entry::Opening) => Err(TenantError::Opening),
+            Some(Entry::Quarantined(reason)) => Err(TenantError::Quarantined(reason.clone())),
+            Some(Entry::Creating(_)) | None => Ok(None),
+        }
     }
+
+    /// The tenant, made if need be. Several first writes at once make it once.
+    pub async fn create(self: &Arc<Self>, id: &TenantId) -> Result<Arc<Tenant>, TenantError> {
+        loop {
+            let mut created = match self.claim(id)? {
+                Claim::Open(tenant) => return Ok(tenant),
+                Claim::Wait(created) => created,
+                Claim::Ours(done) => {
+                    let (tenants, id) = (self.clone(), id.clone());
+                    let made = tokio::task::spawn_blocking(move || tenants.make(&id, done)).await;
+                    return made.unwrap_or_else(|err| Err(TenantError::NotMade(err.to_string())));
+                }
+            };
+            // An error means that the maker is gone, so the entry has been settled either way.
+            let _ = created.changed().await;
+        }
+    }
+
+    /// Syncs and closes every tenant. Writes that come later fail.
+    pub fn close(&self) {
+        self.is_closed.store(true, Ordering::Release);
+        drop(self.syncer.lock().take());
+        for tenant in self.tenants() {
+            if let Err(err) = tenant.db.close() {
+                tracing::error!(tenant = %tenant.id, %err, "closing the log failed");
+            }
+        }
+        self.tenants.write().clear();
+    }
+
+    fn claim(&self, id: &TenantId) -> Result<Claim, TenantError> {
+        if self.is_closed.load(Ordering::Acquire) {
+            return Err(TenantError::Closed);
+        }
+        let mut tenants = self.tenants.write();
+        match tenants.get(id) {
+            Some(Entry::Open(tenant)) => Ok(Claim::Open(tenant.clone())),
+            Some(Entry::Creating(created)) => Ok(Claim::Wait(created.clone())),
+            Some(Entry::Opening) => Err(TenantError::Opening),
+            Some(Entry::Quarantined(reason)) => Err(TenantError::Quarantined(reason.clone())),
+            None if tenants.len() >= self.options.tenants_max => Err(TenantError::TooMany),
+            None => {
+                let (done, created) = watch::channel(());
+                tenants.insert(id.clone(), Entry::Creating(created));
+                Ok(Claim::Ours(done))
+            }
+        }
+    }
+
+    /// Opens a tenant that this process has claimed; whoever waits learns by `done`.
+    fn make(&self, id: &TenantId, done: watch::Sender<()>) -> Result<Arc<Tenant>, TenantError> {
+        let dir = self.dir_of(id);
+        let opened = Db::lock(&*self.disk, &dir, &self.options.db)
+            .and_then(|lock| self.open_tenant(id, lock));
+        let mut tenants = self.tenants.write();
+        let result = match opened {
+            Ok(tenant) => {
+                tenants.insert(id.clone(), Entry::Open(tenant.clone()));
+                Ok(tenant)
+            }
+            Err(err) => {
+                // The next write tries again.
+                tenants.remove(id);
+                let err = chain(&err);
+                tracing::error!(tenant = %id, err, "making the tenant failed");
+                Err(TenantError::NotMade(err))
+            }
+        };
+        drop(tenants);
+        drop(done);
+        result
+    }
+
+    fn open_found(self: &Arc<Self>, found: Vec<Found>) {
+        let queue = Arc::new(Mutex::new(found));
+        for i in 0..REPLAYS_TOGETHER.min(queue.lock().len()) {
+            let (tenants, queue) = (self.clone(), queue.clone());
+            let replay = move || {
+                while let Some(found) = next(&queue) {
+                    tenants.settle(&found.id, found.lock);
+                    tenants.unopened.fetch_sub(1, Ordering::AcqRel);
+                }
+            };
+            let spawned = thread::Builder::new().name(format!("replay-{i}")).spawn(replay);
+            if let Err(err) = spawned {
+                // One thread suffices; without any, the process cannot do its work.
+                tracing::error!(%err, "starting a replay thread failed");
+            }
+        }
+    }
+
+    /// Opens a tenant found at start, or quarantines it.
+    fn settle(&self, id: &TenantId, lock: Result<Option<Box<dyn DirLock>>, OpenError>) {
+        let entry = match lock.and_then(|lock| self.open_tenant(id, lock)) {
+            Ok(tenant) => Entry::Open(tenant),
+            Err(err) => {
+                let err = chain(&err);
+                tracing::error!(tenant = %id, err, "tenant cannot be opened and is quarantined");
+                Entry::Quarantined(err)
+            }
+        };
+        let mut tenants = self.tenants.write();
+        tenants.insert(id.clone(), entry);
+        let is_quarantined = |entry: &&Entry| matches!(entry, Entry::Quarantined(_));
+        self.quarantined.set(tenants.values().filter(is_quarantined).count() as f64);
+    }
+
+    /// Tries quarantined tenants again.
+    fn retry_quarantined(&self) {
+        let quarantined: Vec<TenantId> = {
+            let tenants = self.tenants.read();
+            let ids = tenants.iter().filter(|(_, entry)| matches!(entry, Entry::Quarantined(_)));
+            ids.map(|(id, _)| id.clone()).collect()
+        };
+        for id in quarantined {
+            self.settle(&id, Db::lock(&*self.disk, &self.dir_of(&id), &self.options.db));
+        }
+    }
+
+    fn open_tenant(
+        &self,
+        id: &TenantId,
+        lock: Option<Box<dyn DirLock>>,
+    ) -> Result<Arc<Tenant>, OpenError> {
+        let opened = Db::open(
+            &self.dir_of(id),
+            lock,
+            self.options.db.clone(),
+            self.hasher.clone(),
+            self.disk.clone(),
+            self.clock.clone(),
+            &self.registry,
+            id.as_str(),
+        )?;
+        tenant::log_opened(id, &opened);
+        let labels = tenant::external_labels(&self.options, id);
+        Ok(Arc::new(Tenant { id: id.clone(), db: Arc::new(opened.db), external_labels: labels }))
+    }
+
+    fn dir_of(&self, id: &TenantId) -> PathBuf {
+        self.options.dir.join(id.as_str())
+    }
+
+    /// What decodes requests for tenants that do not exist yet hashes keys with.
+    pub fn hasher(&self) -> &KeyHasher {
+        &self.hasher
+    }
+}
+
+enum Claim {
+    Open(Arc<Tenant>),
+    Wait(watch::Receiver<()>),
+    Ours(watch::Sender<()>),
+}
+
+impl Entry {
+    fn open(&self) -> Option<Arc<Tenant>> {
+        match self {
+            Entry::Open(tenant) => Some(tenant.clone()),
+            _ => None,
+        }
+    }
+}
+
+fn next(queue: &Mutex<Vec<Found>>) -> Option<Found> {
+    queue.lock().pop()
+}
+
+/// The tenants' directories, the default tenant's included, each with its lock.
+fn find_tenants(options: &MultiTsdbOptions, disk: &dyn Disk) -> Result<Vec<Found>, StartError> {
+    let at = |dir: &Path| {
+        let dir = dir.to_owned();
+        move |source| StartError::Io { dir, source }
+    };
+    let dir = &options.dir;
+    disk.create_dir_all(dir).map_err(at(dir))?;
+    let mut ids = vec![options.default_tenant.clone()];
+    for entry in disk.list(dir).map_err(at(dir))?.into_iter().filter(|entry| entry.is_dir) {
+        match TenantId::parse(entry.name.as_encoded_bytes()) {
+            Ok(id) if id == options.default_tenant => {}
+            Ok(id) => ids.push(id),
+            Err(err) => {
+                let path = dir.join(entry.name);
+                tracing::warn!(path = %path.display(), %err, "skipping a directory that is no tenant");
+            }
+        }
+    }
+    let mut found = Vec::with_capacity(ids.len());
+    for id in ids {
+        let lock = match Db::lock(disk, &dir.join(id.as_str()), &options.db) {
+            Err(locked @ OpenError::Locked { .. }) => return Err(StartError::Locked(locked)),
+            lock => lock,
+        };
+        found.push(Found { id, lock });
+    }
+    Ok(found)
+}
+
+/// An error with its causes.
+fn chain(err: &dyn std::error::Error) -> String {
+    let mut text = err.to_string();
+    let mut source = err.source();
+    while let Some(cause) = source {
+        text.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    text
 }

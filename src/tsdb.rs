@@ -1,25 +1,166 @@
 //! A Prometheus TSDB directory of one tenant. Knows no tenant, no HTTP and no Thanos.
+//!
+//! ```text
+//! <dir>/lock                 held while the database is open
+//! <dir>/wal/00000042         the log
+//! <dir>/wal/checkpoint.00041 what is left of older segments
+//! <dir>/<ULID>/meta.json     blocks; this version only heeds where the newest one ends
+//! ```
 
 pub mod chunkenc;
 pub mod head;
+pub mod meta;
 pub mod options;
 pub mod querier;
 pub mod wal;
 
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use parking_lot::RwLockReadGuard;
+
+use crate::clock::Clock;
+use crate::disk::{DirLock, Disk};
+use crate::metrics::Registry;
 use crate::model::Timestamp;
+use crate::model::key_table::KeyHasher;
+use crate::tsdb::head::Head;
+use crate::tsdb::head::append::{AppendReport, LogSide};
+use crate::tsdb::head::batch::Batch;
+use crate::tsdb::head::metrics::HeadMetrics;
+use crate::tsdb::head::replay::{ReplayReport, replay};
+use crate::tsdb::head::series::SeriesSet;
+use crate::tsdb::options::DbOptions;
 use crate::tsdb::querier::Querier;
+use crate::tsdb::wal::repair::{LogContents, open_log};
+use crate::tsdb::wal::{SyncHandle, Wal, WalError, WalMetrics, WalOptions};
+
+/// Why a database could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("{} is locked by another process", dir.display())]
+    Locked { dir: PathBuf },
+    #[error("{what} {}", path.display())]
+    Io { what: &'static str, path: PathBuf, source: io::Error },
+    #[error("starting a new log segment in {}", dir.display())]
+    Log { dir: PathBuf, source: io::Error },
+}
+
+impl OpenError {
+    fn io(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenError {
+        let path = path.to_owned();
+        move |source| OpenError::Io { what, path, source }
+    }
+}
 
 /// One tenant's database, open.
-pub struct Db {}
+pub struct Db {
+    head: Arc<Head>,
+    sync: SyncHandle,
+    _lock: Option<Box<dyn DirLock>>,
+}
+
+/// What opening a database found.
+pub struct Opened {
+    pub db: Db,
+    pub log: LogContents,
+    pub replay: ReplayReport,
+}
 
 impl Db {
+    /// Makes `dir` if it does not exist, and takes its lock unless the options say otherwise.
+    pub fn lock(
+        disk: &dyn Disk,
+        dir: &Path,
+        options: &DbOptions,
+    ) -> Result<Option<Box<dyn DirLock>>, OpenError> {
+        disk.create_dir_all(dir).map_err(OpenError::io("making", dir))?;
+        if options.no_lockfile {
+            return Ok(None);
+        }
+        let path = dir.join("lock");
+        match disk.lock(&path) {
+            Ok(lock) => Ok(Some(lock)),
+            Err(err) if err.kind() == io::ErrorKind::WouldBlock => {
+                Err(OpenError::Locked { dir: dir.to_owned() })
+            }
+            Err(source) => Err(OpenError::Io { what: "locking", path, source }),
+        }
+    }
+
+    /// Opens the database in `dir`, whose lock [`Db::lock`] took, and replays its log. Damage in the
+    /// log costs what is damaged and is told in the result.
+    #[allow(clippy::too_many_arguments)]
+    pub fn open(
+        dir: &Path,
+        lock: Option<Box<dyn DirLock>>,
+        options: DbOptions,
+        hasher: KeyHasher,
+        disk: Arc<dyn Disk>,
+        clock: Arc<dyn Clock>,
+        registry: &Registry,
+        tenant: &str,
+    ) -> Result<Opened, OpenError> {
+        let started = Instant::now();
+        let min_valid_time =
+            meta::newest_block_end(&*disk, dir).map_err(OpenError::io("listing", dir))?;
+        let wal_dir = dir.join("wal");
+        disk.create_dir_all(&wal_dir).map_err(OpenError::io("making", &wal_dir))?;
+        let wal_metrics = WalMetrics::new(registry, tenant);
+        let (log, contents, report) = replay(hasher, min_valid_time, options.block_range, |take| {
+            open_log(&*disk, &wal_dir, &wal_metrics, |record, _source| take(record))
+        })
+        .map_err(OpenError::io("reading the log in", &wal_dir))?;
+
+        let wal_options = WalOptions {
+            segment_bytes: options.wal_segment_bytes,
+            compression: options.wal_compression,
+            sync: options.wal_sync,
+        };
+        let wal = Wal::open(disk, &wal_dir, wal_options, wal_metrics)
+            .map_err(|source| OpenError::Log { dir: wal_dir, source })?;
+        let sync = wal.sync_handle();
+        let metrics = HeadMetrics::new(registry, tenant);
+        metrics.replay_seconds.set(started.elapsed().as_secs_f64());
+        let log_side = LogSide::new(wal, report.next_ref);
+        let head = Head::new(options, clock, metrics, min_valid_time, contents, log_side);
+        let db = Db { head: Arc::new(head), sync, _lock: lock };
+        Ok(Opened { db, log, replay: report })
+    }
+
+    /// The series known now, to look a request up in.
+    pub fn lookup(&self) -> RwLockReadGuard<'_, SeriesSet> {
+        self.head.lookup()
+    }
+
+    /// See [`Head::append`].
+    pub fn append(&self, batch: &Batch) -> Result<AppendReport, WalError> {
+        self.head.append(batch)
+    }
+
+    /// Makes the log durable, and says up to where it is.
+    pub fn sync_handle(&self) -> &SyncHandle {
+        &self.sync
+    }
+
     /// A reader over `[mint, maxt]`, both included. Sees what was appended before the call.
-    pub fn querier(&self, _mint: Timestamp, _maxt: Timestamp) -> Querier {
-        unimplemented!()
+    pub fn querier(&self, mint: Timestamp, maxt: Timestamp) -> Querier {
+        Querier::new(self.head.clone(), mint, maxt)
     }
 
     /// Times of the oldest and the newest sample held; `None` while there is none.
     pub fn time_range(&self) -> Option<(Timestamp, Timestamp)> {
-        unimplemented!()
+        self.head.time_range()
+    }
+
+    pub fn series_count(&self) -> usize {
+        self.head.series_count()
+    }
+
+    /// Pads and syncs the log. Appends fail from here on.
+    pub fn close(&self) -> Result<(), WalError> {
+        self.head.close_log()
     }
 }

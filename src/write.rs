@@ -1,6 +1,7 @@
 //! The nouns of the write path.
 
 pub mod error;
+pub mod known;
 pub mod local;
 
 use crate::write::error::Refusals;

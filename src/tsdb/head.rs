@@ -1,4 +1,131 @@
-//! The head of one tenant.
+//! The head: everything of a tenant that is in no block yet, in memory and in the log.
+//!
+//! A series has a *slot*, its index here, and a *ref*, which the log knows it by. Three locks, always
+//! taken in this order:
+//!
+//! 1. `log`: one request at a time is checked, logged and applied (see [`append`]);
+//! 2. `series`: keys by bytes and by slot; a request looks its series up under a shared guard;
+//! 3. `states`: the samples; readers copy a few hundred series' open chunks at a time under a shared
+//!    guard, so an append waits for microseconds at most.
 
+pub mod append;
+pub mod batch;
+pub mod metrics;
 pub mod postings;
+pub mod read;
+pub mod replay;
 pub mod series;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
+
+use crate::clock::Clock;
+use crate::model::Timestamp;
+use crate::model::key_table::KeyHasher;
+use crate::tsdb::head::append::LogSide;
+use crate::tsdb::head::metrics::HeadMetrics;
+use crate::tsdb::head::postings::MemPostings;
+use crate::tsdb::head::series::{SeriesSet, States};
+use crate::tsdb::options::DbOptions;
+
+pub struct Head {
+    options: DbOptions,
+    clock: Arc<dyn Clock>,
+    metrics: HeadMetrics,
+    /// Samples before the end of the newest block are out of bounds.
+    min_valid_time: Timestamp,
+    /// Times of the oldest and newest sample; reversed while there is none.
+    min_time: AtomicI64,
+    max_time: AtomicI64,
+    postings: MemPostings,
+
+    log: Mutex<LogSide>,
+    series: RwLock<SeriesSet>,
+    states: RwLock<States>,
+}
+
+/// What a head is made of before it has a log: replay fills it alone, without locks.
+pub struct HeadContents {
+    pub series: SeriesSet,
+    pub states: States,
+    pub postings: MemPostings,
+    pub min_time: Timestamp,
+    pub max_time: Timestamp,
+}
+
+impl HeadContents {
+    pub fn new(hasher: KeyHasher) -> HeadContents {
+        HeadContents {
+            series: SeriesSet::new(hasher),
+            states: States::default(),
+            postings: MemPostings::new(),
+            min_time: Timestamp::MAX,
+            max_time: Timestamp::MIN,
+        }
+    }
+}
+
+impl Head {
+    pub fn new(
+        options: DbOptions,
+        clock: Arc<dyn Clock>,
+        metrics: HeadMetrics,
+        min_valid_time: Timestamp,
+        contents: HeadContents,
+        log: LogSide,
+    ) -> Head {
+        metrics.series.set(contents.series.len() as f64);
+        metrics.chunks.set(contents.states.iter().map(|state| state.chunk_count() as f64).sum());
+        let head = Head {
+            options,
+            clock,
+            metrics,
+            min_valid_time,
+            min_time: AtomicI64::new(contents.min_time),
+            max_time: AtomicI64::new(contents.max_time),
+            postings: contents.postings,
+            log: Mutex::new(log),
+            series: RwLock::new(contents.series),
+            states: RwLock::new(contents.states),
+        };
+        head.show_time_range();
+        head
+    }
+
+    /// The series known now, to look a request up in.
+    pub fn lookup(&self) -> RwLockReadGuard<'_, SeriesSet> {
+        self.series.read()
+    }
+
+    pub fn series_count(&self) -> usize {
+        self.series.read().len()
+    }
+
+    /// Times of the oldest and the newest sample held.
+    pub fn time_range(&self) -> Option<(Timestamp, Timestamp)> {
+        let mint = self.min_time.load(Ordering::Relaxed);
+        let maxt = self.max_time.load(Ordering::Relaxed);
+        (mint <= maxt).then_some((mint, maxt))
+    }
+
+    fn extend_time_range(&self, mint: Timestamp, maxt: Timestamp) {
+        let older = self.min_time.fetch_min(mint, Ordering::Relaxed) > mint;
+        let newer = self.max_time.fetch_max(maxt, Ordering::Relaxed) < maxt;
+        if older || newer {
+            self.show_time_range();
+        }
+    }
+
+    fn show_time_range(&self) {
+        if let Some((mint, maxt)) = self.time_range() {
+            self.metrics.min_time.set(mint as f64);
+            self.metrics.max_time.set(maxt as f64);
+            self.metrics.lowest_timestamp.set(mint as f64);
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

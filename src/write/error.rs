@@ -41,6 +41,8 @@ pub enum Reason {
     EmptyLabel,
     DuplicateLabel,
     OutOfOrderLabels,
+    /// On `/api/v1/write`: no metric name, an empty name, or bytes that are not UTF-8.
+    InvalidLabels,
     /// More labels, or longer ones, than the caps allow.
     TooManyLabels,
     /// Native histograms are not stored by this version.
@@ -51,7 +53,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, in the order in which an answer lists them.
-    pub const ALL: [Reason; 11] = [
+    pub const ALL: [Reason; 12] = [
         Reason::OutOfOrder,
         Reason::OutOfBounds,
         Reason::TooFarInFuture,
@@ -60,6 +62,7 @@ impl Reason {
         Reason::EmptyLabel,
         Reason::DuplicateLabel,
         Reason::OutOfOrderLabels,
+        Reason::InvalidLabels,
         Reason::TooManyLabels,
         Reason::HistogramsNotStored,
         Reason::TooManySeries,
@@ -75,6 +78,7 @@ impl Reason {
             Reason::EmptyLabel => "empty label name or value",
             Reason::DuplicateLabel => "duplicate label name",
             Reason::OutOfOrderLabels => "labels out of order",
+            Reason::InvalidLabels => "invalid metric name or labels",
             Reason::TooManyLabels => "labels over the cap",
             Reason::HistogramsNotStored => "native histograms are not stored yet",
             Reason::TooManySeries => "series over the cap",

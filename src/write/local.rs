@@ -2,30 +2,137 @@
 
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+
 use crate::model::tenant::TenantId;
-use crate::multi_tsdb::MultiTsdb;
-use crate::write::error::WriteError;
+use crate::multi_tsdb::{MultiTsdb, Tenant, TenantError};
+use crate::tsdb::head::append::{AppendReport, Refusal};
+use crate::tsdb::head::batch::Batch;
+use crate::tsdb::head::series::SeriesSet;
+use crate::tsdb::wal::{SyncPolicy, WalError};
+use crate::write::error::{Reason, Refusals, WriteError};
+use crate::write::known::{LabelCaps, decode_request};
 use crate::write::{Manners, WriteOutcome};
+
+/// Batches kept for reuse: about as many as requests are decoded at once.
+const BATCHES_KEPT: usize = 16;
 
 /// Writes decoded requests into the tenants of this node.
 pub struct LocalWriter {
-    #[allow(dead_code)]
     tenants: Arc<MultiTsdb>,
+    caps: LabelCaps,
+    sync: SyncPolicy,
+    /// What requests of tenants that do not exist yet are looked up in.
+    nothing_known: SeriesSet,
+    batches: Mutex<Vec<Batch>>,
 }
 
 impl LocalWriter {
-    pub fn new(tenants: Arc<MultiTsdb>) -> LocalWriter {
-        LocalWriter { tenants }
+    pub fn new(tenants: Arc<MultiTsdb>, caps: LabelCaps, sync: SyncPolicy) -> LocalWriter {
+        let nothing_known = SeriesSet::new(tenants.hasher().clone());
+        LocalWriter { tenants, caps, sync, nothing_known, batches: Mutex::default() }
     }
 
     /// Stores a remote write 1.0 request (`prometheus.WriteRequest`, inflated). Returns once the
     /// samples are in the log, and under `--tsdb.wal-sync=always` on the medium.
     pub async fn write(
         &self,
-        _tenant: &TenantId,
-        _request: &[u8],
-        _manners: Manners,
+        tenant: &TenantId,
+        request: &[u8],
+        manners: Manners,
     ) -> Result<WriteOutcome, WriteError> {
-        unimplemented!()
+        let mut batch = self.batches.lock().pop().unwrap_or_default();
+        let outcome = self.write_batch(tenant, request, manners, &mut batch).await;
+        batch.clear();
+        let mut batches = self.batches.lock();
+        if batches.len() < BATCHES_KEPT {
+            batches.push(batch);
+        }
+        outcome
+    }
+
+    async fn write_batch(
+        &self,
+        id: &TenantId,
+        request: &[u8],
+        manners: Manners,
+        batch: &mut Batch,
+    ) -> Result<WriteOutcome, WriteError> {
+        let existing = self.tenants.tenant_for_write(id).map_err(|err| not_ready(id, err))?;
+        let decoded = match &existing {
+            Some(tenant) => decode_request(request, &tenant.db.lookup(), manners, self.caps, batch),
+            None => decode_request(request, &self.nothing_known, manners, self.caps, batch),
+        };
+        let mut outcome = decoded.map_err(|err| WriteError::Invalid {
+            stage: "decode protobuf",
+            detail: err.to_string(),
+        })?;
+        if batch.samples.is_empty() {
+            return Ok(outcome);
+        }
+        let tenant = match existing {
+            Some(tenant) => tenant,
+            None => self.tenants.create(id).await.map_err(|err| not_ready(id, err))?,
+        };
+        let report = tenant.db.append(batch).map_err(|err| not_logged(id, &err))?;
+        self.make_durable(&tenant, &report).await?;
+        outcome.samples_stored = report.stored;
+        add_refusals(&mut outcome.refusals, &report);
+        Ok(outcome)
+    }
+
+    async fn make_durable(&self, tenant: &Tenant, report: &AppendReport) -> Result<(), WriteError> {
+        let log = tenant.db.sync_handle();
+        match self.sync {
+            SyncPolicy::Interval => Ok(()),
+            SyncPolicy::Always => log
+                .wait_synced(report.position)
+                .await
+                .map_err(|err| WriteError::Unavailable(format!("tenant {}: {err}", tenant.id))),
+            SyncPolicy::Segment => {
+                if report.closed_segment {
+                    let log = log.clone();
+                    // Its error is logged and counted by the log, as the answer does not wait.
+                    tokio::task::spawn_blocking(move || log.sync());
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+fn not_ready(id: &TenantId, err: TenantError) -> WriteError {
+    match err {
+        TenantError::Closed => WriteError::Unavailable(err.to_string()),
+        _ => WriteError::TenantNotReady { tenant: id.to_string(), detail: err.to_string() },
+    }
+}
+
+fn not_logged(id: &TenantId, err: &WalError) -> WriteError {
+    match err {
+        WalError::RecordTooLong { .. } => {
+            WriteError::TooLarge { stage: "log", detail: format!("tenant {id}: {err}") }
+        }
+        WalError::DiskFull(_) | WalError::Io(_) | WalError::SyncFailed => {
+            WriteError::Unavailable(format!("tenant {id}: {err}"))
+        }
+    }
+}
+
+fn add_refusals(refusals: &mut Refusals, report: &AppendReport) {
+    for (refusal, refused) in Refusal::ALL.into_iter().zip(&report.refused) {
+        if let Some((count, key)) = refused {
+            refusals.add(reason_of(refusal), *count, || format!("{key:?}"));
+        }
+    }
+}
+
+fn reason_of(refusal: Refusal) -> Reason {
+    match refusal {
+        Refusal::OutOfOrder => Reason::OutOfOrder,
+        Refusal::OutOfBounds => Reason::OutOfBounds,
+        Refusal::TooFarInFuture => Reason::TooFarInFuture,
+        Refusal::DuplicateForTimestamp => Reason::DuplicateForTimestamp,
+        Refusal::TooManySeries => Reason::TooManySeries,
     }
 }

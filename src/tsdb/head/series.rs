@@ -36,6 +36,11 @@ struct Alias {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rules(pub u8);
 
+impl Rules {
+    /// Of a look-up that has a canonical key in hand and wants no alias.
+    pub const CANONICAL: Rules = Rules(u8::MAX);
+}
+
 /// Slots have this bit clear; a table entry that has it set is an index of `aliases`.
 const ALIAS_BIT: Slot = 1 << 31;
 
@@ -251,6 +256,11 @@ impl SeriesState {
         self.ref_word &= !UNLOGGED;
     }
 
+    /// After its record could not be written.
+    pub fn set_unlogged(&mut self) {
+        self.ref_word |= UNLOGGED;
+    }
+
     /// Marks the series as met by a request; gives whether it was so already. Marks are cut to 22
     /// bits, so a yes may be wrong, a no never is.
     #[inline]
@@ -350,6 +360,19 @@ impl SeriesState {
         value
     }
 
+    /// Drops samples whose time is not kept, by writing the chunks anew.
+    pub fn retain(&mut self, block_range: i64, keep: impl Fn(Timestamp) -> bool) {
+        let mut kept = Vec::new();
+        self.chunks_in(Timestamp::MIN, Timestamp::MAX, |chunk| {
+            kept.extend(XorIterator::new(&chunk.bytes).flatten().filter(|(t, _)| keep(*t)));
+        });
+        self.xor = XorState::default();
+        self.full.clear();
+        for (t, v) in kept {
+            self.append(t, v, block_range);
+        }
+    }
+
     /// Full and open chunks.
     pub fn chunk_count(&self) -> usize {
         self.full.len() + usize::from(self.xor.count > 0)
@@ -435,7 +458,9 @@ mod tests {
         assert_eq!(state.value_at(499_000), Some(499));
         assert_eq!(state.value_at(3001), None);
         assert!(state.chunk_count() > 1);
-        assert!(state.overlaps(0, 0) && !state.overlaps(-10, -1) && !state.overlaps(500_000, 600_000));
+        assert!(
+            state.overlaps(0, 0) && !state.overlaps(-10, -1) && !state.overlaps(500_000, 600_000)
+        );
     }
 
     #[test]

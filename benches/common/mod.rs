@@ -1,0 +1,124 @@
+//! Requests that look like a fleet's: twelve labels, about 289 bytes of label text a series, a third
+//! of the values zero.
+
+#![allow(dead_code)]
+
+use std::sync::Arc;
+
+use ringest::clock::SystemClock;
+use ringest::disk::SystemDisk;
+use ringest::metrics::Registry;
+use ringest::model::key_table::KeyHasher;
+use ringest::model::labels::push_label;
+use ringest::tsdb::Db;
+use ringest::tsdb::head::batch::Batch;
+use ringest::tsdb::options::DbOptions;
+use ringest::wire::reader::push_varint;
+use ringest::write::Manners;
+use ringest::write::known::{LabelCaps, decode_request};
+
+/// Series in a request, as senders batch by default.
+pub const REQUEST_SERIES: usize = 2_000;
+
+/// Series of a run: small with `--test`, which CI uses, else far beyond the caches.
+pub fn series_count() -> usize {
+    match std::env::args().any(|arg| arg == "--test") {
+        true => 4_000,
+        false => 1_000_000,
+    }
+}
+
+/// The label fields of series number `i`.
+pub fn label_fields(i: usize) -> Vec<u8> {
+    let mut fields = Vec::with_capacity(400);
+    let pod =
+        format!("ingest-gateway-{:016x}-{:05x}", (i / 40) as u64 * 0x9e37_79b9_7f4a_7c15, i / 40);
+    let labels: [(&str, String); 12] = [
+        ("__name__", format!("http_server_request_duration_seconds_{:03}", i % 40)),
+        ("cluster", "eu-central-1-production".into()),
+        ("container", "ingest-gateway".into()),
+        ("endpoint", "http-metrics".into()),
+        ("instance", format!("10.{}.{}.{}:8080", i / 40 % 200, i / 8000 % 200, i / 1_600_000)),
+        ("job", "platform/ingest-gateway".into()),
+        ("le", format!("{}", i % 7)),
+        ("method", ["GET", "POST", "PUT"][i % 3].into()),
+        ("namespace", format!("platform-{:02}", i % 16)),
+        ("node", format!("ip-10-{}-{}.compute.internal", i / 400 % 256, i / 100_000)),
+        ("pod", pod),
+        ("status_code", ["200", "404", "500"][i % 3].into()),
+    ];
+    for (name, value) in &labels {
+        push_label(&mut fields, 0x0a, name.as_bytes(), value.as_bytes());
+    }
+    fields
+}
+
+/// The inflated request of these series at time `t`.
+pub fn request<'a>(labels: impl IntoIterator<Item = (usize, &'a Vec<u8>)>, t: i64) -> Vec<u8> {
+    let mut request = Vec::new();
+    for (i, labels) in labels {
+        let mut sample = Vec::new();
+        if !i.is_multiple_of(3) {
+            sample.push(0x09);
+            sample.extend_from_slice(&((i as f64) + (t % 1_000_000) as f64 / 8.0).to_le_bytes());
+        }
+        sample.push(0x10);
+        push_varint(&mut sample, t as u64);
+        request.push(0x0a);
+        push_varint(&mut request, (labels.len() + 2 + sample.len()) as u64);
+        request.extend_from_slice(labels);
+        request.push(0x12);
+        request.push(sample.len() as u8);
+        request.extend_from_slice(&sample);
+    }
+    request
+}
+
+/// Requests over all series, in order.
+pub fn requests(labels: &[Vec<u8>], t: i64) -> Vec<Vec<u8>> {
+    let numbered: Vec<_> = labels.iter().enumerate().collect();
+    numbered.chunks(REQUEST_SERIES).map(|part| request(part.iter().copied(), t)).collect()
+}
+
+/// The order of a sender that shuffles: a fixed pseudo-random permutation.
+pub fn shuffle<T>(items: &mut [T]) {
+    let mut state = 0x2545_f491_4f6c_dd1du64;
+    for i in (1..items.len()).rev() {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        items.swap(i, (state % (i as u64 + 1)) as usize);
+    }
+}
+
+pub struct BenchDb {
+    pub db: Db,
+    pub dir: tempfile::TempDir,
+}
+
+pub fn open(options: &DbOptions) -> BenchDb {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let db = open_in(dir.path(), options);
+    BenchDb { db, dir }
+}
+
+pub fn open_in(dir: &std::path::Path, options: &DbOptions) -> Db {
+    let lock = Db::lock(&SystemDisk, dir, options).expect("the lock");
+    let (disk, clock) = (Arc::new(SystemDisk), Arc::new(SystemClock));
+    let (hasher, registry) = (KeyHasher::random(), Registry::new());
+    Db::open(dir, lock, options.clone(), hasher, disk, clock, &registry, "bench").expect("opens").db
+}
+
+/// Decodes a request against what the database knows.
+pub fn decode(db: &Db, request: &[u8], batch: &mut Batch) {
+    batch.clear();
+    decode_request(request, &db.lookup(), Manners::Thanos, LabelCaps::default(), batch)
+        .expect("a good request");
+}
+
+/// Decodes and stores.
+pub fn write(db: &Db, request: &[u8], batch: &mut Batch) {
+    decode(db, request, batch);
+    let report = db.append(batch).expect("the disk has room");
+    assert_eq!(report.stored as usize, batch.samples.len());
+}

@@ -1,0 +1,110 @@
+//! The write path without the network: decode and look-up, then append with its log, per sample or
+//! per series. `cargo bench --bench write_path`
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use common::{
+    BenchDb, REQUEST_SERIES, decode, label_fields, open, open_in, requests, series_count, shuffle,
+    write,
+};
+use ringest::tsdb::head::batch::Batch;
+use ringest::tsdb::options::DbOptions;
+
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+const START: i64 = 1_700_000_000_000;
+const STEP: i64 = 15_000;
+const ROUNDS: i64 = 11;
+
+fn main() {
+    let count = series_count();
+    let labels: Vec<Vec<u8>> = (0..count).map(label_fields).collect();
+    let text: usize = labels.iter().map(Vec::len).sum();
+    println!("{count} series of 12 labels, {} bytes of label fields each", text / count);
+
+    let BenchDb { db, dir } = open(&DbOptions::default());
+    let mut batch = Batch::default();
+    let before = resident_bytes();
+    let first = requests(&labels, START);
+    let resident_with_requests = resident_bytes();
+    report(
+        "new series: decode, make, log, append",
+        count,
+        time(|| {
+            first.iter().for_each(|request| write(&db, request, &mut batch));
+        }),
+    );
+    let after_first = resident_bytes() - resident_with_requests;
+    drop(first);
+
+    let mut decoding = Duration::ZERO;
+    let mut appending = Duration::ZERO;
+    for round in 1..ROUNDS {
+        for request in requests(&labels, START + round * STEP) {
+            decoding += time(|| decode(&db, &request, &mut batch));
+            appending += time(|| {
+                db.append(&batch).expect("the disk has room");
+            });
+        }
+    }
+    let samples = count * (ROUNDS as usize - 1);
+    report("known series, sender's order: decode and look up", samples, decoding);
+    report("known series, sender's order: check, log, append", samples, appending);
+
+    let resident = resident_bytes().saturating_sub(before) as usize;
+    println!("{:>8} bytes resident a series after one sample each", after_first as usize / count);
+    println!("{:>8} bytes resident a series after {ROUNDS} samples each", resident / count);
+    let logged = log_bytes(dir.path());
+    println!("{:>8.1} bytes of log a sample", logged as f64 / (count * ROUNDS as usize) as f64);
+
+    let mut order: Vec<(usize, &Vec<u8>)> = labels.iter().enumerate().collect();
+    shuffle(&mut order);
+    let shuffled: Vec<Vec<u8>> = order
+        .chunks(REQUEST_SERIES)
+        .map(|part| common::request(part.iter().copied(), START + ROUNDS * STEP))
+        .collect();
+    let (mut decoding, mut appending) = (Duration::ZERO, Duration::ZERO);
+    for request in &shuffled {
+        decoding += time(|| decode(&db, request, &mut batch));
+        appending += time(|| {
+            db.append(&batch).expect("the disk has room");
+        });
+    }
+    report("known series, shuffled: decode and look up", count, decoding);
+    report("known series, shuffled: check, log, append", count, appending);
+    drop(shuffled);
+
+    db.close().expect("the log closes");
+    drop(db);
+    let samples = count * (ROUNDS as usize + 1);
+    let started = Instant::now();
+    let db = open_in(dir.path(), &DbOptions::default());
+    let elapsed = started.elapsed();
+    assert_eq!(db.series_count(), count);
+    report("replay (wall time, three threads)", samples, elapsed);
+    println!("{:>8.2} s for the whole replay", elapsed.as_secs_f64());
+}
+
+fn time(work: impl FnOnce()) -> Duration {
+    let started = Instant::now();
+    work();
+    started.elapsed()
+}
+
+fn report(what: &str, count: usize, elapsed: Duration) {
+    println!("{:>8.1} ns  {what}", elapsed.as_nanos() as f64 / count as f64);
+}
+
+fn resident_bytes() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages: u64 = statm.split(' ').nth(1).and_then(|pages| pages.parse().ok()).unwrap_or(0);
+    pages * 4096
+}
+
+fn log_bytes(dir: &std::path::Path) -> u64 {
+    let segments = std::fs::read_dir(dir.join("wal")).expect("the log's directory");
+    segments.map(|segment| segment.expect("a segment").metadata().expect("its size").len()).sum()
+}

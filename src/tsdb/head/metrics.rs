@@ -1,0 +1,95 @@
+//! What a head counts, under Prometheus' names.
+
+use crate::metrics::{Counter, CounterVec, Gauge, Registry};
+use crate::tsdb::head::append::Refusal;
+
+pub struct HeadMetrics {
+    pub series: Gauge,
+    pub series_created: Counter,
+    pub chunks: Gauge,
+    pub chunks_created: Counter,
+    pub samples_appended: Counter,
+    pub min_time: Gauge,
+    pub max_time: Gauge,
+    pub lowest_timestamp: Gauge,
+    pub replay_seconds: Gauge,
+    out_of_order: LazyCounter,
+    out_of_bounds: LazyCounter,
+}
+
+/// A counter that appears on the page with its first count, as Prometheus' do.
+struct LazyCounter {
+    family: CounterVec,
+    tenant: String,
+}
+
+impl LazyCounter {
+    fn inc(&self) {
+        self.family.with(&[&self.tenant, "float"]).inc();
+    }
+}
+
+impl HeadMetrics {
+    pub fn new(registry: &Registry, tenant: &str) -> HeadMetrics {
+        let gauge = |name, help| registry.gauge_vec(name, help, &["tenant"]).with(&[tenant]);
+        let counter = |name, help| registry.counter_vec(name, help, &["tenant"]).with(&[tenant]);
+        let by_type = |name, help| registry.counter_vec(name, help, &["tenant", "type"]);
+        let lazy = |name, help| LazyCounter { family: by_type(name, help), tenant: tenant.into() };
+        HeadMetrics {
+            series: gauge(
+                "prometheus_tsdb_head_series",
+                "Total number of series in the head block.",
+            ),
+            series_created: counter(
+                "prometheus_tsdb_head_series_created_total",
+                "Total number of series created in the head.",
+            ),
+            chunks: gauge(
+                "prometheus_tsdb_head_chunks",
+                "Total number of chunks in the head block.",
+            ),
+            chunks_created: counter(
+                "prometheus_tsdb_head_chunks_created_total",
+                "Total number of chunks created in the head.",
+            ),
+            samples_appended: by_type(
+                "prometheus_tsdb_head_samples_appended_total",
+                "Total number of appended samples.",
+            )
+            .with(&[tenant, "float"]),
+            min_time: gauge(
+                "prometheus_tsdb_head_min_time",
+                "Minimum time bound of the head block, in milliseconds.",
+            ),
+            max_time: gauge(
+                "prometheus_tsdb_head_max_time",
+                "Maximum timestamp of the head block, in milliseconds.",
+            ),
+            lowest_timestamp: gauge(
+                "prometheus_tsdb_lowest_timestamp",
+                "Lowest timestamp value stored in the database, in milliseconds.",
+            ),
+            replay_seconds: gauge(
+                "prometheus_tsdb_data_replay_duration_seconds",
+                "Time taken to replay the data on disk.",
+            ),
+            out_of_order: lazy(
+                "prometheus_tsdb_out_of_order_samples_total",
+                "Total number of out of order samples ingestion failed attempts.",
+            ),
+            out_of_bounds: lazy(
+                "prometheus_tsdb_out_of_bound_samples_total",
+                "Total number of out of bound samples ingestion failed attempts.",
+            ),
+        }
+    }
+
+    pub fn count_refusal(&self, refusal: Refusal) {
+        match refusal {
+            Refusal::OutOfOrder => self.out_of_order.inc(),
+            Refusal::OutOfBounds => self.out_of_bounds.inc(),
+            // Prometheus has no counters for these; the write path counts them by reason.
+            Refusal::TooFarInFuture | Refusal::DuplicateForTimestamp | Refusal::TooManySeries => {}
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! The head as a query sees it: slots to series and chunks, a few hundred at a time.
+
+use crate::model::Timestamp;
+use crate::model::key_table::Slot;
+use crate::model::labels::SeriesKey;
+use crate::model::matcher::Matcher;
+use crate::tsdb::head::Head;
+use crate::tsdb::head::series::FullChunk;
+
+/// Series read under one hold of the locks: some ten microseconds that an append may wait.
+const SERIES_PER_HOLD: usize = 256;
+
+impl Head {
+    /// Series that match and have a chunk in the range.
+    pub fn select(
+        &self,
+        matchers: &[Matcher],
+        mint: Timestamp,
+        maxt: Timestamp,
+    ) -> Vec<(Slot, SeriesKey)> {
+        let slots = self.postings.select(matchers);
+        let mut selected = Vec::new();
+        for slots in slots.chunks(SERIES_PER_HOLD) {
+            let series = self.series.read();
+            let states = self.states.read();
+            // A series shows up in the postings a moment before it has a state.
+            let overlapping = slots.iter().filter(|slot| {
+                (**slot as usize) < states.len() && states.get(**slot).overlaps(mint, maxt)
+            });
+            selected.extend(overlapping.map(|slot| (*slot, series.key(*slot).clone())));
+        }
+        selected
+    }
+
+    /// Chunks of a series that overlap the range, oldest first.
+    pub fn chunks(
+        &self,
+        slot: Slot,
+        mint: Timestamp,
+        maxt: Timestamp,
+        each: impl FnMut(FullChunk),
+    ) {
+        self.states.read().get(slot).chunks_in(mint, maxt, each);
+    }
+
+    pub fn label_names(&self) -> Vec<Vec<u8>> {
+        self.postings.label_names()
+    }
+
+    pub fn label_values(&self, name: &[u8]) -> Vec<Vec<u8>> {
+        self.postings.label_values(name)
+    }
+}

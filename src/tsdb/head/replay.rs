@@ -1,0 +1,411 @@
+//! The log back into memory.
+//!
+//! Three threads: one reads, verifies and decodes the log, one builds series and chunks, one builds
+//! the postings. They are joined by short queues, so memory beyond the head's own stays at a few
+//! batches.
+//!
+//! Rules where logs are unusual: the first series record of a ref wins; two refs of one series feed
+//! that series; a sample not newer than its series' last is skipped; samples of unknown refs are
+//! counted. Histograms, exemplars and metadata stay in the log and are not loaded by this version.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::mpsc;
+use std::thread;
+
+use crate::model::key_table::{KeyHash, KeyHasher, Slot};
+use crate::model::labels::{KeyBuilder, SeriesKey};
+use crate::model::{HeadSeriesRef, Timestamp};
+use crate::tsdb::head::HeadContents;
+use crate::tsdb::head::append::RefSample;
+use crate::tsdb::head::series::{Rules, SERIES_MAX, SeriesState};
+use crate::tsdb::wal::record::{Record, RecordTombstone};
+
+/// Samples handed over together.
+const BATCH_SAMPLES: usize = 8192;
+/// Batches under way between two of the threads.
+const QUEUE_BATCHES: usize = 16;
+/// Series handed to the postings together.
+const BATCH_SERIES: usize = 1024;
+/// States are touched this many at a time before they are used; see `append`.
+const TOUCHED_TOGETHER: usize = 16;
+
+/// What a replay found besides the head's contents.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct ReplayReport {
+    /// The next ref to give: above every ref seen.
+    pub next_ref: u64,
+    pub samples: u64,
+    /// Samples not newer than their series' last one, or before the newest block's end.
+    pub samples_skipped: u64,
+    /// Samples and tombstones whose ref no series record names.
+    pub unknown_refs: u64,
+    /// Histogram samples that this version leaves in the log.
+    pub histograms_left: u64,
+}
+
+enum Step {
+    Series(SeriesBatch),
+    Samples(Vec<RefSample>),
+    Tombstones(Vec<RecordTombstone>),
+}
+
+/// Canonical keys, one after another.
+#[derive(Default)]
+struct SeriesBatch {
+    keys: Vec<u8>,
+    series: Vec<NamedSeries>,
+}
+
+struct NamedSeries {
+    series_ref: HeadSeriesRef,
+    hash: KeyHash,
+    /// Where its key ends in `keys`.
+    key_end: usize,
+}
+
+/// Fills a head from the records that `read` passes on, in order of the log.
+pub fn replay<T: Send>(
+    hasher: KeyHasher,
+    min_valid_time: Timestamp,
+    block_range: i64,
+    read: impl FnOnce(&mut dyn FnMut(Record<'_>)) -> io::Result<T> + Send,
+) -> io::Result<(T, HeadContents, ReplayReport)> {
+    let contents = HeadContents::new(hasher.clone());
+    let (steps_in, steps_out) = mpsc::sync_channel(QUEUE_BATCHES);
+    let (made_in, made_out) = mpsc::sync_channel::<Vec<(Slot, SeriesKey)>>(QUEUE_BATCHES);
+    let HeadContents { series, states, postings, min_time, max_time } = contents;
+    let mut builder = Builder {
+        contents: HeadContents {
+            series,
+            states,
+            // The postings thread fills the real ones.
+            postings: Default::default(),
+            min_time,
+            max_time,
+        },
+        refs: RefMap::default(),
+        tombstones: HashMap::new(),
+        made: Vec::new(),
+        min_valid_time,
+        block_range,
+        report: ReplayReport { next_ref: 1, ..ReplayReport::default() },
+    };
+    let (read_result, sorted_out) = thread::scope(|scope| {
+        let reader = scope.spawn(move || {
+            let mut sorter = Sorter {
+                steps: steps_in,
+                hasher,
+                key: KeyBuilder::default(),
+                samples: Vec::new(),
+                found: Found::default(),
+            };
+            let result = read(&mut |record| sorter.take(record));
+            sorter.flush();
+            (result, sorter.found)
+        });
+        let postings = &postings;
+        let indexer = scope.spawn(move || {
+            for made in made_out {
+                postings.add_batch(&made);
+            }
+        });
+        for step in steps_out {
+            builder.take(step, &made_in);
+        }
+        builder.hand_over_made(&made_in);
+        drop(made_in);
+        join(indexer);
+        join(reader)
+    });
+    let mut report = builder.finish();
+    report.next_ref = report.next_ref.max(sorted_out.max_ref + 1);
+    report.histograms_left = sorted_out.histograms;
+    let mut contents = builder.contents;
+    contents.postings = postings;
+    Ok((read_result?, contents, report))
+}
+
+/// The value of a thread, or its panic.
+fn join<T>(handle: thread::ScopedJoinHandle<'_, T>) -> T {
+    handle.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// The reading thread's half: records to steps.
+struct Sorter {
+    steps: mpsc::SyncSender<Step>,
+    hasher: KeyHasher,
+    key: KeyBuilder,
+    samples: Vec<RefSample>,
+    found: Found,
+}
+
+#[derive(Default)]
+struct Found {
+    max_ref: u64,
+    histograms: u64,
+}
+
+impl Sorter {
+    fn take(&mut self, record: Record<'_>) {
+        match record {
+            Record::Series(series) => {
+                self.flush();
+                let mut batch = SeriesBatch::default();
+                for (series_ref, labels) in series {
+                    self.build_key(labels);
+                    let key = self.key.as_bytes();
+                    batch.keys.extend_from_slice(key);
+                    let (hash, key_end) = (self.hasher.hash(key), batch.keys.len());
+                    batch.series.push(NamedSeries { series_ref, hash, key_end });
+                }
+                self.send(Step::Series(batch));
+            }
+            Record::Samples(samples) => {
+                for sample in samples {
+                    let series_ref = sample.series_ref;
+                    self.samples.push(RefSample { series_ref, t: sample.t, v: sample.value_bits });
+                }
+                if self.samples.len() >= BATCH_SAMPLES {
+                    self.flush();
+                }
+            }
+            Record::Tombstones(tombstones) => {
+                self.flush();
+                self.send(Step::Tombstones(tombstones.collect()));
+            }
+            Record::Histograms(histograms) | Record::FloatHistograms(histograms) => {
+                for histogram in histograms {
+                    self.see_ref(histogram.series_ref);
+                    self.found.histograms += 1;
+                }
+            }
+            Record::Exemplars(_)
+            | Record::MmapMarkers(_)
+            | Record::Metadata(_)
+            | Record::Unknown(_) => {}
+        }
+    }
+
+    /// Labels in a log are sorted and not empty, unless somebody else wrote it.
+    fn build_key<'r>(&mut self, labels: impl Iterator<Item = (&'r [u8], &'r [u8])> + Clone) {
+        self.key.clear();
+        let is_canonical = labels
+            .clone()
+            .try_fold(&[][..], |before, (name, value)| {
+                (before <= name && !value.is_empty()).then_some(name)
+            })
+            .is_some();
+        if is_canonical {
+            labels.for_each(|(name, value)| self.key.push(name, value));
+            return;
+        }
+        let mut sorted: Vec<_> = labels.filter(|(_, value)| !value.is_empty()).collect();
+        sorted.sort_by(|a, b| a.0.cmp(b.0));
+        for (name, value) in sorted {
+            self.key.push(name, value);
+        }
+    }
+
+    fn see_ref(&mut self, series_ref: HeadSeriesRef) {
+        if series_ref.0 < HeadSeriesRef::LIMIT {
+            self.found.max_ref = self.found.max_ref.max(series_ref.0);
+        }
+    }
+
+    fn flush(&mut self) {
+        if !self.samples.is_empty() {
+            let fresh = Vec::with_capacity(BATCH_SAMPLES * 2);
+            let samples = std::mem::replace(&mut self.samples, fresh);
+            self.send(Step::Samples(samples));
+        }
+    }
+
+    fn send(&self, step: Step) {
+        // The receiver lives until every sender is gone; were it to panic, its panic is what the
+        // caller sees.
+        let _ = self.steps.send(step);
+    }
+}
+
+/// The building thread's half.
+struct Builder {
+    contents: HeadContents,
+    refs: RefMap,
+    tombstones: HashMap<Slot, Vec<(Timestamp, Timestamp)>>,
+    made: Vec<(Slot, SeriesKey)>,
+    min_valid_time: Timestamp,
+    block_range: i64,
+    report: ReplayReport,
+}
+
+impl Builder {
+    fn take(&mut self, step: Step, made: &mpsc::SyncSender<Vec<(Slot, SeriesKey)>>) {
+        match step {
+            Step::Series(SeriesBatch { keys, series }) => {
+                let mut start = 0;
+                for NamedSeries { series_ref, hash, key_end } in series {
+                    self.add_series(series_ref, hash, &keys[start..key_end]);
+                    start = key_end;
+                }
+                if self.made.len() >= BATCH_SERIES {
+                    self.hand_over_made(made);
+                }
+            }
+            Step::Samples(samples) => self.add_samples(&samples),
+            Step::Tombstones(tombstones) => {
+                for tombstone in tombstones {
+                    self.see_ref(tombstone.series_ref);
+                    match self.refs.slot(tombstone.series_ref) {
+                        Some(slot) => {
+                            let ranges = self.tombstones.entry(slot).or_default();
+                            ranges.push((tombstone.mint, tombstone.maxt));
+                        }
+                        None => self.report.unknown_refs += 1,
+                    }
+                }
+            }
+        }
+    }
+
+    fn hand_over_made(&mut self, made: &mpsc::SyncSender<Vec<(Slot, SeriesKey)>>) {
+        // As in `Sorter::send`.
+        let _ = made.send(std::mem::take(&mut self.made));
+    }
+
+    fn see_ref(&mut self, series_ref: HeadSeriesRef) {
+        if series_ref.0 < HeadSeriesRef::LIMIT {
+            self.report.next_ref = self.report.next_ref.max(series_ref.0 + 1);
+        }
+    }
+
+    fn add_series(&mut self, series_ref: HeadSeriesRef, hash: KeyHash, key: &[u8]) {
+        if series_ref.0 >= HeadSeriesRef::LIMIT {
+            self.report.unknown_refs += 1;
+            return;
+        }
+        self.see_ref(series_ref);
+        if self.refs.slot(series_ref).is_some() {
+            return;
+        }
+        let set = &mut self.contents.series;
+        let slot = match set.find(hash, key, Rules::CANONICAL) {
+            Some(slot) => slot,
+            None if set.len() >= SERIES_MAX => return,
+            None => {
+                let key = SeriesKey::from_canonical(key);
+                let slot = set.insert(hash, key.clone());
+                let mut state = SeriesState::new(series_ref);
+                state.set_logged();
+                self.contents.states.push(state);
+                self.made.push((slot, key));
+                slot
+            }
+        };
+        self.refs.insert(series_ref, slot);
+    }
+
+    fn add_samples(&mut self, samples: &[RefSample]) {
+        let mut slots = [None; TOUCHED_TOGETHER];
+        for window in samples.chunks(TOUCHED_TOGETHER) {
+            let mut touched = 0u8;
+            for (sample, slot) in window.iter().zip(&mut slots) {
+                *slot = self.refs.slot(sample.series_ref);
+                if let Some(slot) = slot {
+                    touched = touched.wrapping_add(self.contents.states.get(*slot).touch());
+                }
+            }
+            std::hint::black_box(touched);
+            for (sample, slot) in window.iter().zip(slots) {
+                match slot {
+                    Some(slot) => self.add_sample(slot, sample.t, sample.v),
+                    None => {
+                        self.see_ref(sample.series_ref);
+                        self.report.unknown_refs += 1;
+                    }
+                }
+            }
+        }
+    }
+
+    #[inline]
+    fn add_sample(&mut self, slot: Slot, t: Timestamp, v: u64) {
+        let state = self.contents.states.get_mut(slot);
+        if t < self.min_valid_time || state.last().is_some_and(|(last, _)| t <= last) {
+            self.report.samples_skipped += 1;
+            return;
+        }
+        state.append(t, v, self.block_range);
+        self.report.samples += 1;
+        self.contents.min_time = self.contents.min_time.min(t);
+        self.contents.max_time = self.contents.max_time.max(t);
+    }
+
+    /// Takes deleted samples out.
+    fn finish(&mut self) -> ReplayReport {
+        for (slot, deleted) in std::mem::take(&mut self.tombstones) {
+            let is_deleted =
+                |t: Timestamp| deleted.iter().any(|(mint, maxt)| (*mint..=*maxt).contains(&t));
+            self.contents.states.get_mut(slot).retain(self.block_range, |t| !is_deleted(t));
+        }
+        std::mem::take(&mut self.report)
+    }
+}
+
+/// Ref to slot. Refs of our own logs are dense; those of others may be anything below 2^40.
+#[derive(Default)]
+struct RefMap {
+    /// Slot + 1 by ref; 0 is none.
+    dense: Vec<u32>,
+    sparse: HashMap<u64, Slot>,
+    count: usize,
+}
+
+impl RefMap {
+    /// The dense part may have this many times as many places as there are refs.
+    const SPARSENESS_MAX: usize = 8;
+    const DENSE_MIN: usize = 1 << 16;
+
+    #[inline]
+    fn slot(&self, series_ref: HeadSeriesRef) -> Option<Slot> {
+        match self.dense.get(series_ref.0 as usize) {
+            Some(0) | None if self.sparse.is_empty() => None,
+            Some(0) | None => self.sparse.get(&series_ref.0).copied(),
+            Some(slot) => Some(slot - 1),
+        }
+    }
+
+    fn insert(&mut self, series_ref: HeadSeriesRef, slot: Slot) {
+        self.count += 1;
+        let index = series_ref.0 as usize;
+        let dense_max = (self.count * Self::SPARSENESS_MAX).max(Self::DENSE_MIN);
+        if index >= self.dense.len() && index < dense_max {
+            self.dense.resize(index + 1, 0);
+        }
+        match self.dense.get_mut(index) {
+            Some(place) => *place = slot + 1,
+            None => {
+                self.sparse.insert(series_ref.0, slot);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dense_and_sparse_refs_are_kept_apart() {
+        let mut refs = RefMap::default();
+        let all = [1, 2, 3, (1 << 24) - 1, 1 << 32, (1 << 40) - 2, 100_000, 60_000];
+        for (slot, series_ref) in all.iter().enumerate() {
+            assert_eq!(refs.slot(HeadSeriesRef(*series_ref)), None);
+            refs.insert(HeadSeriesRef(*series_ref), slot as Slot);
+        }
+        for (slot, series_ref) in all.iter().enumerate() {
+            assert_eq!(refs.slot(HeadSeriesRef(*series_ref)), Some(slot as Slot));
+        }
+        assert!(refs.dense.len() <= RefMap::DENSE_MIN);
+    }
+}

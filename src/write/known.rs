@@ -1,0 +1,353 @@
+//! A remote write 1.0 request into a batch: known series by their bytes, others by a full read.
+//!
+//! A known series costs one comparison of its label bytes. Messages are taken sixteen at a time, so
+//! that the cache misses of their look-ups overlap. Where the sender repeats its order, the next
+//! series is guessed to be the next slot, and a right guess skips hash and table.
+
+use crate::model::key_table::{KeyHash, Slot};
+use crate::model::labels::{KeyBuilder, METRIC_NAME, fmt_labels};
+use crate::tsdb::head::batch::Batch;
+use crate::tsdb::head::series::{Rules, SeriesSet};
+use crate::wire::reader::split_len_prefixed;
+use crate::wire::remote_write_v1::{
+    DecodeError, RequestField, RequestFields, SeriesField, SeriesFields, check_message,
+    split_tail_sample,
+};
+use crate::write::error::Reason;
+use crate::write::{Manners, WriteOutcome};
+
+/// Messages looked up together.
+const WINDOW: usize = 16;
+
+/// What a series' labels may amount to.
+#[derive(Clone, Copy, Debug)]
+pub struct LabelCaps {
+    pub labels_max: usize,
+    /// Names and values of one series together.
+    pub bytes_max: usize,
+}
+
+impl Default for LabelCaps {
+    fn default() -> LabelCaps {
+        LabelCaps { labels_max: 256, bytes_max: 64 << 10 }
+    }
+}
+
+/// Decodes `request` into `batch`, looking series up in `known`. Series that the label rules refuse
+/// are counted in the outcome, their samples are not in the batch.
+pub fn decode_request(
+    request: &[u8],
+    known: &SeriesSet,
+    manners: Manners,
+    caps: LabelCaps,
+    batch: &mut Batch,
+) -> Result<WriteOutcome, DecodeError> {
+    let mut decoder = Decoder {
+        known,
+        manners,
+        caps,
+        batch,
+        outcome: WriteOutcome::default(),
+        guess: Guess::default(),
+        labels: Vec::new(),
+        key: KeyBuilder::default(),
+    };
+    let mut fields = RequestFields::new(request);
+    let mut window = [&[][..]; WINDOW];
+    let mut filled = 0;
+    while let Some(field) = fields.next_field()? {
+        match field {
+            RequestField::TimeSeries(series) => {
+                window[filled] = series;
+                filled += 1;
+                if filled == WINDOW {
+                    decoder.decode_window(&window)?;
+                    filled = 0;
+                }
+            }
+            RequestField::Metadata(metadata) => {
+                check_message(metadata, "metadata")?;
+                decoder.outcome.metadata += 1;
+            }
+        }
+    }
+    decoder.decode_window(&window[..filled])?;
+    Ok(decoder.outcome)
+}
+
+struct Decoder<'r, 'k> {
+    known: &'k SeriesSet,
+    manners: Manners,
+    caps: LabelCaps,
+    batch: &'k mut Batch,
+    outcome: WriteOutcome,
+    guess: Guess,
+    /// Labels of the series at hand, reused.
+    labels: Vec<(&'r [u8], &'r [u8])>,
+    key: KeyBuilder,
+}
+
+/// Which slot the next series is likely to have.
+#[derive(Default)]
+struct Guess {
+    next: Slot,
+    /// Windows in a row whose first guess was wrong.
+    wrong: u32,
+    windows: u32,
+}
+
+impl Guess {
+    /// After this many wrong windows a guess is only tried now and then.
+    const WRONG_MAX: u32 = 4;
+    const RETRY_EVERY: u32 = 32;
+
+    fn is_worth_trying(&mut self) -> bool {
+        self.windows = self.windows.wrapping_add(1);
+        self.wrong < Self::WRONG_MAX || self.windows.is_multiple_of(Self::RETRY_EVERY)
+    }
+}
+
+impl<'r> Decoder<'r, '_> {
+    fn decode_window(&mut self, window: &[&'r [u8]]) -> Result<(), DecodeError> {
+        self.outcome.series += window.len() as u64;
+        let guessed = if self.guess.is_worth_trying() { self.take_guessed(window) } else { 0 };
+        let window = &window[guessed..];
+        let mut sought: [Option<(KeyHash, &[u8], i64, u64)>; WINDOW] = [None; WINDOW];
+        let mut touched = 0u8;
+        for (series, sought) in window.iter().zip(&mut sought) {
+            if let Some((raw, t, v)) = split_tail_sample(series) {
+                let hash = self.known.hash(raw);
+                *sought = Some((hash, raw, t, v));
+            }
+        }
+        for (hash, ..) in sought.iter().flatten() {
+            touched = touched.wrapping_add(self.known.touch(*hash));
+        }
+        std::hint::black_box(touched);
+        for (series, sought) in window.iter().zip(&sought) {
+            let found = sought.and_then(|(hash, raw, t, v)| {
+                Some((self.known.find(hash, raw, self.rules())?, t, v))
+            });
+            match found {
+                Some((slot, t, v)) => {
+                    self.batch.push(slot, t, v);
+                    self.guess.next = slot + 1;
+                }
+                None => self.decode_unusual(series)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes series from the window's front for as long as each is the one guessed.
+    fn take_guessed(&mut self, window: &[&'r [u8]]) -> usize {
+        let mut taken = 0;
+        for series in window {
+            let Some((raw, t, v)) = split_tail_sample(series) else { break };
+            if !self.known.is_key(self.guess.next, raw) {
+                break;
+            }
+            self.batch.push(self.guess.next, t, v);
+            self.guess.next += 1;
+            taken += 1;
+        }
+        self.guess.wrong = if taken == 0 { self.guess.wrong.saturating_add(1) } else { 0 };
+        taken
+    }
+
+    /// A series with another number of samples than one, or an unusual encoding, or a new one.
+    fn decode_unusual(&mut self, series: &'r [u8]) -> Result<(), DecodeError> {
+        let (raw, rest) = split_labels(series);
+        if let Some(slot) = self.known.find(self.known.hash(raw), raw, self.rules()) {
+            let first_sample = self.batch.samples.len();
+            let mut fields = SeriesFields::new(rest);
+            let mut others = Others::default();
+            while let Some(field) = fields.next_field()? {
+                match field {
+                    SeriesField::Sample { t, v } => self.batch.push(slot, t, v),
+                    SeriesField::Label { .. } => {
+                        // Labels behind samples: the bytes before do not name the series.
+                        self.batch.samples.truncate(first_sample);
+                        return self.decode_fully(series);
+                    }
+                    other => others.count(other)?,
+                }
+            }
+            let known = self.known;
+            others.add_to(&mut self.outcome, || known.key(slot).labels().collect());
+            self.guess.next = slot + 1;
+            return Ok(());
+        }
+        self.decode_fully(series)
+    }
+
+    /// Reads every field, judges the labels and finds the series by its canonical key.
+    fn decode_fully(&mut self, series: &'r [u8]) -> Result<(), DecodeError> {
+        self.labels.clear();
+        let first_sample = self.batch.samples.len();
+        let mut others = Others::default();
+        let mut fields = SeriesFields::new(series);
+        while let Some(field) = fields.next_field()? {
+            match field {
+                // More are only counted.
+                SeriesField::Label { name, value } => self.labels.push((name, value)),
+                SeriesField::Sample { t, v } => self.batch.push(0, t, v),
+                other => others.count(other)?,
+            }
+        }
+        if let Err(reason) = self.judge_labels() {
+            self.batch.samples.truncate(first_sample);
+            let labels = &self.labels;
+            self.outcome.refusals.add(reason, 1, || display(labels));
+            return Ok(());
+        }
+        self.key.clear();
+        for (name, value) in &self.labels {
+            self.key.push(name, value);
+        }
+        others.add_to(&mut self.outcome, || self.labels.clone());
+        if self.batch.samples.len() == first_sample {
+            return Ok(());
+        }
+        let key = self.key.as_bytes();
+        let hash = self.known.hash(key);
+        let number = match self.known.find(hash, key, self.rules()) {
+            Some(slot) => {
+                self.guess.next = slot + 1;
+                slot
+            }
+            None => self.batch.push_new_series(hash, key),
+        };
+        for sample in &mut self.batch.samples[first_sample..] {
+            sample.series = number;
+        }
+        let (raw, rest) = split_labels(series);
+        if raw != self.key.as_bytes() && has_no_label(rest) {
+            self.batch.push_alias(number, raw, self.rules());
+        }
+        Ok(())
+    }
+
+    /// Checks the labels at hand; leaves them sorted and without empty values where that is allowed.
+    fn judge_labels(&mut self) -> Result<(), Reason> {
+        let labels = &mut self.labels;
+        if labels.is_empty() {
+            return Err(Reason::EmptyLabels);
+        }
+        let bytes: usize = labels.iter().map(|(name, value)| name.len() + value.len()).sum();
+        if labels.len() > self.caps.labels_max || bytes > self.caps.bytes_max {
+            return Err(Reason::TooManyLabels);
+        }
+        match self.manners {
+            Manners::Thanos => {
+                if labels[0].0.is_empty() || labels[0].1.is_empty() {
+                    return Err(Reason::EmptyLabel);
+                }
+                for pair in labels.windows(2) {
+                    let ((before, _), (name, value)) = (pair[0], pair[1]);
+                    if name.is_empty() || value.is_empty() {
+                        return Err(Reason::EmptyLabel);
+                    }
+                    match before.cmp(name) {
+                        std::cmp::Ordering::Less => {}
+                        std::cmp::Ordering::Equal => return Err(Reason::DuplicateLabel),
+                        std::cmp::Ordering::Greater => return Err(Reason::OutOfOrderLabels),
+                    }
+                }
+            }
+            Manners::Prometheus => {
+                labels.sort_by(|a, b| a.0.cmp(b.0));
+                if labels.windows(2).any(|pair| pair[0].0 == pair[1].0) {
+                    return Err(Reason::DuplicateLabel);
+                }
+                labels.retain(|(_, value)| !value.is_empty());
+                let utf8 = |bytes| std::str::from_utf8(bytes).is_ok();
+                if labels.iter().any(|(name, value)| name.is_empty() || !utf8(name) || !utf8(value))
+                    || !labels.iter().any(|(name, _)| *name == METRIC_NAME)
+                {
+                    return Err(Reason::InvalidLabels);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The rules under which an alias holds. Caps do not change while the process runs.
+    fn rules(&self) -> Rules {
+        Rules(self.manners as u8)
+    }
+}
+
+/// Fields of a series that are counted only.
+#[derive(Default)]
+struct Others {
+    exemplars: u64,
+    histograms: u64,
+}
+
+impl Others {
+    fn count(&mut self, field: SeriesField<'_>) -> Result<(), DecodeError> {
+        match field {
+            SeriesField::Exemplar(message) => {
+                check_message(message, "exemplar")?;
+                self.exemplars += 1;
+            }
+            SeriesField::Histogram(message) => {
+                check_message(message, "histogram")?;
+                self.histograms += 1;
+            }
+            SeriesField::Label { .. } | SeriesField::Sample { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn add_to<'l>(
+        self,
+        outcome: &mut WriteOutcome,
+        labels: impl FnOnce() -> Vec<(&'l [u8], &'l [u8])>,
+    ) {
+        outcome.exemplars_dropped += self.exemplars;
+        if self.histograms > 0 {
+            let example = || display(&labels());
+            outcome.refusals.add(Reason::HistogramsNotStored, self.histograms, example);
+        }
+    }
+}
+
+/// The label fields at a series message's start, and what follows them.
+fn split_labels(series: &[u8]) -> (&[u8], &[u8]) {
+    let mut rest = series;
+    while let Some(after_tag) = rest.strip_prefix(&[crate::model::labels::TAG_FIELD_1]) {
+        match split_len_prefixed(after_tag) {
+            Some((_, after)) => rest = after,
+            None => break,
+        }
+    }
+    (&series[..series.len() - rest.len()], rest)
+}
+
+fn has_no_label(fields: &[u8]) -> bool {
+    let mut fields = SeriesFields::new(fields);
+    while let Ok(Some(field)) = fields.next_field() {
+        if matches!(field, SeriesField::Label { .. }) {
+            return false;
+        }
+    }
+    true
+}
+
+/// Labels of a refusal's example. A storm of labels is cut before it is written out.
+fn display(labels: &[(&[u8], &[u8])]) -> String {
+    const SHOWN_MAX: usize = 32;
+    let mut text = String::new();
+    // Writing to a String cannot fail.
+    let _ = fmt_labels(&mut text, labels.iter().copied().take(SHOWN_MAX));
+    if labels.len() > SHOWN_MAX {
+        text.push_str(&format!(" and {} more labels", labels.len() - SHOWN_MAX));
+    }
+    text
+}
+
+#[cfg(test)]
+#[path = "known/tests.rs"]
+mod tests;

@@ -1,0 +1,232 @@
+//! Requests against the rules of both endpoints, and the fast path against the full one.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::model::key_table::KeyHasher;
+use crate::model::labels::{SeriesKey, TAG_FIELD_1, push_label};
+use crate::tsdb::head::batch::NEW_BIT;
+use crate::wire::reader::push_varint;
+
+const NOW: i64 = 1_700_000_000_000;
+
+#[derive(Clone, Debug, Default)]
+struct TestSeries {
+    labels: Vec<(String, String)>,
+    samples: Vec<(i64, f64)>,
+    exemplars: u64,
+    histograms: u64,
+}
+
+fn series(labels: &[(&str, &str)], samples: &[(i64, f64)]) -> TestSeries {
+    let labels = labels.iter().map(|(name, value)| (name.to_string(), value.to_string()));
+    TestSeries { labels: labels.collect(), samples: samples.to_vec(), exemplars: 0, histograms: 0 }
+}
+
+fn push_bytes(out: &mut Vec<u8>, tag: u8, bytes: &[u8]) {
+    out.push(tag);
+    push_varint(out, bytes.len() as u64);
+    out.extend_from_slice(bytes);
+}
+
+fn encode(all: &[TestSeries]) -> Vec<u8> {
+    let mut request = Vec::new();
+    for series in all {
+        let mut message = Vec::new();
+        for (name, value) in &series.labels {
+            push_label(&mut message, TAG_FIELD_1, name.as_bytes(), value.as_bytes());
+        }
+        for (t, v) in &series.samples {
+            let mut sample = Vec::new();
+            if v.to_bits() != 0 {
+                sample.push(0x09);
+                sample.extend_from_slice(&v.to_le_bytes());
+            }
+            sample.push(0x10);
+            push_varint(&mut sample, *t as u64);
+            push_bytes(&mut message, 0x12, &sample);
+        }
+        for _ in 0..series.exemplars {
+            push_bytes(&mut message, 0x1a, &[0x10, 1]);
+        }
+        for _ in 0..series.histograms {
+            push_bytes(&mut message, 0x22, &[0x18, 1]);
+        }
+        push_bytes(&mut request, 0x0a, &message);
+    }
+    request
+}
+
+/// A decoded sample: labels, time and value bits.
+type Decoded = (String, i64, u64);
+
+/// Decodes, and makes the new series, as a head would.
+fn decode(
+    request: &[u8],
+    known: &mut SeriesSet,
+    manners: Manners,
+) -> Result<(Vec<Decoded>, WriteOutcome), DecodeError> {
+    let mut batch = Batch::default();
+    let outcome = decode_request(request, known, manners, LabelCaps::default(), &mut batch)?;
+    let mut slots = Vec::new();
+    for new in &batch.new_series {
+        let key = batch.key(new);
+        let slot = match known.find(new.hash, key, Rules::CANONICAL) {
+            Some(slot) => slot,
+            None => known.insert(new.hash, SeriesKey::from_canonical(key)),
+        };
+        slots.push(Some(slot));
+    }
+    for alias in &batch.aliases {
+        let slot = Batch::slot_of(alias.series, &slots).unwrap();
+        known.insert_alias(batch.raw(alias), slot, alias.rules);
+    }
+    let decoded = batch.samples.iter().map(|sample| {
+        let slot = Batch::slot_of(sample.series, &slots).unwrap();
+        (format!("{:?}", known.key(slot)), sample.t, sample.v)
+    });
+    Ok((decoded.collect(), outcome))
+}
+
+fn nothing() -> SeriesSet {
+    SeriesSet::new(KeyHasher::random())
+}
+
+fn refused(outcome: &WriteOutcome) -> Vec<(Reason, u64)> {
+    outcome.refusals.iter().map(|(reason, count, _)| (reason, count)).collect()
+}
+
+#[test]
+fn labels_are_judged_by_the_endpoints_rules() {
+    let long = "x".repeat(70_000);
+    let cases: &[(&[(&str, &str)], Option<Reason>, Option<Reason>)] = &[
+        (&[("__name__", "up"), ("job", "a")], None, None),
+        (&[], Some(Reason::EmptyLabels), Some(Reason::EmptyLabels)),
+        (&[("job", "a"), ("__name__", "up")], Some(Reason::OutOfOrderLabels), None),
+        (&[("__name__", "up"), ("a", "")], Some(Reason::EmptyLabel), None),
+        (&[("", "up"), ("__name__", "x")], Some(Reason::EmptyLabel), Some(Reason::InvalidLabels)),
+        (
+            &[("__name__", "up"), ("a", "1"), ("a", "1")],
+            Some(Reason::DuplicateLabel),
+            Some(Reason::DuplicateLabel),
+        ),
+        (&[("job", "a")], None, Some(Reason::InvalidLabels)),
+        (&[("__name__", &long)], Some(Reason::TooManyLabels), Some(Reason::TooManyLabels)),
+    ];
+    for (labels, thanos, prometheus) in cases {
+        let request = encode(&[series(labels, &[(NOW, 1.0)])]);
+        for (manners, reason) in [(Manners::Thanos, thanos), (Manners::Prometheus, prometheus)] {
+            let (decoded, outcome) = decode(&request, &mut nothing(), manners).unwrap();
+            let expected: Vec<_> = reason.iter().map(|reason| (*reason, 1)).collect();
+            assert_eq!(refused(&outcome), expected, "{labels:?} {manners:?}");
+            assert_eq!(decoded.len(), usize::from(reason.is_none()));
+        }
+    }
+}
+
+#[test]
+fn an_order_accepted_under_one_rule_is_still_refused_under_the_other() {
+    let request = encode(&[series(&[("job", "a"), ("__name__", "up")], &[(NOW, 1.0)])]);
+    let mut known = nothing();
+    for _ in 0..2 {
+        let (decoded, _) = decode(&request, &mut known, Manners::Prometheus).unwrap();
+        assert_eq!(decoded[0].0, "{__name__=\"up\", job=\"a\"}");
+        let (decoded, outcome) = decode(&request, &mut known, Manners::Thanos).unwrap();
+        assert!(decoded.is_empty());
+        assert_eq!(refused(&outcome), [(Reason::OutOfOrderLabels, 1)]);
+    }
+    assert_eq!(known.len(), 1);
+}
+
+#[test]
+fn what_is_not_stored_is_counted() {
+    let mut histogram = series(&[("__name__", "h")], &[]);
+    histogram.histograms = 2;
+    let mut exemplar = series(&[("__name__", "e")], &[(NOW, 1.0)]);
+    exemplar.exemplars = 3;
+    let mut request = encode(&[histogram, exemplar]);
+    push_bytes(&mut request, 0x1a, &[0x08, 1]);
+    let mut known = nothing();
+    for _ in 0..2 {
+        let (decoded, outcome) = decode(&request, &mut known, Manners::Thanos).unwrap();
+        assert_eq!(decoded.len(), 1);
+        assert_eq!(refused(&outcome), [(Reason::HistogramsNotStored, 2)]);
+        assert_eq!((outcome.series, outcome.exemplars_dropped, outcome.metadata), (2, 3, 1));
+    }
+    assert_eq!(known.len(), 1, "a series without a sample is not made");
+}
+
+#[test]
+fn labels_behind_samples_belong_to_the_series() {
+    let mut message = Vec::new();
+    push_label(&mut message, TAG_FIELD_1, b"__name__", b"up");
+    push_bytes(&mut message, 0x12, &[0x10, 1]);
+    push_label(&mut message, TAG_FIELD_1, b"job", b"a");
+    let mut request = encode(&[series(&[("__name__", "up")], &[(NOW, 1.0)])]);
+    push_bytes(&mut request, TAG_FIELD_1, &message);
+    let mut known = nothing();
+    for _ in 0..2 {
+        let (decoded, _) = decode(&request, &mut known, Manners::Thanos).unwrap();
+        assert_eq!(decoded[1], ("{__name__=\"up\", job=\"a\"}".into(), 1, 0));
+    }
+    assert_eq!(known.len(), 2);
+}
+
+#[test]
+fn damaged_requests_are_errors_that_name_the_field() {
+    let whole = encode(&[series(&[("__name__", "up")], &[(NOW, 1.0)])]);
+    let err = decode(&whole[..whole.len() - 1], &mut nothing(), Manners::Thanos).unwrap_err();
+    assert_eq!(err.field, "timeseries");
+    let mut bad_sample = Vec::new();
+    push_label(&mut bad_sample, TAG_FIELD_1, b"__name__", b"up");
+    push_bytes(&mut bad_sample, 0x12, &[0x08, 1]);
+    let mut request = Vec::new();
+    push_bytes(&mut request, TAG_FIELD_1, &bad_sample);
+    let err = decode(&request, &mut nothing(), Manners::Thanos).unwrap_err();
+    assert_eq!(err.to_string(), "sample: wrong wire type");
+}
+
+fn any_series() -> impl Strategy<Value = TestSeries> {
+    let samples = prop::collection::vec((NOW..NOW + 50, any::<f64>()), 0..4);
+    let sample = (NOW..NOW + 50, prop_oneof![Just(0.0), any::<f64>()]).prop_map(|s| vec![s]);
+    let times = prop_oneof![4 => sample, 1 => samples];
+    (0..40usize, times).prop_map(|(number, samples)| {
+        let number = format!("{number}");
+        series(&[("__name__", "m"), ("n", &number)], &samples)
+    })
+}
+
+proptest! {
+    /// Whatever was known before, a request means the same.
+    #[test]
+    fn known_and_unknown_series_decode_alike(
+        warm in prop::collection::vec(any_series(), 0..60),
+        requests in prop::collection::vec(prop::collection::vec(any_series(), 0..60), 1..4),
+    ) {
+        let mut known = nothing();
+        decode(&encode(&warm), &mut known, Manners::Thanos).unwrap();
+        for request in requests {
+            let expected: Vec<Decoded> = request
+                .iter()
+                .flat_map(|series| {
+                    let name = format!("{{__name__=\"m\", n=\"{}\"}}", series.labels[1].1);
+                    series.samples.iter().map(move |(t, v)| (name.clone(), *t, v.to_bits()))
+                })
+                .collect();
+            let (decoded, _) = decode(&encode(&request), &mut known, Manners::Thanos).unwrap();
+            prop_assert_eq!(decoded, expected);
+        }
+    }
+
+    #[test]
+    fn any_bytes_are_decoded_without_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+        let mut batch = Batch::default();
+        let _ = decode_request(
+            &bytes, &nothing(), Manners::Prometheus, LabelCaps::default(), &mut batch,
+        );
+        for sample in &batch.samples {
+            let series = (sample.series & !NEW_BIT) as usize;
+            prop_assert!(sample.series & NEW_BIT != 0 && series < batch.new_series.len());
+        }
+    }
+}
