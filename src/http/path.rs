@@ -1,4 +1,4 @@
-//! Paths that are nearly right, as Thanos' router sees them.
+//! Paths that are nearly right, as Thanos' two routers see them.
 
 use std::borrow::Cow;
 
@@ -12,14 +12,26 @@ pub(super) enum Resolved {
     Unknown,
 }
 
+/// How far a path may be from the one that is meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Tolerance {
+    /// Dots, double slashes, a slash at the end, another case: the remote-write listener.
+    Generous,
+    /// Dots and double slashes: the operator's listener.
+    Exact,
+}
+
 /// Looks `path`, as it stands in the request, up among `known`.
-pub(super) fn resolve(path: &str, known: &[&'static str]) -> Resolved {
+pub(super) fn resolve(path: &str, known: &[&'static str], tolerance: Tolerance) -> Resolved {
     let decoded = percent_decode(path);
     if let Some(exact) = known.iter().find(|known| known.as_bytes() == &*decoded) {
         return Resolved::Known(exact);
     }
     let cleaned = clean(&decoded);
-    let meant = known.iter().find(|known| known.as_bytes().eq_ignore_ascii_case(&cleaned));
+    let meant = known.iter().find(|known| match tolerance {
+        Tolerance::Generous => known.as_bytes().eq_ignore_ascii_case(&cleaned),
+        Tolerance::Exact => known.as_bytes() == cleaned && !decoded.ends_with(b"/"),
+    });
     meant.map_or(Resolved::Unknown, |known| Resolved::Meant(known))
 }
 
@@ -85,7 +97,21 @@ mod tests {
             ("/%ff%00", Resolved::Unknown),
         ];
         for (path, resolved) in cases {
-            assert_eq!(resolve(path, KNOWN), resolved, "{path}");
+            assert_eq!(resolve(path, KNOWN, Tolerance::Generous), resolved, "{path}");
+        }
+    }
+
+    #[test]
+    fn the_operators_listener_corrects_less() {
+        const KNOWN: &[&str] = &["/-/ready"];
+        let cases = [
+            ("/-/ready", Resolved::Known(KNOWN[0])),
+            ("//-/ready", Resolved::Meant(KNOWN[0])),
+            ("/-/ready/", Resolved::Unknown),
+            ("/-/READY", Resolved::Unknown),
+        ];
+        for (path, resolved) in cases {
+            assert_eq!(resolve(path, KNOWN, Tolerance::Exact), resolved, "{path}");
         }
     }
 }

@@ -20,7 +20,7 @@ use http_body::Body as _;
 use http_body_util::BodyExt;
 
 use crate::http::metrics::{Observation, TenantEntry, WriteMetrics};
-use crate::http::path::{self, Resolved};
+use crate::http::path::{self, Resolved, Tolerance};
 use crate::http::respond::RequestError;
 use crate::http::tenant::TenantRules;
 use crate::http::{Probe, respond, status};
@@ -345,7 +345,7 @@ async fn other_path<S: WriteSink>(
     State(service): State<Arc<WriteService<S>>>,
     request: Request,
 ) -> Response {
-    match path::resolve(request.uri().path(), PATHS) {
+    match path::resolve(request.uri().path(), PATHS, Tolerance::Generous) {
         Resolved::Known(RECEIVE_PATH) => service.serve(request, Manners::Thanos).await,
         Resolved::Known(_) => service.serve(request, Manners::Prometheus).await,
         Resolved::Meant(path) => status::redirect(path, request.method()),

@@ -9,7 +9,7 @@ use axum::response::Response;
 use http::header::{CONTENT_TYPE, LOCATION};
 use http::{HeaderValue, Method, StatusCode};
 
-use crate::http::path::{self, Resolved};
+use crate::http::path::{self, Resolved, Tolerance};
 use crate::http::{Probe, respond};
 use crate::metrics::Registry;
 
@@ -45,7 +45,7 @@ pub fn status_router(registry: &Registry, ready: Probe) -> Router {
 }
 
 async fn answer(State(status): State<Arc<Status>>, request: Request) -> Response {
-    match path::resolve(request.uri().path(), PATHS) {
+    match path::resolve(request.uri().path(), PATHS, Tolerance::Exact) {
         Resolved::Known(READY) if !status.ready.holds() => {
             probe_response(StatusCode::SERVICE_UNAVAILABLE, "NOT OK")
         }

@@ -42,10 +42,10 @@ pub(crate) fn http(step: &Step, answer: Option<&Answer>) -> Differences {
         }
     }
     let is_success = answer.status < 300;
-    if let Some(Value::String(expected)) = step.expected("body").filter(|_| is_success) {
-        if !text_matches(expected, &body) {
-            differences.push(format!("body {body:?}, expected {expected:?}"));
-        }
+    if let Some(Value::String(expected)) = step.expected("body").filter(|_| is_success)
+        && !text_matches(expected, &body)
+    {
+        differences.push(format!("body {body:?}, expected {expected:?}"));
     }
     if let Some(expected) = step.expected("json") {
         let found = serde_json::from_str(&body).unwrap_or(Value::Null);

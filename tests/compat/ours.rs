@@ -48,6 +48,8 @@ const fn refused_histograms(suite: &'static str) -> Exception {
 
 pub(crate) const EXCEPTIONS: &[Exception] = &[
     not_found("rw1-transport", "path-11", NO_OTLP),
+    not_found("ops-port", "get-09", NO_PROFILES),
+    not_found("ops-port", "get-10", NO_PROFILES),
     not_found("ops-port", "profile-00", NO_PROFILES),
     not_found("ops-port", "profile-01", NO_PROFILES),
     not_found("ops-port", "profile-02", NO_PROFILES),
