@@ -2,9 +2,13 @@ use axum::body::{Bytes, to_bytes};
 use http::HeaderValue;
 use http::header::RETRY_AFTER;
 use parking_lot::Mutex;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use super::*;
+use crate::http::{ConnectionLimits, serve};
 use crate::write::error::Reason;
 
 /// Remembers what it is given, and refuses a sample of the request "refuse".
@@ -158,6 +162,32 @@ async fn a_body_that_does_not_arrive_is_given_up() {
     let stalled = futures::stream::pending::<Result<Bytes, std::io::Error>>();
     assert_eq!(ask(&node, RECEIVE_PATH, &[], Body::from_stream(stalled)).await.0, 503);
     assert_eq!(node.service.admission.inflight_bytes(), 0);
+}
+
+#[tokio::test]
+async fn a_half_sent_body_is_answered_and_its_connection_closed() {
+    let node = node(Probe::new(|| true));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let router = remote_write_router(node.service.clone());
+    let shutdown = CancellationToken::new();
+    let limits = ConnectionLimits::default();
+    let served = tokio::spawn(serve(listener, router, limits, shutdown.clone(), Duration::MAX));
+    let half = b"POST /api/v1/receive HTTP/1.1\r\nHost: x\r\nContent-Length: 900\r\n\r\nhalf";
+    let mut stalled = Vec::new();
+    for _ in 0..500 {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(half).await.unwrap();
+        stalled.push(stream);
+    }
+    for mut stream in stalled {
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+    }
+    assert_eq!(node.service.admission.inflight_bytes(), 0);
+    shutdown.cancel();
+    assert_eq!(served.await.unwrap().connections_cut, 0);
 }
 
 #[tokio::test]
