@@ -313,7 +313,9 @@ impl<S: WriteSink> WriteService<S> {
             request_size,
             response_size: response.body().size_hint().lower(),
         };
-        metrics.observe(&observation, result.as_ref().ok());
+        // Thanos measures only requests with series.
+        let outcome = result.as_ref().ok().filter(|outcome| outcome.series > 0);
+        metrics.observe(&observation, outcome);
         response
     }
 }
