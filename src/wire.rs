@@ -2,3 +2,4 @@
 
 pub mod reader;
 pub mod remote_write_v1;
+pub mod snappy;

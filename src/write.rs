@@ -1,5 +1,6 @@
 //! The nouns of the write path.
 
+pub mod admission;
 pub mod error;
 pub mod known;
 pub mod local;

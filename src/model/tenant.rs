@@ -4,8 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 
 /// A tenant name that is safe as one path element. It is UTF-8, not empty, holds no `/` and no
-/// control byte, is neither `.` nor `..`, not `lost+found`, and at most 255 bytes long, since it
-/// names a directory.
+/// control byte but the tab, is neither `.` nor `..`, not `lost+found`, and at most 255 bytes long,
+/// since it names a directory.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TenantId(Arc<str>);
 
@@ -42,7 +42,8 @@ impl TenantId {
         if name == "." || name == ".." || name == LOST_AND_FOUND || name.contains('/') {
             return Err(TenantNameError::NotAPathElement);
         }
-        if name.bytes().any(|byte| byte < 0x20 || byte == 0x7f) {
+        // A tab is legal within a header, so Thanos has such tenants.
+        if name.bytes().any(|byte| (byte < 0x20 && byte != b'\t') || byte == 0x7f) {
             return Err(TenantNameError::ControlCharacter);
         }
         Ok(TenantId(Arc::from(name)))
@@ -85,7 +86,7 @@ mod tests {
 
     #[test]
     fn plain_names_are_taken() {
-        for name in ["a", "default-tenant", "...", "a b", "ü", ".hidden"] {
+        for name in ["a", "default-tenant", "...", "a b", "a\tb", "ü", ".hidden"] {
             assert_eq!(TenantId::parse(name.as_bytes()).unwrap().as_str(), name);
         }
         assert!(TenantId::parse(&[b'a'; 255]).is_ok());

@@ -1,0 +1,276 @@
+use axum::body::{Bytes, to_bytes};
+use http::HeaderValue;
+use http::header::RETRY_AFTER;
+use parking_lot::Mutex;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
+
+use super::*;
+use crate::http::{ConnectionLimits, serve};
+use crate::write::error::Reason;
+
+/// Remembers what it is given, and refuses a sample of the request "refuse".
+#[derive(Default)]
+struct Recorder(Mutex<Vec<(String, Vec<u8>)>>);
+
+impl WriteSink for Recorder {
+    async fn write(
+        &self,
+        tenant: &TenantId,
+        request: &[u8],
+        _manners: Manners,
+    ) -> Result<WriteOutcome, WriteError> {
+        self.0.lock().push((tenant.as_str().to_owned(), request.to_vec()));
+        let mut outcome = WriteOutcome { series: 1, samples_stored: 1, ..Default::default() };
+        match request {
+            b"refuse" => outcome.refusals.add(Reason::OutOfBounds, 1, || "{a=\"b\"}".into()),
+            b"broken" => {
+                return Err(WriteError::Invalid { stage: "decode", detail: "no message".into() });
+            }
+            _ => {}
+        }
+        Ok(outcome)
+    }
+}
+
+struct Node {
+    sink: Arc<Recorder>,
+    service: Arc<WriteService<Recorder>>,
+    registry: Registry,
+}
+
+const LIMITS: RequestLimits = RequestLimits {
+    request_bytes_max: 1000,
+    decoded_bytes_max: 5000,
+    inflight_bytes_max: 20_000,
+    body_read_timeout: Duration::from_millis(20),
+};
+
+fn node(accepting: Probe) -> Node {
+    let tenants = TenantRules::new("THANOS-TENANT", TenantId::parse(b"nobody").unwrap()).unwrap();
+    let options = RemoteWriteOptions::new(tenants, "THANOS-REPLICA", LIMITS).unwrap();
+    let (sink, registry) = (Arc::new(Recorder::default()), Registry::new());
+    let service = WriteService::new(sink.clone(), accepting, options, &registry);
+    Node { sink, service: Arc::new(service), registry }
+}
+
+/// Path, headers and body of a request; status and text of its answer.
+async fn ask(
+    node: &Node,
+    path: &str,
+    headers: &[(&'static str, &'static str)],
+    body: impl Into<Body>,
+) -> (u16, String) {
+    let mut request = Request::post(path).body(body.into()).unwrap();
+    for (name, value) in headers {
+        let name = HeaderName::from_static(name);
+        request.headers_mut().append(name, HeaderValue::from_static(value));
+    }
+    let response = remote_write_router(node.service.clone()).oneshot(request).await.unwrap();
+    let status = response.status();
+    assert_eq!(response.headers().contains_key(RETRY_AFTER), status.as_u16() == 503);
+    let text = to_bytes(response.into_body(), 1 << 16).await.unwrap();
+    (status.as_u16(), String::from_utf8(text.to_vec()).unwrap())
+}
+
+fn block(request: &[u8]) -> Vec<u8> {
+    snappy::deflate(request).unwrap()
+}
+
+/// A body without a declared length.
+fn chunked(chunks: Vec<Vec<u8>>) -> Body {
+    let chunks = chunks.into_iter().map(|chunk| Ok::<_, std::io::Error>(Bytes::from(chunk)));
+    Body::from_stream(futures::stream::iter(chunks))
+}
+
+#[tokio::test]
+async fn a_request_reaches_the_sink_inflated_and_with_its_tenant() {
+    let node = node(Probe::new(|| true));
+    let tenant = [("thanos-tenant", " team ")];
+    assert_eq!(ask(&node, RECEIVE_PATH, &tenant, block(b"one")).await, (200, String::new()));
+    assert_eq!(ask(&node, WRITE_PATH, &[], block(b"two")).await, (204, String::new()));
+    let body = block(&[7; 3000]);
+    let split = chunked(body.chunks(5).map(<[u8]>::to_vec).collect());
+    assert_eq!(ask(&node, RECEIVE_PATH, &tenant, split).await.0, 200);
+    let expected =
+        [("team", b"one".to_vec()), ("nobody", b"two".to_vec()), ("team", vec![7; 3000])];
+    let expected = expected.map(|(tenant, request)| (tenant.to_owned(), request));
+    assert_eq!(*node.sink.0.lock(), expected);
+    assert_eq!(node.service.admission.inflight_bytes(), 0, "everything was given back");
+}
+
+#[tokio::test]
+async fn each_stage_refuses_before_the_next_one_looks() {
+    let node = node(Probe::new(|| true));
+    let bad_replica = ("thanos-replica", "x");
+    let bad_tenant = ("thanos-tenant", "a/b");
+    let version_2 = ("x-prometheus-remote-write-version", "2.0.0");
+    let type_2 = ("content-type", "application/x-protobuf;proto=io.prometheus.write.v2.Request");
+    let large = || block(&[0; 5001]);
+    // Each request has the fault of its stage and those of all later stages.
+    let cases: Vec<(&str, Vec<(&'static str, &'static str)>, Body, u16)> = vec![
+        ("tenant", vec![bad_tenant, version_2, bad_replica], vec![0xff; 1001].into(), 400),
+        ("size", vec![version_2, bad_replica], vec![0xff; 1001].into(), 413),
+        ("read", vec![version_2, bad_replica], chunked(vec![vec![0xff; 600]; 2]), 413),
+        ("snappy", vec![version_2, bad_replica], vec![0xff; 9].into(), 400),
+        ("snappy", vec![version_2, bad_replica], large().into(), 413),
+        ("version", vec![version_2, bad_replica], block(b"broken").into(), 400),
+        ("version", vec![type_2, bad_replica], block(b"broken").into(), 415),
+        ("replica header", vec![bad_replica], block(b"broken").into(), 400),
+        ("decode", vec![], block(b"broken").into(), 400),
+        ("append", vec![], block(b"refuse").into(), 409),
+    ];
+    for (stage, headers, body, expected) in cases {
+        let (status, text) = ask(&node, RECEIVE_PATH, &headers, body).await;
+        assert_eq!(status, expected, "{stage}: {text}");
+        assert!(text.starts_with(&format!("{stage}: ")), "{stage}: {text}");
+        assert!(text.contains("tenant") && text.ends_with('\n'), "{stage}: {text}");
+    }
+    let stored: Vec<_> = node.sink.0.lock().iter().map(|(_, request)| request.clone()).collect();
+    assert_eq!(stored, [b"broken", b"refuse"]);
+}
+
+#[tokio::test]
+async fn a_node_that_does_not_accept_says_so_first() {
+    let node = node(Probe::new(|| false));
+    let (status, _) = ask(&node, RECEIVE_PATH, &[("thanos-tenant", "a/b")], Body::empty()).await;
+    assert_eq!(status, 503);
+    assert!(node.sink.0.lock().is_empty());
+}
+
+#[tokio::test]
+async fn what_does_not_fit_beside_others_is_refused_at_once() {
+    let node = node(Probe::new(|| true));
+    let others = node.service.admission.admit(19_500).unwrap();
+    let (status, text) = ask(&node, RECEIVE_PATH, &[], block(b"one")).await;
+    assert_eq!(status, 503);
+    assert!(text.contains("overload"), "{text}");
+    drop(others);
+    // A head fits, its body does not inflate into what is left.
+    let others = node.service.admission.admit(14_000).unwrap();
+    assert_eq!(ask(&node, RECEIVE_PATH, &[], block(&[0; 4000])).await.0, 503);
+    drop(others);
+    assert_eq!(ask(&node, RECEIVE_PATH, &[], block(&[0; 4000])).await.0, 200);
+    assert_eq!(node.service.admission.inflight_bytes(), 0);
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_arrive_is_given_up() {
+    let node = node(Probe::new(|| true));
+    let stalled = futures::stream::pending::<Result<Bytes, std::io::Error>>();
+    assert_eq!(ask(&node, RECEIVE_PATH, &[], Body::from_stream(stalled)).await.0, 503);
+    assert_eq!(node.service.admission.inflight_bytes(), 0);
+}
+
+#[tokio::test]
+async fn a_half_sent_body_is_answered_and_its_connection_closed() {
+    let node = node(Probe::new(|| true));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let router = remote_write_router(node.service.clone());
+    let shutdown = CancellationToken::new();
+    let limits = ConnectionLimits::default();
+    let served = tokio::spawn(serve(listener, router, limits, shutdown.clone(), Duration::MAX));
+    let half = b"POST /api/v1/receive HTTP/1.1\r\nHost: x\r\nContent-Length: 900\r\n\r\nhalf";
+    let mut stalled = Vec::new();
+    for _ in 0..500 {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(half).await.unwrap();
+        stalled.push(stream);
+    }
+    for mut stream in stalled {
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+    }
+    assert_eq!(node.service.admission.inflight_bytes(), 0);
+    shutdown.cancel();
+    assert_eq!(served.await.unwrap().connections_cut, 0);
+}
+
+#[tokio::test]
+async fn media_types_matter_to_prometheus_manners_only() {
+    let node = node(Probe::new(|| true));
+    let message_1 = "application/x-protobuf; proto=prometheus.WriteRequest";
+    let message_2 = "application/x-protobuf;proto=io.prometheus.write.v2.Request";
+    let cases = [
+        ("content-type", "application/x-protobuf", 200, 204),
+        ("content-type", message_1, 200, 204),
+        ("content-type", message_2, 415, 415),
+        ("content-type", "application/x-protobuf;proto=other.Message", 200, 415),
+        ("content-type", "text/plain", 200, 415),
+        ("content-encoding", "snappy", 200, 204),
+        ("content-encoding", "gzip", 200, 415),
+        ("x-unrelated", "x", 200, 204),
+    ];
+    for (name, value, receive, write) in cases {
+        let got = ask(&node, RECEIVE_PATH, &[(name, value)], block(b"one")).await.0;
+        assert_eq!(got, receive, "{name}: {value}");
+        let got = ask(&node, WRITE_PATH, &[(name, value)], block(b"one")).await.0;
+        assert_eq!(got, write, "{name}: {value}");
+    }
+}
+
+#[tokio::test]
+async fn a_replica_number_is_digits_in_64_bits() {
+    let node = node(Probe::new(|| true));
+    let good = ["0", "1", "00001", " 1 ", "18446744073709551615", ""];
+    let bad = ["abc", "-1", "+1", "1.0", "0x1", "18446744073709551616", "1,2", "1_0"];
+    for (values, status) in [(&good[..], 200), (&bad[..], 400)] {
+        for value in values {
+            for body in [b"".as_slice(), b"one"] {
+                let headers = [("thanos-replica", *value)];
+                let got = ask(&node, RECEIVE_PATH, &headers, block(body)).await.0;
+                assert_eq!(got, status, "{value:?}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_empty_request_is_success_without_a_tenant_being_made() {
+    let node = node(Probe::new(|| true));
+    assert_eq!(ask(&node, RECEIVE_PATH, &[], vec![0]).await.0, 200);
+    assert!(node.sink.0.lock().is_empty());
+}
+
+#[tokio::test]
+async fn methods_and_paths_are_answered_as_by_thanos() {
+    let node = node(Probe::new(|| true));
+    for (method, path, status, header) in [
+        ("GET", RECEIVE_PATH, 405, Some(("allow", "OPTIONS, POST"))),
+        ("FOO", RECEIVE_PATH, 405, Some(("allow", "OPTIONS, POST"))),
+        ("HEAD", WRITE_PATH, 405, Some(("allow", "OPTIONS, POST"))),
+        ("OPTIONS", RECEIVE_PATH, 200, Some(("allow", "OPTIONS, POST"))),
+        ("POST", "/api/v1/receive/", 307, Some(("location", RECEIVE_PATH))),
+        ("POST", "/api/v1/%72eceive", 400, None),
+        ("GET", "/metrics", 404, None),
+    ] {
+        let request = Request::builder().method(method).uri(path).body(Body::empty()).unwrap();
+        let response = remote_write_router(node.service.clone()).oneshot(request).await.unwrap();
+        assert_eq!(response.status().as_u16(), status, "{method} {path}");
+        if let Some((name, value)) = header {
+            assert_eq!(response.headers()[name], value, "{method} {path}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn requests_are_measured_under_tenants_that_exist() {
+    let node = node(Probe::new(|| true));
+    ask(&node, RECEIVE_PATH, &[("thanos-tenant", "a")], block(b"one")).await;
+    ask(&node, RECEIVE_PATH, &[("thanos-tenant", "a")], block(b"refuse")).await;
+    ask(&node, RECEIVE_PATH, &[("thanos-tenant", "a/b")], block(b"one")).await;
+    let page = node.registry.expose();
+    for line in [
+        "http_requests_total{code=\"200\",handler=\"receive\",method=\"post\",tenant=\"a\"} 1",
+        "http_requests_total{code=\"409\",handler=\"receive\",method=\"post\",tenant=\"a\"} 1",
+        "http_requests_total{code=\"400\",handler=\"receive\",method=\"post\",tenant=\"/invalid\"} 1",
+        "thanos_receive_replications_total{result=\"success\"} 1",
+        "thanos_receive_replications_total{result=\"error\"} 1",
+    ] {
+        assert!(page.lines().any(|other| other == line), "{line}\n{page}");
+    }
+}

@@ -1,0 +1,212 @@
+//! The table from what became of a write to the answer its sender gets. Nothing else picks a
+//! status.
+//!
+//! | outcome | `/api/v1/receive` | `/api/v1/write` |
+//! |---|---|---|
+//! | all stored | 200 | 204 |
+//! | some refused, the rest stored | 409 | 400 |
+//! | no write request, bad tenant | 400 | 400 |
+//! | over a size cap | 413 | 413 |
+//! | media type or encoding not known | 415 | 415 |
+//! | tenant or node not ready, overload, disk | 503, `Retry-After` | 503, `Retry-After` |
+//!
+//! Overload is never 429: Prometheus drops a batch on 429 by default.
+
+use std::fmt::Write as _;
+
+use axum::body::Body;
+use axum::response::Response;
+use http::header::{ALLOW, CONTENT_TYPE, HeaderName, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS};
+use http::{HeaderValue, StatusCode};
+
+use crate::write::error::{Refusals, WriteError};
+use crate::write::{Manners, WriteOutcome};
+
+/// What Go's `http.Error` sends, and so Thanos.
+pub const TEXT_PLAIN: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
+const NOSNIFF: HeaderValue = HeaderValue::from_static("nosniff");
+const ALLOW_POST: HeaderValue = HeaderValue::from_static("OPTIONS, POST");
+
+/// A tenant that opens replays a log, which takes seconds.
+const TENANT_RETRY_SECONDS: u16 = 2;
+/// The shortest that the header can say. Overload passes as soon as requests finish.
+const NODE_RETRY_SECONDS: u16 = 1;
+
+/// A request that failed as a whole, in terms of HTTP: what the write path says, and what only
+/// HTTP knows.
+#[derive(Debug, thiserror::Error)]
+pub enum RequestError {
+    #[error(transparent)]
+    Write(#[from] WriteError),
+    #[error("{stage}: {detail}")]
+    UnsupportedMediaType { stage: &'static str, detail: String },
+}
+
+/// The answer to a write. `tenant` is its name, or what was sent as such.
+pub fn to_write(
+    result: &Result<WriteOutcome, RequestError>,
+    tenant: &str,
+    manners: Manners,
+) -> Response {
+    match result {
+        Ok(outcome) if outcome.refusals.is_empty() => {
+            let status = match manners {
+                Manners::Thanos => StatusCode::OK,
+                Manners::Prometheus => StatusCode::NO_CONTENT,
+            };
+            empty(status)
+        }
+        Ok(outcome) => {
+            let status = match manners {
+                Manners::Thanos => StatusCode::CONFLICT,
+                Manners::Prometheus => StatusCode::BAD_REQUEST,
+            };
+            text(status, &refusal_text(&outcome.refusals, tenant))
+        }
+        Err(error) => {
+            let (status, retry_seconds) = status_of(error);
+            let mut response = text(status, &format!("{error} (tenant {tenant:?})"));
+            if let Some(seconds) = retry_seconds {
+                response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+            }
+            response
+        }
+    }
+}
+
+/// Status and, where a retry helps, seconds to wait for it.
+fn status_of(error: &RequestError) -> (StatusCode, Option<u16>) {
+    match error {
+        RequestError::UnsupportedMediaType { .. } => (StatusCode::UNSUPPORTED_MEDIA_TYPE, None),
+        RequestError::Write(error) => match error {
+            WriteError::Invalid { .. } | WriteError::TenantName(_) => {
+                (StatusCode::BAD_REQUEST, None)
+            }
+            WriteError::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, None),
+            WriteError::TenantNotReady { .. } => {
+                (StatusCode::SERVICE_UNAVAILABLE, Some(TENANT_RETRY_SECONDS))
+            }
+            WriteError::Unavailable(_) => {
+                (StatusCode::SERVICE_UNAVAILABLE, Some(NODE_RETRY_SECONDS))
+            }
+        },
+    }
+}
+
+/// Names the stage and the tenant, then each reason with its count and one series.
+fn refusal_text(refusals: &Refusals, tenant: &str) -> String {
+    let mut text = String::with_capacity(256);
+    // Writing to a String cannot fail.
+    let _ = write!(
+        text,
+        "append: {} refused for tenant {tenant:?}, the rest is stored: {refusals}",
+        refusals.total()
+    );
+    text
+}
+
+pub(super) fn not_found() -> Response {
+    text(StatusCode::NOT_FOUND, "404 page not found")
+}
+
+/// To another method than POST on a path that takes only POST.
+pub(super) fn method_not_allowed() -> Response {
+    let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed");
+    response.headers_mut().insert(ALLOW, ALLOW_POST);
+    response
+}
+
+/// To OPTIONS on a path that takes only POST.
+pub(super) fn options() -> Response {
+    let mut response = empty(StatusCode::OK);
+    response.headers_mut().insert(ALLOW, ALLOW_POST);
+    response
+}
+
+pub(super) fn empty(status: StatusCode) -> Response {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = status;
+    response
+}
+
+/// A body with these headers.
+pub(super) fn with_headers<const N: usize>(
+    status: StatusCode,
+    headers: [(HeaderName, HeaderValue); N],
+    body: impl Into<Body>,
+) -> Response {
+    let mut response = Response::new(body.into());
+    *response.status_mut() = status;
+    response.headers_mut().extend(headers);
+    response
+}
+
+/// An error's text with a newline, as `http.Error` of Go sends it.
+fn text(status: StatusCode, message: &str) -> Response {
+    let headers = [(CONTENT_TYPE, TEXT_PLAIN), (X_CONTENT_TYPE_OPTIONS, NOSNIFF)];
+    with_headers(status, headers, format!("{message}\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::to_bytes;
+
+    use super::*;
+    use crate::model::tenant::TenantNameError;
+    use crate::write::error::Reason;
+
+    fn refused() -> Result<WriteOutcome, RequestError> {
+        let mut outcome = WriteOutcome::default();
+        outcome.refusals.add(Reason::OutOfOrder, 2, || "{a=\"1\"}".into());
+        Ok(outcome)
+    }
+
+    fn cases() -> Vec<(Result<WriteOutcome, RequestError>, u16, u16)> {
+        let failed = |error: WriteError| Err(RequestError::Write(error));
+        vec![
+            (Ok(WriteOutcome::default()), 200, 204),
+            (refused(), 409, 400),
+            (failed(WriteError::Invalid { stage: "snappy", detail: "x".into() }), 400, 400),
+            (failed(WriteError::TenantName(TenantNameError::Empty)), 400, 400),
+            (failed(WriteError::TooLarge { stage: "size", detail: "x".into() }), 413, 413),
+            (
+                failed(WriteError::TenantNotReady { tenant: "t".into(), detail: "x".into() }),
+                503,
+                503,
+            ),
+            (failed(WriteError::Unavailable("x".into())), 503, 503),
+            (
+                Err(RequestError::UnsupportedMediaType { stage: "version", detail: "x".into() }),
+                415,
+                415,
+            ),
+        ]
+    }
+
+    #[test]
+    fn each_outcome_has_its_status_for_both_manners() {
+        for (result, thanos, prometheus) in cases() {
+            for (manners, status) in [(Manners::Thanos, thanos), (Manners::Prometheus, prometheus)]
+            {
+                let response = to_write(&result, "t", manners);
+                assert_eq!(response.status().as_u16(), status, "{result:?}");
+                let headers = response.headers();
+                assert_eq!(headers.contains_key(RETRY_AFTER), status == 503, "{result:?}");
+                assert_eq!(headers.contains_key(CONTENT_TYPE), status >= 400, "{result:?}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_refusal_names_stage_tenant_reason_and_series() {
+        let response = to_write(&refused(), "team", Manners::Thanos);
+        assert_eq!(response.headers()[X_CONTENT_TYPE_OPTIONS], "nosniff");
+        assert_eq!(response.headers()[CONTENT_TYPE], "text/plain; charset=utf-8");
+        let body = to_bytes(response.into_body(), 1 << 16).await.unwrap();
+        assert_eq!(
+            body,
+            "append: 2 refused for tenant \"team\", the rest is stored: \
+             out of order sample 2 ({a=\"1\"})\n"
+        );
+    }
+}

@@ -1,0 +1,134 @@
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::task::JoinHandle;
+
+use super::*;
+
+const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n";
+
+struct Server {
+    address: std::net::SocketAddr,
+    shutdown: CancellationToken,
+    served: JoinHandle<Drained>,
+}
+
+async fn start(router: Router, header_read_timeout: Duration, grace: Duration) -> Server {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let limits = ConnectionLimits { header_read_timeout, ..ConnectionLimits::default() };
+    let shutdown = CancellationToken::new();
+    let served = tokio::spawn(serve(listener, router, limits, shutdown.clone(), grace));
+    Server { address, shutdown, served }
+}
+
+fn hello() -> Router {
+    Router::new().fallback(|| async { "hello" })
+}
+
+async fn read_answer(stream: &mut TcpStream) -> String {
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"hello") {
+        let mut chunk = [0; 512];
+        let n = stream.read(&mut chunk).await.unwrap();
+        assert!(n > 0, "closed after {:?}", String::from_utf8_lossy(&answer));
+        answer.extend_from_slice(&chunk[..n]);
+    }
+    String::from_utf8(answer).unwrap()
+}
+
+/// Reads until the peer closes, in whatever way it does that.
+async fn until_closed(stream: &mut TcpStream) -> Vec<u8> {
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer).await;
+    answer
+}
+
+#[tokio::test]
+async fn half_sent_heads_are_closed_and_idle_connections_are_not() {
+    let server = start(hello(), Duration::from_millis(20), Duration::ZERO).await;
+    let mut idle = TcpStream::connect(server.address).await.unwrap();
+    idle.write_all(GET).await.unwrap();
+    read_answer(&mut idle).await;
+    let fresh = TcpStream::connect(server.address).await.unwrap();
+
+    // "P" could be the start of HTTP/2's preface, so the protocol is not even known.
+    for half in [&b"P"[..], b"POST /api", b"POST / HTTP/1.1\r\nHost: x\r\n"] {
+        let mut stalled = TcpStream::connect(server.address).await.unwrap();
+        stalled.write_all(half).await.unwrap();
+        until_closed(&mut stalled).await;
+    }
+
+    // By now more than the header timeout has passed for these two.
+    for mut waiting in [idle, fresh] {
+        waiting.write_all(GET).await.unwrap();
+        assert!(read_answer(&mut waiting).await.starts_with("HTTP/1.1 200"));
+        // And the head after an answer is timed again.
+        waiting.write_all(&GET[..9]).await.unwrap();
+        until_closed(&mut waiting).await;
+    }
+}
+
+#[tokio::test]
+async fn a_head_over_the_cap_is_refused() {
+    let server = start(hello(), Duration::from_secs(60), Duration::ZERO).await;
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    let head = format!("GET / HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n", "x".repeat(HEAD_BYTES_MAX));
+    // The peer may close before it has read all of it.
+    let _ = stream.write_all(head.as_bytes()).await;
+    let answer = until_closed(&mut stream).await;
+    assert!(!answer.starts_with(b"HTTP/1.1 200"));
+}
+
+#[tokio::test]
+async fn http_2_is_spoken_without_tls() {
+    let server = start(hello(), Duration::from_secs(60), Duration::ZERO).await;
+    let stream = TcpStream::connect(server.address).await.unwrap();
+    let io = hyper_util::rt::TokioIo::new(stream);
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
+    tokio::spawn(connection);
+    let uri = format!("http://{}/", server.address);
+    let request = http::Request::get(uri).body(axum::body::Body::empty()).unwrap();
+    let response = sender.send_request(request).await.unwrap();
+    assert_eq!(response.version(), http::Version::HTTP_2);
+    assert_eq!(response.status(), http::StatusCode::OK);
+}
+
+/// A router whose answers wait for the second token, having cancelled the first.
+fn held(arrived: CancellationToken, release: CancellationToken) -> Router {
+    Router::new().fallback(move || async move {
+        arrived.cancel();
+        release.cancelled().await;
+        "hello"
+    })
+}
+
+#[tokio::test]
+async fn a_drain_lets_requests_finish_and_closes_the_port() {
+    let (arrived, release) = (CancellationToken::new(), CancellationToken::new());
+    let router = held(arrived.clone(), release.clone());
+    let server = start(router, Duration::from_secs(60), Duration::from_secs(60)).await;
+    let mut busy = TcpStream::connect(server.address).await.unwrap();
+    busy.write_all(GET).await.unwrap();
+    arrived.cancelled().await;
+    let mut idle = TcpStream::connect(server.address).await.unwrap();
+
+    server.shutdown.cancel();
+    until_closed(&mut idle).await;
+    assert!(TcpStream::connect(server.address).await.is_err());
+    release.cancel();
+    assert!(read_answer(&mut busy).await.starts_with("HTTP/1.1 200"));
+    assert_eq!(server.served.await.unwrap(), Drained { connections_cut: 0 });
+}
+
+#[tokio::test]
+async fn what_outlasts_the_grace_period_is_cut_and_counted() {
+    let (arrived, release) = (CancellationToken::new(), CancellationToken::new());
+    let router = held(arrived.clone(), release);
+    let server = start(router, Duration::from_secs(60), Duration::ZERO).await;
+    let mut busy = TcpStream::connect(server.address).await.unwrap();
+    busy.write_all(GET).await.unwrap();
+    arrived.cancelled().await;
+    server.shutdown.cancel();
+    assert!(until_closed(&mut busy).await.is_empty());
+    assert_eq!(server.served.await.unwrap(), Drained { connections_cut: 1 });
+}

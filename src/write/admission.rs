@@ -1,0 +1,122 @@
+//! The in-flight gate: how many bytes of requests may be in memory at once.
+//!
+//! It counts bytes, those of bodies and those they inflate to, since it is memory that overload
+//! takes. It never queues: what does not fit is refused at once, and the sender, told when to come
+//! again, is the queue.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// The bytes that are in flight over all requests.
+pub struct Admission {
+    bytes_max: u64,
+    /// Invariant: the sum over all guards, at most `bytes_max`.
+    bytes: AtomicU64,
+}
+
+/// Bytes that one request holds; given back on drop.
+pub struct InflightGuard {
+    admission: Arc<Admission>,
+    bytes: u64,
+}
+
+/// No room at the moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{bytes} bytes more do not fit, {inflight} of {max} bytes are in flight")]
+pub struct Overloaded {
+    pub bytes: u64,
+    pub inflight: u64,
+    pub max: u64,
+}
+
+impl Admission {
+    pub fn new(bytes_max: u64) -> Arc<Admission> {
+        Arc::new(Admission { bytes_max, bytes: AtomicU64::new(0) })
+    }
+
+    /// Takes `bytes`, or nothing.
+    pub fn admit(self: &Arc<Admission>, bytes: u64) -> Result<InflightGuard, Overloaded> {
+        self.take(bytes)?;
+        Ok(InflightGuard { admission: self.clone(), bytes })
+    }
+
+    /// Whether `bytes` would fit now. Nothing is taken.
+    pub fn check(&self, bytes: u64) -> Result<(), Overloaded> {
+        let inflight = self.inflight_bytes();
+        match inflight.checked_add(bytes) {
+            Some(sum) if sum <= self.bytes_max => Ok(()),
+            _ => Err(Overloaded { bytes, inflight, max: self.bytes_max }),
+        }
+    }
+
+    pub fn inflight_bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    pub fn bytes_max(&self) -> u64 {
+        self.bytes_max
+    }
+
+    fn take(&self, bytes: u64) -> Result<(), Overloaded> {
+        let fits = |inflight: u64| inflight.checked_add(bytes).filter(|sum| *sum <= self.bytes_max);
+        match self.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits) {
+            Ok(_) => Ok(()),
+            Err(inflight) => Err(Overloaded { bytes, inflight, max: self.bytes_max }),
+        }
+    }
+}
+
+impl InflightGuard {
+    /// Holds `bytes` from now on. When they are more than before and do not fit, the guard stays
+    /// as it was.
+    pub fn resize(&mut self, bytes: u64) -> Result<(), Overloaded> {
+        if let Some(more) = bytes.checked_sub(self.bytes) {
+            self.admission.take(more)?;
+        } else {
+            self.admission.bytes.fetch_sub(self.bytes - bytes, Ordering::Relaxed);
+        }
+        self.bytes = bytes;
+        Ok(())
+    }
+
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
+impl Drop for InflightGuard {
+    fn drop(&mut self) {
+        self.admission.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_fit_is_refused_and_takes_nothing() {
+        let admission = Admission::new(100);
+        let mut first = admission.admit(60).unwrap();
+        let refused = Overloaded { bytes: 41, inflight: 60, max: 100 };
+        assert_eq!(admission.admit(41).err(), Some(refused));
+        assert_eq!(admission.check(41), Err(refused));
+        assert_eq!(admission.check(40), Ok(()));
+        assert_eq!(first.resize(101).err(), Some(refused));
+        assert_eq!(admission.inflight_bytes(), 60);
+        first.resize(100).unwrap();
+        assert!(admission.admit(1).is_err());
+    }
+
+    #[test]
+    fn a_guard_gives_back_what_it_holds() {
+        let admission = Admission::new(u64::MAX);
+        let mut guard = admission.admit(60).unwrap();
+        guard.resize(10).unwrap();
+        assert_eq!((guard.bytes(), admission.inflight_bytes()), (10, 10));
+        assert!(guard.resize(u64::MAX).is_ok());
+        assert!(admission.admit(1).is_err(), "a sum beyond u64 does not wrap");
+        drop(guard);
+        assert_eq!(admission.inflight_bytes(), 0);
+    }
+}

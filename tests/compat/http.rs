@@ -1,0 +1,221 @@
+//! A client that can send what no HTTP library sends: false lengths, odd methods, half requests.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde_json::Value;
+
+use crate::suite::{self, Step};
+
+pub(crate) struct Request {
+    pub method: String,
+    pub path: String,
+    pub headers: Vec<(String, Vec<u8>)>,
+    pub body: Option<Vec<u8>>,
+    pub version: String,
+    pub chunked: bool,
+    /// Declared instead of the true length.
+    pub content_length: Option<i64>,
+    pub half_close: bool,
+    pub timeout: Duration,
+}
+
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub status: u16,
+    /// Names in lower case.
+    pub headers: Vec<(String, String)>,
+    pub body: Vec<u8>,
+}
+
+impl Request {
+    pub(crate) fn new(method: &str, path: &str) -> Request {
+        Request {
+            method: method.to_owned(),
+            path: path.to_owned(),
+            headers: Vec::new(),
+            body: None,
+            version: "1.1".to_owned(),
+            chunked: false,
+            content_length: None,
+            half_close: false,
+            timeout: Duration::from_secs(15),
+        }
+    }
+
+    pub(crate) fn of_step(step: &Step) -> Request {
+        let header = |pair: &Value| {
+            let name = pair[0].as_str().expect("header name").to_owned();
+            (name, suite::text_or_bytes(&pair[1]))
+        };
+        Request {
+            headers: step.list("headers").iter().map(header).collect(),
+            body: body_of_step(step),
+            version: step.text("version").unwrap_or("1.1").to_owned(),
+            chunked: step.flag("chunked"),
+            content_length: step.int("content_length"),
+            half_close: step.flag("half_close"),
+            timeout: Duration::from_secs_f64(step.number("timeout_s").unwrap_or(15.0)),
+            ..Request::new(step.text("method").expect("method"), step.text("path").expect("path"))
+        }
+    }
+
+    fn bytes(&self, address: &str) -> Vec<u8> {
+        let mut bytes =
+            format!("{} {} HTTP/{}\r\nHost: {address}\r\n", self.method, self.path, self.version)
+                .into_bytes();
+        for (name, value) in &self.headers {
+            bytes.extend_from_slice(name.as_bytes());
+            bytes.extend_from_slice(b": ");
+            bytes.extend_from_slice(value);
+            bytes.extend_from_slice(b"\r\n");
+        }
+        bytes.extend_from_slice(b"Connection: close\r\n");
+        let body = self.body.as_deref().unwrap_or_default();
+        if self.chunked {
+            bytes.extend_from_slice(b"Transfer-Encoding: chunked\r\n\r\n");
+            for chunk in body.chunks(1000) {
+                bytes.extend_from_slice(format!("{:x}\r\n", chunk.len()).as_bytes());
+                bytes.extend_from_slice(chunk);
+                bytes.extend_from_slice(b"\r\n");
+            }
+            bytes.extend_from_slice(b"0\r\n\r\n");
+            return bytes;
+        }
+        let takes_body = matches!(self.method.as_str(), "POST" | "PUT" | "PATCH");
+        if self.content_length.is_some() || self.body.is_some() || takes_body {
+            let len = self.content_length.unwrap_or(body.len() as i64);
+            bytes.extend_from_slice(format!("Content-Length: {len}\r\n").as_bytes());
+        }
+        bytes.extend_from_slice(b"\r\n");
+        bytes.extend_from_slice(body);
+        bytes
+    }
+}
+
+impl Answer {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        let found = self.headers.iter().find(|(other, _)| other.eq_ignore_ascii_case(name));
+        found.map(|(_, value)| value.as_str())
+    }
+}
+
+/// Sends a request on a connection of its own; `None` if no answer came.
+pub(crate) fn exchange(address: &str, request: &Request) -> Option<Answer> {
+    let mut stream = TcpStream::connect(address).ok()?;
+    stream.set_read_timeout(Some(request.timeout)).expect("read timeout");
+    // The server may answer and close before it has read everything.
+    let _ = stream.write_all(&request.bytes(address));
+    if request.half_close {
+        let _ = stream.shutdown(Shutdown::Write);
+    }
+    let mut received = Vec::new();
+    let _ = stream.read_to_end(&mut received);
+    parse(&received, request.method == "HEAD")
+}
+
+fn parse(mut received: &[u8], headless: bool) -> Option<Answer> {
+    loop {
+        let end = received.windows(4).position(|window| window == b"\r\n\r\n")?;
+        let head = String::from_utf8_lossy(&received[..end]).into_owned();
+        let rest = &received[end + 4..];
+        let mut lines = head.split("\r\n");
+        let status = lines.next()?.split(' ').nth(1)?.parse().ok()?;
+        if status == 100 {
+            received = rest;
+            continue;
+        }
+        let headers = lines
+            .filter_map(|line| line.split_once(':'))
+            .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
+            .collect();
+        let mut answer = Answer { status, headers, body: Vec::new() };
+        if headless {
+            return Some(answer);
+        }
+        answer.body = if answer.header("transfer-encoding") == Some("chunked") {
+            join_chunks(rest)?
+        } else {
+            let len = answer.header("content-length").and_then(|len| len.parse().ok());
+            rest.get(..len.unwrap_or(rest.len()))?.to_vec()
+        };
+        return Some(answer);
+    }
+}
+
+fn join_chunks(mut rest: &[u8]) -> Option<Vec<u8>> {
+    let mut body = Vec::new();
+    loop {
+        let end = rest.windows(2).position(|window| window == b"\r\n")?;
+        let len = usize::from_str_radix(std::str::from_utf8(&rest[..end]).ok()?, 16).ok()?;
+        if len == 0 {
+            return Some(body);
+        }
+        rest = &rest[end + 2..];
+        body.extend_from_slice(rest.get(..len)?);
+        rest = rest.get(len + 2..)?;
+    }
+}
+
+fn body_of_step(step: &Step) -> Option<Vec<u8>> {
+    if let Some(rule) = step.0.get("gen") {
+        return Some(snappy(&generated(rule)));
+    }
+    if let Some(mut plain) = step.bytes("plain_b64") {
+        for patch in step.list("now_patches") {
+            let offset = patch[0].as_u64().expect("offset") as usize;
+            let time = now() + patch[1].as_i64().expect("milliseconds");
+            let varint = varint(time as u64);
+            assert_eq!(varint.len(), 6, "times of now take six bytes");
+            plain[offset..offset + 6].copy_from_slice(&varint);
+        }
+        return Some(snappy(&plain));
+    }
+    step.bytes("body_b64")
+}
+
+fn now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
+    i64::try_from(since.as_millis()).expect("before the year 292 million")
+}
+
+fn snappy(bytes: &[u8]) -> Vec<u8> {
+    snap::raw::Encoder::new().compress_vec(bytes).expect("below 4 GiB")
+}
+
+fn varint(mut value: u64) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while value >= 0x80 {
+        bytes.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    bytes.push(value as u8);
+    bytes
+}
+
+fn field(number: u8, content: &[u8]) -> Vec<u8> {
+    [vec![number << 3 | 2], varint(content.len() as u64), content.to_vec()].concat()
+}
+
+/// One series of many samples, which spares the recording megabytes: sample i is at t0 + i·dt and
+/// has the value (i·mul mod 2^32) / div.
+fn generated(rule: &Value) -> Vec<u8> {
+    let int = |key: &str| rule[key].as_u64().expect("a number of the rule");
+    let name = rule["name"].as_str().expect("name");
+    let label = [field(1, b"__name__"), field(2, name.as_bytes())].concat();
+    let mut series = field(1, &label);
+    for i in int("from")..int("to") {
+        let numerator = i.wrapping_mul(int("mul")) % (1 << 32);
+        let value = numerator as f64 / rule["div"].as_f64().expect("div");
+        let mut sample = Vec::new();
+        if value.to_bits() != 0 {
+            sample.push(1 << 3 | 1);
+            sample.extend_from_slice(&value.to_le_bytes());
+        }
+        sample.push(2 << 3);
+        sample.extend(varint(int("t0") + i * int("dt")));
+        series.extend(field(2, &sample));
+    }
+    field(1, &series)
+}

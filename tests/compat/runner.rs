@@ -1,0 +1,169 @@
+//! Plays one suite: starts the server, takes the steps in order, reports every difference.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use regex_automata::meta;
+use serde_json::{Value, json};
+
+use crate::compare::{self, Differences};
+use crate::node::{self, Node, Start};
+use crate::suite::{self, Step};
+use crate::{grpc, http, ours};
+
+/// How much of the server's log a failure shows.
+const LOG_BYTES_MAX: usize = 4000;
+
+/// Set to play the suites against another binary, as they were recorded and without our
+/// exceptions: a real `thanos` judges the runner that way.
+pub(crate) const OTHER_BINARY: &str = "RINGEST_COMPAT_BINARY";
+
+/// Panics with all differences, if there are any.
+pub(crate) fn play(name: &str) {
+    let suite = suite::load(name);
+    assert!(suite.server.stubs.is_empty(), "stubs are not supported yet");
+    let is_ours = std::env::var_os(OTHER_BINARY).is_none();
+    let mut node = Node::new(&suite.server);
+    if suite.server.wait == "ready" {
+        node.spawn();
+        let start = node.wait_ready();
+        assert_eq!(start, Start::Ready, "{name}: no start\n{}", node.log());
+    }
+    let mut report = String::new();
+    let mut differing = 0;
+    for recorded in &suite.steps {
+        let mut step = recorded.clone();
+        suite::fill(&mut step.0, &node.places);
+        if is_ours {
+            ours::apply(name, &mut step);
+        }
+        let differences = take(&mut node, &step);
+        if differences.is_empty() || step.flag("soft") {
+            continue;
+        }
+        differing += 1;
+        let about = ours::reason(name, &step).filter(|_| is_ours).or(step.text("odd"));
+        let about = about.map(|about| format!(" ({about})")).unwrap_or_default();
+        // Writing to a String cannot fail.
+        let _ = writeln!(report, "{}{about}:\n  {}", step.id(), differences.join("\n  "));
+    }
+    let log = node.log();
+    let log = &log[log.floor_char_boundary(log.len().saturating_sub(LOG_BYTES_MAX))..];
+    let steps = suite.steps.len();
+    assert!(differing == 0, "{name}: {differing} of {steps} steps differ\n{report}\nlog: {log}");
+}
+
+fn take(node: &mut Node, step: &Step) -> Differences {
+    match step.kind() {
+        "http" => take_http(node, step),
+        "series" => match grpc::series(node.address("grpc"), step) {
+            Ok(called) => compare::series(step, &called),
+            Err(error) => vec![error],
+        },
+        "grpc" => match grpc::call_step(node.address("grpc"), step) {
+            Ok(called) => compare::grpc(step, &called),
+            Err(error) => vec![error],
+        },
+        "start" => take_start(node, step),
+        "signal" => take_signal(node, step),
+        "exit" => {
+            let exit = node.wait_exit().map_or(Value::Null, |code| json!(code));
+            one_of(step, "exit", exit)
+        }
+        "alive" => {
+            pause(step.number("after_s"));
+            one_of(step, "alive", json!(node.exited().is_none()))
+        }
+        "sleep" => {
+            pause(step.number("seconds"));
+            Vec::new()
+        }
+        "ls" => take_ls(node, step),
+        other => vec![format!("unsupported step kind `{other}`")],
+    }
+}
+
+fn pause(seconds: Option<f64>) {
+    if let Some(seconds) = seconds {
+        thread::sleep(Duration::from_secs_f64(seconds));
+    }
+}
+
+/// Compares a single value that `accept` may list more of.
+fn one_of(step: &Step, key: &str, found: Value) -> Differences {
+    if step.expected(key) == Some(&found) || step.accepts(key, &found) {
+        return Vec::new();
+    }
+    vec![format!("{key}: {found}, expected {}", compare::shown(step.expected(key)))]
+}
+
+fn take_http(node: &Node, step: &Step) -> Differences {
+    if step.0.get("tls").is_some() {
+        return vec!["TLS is not supported yet".into()];
+    }
+    let address = node.address(step.text("to").expect("listener"));
+    let request = http::Request::of_step(step);
+    let until = step.int("until_status");
+    let deadline = Instant::now() + Duration::from_secs_f64(step.number("retry_s").unwrap_or(0.0));
+    loop {
+        let answer = http::exchange(address, &request);
+        let status = answer.as_ref().map(|answer| i64::from(answer.status));
+        if until.is_none() || status == until || Instant::now() >= deadline {
+            return compare::http(step, answer.as_ref());
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn take_start(node: &mut Node, step: &Step) -> Differences {
+    if step.0.get("wait").is_some() || step.0.get("args").is_some() {
+        return vec!["starts with other arguments or waits are not supported yet".into()];
+    }
+    node.spawn();
+    let (key, found) = match node.wait_ready() {
+        Start::Ready => ("ready", json!(true)),
+        Start::NeverReady => ("ready", json!(false)),
+        Start::Exited(code) => ("exit", json!(code)),
+    };
+    one_of(step, key, found)
+}
+
+fn take_signal(node: &mut Node, step: &Step) -> Differences {
+    if step.flag("stays") {
+        return vec!["signals that a process survives are not supported yet".into()];
+    }
+    node.signal(step.text("signal").expect("signal"));
+    let exit = node.wait_exit().map_or(Value::Null, |code| json!(code));
+    one_of(step, "exit", exit)
+}
+
+fn take_ls(node: &Node, step: &Step) -> Differences {
+    let pattern =
+        |pattern: &Value| meta::Regex::new(pattern.as_str().expect("pattern")).expect("pattern");
+    let skipped: Vec<meta::Regex> = step.list("skip").iter().map(pattern).collect();
+    let dir = node.dir().join(step.text("in").expect("directory"));
+    let depth = step.int("depth").and_then(|depth| usize::try_from(depth).ok()).unwrap_or(1);
+    let found = node::list(&dir, depth, |path| skipped.iter().any(|skip| skip.is_match(path)));
+    let mut expected: Vec<&str> = match step.expected("files").and_then(Value::as_array) {
+        Some(files) => files.iter().filter_map(Value::as_str).collect(),
+        None => return vec!["no files are expected".into()],
+    };
+    expected.sort_unstable();
+    if found == expected {
+        return Vec::new();
+    }
+    let missing: Vec<_> =
+        expected.iter().filter(|path| !found.iter().any(|f| f == *path)).collect();
+    let extra: Vec<_> = found.iter().filter(|path| !expected.contains(&path.as_str())).collect();
+    vec![format!("missing {missing:?}, not expected {extra:?}")]
+}
+
+/// The binary under test.
+pub(crate) fn binary() -> std::path::PathBuf {
+    match std::env::var_os(OTHER_BINARY) {
+        Some(path) => fs::canonicalize(path).expect("the other binary"),
+        None => env!("CARGO_BIN_EXE_ringest").into(),
+    }
+}
