@@ -1,3 +1,4 @@
 //! Bytes to model and back. Generated types stop here.
 
+pub mod proto;
 pub mod reader;
