@@ -3,9 +3,12 @@
 // Modules in dependency order: each uses only those below it.
 pub mod clock;
 pub mod disk;
+pub mod grpc;
+pub mod http;
 pub mod metrics;
 pub mod model;
 pub mod multi_tsdb;
+pub mod store;
 pub mod tsdb;
 pub mod wire;
 pub mod write;
