@@ -3,8 +3,13 @@
 
 use std::error::Error;
 
-const FILES: [&str; 3] =
-    ["proto/thanos/store.proto", "proto/thanos/info.proto", "proto/prometheus/read.proto"];
+const FILES: [&str; 5] = [
+    "proto/thanos/store.proto",
+    "proto/thanos/info.proto",
+    "proto/thanos/exemplars.proto",
+    "proto/thanos/status.proto",
+    "proto/prometheus/read.proto",
+];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
@@ -13,6 +18,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .build_client(true)
         // Labels and chunks are slices of shared buffers, not copies.
         .bytes(".")
+        .btree_map(".")
         .compile_fds(descriptors)?;
     Ok(())
 }

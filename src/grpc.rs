@@ -17,9 +17,13 @@ use tonic::transport::server::TcpIncoming;
 use crate::grpc::health::HealthService;
 use crate::store::StoreService;
 use crate::store::budget::ReadBudget;
+use crate::store::exemplars::ExemplarsService;
 use crate::store::info::InfoService;
 use crate::store::source::TenantSource;
+use crate::store::status::StatusService;
+use crate::wire::proto::thanos::exemplars_server::ExemplarsServer;
 use crate::wire::proto::thanos::info::info_server::InfoServer;
+use crate::wire::proto::thanos::status_server::StatusServer;
 use crate::wire::proto::thanos::store_server::StoreServer;
 use tonic_health::pb::health_server::HealthServer;
 
@@ -64,13 +68,17 @@ pub struct Services {
 impl Services {
     /// The APIs that read, and health.
     pub fn of_reads(source: Arc<dyn TenantSource>, budget: ReadBudget) -> Services {
-        let store = StoreServer::new(StoreService::new(source.clone(), budget))
+        let store = StoreServer::new(StoreService::new(source.clone(), budget.clone()))
             .max_decoding_message_size(READ_REQUEST_BYTES_MAX)
             .max_encoding_message_size(usize::MAX);
         let info = InfoServer::new(InfoService::new(source.clone()))
             .max_decoding_message_size(READ_REQUEST_BYTES_MAX);
+        let exemplars = ExemplarsServer::new(ExemplarsService)
+            .max_decoding_message_size(READ_REQUEST_BYTES_MAX);
+        let status = StatusServer::new(StatusService::new(source.clone(), budget))
+            .max_decoding_message_size(READ_REQUEST_BYTES_MAX);
         let health = HealthServer::new(HealthService::new(move || source.is_ready()));
-        Services::default().with(store).with(info).with(health)
+        Services::default().with(store).with(info).with(exemplars).with(status).with(health)
     }
 
     /// Adds a generated server.

@@ -6,16 +6,18 @@
 
 pub mod budget;
 pub mod error;
+pub mod exemplars;
 pub mod info;
 pub mod matchers;
 pub mod merge;
 pub mod source;
+pub mod status;
 pub mod tsdb_store;
 
 #[cfg(test)]
 pub(crate) mod fake;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::pin::Pin;

@@ -13,6 +13,7 @@ pub fn query(error: &QueryError) -> Status {
         | QueryError::Regex(_)
         | QueryError::EmptyLabelName
         | QueryError::NegativeBatchSize(_)
+        | QueryError::NegativeLimit(_)
         | QueryError::Invalid { .. } => Code::InvalidArgument,
         QueryError::Partial(_) => Code::Aborted,
         QueryError::TooLarge { .. } | QueryError::Overloaded => Code::ResourceExhausted,
@@ -21,6 +22,16 @@ pub fn query(error: &QueryError) -> Status {
         QueryError::Interrupted => Code::Internal,
     };
     Status::new(code, error.to_string())
+}
+
+/// What a client of the Status API is told, where Thanos knows no code for a bad matcher.
+pub fn statistics(error: &QueryError) -> Status {
+    match error {
+        QueryError::Regex(_) | QueryError::UnknownMatcherType(_) => {
+            Status::unknown(format!("failed to convert matchers: {error}"))
+        }
+        _ => query(error),
+    }
 }
 
 /// What a peer is told that writes to us. A Thanos router retries all of these, and backs off the

@@ -14,8 +14,13 @@ use tonic_reflection::pb::v1 as reflection_v1;
 use super::*;
 use crate::store::budget::READ_BYTES_MAX_DEFAULT;
 use crate::store::fake::{FakeSource, base64, recorded_data_set, suite};
+use crate::store::tests::matchers_of;
 use crate::wire::proto::thanos::info::{InfoRequest, InfoResponse};
-use crate::wire::proto::thanos::{LabelMatcher, SeriesRequest, SeriesResponse};
+use crate::wire::proto::thanos::tsdb_statistics_response::Result as Part;
+use crate::wire::proto::thanos::{
+    LabelMatcher, SeriesRequest, SeriesResponse, TsdbStatisticsEntry, TsdbStatisticsRequest,
+    TsdbStatisticsResponse,
+};
 
 struct TestServer {
     addr: SocketAddr,
@@ -80,6 +85,7 @@ async fn info_tells_of_every_tenant() {
     let steps = suite("store-info");
     let step = steps.iter().find(|step| step["id"] == "info").unwrap();
     let expected = &step["expect"]["replies"][0];
+    assert!(info.exemplars.is_some() && info.status.is_some());
     assert_eq!(info.component_type, expected["ComponentType"]);
     let store = info.store.unwrap();
     assert_eq!(store.min_time, expected["store"]["min_time"].as_i64().unwrap());
@@ -190,6 +196,8 @@ async fn reflection_lists_the_services() {
         "grpc.health.v1.Health",
         "grpc.reflection.v1.ServerReflection",
         "grpc.reflection.v1alpha.ServerReflection",
+        "thanos.Exemplars",
+        "thanos.Status",
         "thanos.Store",
         "thanos.info.Info",
     ];
@@ -231,4 +239,66 @@ async fn a_drain_ends_even_if_a_client_hangs_on() {
 fn everything() -> Bytes {
     let matchers = vec![LabelMatcher { r#type: 2, name: "__name__".into(), value: ".+".into() }];
     frame(&SeriesRequest { max_time: i64::MAX, matchers, ..Default::default() })
+}
+
+#[tokio::test]
+async fn statistics_are_counted_as_recorded() {
+    let server = start(recorded_data_set(), GrpcOptions::default());
+    let mut compared = 0;
+    for step in suite("store-info") {
+        let (id, message) = (step["id"].as_str().unwrap(), &step["message"]);
+        if step["method"] != "/thanos.Status/TSDBStatistics" || id == "status-empty" {
+            continue;
+        }
+        let request = TsdbStatisticsRequest {
+            tenant: message["tenant"].as_str().unwrap_or_default().to_owned().into(),
+            limit: message["limit"].as_i64().unwrap_or_default() as i32,
+            matchers: matchers_of(message),
+            ..Default::default()
+        };
+        let method = "/thanos.Status/TSDBStatistics";
+        let (code, replies) = call(server.addr, method, frame(&request), &[]).await;
+        assert_eq!(code as i64, step["expect"]["code"].as_i64().unwrap(), "{id}");
+        let expected = step["expect"]["replies"].as_array().unwrap();
+        assert_eq!(replies.len(), expected.len(), "{id}");
+        for (reply, expected) in replies.iter().zip(expected) {
+            let reply = TsdbStatisticsResponse::decode(reply.clone()).unwrap();
+            let Some(Part::Statistics(statistics)) = reply.result else { panic!("{reply:?}") };
+            let no_tenants = Vec::new();
+            let recorded = expected["statistics"]["statistics"].as_array().unwrap_or(&no_tenants);
+            assert_eq!(statistics.statistics.len(), recorded.len(), "{id}");
+            for recorded in recorded {
+                let tenant = recorded["key"].as_str().unwrap();
+                let entry = &statistics.statistics[tenant];
+                assert_entry(entry, &recorded["value"], &format!("{id} {tenant}"));
+                compared += 1;
+            }
+        }
+    }
+    assert!(compared > 15, "only {compared} entries");
+}
+
+/// Names that tie with the last of a list are blanked in the recording.
+fn assert_entry(entry: &TsdbStatisticsEntry, recorded: &serde_json::Value, id: &str) {
+    let head = entry.head_statistics.unwrap();
+    let recorded_head = &recorded["head_statistics"];
+    let int = |name: &str| recorded_head[name].as_i64().unwrap_or_default();
+    assert_eq!(head.num_series as i64, int("num_series"), "{id}");
+    assert_eq!(head.num_label_pairs, int("num_label_pairs"), "{id}");
+    assert_eq!((head.min_time, head.max_time), (int("min_time"), int("max_time")), "{id}");
+    for (name, list) in [
+        ("series_count_by_metric_name", &entry.series_count_by_metric_name),
+        ("label_value_count_by_label_name", &entry.label_value_count_by_label_name),
+        ("memory_in_bytes_by_label_name", &entry.memory_in_bytes_by_label_name),
+        ("series_count_by_label_value_pair", &entry.series_count_by_label_value_pair),
+    ] {
+        let recorded: Vec<_> = recorded[name].as_array().into_iter().flatten().collect();
+        assert_eq!(list.len(), recorded.len(), "{id} {name}");
+        for (counted, recorded) in list.iter().zip(recorded) {
+            assert_eq!(counted.value, recorded["value"].as_u64().unwrap(), "{id} {name}");
+            if recorded["name"] != "<any>" {
+                assert_eq!(counted.name, recorded["name"].as_str().unwrap(), "{id} {name}");
+            }
+        }
+    }
 }

@@ -18,6 +18,8 @@ pub enum QueryError {
     EmptyLabelName,
     #[error("response batch size {0} is negative")]
     NegativeBatchSize(i64),
+    #[error("limit {0} is negative")]
+    NegativeLimit(i64),
     /// The bytes are no query.
     #[error("{stage}: {detail}")]
     Invalid { stage: &'static str, detail: String },

@@ -96,6 +96,10 @@ impl TenantSource for FakeSource {
 }
 
 impl ReadTenant for Arc<FakeTenant> {
+    fn name(&self) -> &str {
+        self.id.as_str()
+    }
+
     fn external_labels(&self) -> &[(Vec<u8>, Vec<u8>)] {
         &self.external
     }

@@ -9,7 +9,9 @@ use crate::grpc::respond;
 use crate::store::error::QueryError;
 use crate::store::source::{ReadTenant, TenantSource};
 use crate::wire::proto::thanos::info::info_server::Info;
-use crate::wire::proto::thanos::info::{InfoRequest, InfoResponse, StoreInfo, TsdbInfo};
+use crate::wire::proto::thanos::info::{
+    ExemplarsInfo, InfoRequest, InfoResponse, StatusInfo, StoreInfo, TsdbInfo,
+};
 use crate::wire::proto::thanos::{Label, LabelSet};
 
 /// The component that queriers know us as.
@@ -62,6 +64,8 @@ fn describe(tenants: &[Arc<dyn ReadTenant>]) -> InfoResponse {
             tsdb_infos,
             ..Default::default()
         }),
+        exemplars: Some(ExemplarsInfo::default()),
+        status: Some(StatusInfo {}),
         ..Default::default()
     }
 }

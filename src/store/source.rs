@@ -22,6 +22,7 @@ pub trait TenantSource: Send + Sync {
 
 /// One tenant that can be read.
 pub trait ReadTenant: Send + Sync {
+    fn name(&self) -> &str;
     /// Sorted by name; no empty values.
     fn external_labels(&self) -> &[(Vec<u8>, Vec<u8>)];
     /// Times of the oldest and newest sample; `None` while there is none.
@@ -59,6 +60,10 @@ impl TenantSource for MultiTsdb {
 }
 
 impl ReadTenant for Tenant {
+    fn name(&self) -> &str {
+        self.id.as_str()
+    }
+
     fn external_labels(&self) -> &[(Vec<u8>, Vec<u8>)] {
         &self.external_labels
     }

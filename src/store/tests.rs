@@ -200,7 +200,7 @@ fn int(value: &Value) -> i64 {
     value.as_i64().unwrap_or_default()
 }
 
-fn matchers_of(message: &Value) -> Vec<LabelMatcher> {
+pub(crate) fn matchers_of(message: &Value) -> Vec<LabelMatcher> {
     let matchers = message["matchers"].as_array().into_iter().flatten();
     matchers
         .map(|matcher| LabelMatcher {
