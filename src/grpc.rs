@@ -1,6 +1,7 @@
 //! The gRPC listener: which services there are, their message limits, health, reflection, drain.
 
 pub mod health;
+pub mod metrics;
 pub mod reflection;
 pub mod respond;
 
@@ -15,6 +16,7 @@ use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 
 use crate::grpc::health::HealthService;
+use crate::grpc::metrics::GrpcMetrics;
 use crate::store::StoreService;
 use crate::store::budget::ReadBudget;
 use crate::store::exemplars::ExemplarsService;
@@ -98,6 +100,11 @@ impl Services {
         self
     }
 
+    /// Full names of the services added so far.
+    pub fn names(&self) -> &[&'static str] {
+        &self.names
+    }
+
     /// Adds reflection, which tells of all services added before.
     fn with_reflection(self) -> Routes {
         let (v1, v1alpha) = reflection::servers(self.names);
@@ -110,6 +117,7 @@ impl Services {
 pub async fn serve(
     listener: TcpListener,
     services: Services,
+    metrics: GrpcMetrics,
     options: GrpcOptions,
     shutdown: impl Future<Output = ()> + Send,
 ) -> std::io::Result<()> {
@@ -123,6 +131,7 @@ pub async fn serve(
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .max_connection_age(options.connection_age_max)
         .max_connection_age_grace(options.grace_period)
+        .layer(metrics)
         .add_routes(services.with_reflection())
         .serve_with_incoming_shutdown(incoming, async move {
             shutdown.await;

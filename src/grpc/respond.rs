@@ -10,6 +10,7 @@ pub fn query(error: &QueryError) -> Status {
     let code = match error {
         QueryError::NoMatchers
         | QueryError::UnknownMatcherType(_)
+        | QueryError::TooManyMatchers { .. }
         | QueryError::Regex(_)
         | QueryError::EmptyLabelName
         | QueryError::NegativeBatchSize(_)

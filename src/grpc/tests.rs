@@ -12,6 +12,7 @@ use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 use tonic_reflection::pb::v1 as reflection_v1;
 
 use super::*;
+use crate::metrics::Registry;
 use crate::store::budget::READ_BYTES_MAX_DEFAULT;
 use crate::store::fake::{FakeSource, base64, recorded_data_set, suite};
 use crate::store::tests::matchers_of;
@@ -24,6 +25,7 @@ use crate::wire::proto::thanos::{
 
 struct TestServer {
     addr: SocketAddr,
+    registry: Registry,
     stop: oneshot::Sender<()>,
     serving: JoinHandle<std::io::Result<()>>,
 }
@@ -33,9 +35,11 @@ fn start(source: FakeSource, options: GrpcOptions) -> TestServer {
     let addr = listener.local_addr().unwrap();
     let (stop, stopped) = oneshot::channel::<()>();
     let services = Services::of_reads(Arc::new(source), ReadBudget::new(READ_BYTES_MAX_DEFAULT));
+    let registry = Registry::new();
+    let metrics = GrpcMetrics::new(&registry, services.names());
     let shutdown = async move { stopped.await.unwrap_or_default() };
-    let serving = tokio::spawn(serve(listener, services, options, shutdown));
-    TestServer { addr, stop, serving }
+    let serving = tokio::spawn(serve(listener, services, metrics, options, shutdown));
+    TestServer { addr, registry, stop, serving }
 }
 
 /// A call of raw frames: its code and the messages of its answer.
@@ -300,5 +304,29 @@ fn assert_entry(entry: &TsdbStatisticsEntry, recorded: &serde_json::Value, id: &
                 assert_eq!(counted.name, recorded["name"].as_str().unwrap(), "{id} {name}");
             }
         }
+    }
+}
+
+#[tokio::test]
+async fn calls_are_counted_by_method_and_code() {
+    let server = start(recorded_data_set(), GrpcOptions::default());
+    let method = "/thanos.Store/Series";
+    assert_eq!(call(server.addr, method, everything(), &[]).await.0, Code::Ok);
+    let no_matchers = frame(&SeriesRequest::default());
+    assert_eq!(call(server.addr, method, no_matchers, &[]).await.0, Code::InvalidArgument);
+    let page = server.registry.expose();
+    let of_series = "grpc_method=\"Series\",grpc_service=\"thanos.Store\"";
+    for (name, code, value) in [
+        ("started_total", "", 2),
+        ("msg_received_total", "", 2),
+        ("msg_sent_total", "", 17),
+        ("handling_seconds_count", "", 2),
+        ("handled_total", "grpc_code=\"OK\",", 1),
+        ("handled_total", "grpc_code=\"InvalidArgument\",", 1),
+        ("handled_total", "grpc_code=\"Canceled\",", 0),
+    ] {
+        let kind = "grpc_type=\"server_stream\"";
+        let line = format!("grpc_server_{name}{{{code}{of_series},{kind}}} {value}\n");
+        assert!(page.contains(&line), "no {line} in {page}");
     }
 }

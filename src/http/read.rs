@@ -55,6 +55,9 @@ const STREAMED_CONTENT_TYPE: HeaderValue = HeaderValue::from_static(
 /// Largest request, compressed and inflated: it holds matchers, and Prometheus' are short.
 const REQUEST_BYTES_MAX: usize = 8 * 1024 * 1024;
 
+/// Queries of one request; Prometheus sends one.
+const QUERIES_MAX: usize = 100;
+
 /// Largest SAMPLES answer before compression: it is made in memory as a whole. Larger ones have to
 /// be asked for in pieces, or streamed.
 const SAMPLES_BYTES_MAX: usize = 128 * 1024 * 1024;
@@ -98,8 +101,6 @@ impl RemoteRead {
         let body = axum::body::to_bytes(body, REQUEST_BYTES_MAX).await;
         let request = decode(&body.map_err(|error| invalid("body", error))?)?;
         let response_type = negotiate(&request.accepted_response_types)?;
-        let queries: Vec<_> =
-            request.queries.iter().map(ParsedQuery::parse).collect::<Result<_, _>>()?;
         let tenant = self.source.tenant(&tenant);
         if tenant.is_none() && !self.source.is_ready() {
             return Err(QueryError::NotReady);
@@ -107,12 +108,18 @@ impl RemoteRead {
         let budget = self.budget.clone();
         match response_type {
             ResponseType::Samples => {
-                let answer = blocking(move || samples(tenant.as_deref(), &queries, &budget));
+                let answer = blocking(move || {
+                    let queries = parse_queries(&request.queries)?;
+                    samples(tenant.as_deref(), &queries, &budget)
+                });
                 Ok(samples_response(answer.await?))
             }
             ResponseType::StreamedXorChunks => {
-                let cursor = blocking(move || ChunkCursor::open(tenant, queries, budget)).await?;
-                Ok(streamed_response(cursor))
+                let cursor = blocking(move || {
+                    let queries = parse_queries(&request.queries)?;
+                    ChunkCursor::open(tenant, queries, budget)
+                });
+                Ok(streamed_response(cursor.await?))
             }
         }
     }
@@ -153,6 +160,14 @@ fn negotiate(accepted: &[i32]) -> Result<ResponseType, QueryError> {
         let detail = format!("none of {accepted:?} is supported");
         QueryError::Invalid { stage: "accepted response types", detail }
     })
+}
+
+fn parse_queries(queries: &[Query]) -> Result<Vec<ParsedQuery>, QueryError> {
+    if queries.len() > QUERIES_MAX {
+        let detail = format!("{} exceed {QUERIES_MAX}", queries.len());
+        return Err(QueryError::Invalid { stage: "queries", detail });
+    }
+    queries.iter().map(ParsedQuery::parse).collect()
 }
 
 /// A query whose matchers are compiled. Without matchers it selects nothing, as in Prometheus.

@@ -12,6 +12,8 @@ pub enum QueryError {
     NoMatchers,
     #[error("unrecognized label matcher type {0}")]
     UnknownMatcherType(i32),
+    #[error("{count} matchers exceed the {limit} that one query may have")]
+    TooManyMatchers { count: usize, limit: usize },
     #[error(transparent)]
     Regex(#[from] RegexError),
     #[error("label name parameter cannot be empty")]

@@ -9,8 +9,16 @@ pub trait WireMatcher {
     fn parts(&self) -> (i32, &[u8], &[u8]);
 }
 
-/// Compiles all matchers of a request.
+/// Matchers of one query: far more than people write, few enough to compile.
+pub const MATCHERS_MAX: usize = 1000;
+
+/// Compiles all matchers of a query. Takes long for hostile ones, so it's work for the blocking
+/// pool.
 pub fn parse<M: WireMatcher>(matchers: &[M]) -> Result<Vec<Matcher>, QueryError> {
+    if matchers.len() > MATCHERS_MAX {
+        let count = matchers.len();
+        return Err(QueryError::TooManyMatchers { count, limit: MATCHERS_MAX });
+    }
     matchers
         .iter()
         .map(|matcher| {

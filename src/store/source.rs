@@ -32,7 +32,7 @@ pub trait ReadTenant: Send + Sync {
 }
 
 /// A reader of one tenant over one time range. The methods are those of [`Querier`].
-pub trait SeriesReader: Send + Sync {
+pub trait SeriesReader: Send {
     fn select(&self, matchers: &[Matcher]) -> Vec<SelectedSeries>;
     fn chunks(&self, series: &SelectedSeries, chunks: &mut Vec<ChunkData>);
     fn label_names(&self, matchers: &[Matcher]) -> Vec<Vec<u8>>;

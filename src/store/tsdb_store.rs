@@ -59,7 +59,8 @@ impl FinalLabels {
 
     /// The same as messages, all sharing one allocation.
     pub fn messages(&self, key: &SeriesKey) -> Vec<Label> {
-        let mut text = BytesMut::new();
+        let external = self.external.iter().map(|(name, value)| name.len() + value.len());
+        let mut text = BytesMut::with_capacity(key.as_bytes().len() + external.sum::<usize>());
         let mut ends = Vec::new();
         for (name, value) in self.of(key) {
             text.extend_from_slice(name);

@@ -187,7 +187,9 @@ async fn bad_requests_are_400_with_the_stage() {
     let regex = Query { matchers: vec![regex], ..query(0, 1) };
     let unknown_type = ReadRequest { queries: vec![], accepted_response_types: vec![7] };
     let bad_regex = ReadRequest { queries: vec![regex], accepted_response_types: vec![] };
-    let cases: [(&str, Vec<u8>, &str); 6] = [
+    let many = ReadRequest { queries: vec![query(0, 1); 101], accepted_response_types: vec![] };
+    let cases: [(&str, Vec<u8>, &str); 7] = [
+        ("t", compressed(&many), "queries: 101"),
         ("t", b"\xff\xff\xff\xff\xff\xff".to_vec(), "snappy"),
         ("t", vec![0xff, 0xff, 0xff, 0xff, 0x07, 0], "inflated length"),
         ("t", snap::raw::Encoder::new().compress_vec(b"\x0a\xff").unwrap(), "protobuf"),
