@@ -1,8 +1,8 @@
 //! Thanos' StoreAPI over all tenants of this node: Series, LabelNames, LabelValues.
 //!
-//! A call asks each tenant whose time range and external labels can match. Work on series runs on
-//! the blocking pool in pieces, one piece per demand of the client: a client that doesn't read
-//! costs a sorted list of series (charged to the [`ReadBudget`]) and one piece, and no thread.
+//! A call asks each tenant whose time range and external labels can match. A Series answer is made
+//! in [`pieces`]: a client that doesn't read costs a sorted list of series (charged to the
+//! [`ReadBudget`]) and one piece.
 
 pub mod budget;
 pub mod error;
@@ -10,6 +10,7 @@ pub mod exemplars;
 pub mod info;
 pub mod matchers;
 pub mod merge;
+pub mod pieces;
 pub mod source;
 pub mod status;
 pub mod tsdb_store;
@@ -19,12 +20,12 @@ pub(crate) mod fake;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::Stream;
+use futures::{Stream, TryStreamExt as _};
 use tonic::{Request, Response, Status};
 
 use crate::grpc::respond;
@@ -64,7 +65,8 @@ impl Store for StoreService {
         let request = request.into_inner();
         let cursor =
             blocking(move || SeriesCursor::open(&source.tenants(), &request, &budget)).await?;
-        Ok(Response::new(Box::pin(stream(cursor))))
+        let messages = pieces::pieces(cursor).map_err(|error| respond::query(&error));
+        Ok(Response::new(Box::pin(messages)))
     }
 
     async fn label_names(
@@ -88,34 +90,11 @@ impl Store for StoreService {
     }
 }
 
-/// Messages of a Series call, made on the blocking pool as the client takes them.
-fn stream(cursor: SeriesCursor) -> impl Stream<Item = Result<SeriesResponse, Status>> + Send {
-    futures::stream::unfold((Some(cursor), VecDeque::new()), |(cursor, mut ready)| async move {
-        if let Some(message) = ready.pop_front() {
-            return Some((Ok(message), (cursor, ready)));
-        }
-        let mut cursor = cursor?;
-        let filled = blocking(move || {
-            let mut ready = VecDeque::new();
-            let more = cursor.fill(&mut ready);
-            Ok((more.then_some(cursor), ready))
-        });
-        match filled.await {
-            Ok((cursor, mut ready)) => {
-                let message = ready.pop_front()?;
-                Some((Ok(message), (cursor, ready)))
-            }
-            Err(status) => Some((Err(status), (None, VecDeque::new()))),
-        }
-    })
-}
-
-/// Runs `query` on the blocking pool: it is CPU work of unbounded length, and may read files.
+/// [`pieces::blocking`] for a service.
 async fn blocking<T: Send + 'static>(
     query: impl FnOnce() -> Result<T, QueryError> + Send + 'static,
 ) -> Result<T, Status> {
-    let answer = tokio::task::spawn_blocking(query).await;
-    answer.unwrap_or(Err(QueryError::Interrupted)).map_err(|error| respond::query(&error))
+    pieces::blocking(query).await.map_err(|error| respond::query(&error))
 }
 
 /// Label names of all matching tenants, external labels included, sorted, each once.

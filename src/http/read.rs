@@ -20,6 +20,7 @@ use axum::extract::State;
 use axum::response::Response;
 use axum::routing::post;
 use bytes::Bytes;
+use futures::TryStreamExt as _;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode};
 use prost::Message;
@@ -31,6 +32,7 @@ use crate::model::tenant::{TenantId, TenantNameError};
 use crate::store::budget::{ReadBudget, ReadBudgetGuard};
 use crate::store::error::QueryError;
 use crate::store::matchers::{self, WireMatcher};
+use crate::store::pieces::{Cursor, blocking, pieces};
 use crate::store::source::{self, ReadTenant, SeriesReader, TenantSource};
 use crate::tsdb::chunkenc::ENCODING_XOR;
 use crate::tsdb::chunkenc::xor::{XorIterator, XorState};
@@ -68,7 +70,7 @@ const SAMPLES_BYTES_STEP: usize = 1024 * 1024;
 /// Largest message of a streamed answer; Prometheus' default, too.
 const FRAME_BYTES_MAX: usize = 1024 * 1024;
 
-/// Frames made before the client has to take them.
+/// Bytes of frames made at a time; a frame may exceed it.
 const FILL_BYTES: usize = 256 * 1024;
 
 /// What the endpoint needs.
@@ -330,8 +332,11 @@ impl ChunkCursor {
             Some(CurrentQuery { index: index as i64, query, reader, series, _held: held });
         Ok(true)
     }
+}
 
-    /// Appends the next frames, [`FILL_BYTES`] of them. False once all were given.
+impl Cursor for ChunkCursor {
+    type Message = Bytes;
+
     fn fill(&mut self, ready: &mut VecDeque<Bytes>) -> Result<bool, QueryError> {
         let mut filled = 0;
         let mut chunks = Vec::new();
@@ -440,42 +445,13 @@ fn samples_response(body: Vec<u8>) -> Response {
     response
 }
 
-/// Frames are made on the blocking pool as the client takes them. An error ends the answer short
-/// of its end mark, so the client knows that it is not whole.
+/// An error ends the answer short of its end mark, so the client knows that it is not whole.
 fn streamed_response(cursor: ChunkCursor) -> Response {
-    let frames = futures::stream::unfold(
-        (Some(cursor), VecDeque::new()),
-        |(cursor, mut ready)| async move {
-            if let Some(frame) = ready.pop_front() {
-                return Some((Ok(frame), (cursor, ready)));
-            }
-            let mut cursor = cursor?;
-            let filled = blocking(move || {
-                let mut ready = VecDeque::new();
-                let more = cursor.fill(&mut ready)?;
-                Ok((more.then_some(cursor), ready))
-            });
-            match filled.await {
-                Ok((cursor, mut ready)) => {
-                    let frame = ready.pop_front()?;
-                    Some((Ok(frame), (cursor, ready)))
-                }
-                Err(error) => {
-                    tracing::warn!(err = %error, "remote read answer cut short");
-                    Some((Err(error), (None, VecDeque::new())))
-                }
-            }
-        },
-    );
+    let frames = pieces(cursor)
+        .inspect_err(|error| tracing::warn!(err = %error, "remote read answer cut short"));
     let mut response = Response::new(Body::from_stream(frames));
     response.headers_mut().insert(CONTENT_TYPE, STREAMED_CONTENT_TYPE);
     response
-}
-
-async fn blocking<T: Send + 'static>(
-    query: impl FnOnce() -> Result<T, QueryError> + Send + 'static,
-) -> Result<T, QueryError> {
-    tokio::task::spawn_blocking(query).await.unwrap_or(Err(QueryError::Interrupted))
 }
 
 /// A query error as Prometheus and Thanos put errors: plain text, one line.

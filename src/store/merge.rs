@@ -14,6 +14,7 @@ use prost::Message as _;
 use crate::store::budget::{ReadBudget, ReadBudgetGuard};
 use crate::store::error::QueryError;
 use crate::store::matchers;
+use crate::store::pieces::Cursor;
 use crate::store::source::{ReadTenant, SeriesReader};
 use crate::store::tsdb_store::{self, FRAME_BYTES, FinalLabels, Shard};
 use crate::tsdb::querier::{ChunkData, SelectedSeries};
@@ -22,7 +23,7 @@ use crate::wire::proto::thanos::{
     PartialResponseStrategy, Series, SeriesBatch, SeriesRequest, SeriesResponse,
 };
 
-/// Bytes of messages made before the client is asked for more patience; a frame may exceed it.
+/// Bytes of messages made at a time; a frame may exceed it.
 const FILL_BYTES: usize = 256 * 1024;
 
 /// The rest of an answer.
@@ -117,25 +118,6 @@ impl SeriesCursor {
         })
     }
 
-    /// Appends the next messages to `ready`, [`FILL_BYTES`] of them. False once all were given.
-    pub fn fill(&mut self, ready: &mut VecDeque<SeriesResponse>) -> bool {
-        let warnings = self.warnings.drain(..).map(|text| message(Part::Warning(text)));
-        ready.extend(warnings);
-        let mut filled = 0;
-        while filled < FILL_BYTES || ready.is_empty() {
-            if self.limit == 0 {
-                break;
-            }
-            let Some(entry) = self.series.next() else { break };
-            filled += self.push_series(&entry, ready);
-        }
-        let more = self.limit > 0 && self.series.len() > 0;
-        if !more {
-            self.flush_batch(ready);
-        }
-        more
-    }
-
     /// Returns the bytes of the series' frames.
     fn push_series(&mut self, entry: &Entry, ready: &mut VecDeque<SeriesResponse>) -> usize {
         let Some(part) = self.tenants.get(entry.tenant as usize) else { return 0 };
@@ -184,6 +166,28 @@ impl SeriesCursor {
             let series = std::mem::take(&mut self.batch);
             ready.push_back(message(Part::Batch(SeriesBatch { series })));
         }
+    }
+}
+
+impl Cursor for SeriesCursor {
+    type Message = SeriesResponse;
+
+    fn fill(&mut self, ready: &mut VecDeque<SeriesResponse>) -> Result<bool, QueryError> {
+        let warnings = self.warnings.drain(..).map(|text| message(Part::Warning(text)));
+        ready.extend(warnings);
+        let mut filled = 0;
+        while filled < FILL_BYTES || ready.is_empty() {
+            if self.limit == 0 {
+                break;
+            }
+            let Some(entry) = self.series.next() else { break };
+            filled += self.push_series(&entry, ready);
+        }
+        let more = self.limit > 0 && self.series.len() > 0;
+        if !more {
+            self.flush_batch(ready);
+        }
+        Ok(more)
     }
 }
 

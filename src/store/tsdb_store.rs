@@ -212,3 +212,83 @@ fn aggr_chunk(chunk: &ChunkData) -> AggrChunk {
         ..Default::default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::model::labels::KeyBuilder;
+
+    type Pairs = BTreeMap<Vec<u8>, Vec<u8>>;
+
+    fn key(labels: &Pairs) -> SeriesKey {
+        let mut builder = KeyBuilder::default();
+        for (name, value) in labels {
+            builder.push(name, value);
+        }
+        SeriesKey::from_canonical(builder.as_bytes())
+    }
+
+    fn owned<'a>(labels: impl Iterator<Item = (&'a [u8], &'a [u8])>) -> Vec<(Vec<u8>, Vec<u8>)> {
+        labels.map(|(name, value)| (name.to_vec(), value.to_vec())).collect()
+    }
+
+    /// Few names and values, so that they meet.
+    fn pairs() -> impl Strategy<Value = Pairs> {
+        let text = |pattern: &'static str| pattern.prop_map(String::into_bytes);
+        prop::collection::btree_map(text("[a-e]{1,2}"), text("[xy]{1,2}"), 0..6)
+    }
+
+    proptest! {
+        /// Against maps: remove, then overwrite with what is external, then compare.
+        #[test]
+        fn final_labels_are_those_of_the_maps(
+            a in pairs(),
+            b in pairs(),
+            external in pairs(),
+            removed in prop::collection::vec("[a-e]{1,2}", 0..3),
+        ) {
+            let removed: Vec<_> = removed.into_iter().map(Bytes::from).collect();
+            let is_kept = |name: &Vec<u8>| !removed.iter().any(|other| other == name);
+            let seen = |stored: &Pairs| -> Vec<(Vec<u8>, Vec<u8>)> {
+                let mut seen = stored.clone();
+                seen.extend(external.clone());
+                seen.retain(|name, _| is_kept(name));
+                seen.into_iter().collect()
+            };
+            let external: Vec<_> = external.clone().into_iter().collect();
+            let labels = FinalLabels::new(&external, &removed);
+            prop_assert_eq!(owned(labels.of(&key(&a))), seen(&a));
+            prop_assert_eq!(labels.compare(&key(&a), &key(&b)), seen(&a).cmp(&seen(&b)));
+            let messages = labels.messages(&key(&a));
+            let messages = messages.iter().map(|label| (&label.name[..], &label.value[..]));
+            prop_assert_eq!(owned(messages), seen(&a));
+        }
+    }
+
+    #[test]
+    fn shards_share_out_every_series_once() {
+        let info = |shard_index, by| ShardInfo {
+            shard_index,
+            total_shards: 3,
+            by,
+            labels: vec![Bytes::from_static(b"a")],
+        };
+        for by in [false, true] {
+            let mut shards: Vec<_> =
+                (0..3).map(|index| Shard::new(Some(&info(index, by))).unwrap()).collect();
+            for i in 0..100 {
+                let (a, b) = ((i % 10).to_string(), i.to_string());
+                let labels = [(&b"a"[..], a.as_bytes()), (b"b", b.as_bytes())];
+                let holders = shards
+                    .iter_mut()
+                    .filter_map(|shard| shard.contains(labels.into_iter()).then_some(()));
+                assert_eq!(holders.count(), 1);
+            }
+        }
+        assert!(Shard::new(Some(&ShardInfo::default())).is_none());
+    }
+}
