@@ -1,0 +1,154 @@
+//! The gRPC listener: which services there are, their message limits, health, reflection, drain.
+
+pub mod health;
+pub mod metrics;
+pub mod reflection;
+pub mod respond;
+
+use std::future::Future;
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tonic::server::NamedService;
+use tonic::service::Routes;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+
+use crate::grpc::health::HealthService;
+use crate::grpc::metrics::GrpcMetrics;
+use crate::store::StoreService;
+use crate::store::budget::ReadBudget;
+use crate::store::exemplars::ExemplarsService;
+use crate::store::info::InfoService;
+use crate::store::source::TenantSource;
+use crate::store::status::StatusService;
+use crate::wire::proto::thanos::exemplars_server::ExemplarsServer;
+use crate::wire::proto::thanos::info::info_server::InfoServer;
+use crate::wire::proto::thanos::status_server::StatusServer;
+use crate::wire::proto::thanos::store_server::StoreServer;
+use tonic_health::pb::health_server::HealthServer;
+
+/// Largest question a reader may send. Questions are matchers and label names; answers are not
+/// limited here, since they come in frames of about 1 MiB.
+const READ_REQUEST_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// Calls under way on one connection; a querier has one per query.
+const STREAMS_PER_CONNECTION_MAX: u32 = 1000;
+
+/// Connections without traffic are asked for a sign of life, so that what a dead reader held is
+/// freed. Every two hours is the habit of gRPC servers; a dead reader would hold memory so long.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(60);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How the listener behaves.
+#[derive(Clone, Debug)]
+pub struct GrpcOptions {
+    /// `--grpc-grace-period`: calls under way get this long after the shutdown signal.
+    pub grace_period: Duration,
+    /// `--grpc-server-max-connection-age`: then a client is asked to connect anew, so that
+    /// connections spread over new nodes.
+    pub connection_age_max: Duration,
+}
+
+impl Default for GrpcOptions {
+    fn default() -> GrpcOptions {
+        GrpcOptions {
+            grace_period: Duration::from_secs(2 * 60),
+            connection_age_max: Duration::from_secs(60 * 60),
+        }
+    }
+}
+
+/// The services of a listener, by their full names.
+#[derive(Default)]
+pub struct Services {
+    routes: Routes,
+    names: Vec<&'static str>,
+}
+
+impl Services {
+    /// The APIs that read, and health.
+    pub fn of_reads(source: Arc<dyn TenantSource>, budget: ReadBudget) -> Services {
+        let store = StoreServer::new(StoreService::new(source.clone(), budget.clone()))
+            .max_decoding_message_size(READ_REQUEST_BYTES_MAX)
+            .max_encoding_message_size(usize::MAX);
+        let info = InfoServer::new(InfoService::new(source.clone()))
+            .max_decoding_message_size(READ_REQUEST_BYTES_MAX);
+        let exemplars = ExemplarsServer::new(ExemplarsService)
+            .max_decoding_message_size(READ_REQUEST_BYTES_MAX);
+        let status = StatusServer::new(StatusService::new(source.clone(), budget))
+            .max_decoding_message_size(READ_REQUEST_BYTES_MAX);
+        let health = HealthServer::new(HealthService::new(move || source.is_ready()));
+        Services::default().with(store).with(info).with(exemplars).with(status).with(health)
+    }
+
+    /// Adds a generated server.
+    pub fn with<S>(mut self, service: S) -> Services
+    where
+        S: tower::Service<http::Request<tonic::body::Body>, Error = std::convert::Infallible>
+            + NamedService
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+        S::Response: axum::response::IntoResponse,
+        S::Future: Send + 'static,
+    {
+        self.names.push(S::NAME);
+        self.routes = self.routes.add_service(service);
+        self
+    }
+
+    /// Full names of the services added so far.
+    pub fn names(&self) -> &[&'static str] {
+        &self.names
+    }
+
+    /// Adds reflection, which tells of all services added before.
+    fn with_reflection(self) -> Routes {
+        let (v1, v1alpha) = reflection::servers(self.names);
+        self.routes.add_service(v1).add_service(v1alpha)
+    }
+}
+
+/// Serves until `shutdown` resolves; then takes no more connections, lets the calls under way
+/// finish for the grace period, and cuts what is left.
+pub async fn serve(
+    listener: TcpListener,
+    services: Services,
+    metrics: GrpcMetrics,
+    options: GrpcOptions,
+    shutdown: impl Future<Output = ()> + Send,
+) -> std::io::Result<()> {
+    listener.set_nonblocking(true)?;
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let (stopping, stopped) = tokio::sync::oneshot::channel();
+    let serving = Server::builder()
+        .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .max_connection_age(options.connection_age_max)
+        .max_connection_age_grace(options.grace_period)
+        .layer(metrics)
+        .add_routes(services.with_reflection())
+        .serve_with_incoming_shutdown(incoming, async move {
+            shutdown.await;
+            // Nobody waits for it any more if serving has failed.
+            let _ = stopping.send(());
+        });
+    let grace_over = async {
+        if stopped.await.is_err() {
+            std::future::pending::<()>().await;
+        }
+        tokio::time::sleep(options.grace_period).await;
+    };
+    tokio::select! {
+        served = serving => served.map_err(std::io::Error::other),
+        () = grace_over => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,332 @@
+use std::net::SocketAddr;
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use http_body_util::{BodyExt as _, Full};
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
+use prost::Message;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tonic::Code;
+use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
+use tonic_reflection::pb::v1 as reflection_v1;
+
+use super::*;
+use crate::metrics::Registry;
+use crate::store::budget::READ_BYTES_MAX_DEFAULT;
+use crate::store::fake::{FakeSource, base64, recorded_data_set, suite};
+use crate::store::tests::matchers_of;
+use crate::wire::proto::thanos::info::{InfoRequest, InfoResponse};
+use crate::wire::proto::thanos::tsdb_statistics_response::Result as Part;
+use crate::wire::proto::thanos::{
+    LabelMatcher, SeriesRequest, SeriesResponse, TsdbStatisticsEntry, TsdbStatisticsRequest,
+    TsdbStatisticsResponse,
+};
+
+struct TestServer {
+    addr: SocketAddr,
+    registry: Registry,
+    stop: oneshot::Sender<()>,
+    serving: JoinHandle<std::io::Result<()>>,
+}
+
+fn start(source: FakeSource, options: GrpcOptions) -> TestServer {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = listener.local_addr().unwrap();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let services = Services::of_reads(Arc::new(source), ReadBudget::new(READ_BYTES_MAX_DEFAULT));
+    let registry = Registry::new();
+    let metrics = GrpcMetrics::new(&registry, services.names());
+    let shutdown = async move { stopped.await.unwrap_or_default() };
+    let serving = tokio::spawn(serve(listener, services, metrics, options, shutdown));
+    TestServer { addr, registry, stop, serving }
+}
+
+/// A call of raw frames: its code and the messages of its answer.
+async fn call(
+    addr: SocketAddr,
+    method: &str,
+    frames: Bytes,
+    metadata: &[(&str, &str)],
+) -> (Code, Vec<Bytes>) {
+    let client = Client::builder(TokioExecutor::new()).http2_only(true).build_http();
+    let mut request = http::Request::post(format!("http://{addr}{method}"))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers");
+    for (name, value) in metadata {
+        request = request.header(*name, *value);
+    }
+    let response = client.request(request.body(Full::new(frames)).unwrap()).await.unwrap();
+    let (parts, body) = response.into_parts();
+    let body = body.collect().await.unwrap();
+    let trailers = body.trailers().cloned().unwrap_or_default();
+    let status = parts.headers.get("grpc-status").or(trailers.get("grpc-status")).unwrap();
+    let code = Code::from_bytes(status.as_bytes());
+    let mut rest = body.to_bytes();
+    let mut messages = Vec::new();
+    while !rest.is_empty() {
+        let head = rest.split_to(5);
+        messages.push(rest.split_to(u32::from_be_bytes(head[1..].try_into().unwrap()) as usize));
+    }
+    (code, messages)
+}
+
+fn frame(message: &impl Message) -> Bytes {
+    let mut frame = BytesMut::new();
+    frame.put_u8(0);
+    frame.put_u32(message.encoded_len() as u32);
+    message.encode(&mut frame).unwrap();
+    frame.freeze()
+}
+
+#[tokio::test]
+async fn info_tells_of_every_tenant() {
+    let server = start(recorded_data_set(), GrpcOptions::default());
+    let (code, replies) =
+        call(server.addr, "/thanos.info.Info/Info", frame(&InfoRequest {}), &[]).await;
+    assert_eq!(code, Code::Ok);
+    let info = InfoResponse::decode(replies[0].clone()).unwrap();
+    let steps = suite("store-info");
+    let step = steps.iter().find(|step| step["id"] == "info").unwrap();
+    let expected = &step["expect"]["replies"][0];
+    assert!(info.exemplars.is_some() && info.status.is_some());
+    assert_eq!(info.component_type, expected["ComponentType"]);
+    let store = info.store.unwrap();
+    assert_eq!(store.min_time, expected["store"]["min_time"].as_i64().unwrap());
+    assert_eq!(store.max_time, i64::MAX);
+    assert!(store.supports_sharding && store.supports_without_replica_labels);
+    let recorded = expected["store"]["tsdb_infos"].as_array().unwrap();
+    assert_eq!(store.tsdb_infos.len(), recorded.len());
+    for (tsdb, recorded) in store.tsdb_infos.iter().zip(recorded) {
+        assert_eq!(tsdb.min_time, recorded["min_time"].as_i64().unwrap());
+        assert_eq!(tsdb.max_time, recorded["max_time"].as_i64().unwrap());
+        let labels = tsdb.labels.as_ref().unwrap();
+        let recorded = recorded["labels"]["labels"].as_array().unwrap();
+        assert_eq!(labels.labels.len(), recorded.len());
+        for (label, recorded) in labels.labels.iter().zip(recorded) {
+            assert_eq!(label.name, recorded["name"].as_str().unwrap());
+            assert_eq!(label.value, recorded["value"].as_str().unwrap());
+        }
+    }
+    let sets: Vec<_> = store.tsdb_infos.into_iter().filter_map(|tsdb| tsdb.labels).collect();
+    assert_eq!(info.label_sets, sets);
+}
+
+#[tokio::test]
+async fn a_node_that_is_opening_says_so() {
+    let source = FakeSource { is_opening: true, ..recorded_data_set() };
+    let server = start(source, GrpcOptions::default());
+    let (code, _) = call(server.addr, "/thanos.info.Info/Info", frame(&InfoRequest {}), &[]).await;
+    assert_eq!(code, Code::Unavailable);
+    let check = frame(&HealthCheckRequest::default());
+    let (code, replies) = call(server.addr, "/grpc.health.v1.Health/Check", check, &[]).await;
+    assert_eq!(code, Code::Ok);
+    let health = HealthCheckResponse::decode(replies[0].clone()).unwrap();
+    assert_eq!(health.status().as_str_name(), "NOT_SERVING");
+}
+
+/// Unknown services and methods, and messages that are none: the codes as recorded, and the server
+/// lives on.
+#[tokio::test]
+async fn odd_calls_get_the_recorded_codes() {
+    let server = start(recorded_data_set(), GrpcOptions::default());
+    let mut compared = 0;
+    for step in suite("store-info") {
+        let method = step["method"].as_str().unwrap_or_default();
+        let is_answered = !step["soft"].as_bool().unwrap_or_default();
+        if !is_answered || (step["frames_b64"].is_null() && !method.contains("Health")) {
+            continue;
+        }
+        let id = step["id"].as_str().unwrap();
+        let frames = if step["frames_b64"].is_null() {
+            let service = step["message"]["service"].as_str().unwrap_or_default();
+            frame(&HealthCheckRequest { service: service.to_owned() })
+        } else {
+            base64(&step["frames_b64"])
+        };
+        let (code, _) = call(server.addr, method, frames, &[]).await;
+        assert_eq!(code as i64, step["expect"]["code"].as_i64().unwrap(), "{id}");
+        compared += 1;
+    }
+    assert!(compared > 15, "only {compared} steps");
+    let (code, _) =
+        call(server.addr, "/thanos.Store/Series", everything(), &[("grpc-encoding", "zstd")]).await;
+    assert_eq!(code, Code::Unimplemented);
+}
+
+#[tokio::test]
+async fn label_names_need_not_be_utf8() {
+    let server = start(recorded_data_set(), GrpcOptions::default());
+    let matchers = vec![
+        LabelMatcher {
+            r#type: 0,
+            name: Bytes::from_static(b"\xff"),
+            value: Bytes::from_static(b"x"),
+        },
+        LabelMatcher { r#type: 2, name: "__name__".into(), value: ".+".into() },
+    ];
+    let request = SeriesRequest { max_time: i64::MAX, matchers, ..Default::default() };
+    let answer = call(server.addr, "/thanos.Store/Series", frame(&request), &[]).await;
+    assert_eq!(answer, (Code::Ok, vec![]));
+}
+
+#[tokio::test]
+async fn reflection_lists_the_services() {
+    let server = start(recorded_data_set(), GrpcOptions::default());
+    use reflection_v1::server_reflection_request::MessageRequest;
+    use reflection_v1::server_reflection_response::MessageResponse;
+    let mut answers = Vec::new();
+    for (method, request) in [
+        ("v1", MessageRequest::ListServices(String::new())),
+        ("v1alpha", MessageRequest::ListServices(String::new())),
+        ("v1", MessageRequest::FileContainingSymbol("thanos.Store".into())),
+    ] {
+        let request = reflection_v1::ServerReflectionRequest {
+            message_request: Some(request),
+            ..Default::default()
+        };
+        let method = format!("/grpc.reflection.{method}.ServerReflection/ServerReflectionInfo");
+        let (code, replies) = call(server.addr, &method, frame(&request), &[]).await;
+        assert_eq!(code, Code::Ok);
+        let reply = reflection_v1::ServerReflectionResponse::decode(replies[0].clone()).unwrap();
+        assert_eq!(reply.original_request, Some(request));
+        answers.push(reply.message_response.unwrap());
+    }
+    let MessageResponse::ListServicesResponse(list) = &answers[0] else {
+        panic!("{:?}", answers[0]);
+    };
+    let names: Vec<_> = list.service.iter().map(|service| service.name.as_str()).collect();
+    let expected = [
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
+        "grpc.reflection.v1alpha.ServerReflection",
+        "thanos.Exemplars",
+        "thanos.Status",
+        "thanos.Store",
+        "thanos.info.Info",
+    ];
+    assert_eq!(names, expected);
+    assert_eq!(answers[0], answers[1]);
+    let MessageResponse::ErrorResponse(error) = &answers[2] else {
+        panic!("{:?}", answers[2]);
+    };
+    assert_eq!(error.error_code, Code::NotFound as i32);
+}
+
+/// The shutdown signal ends what is idle at once and what hangs after the grace period.
+#[tokio::test]
+async fn a_drain_ends_even_if_a_client_hangs_on() {
+    let options = GrpcOptions { grace_period: Duration::from_millis(50), ..Default::default() };
+    let server = start(recorded_data_set(), options);
+    let (code, replies) = call(server.addr, "/thanos.Store/Series", everything(), &[]).await;
+    assert_eq!(code, Code::Ok);
+    assert_eq!(replies.len(), 17);
+    SeriesResponse::decode(replies[0].clone()).unwrap();
+
+    // A health watch never ends by itself.
+    let addr = server.addr;
+    let watch = frame(&HealthCheckRequest::default());
+    let client: Client<_, Full<Bytes>> =
+        Client::builder(TokioExecutor::new()).http2_only(true).build_http();
+    let request = http::Request::post(format!("http://{addr}/grpc.health.v1.Health/Watch"))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers");
+    let response = client.request(request.body(Full::new(watch)).unwrap()).await.unwrap();
+    let mut body = response.into_body();
+    body.frame().await.unwrap().unwrap();
+
+    server.stop.send(()).unwrap();
+    server.serving.await.unwrap().unwrap();
+    assert!(tokio::net::TcpStream::connect(addr).await.is_err(), "still listening");
+}
+
+fn everything() -> Bytes {
+    let matchers = vec![LabelMatcher { r#type: 2, name: "__name__".into(), value: ".+".into() }];
+    frame(&SeriesRequest { max_time: i64::MAX, matchers, ..Default::default() })
+}
+
+#[tokio::test]
+async fn statistics_are_counted_as_recorded() {
+    let server = start(recorded_data_set(), GrpcOptions::default());
+    let mut compared = 0;
+    for step in suite("store-info") {
+        let (id, message) = (step["id"].as_str().unwrap(), &step["message"]);
+        if step["method"] != "/thanos.Status/TSDBStatistics" || id == "status-empty" {
+            continue;
+        }
+        let request = TsdbStatisticsRequest {
+            tenant: message["tenant"].as_str().unwrap_or_default().to_owned().into(),
+            limit: message["limit"].as_i64().unwrap_or_default() as i32,
+            matchers: matchers_of(message),
+            ..Default::default()
+        };
+        let method = "/thanos.Status/TSDBStatistics";
+        let (code, replies) = call(server.addr, method, frame(&request), &[]).await;
+        assert_eq!(code as i64, step["expect"]["code"].as_i64().unwrap(), "{id}");
+        let expected = step["expect"]["replies"].as_array().unwrap();
+        assert_eq!(replies.len(), expected.len(), "{id}");
+        for (reply, expected) in replies.iter().zip(expected) {
+            let reply = TsdbStatisticsResponse::decode(reply.clone()).unwrap();
+            let Some(Part::Statistics(statistics)) = reply.result else { panic!("{reply:?}") };
+            let no_tenants = Vec::new();
+            let recorded = expected["statistics"]["statistics"].as_array().unwrap_or(&no_tenants);
+            assert_eq!(statistics.statistics.len(), recorded.len(), "{id}");
+            for recorded in recorded {
+                let tenant = recorded["key"].as_str().unwrap();
+                let entry = &statistics.statistics[tenant];
+                assert_entry(entry, &recorded["value"], &format!("{id} {tenant}"));
+                compared += 1;
+            }
+        }
+    }
+    assert!(compared > 15, "only {compared} entries");
+}
+
+/// Names that tie with the last of a list are blanked in the recording.
+fn assert_entry(entry: &TsdbStatisticsEntry, recorded: &serde_json::Value, id: &str) {
+    let head = entry.head_statistics.unwrap();
+    let recorded_head = &recorded["head_statistics"];
+    let int = |name: &str| recorded_head[name].as_i64().unwrap_or_default();
+    assert_eq!(head.num_series as i64, int("num_series"), "{id}");
+    assert_eq!(head.num_label_pairs, int("num_label_pairs"), "{id}");
+    assert_eq!((head.min_time, head.max_time), (int("min_time"), int("max_time")), "{id}");
+    for (name, list) in [
+        ("series_count_by_metric_name", &entry.series_count_by_metric_name),
+        ("label_value_count_by_label_name", &entry.label_value_count_by_label_name),
+        ("memory_in_bytes_by_label_name", &entry.memory_in_bytes_by_label_name),
+        ("series_count_by_label_value_pair", &entry.series_count_by_label_value_pair),
+    ] {
+        let recorded: Vec<_> = recorded[name].as_array().into_iter().flatten().collect();
+        assert_eq!(list.len(), recorded.len(), "{id} {name}");
+        for (counted, recorded) in list.iter().zip(recorded) {
+            assert_eq!(counted.value, recorded["value"].as_u64().unwrap(), "{id} {name}");
+            if recorded["name"] != "<any>" {
+                assert_eq!(counted.name, recorded["name"].as_str().unwrap(), "{id} {name}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn calls_are_counted_by_method_and_code() {
+    let server = start(recorded_data_set(), GrpcOptions::default());
+    let method = "/thanos.Store/Series";
+    assert_eq!(call(server.addr, method, everything(), &[]).await.0, Code::Ok);
+    let no_matchers = frame(&SeriesRequest::default());
+    assert_eq!(call(server.addr, method, no_matchers, &[]).await.0, Code::InvalidArgument);
+    let page = server.registry.expose();
+    let of_series = "grpc_method=\"Series\",grpc_service=\"thanos.Store\"";
+    for (name, code, value) in [
+        ("started_total", "", 2),
+        ("msg_received_total", "", 2),
+        ("msg_sent_total", "", 17),
+        ("handling_seconds_count", "", 2),
+        ("handled_total", "grpc_code=\"OK\",", 1),
+        ("handled_total", "grpc_code=\"InvalidArgument\",", 1),
+        ("handled_total", "grpc_code=\"Canceled\",", 0),
+    ] {
+        let kind = "grpc_type=\"server_stream\"";
+        let line = format!("grpc_server_{name}{{{code}{of_series},{kind}}} {value}\n");
+        assert!(page.contains(&line), "no {line} in {page}");
+    }
+}

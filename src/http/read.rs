@@ -1,0 +1,482 @@
+//! Prometheus' remote read, `POST /api/v1/read`: what one tenant stored, read back.
+//!
+//! ```text
+//! request   snappy block of ReadRequest
+//! SAMPLES   snappy block of ReadResponse
+//! STREAMED_XOR_CHUNKS, one frame after another, not compressed:
+//!           uvarint length | CRC-32C of the message, 4 bytes, big endian | ChunkedReadResponse
+//! ```
+//!
+//! Series come sorted, with the labels they were written with (no external labels), and cut to the
+//! asked range: a chunk that reaches over a border is encoded anew with the samples inside.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::State;
+use axum::response::Response;
+use axum::routing::post;
+use bytes::Bytes;
+use futures::TryStreamExt as _;
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode};
+use prost::Message;
+use thin_vec::ThinVec;
+
+use crate::model::labels::{LabelIter, SeriesKey, TAG_FIELD_1};
+use crate::model::matcher::Matcher;
+use crate::model::tenant::{TenantId, TenantNameError};
+use crate::store::budget::{ReadBudget, ReadBudgetGuard};
+use crate::store::error::QueryError;
+use crate::store::matchers::{self, WireMatcher};
+use crate::store::pieces::{Cursor, blocking, pieces};
+use crate::store::source::{self, ReadTenant, SeriesReader, TenantSource};
+use crate::tsdb::chunkenc::ENCODING_XOR;
+use crate::tsdb::chunkenc::xor::{XorIterator, XorState};
+use crate::tsdb::querier::{ChunkData, SelectedSeries};
+use crate::wire::proto::prometheus::read_request::ResponseType;
+use crate::wire::proto::prometheus::{
+    Chunk, ChunkedReadResponse, ChunkedSeries, Label, LabelMatcher, Query, ReadRequest, Sample,
+    TimeSeries,
+};
+use crate::wire::reader::push_varint;
+
+/// The path of the endpoint.
+pub const PATH: &str = "/api/v1/read";
+
+/// Thanos' tenant header, looked at when the configured one is absent.
+const TENANT_HEADER_DEFAULT: HeaderName = HeaderName::from_static("thanos-tenant");
+
+const STREAMED_CONTENT_TYPE: HeaderValue = HeaderValue::from_static(
+    "application/x-streamed-protobuf; proto=prometheus.ChunkedReadResponse",
+);
+
+/// Largest request, compressed and inflated: it holds matchers, and Prometheus' are short.
+const REQUEST_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// Queries of one request; Prometheus sends one.
+const QUERIES_MAX: usize = 100;
+
+/// Largest SAMPLES answer before compression: it is made in memory as a whole. Larger ones have to
+/// be asked for in pieces, or streamed.
+const SAMPLES_BYTES_MAX: usize = 128 * 1024 * 1024;
+
+/// A SAMPLES answer is charged to the budget in steps of this.
+const SAMPLES_BYTES_STEP: usize = 1024 * 1024;
+
+/// Largest message of a streamed answer; Prometheus' default, too.
+const FRAME_BYTES_MAX: usize = 1024 * 1024;
+
+/// Bytes of frames made at a time; a frame may exceed it.
+const FILL_BYTES: usize = 256 * 1024;
+
+/// What the endpoint needs.
+pub struct RemoteRead {
+    pub source: Arc<dyn TenantSource>,
+    pub budget: ReadBudget,
+    /// `--receive.tenant-header`
+    pub tenant_header: HeaderName,
+    /// `--receive.default-tenant-id`
+    pub default_tenant: TenantId,
+}
+
+/// The endpoint as a router of its own.
+pub fn router(read: RemoteRead) -> Router {
+    Router::new().route(PATH, post(answer)).with_state(Arc::new(read))
+}
+
+async fn answer(
+    State(read): State<Arc<RemoteRead>>,
+    request: Request<Body>,
+) -> Result<Response, Infallible> {
+    Ok(read.answer(request).await.unwrap_or_else(|error| refuse(&error)))
+}
+
+impl RemoteRead {
+    /// The stages of one request, in order.
+    async fn answer(&self, request: Request<Body>) -> Result<Response, QueryError> {
+        let (parts, body) = request.into_parts();
+        let tenant = self.tenant(&parts.headers).map_err(|error| invalid("tenant", error))?;
+        let body = axum::body::to_bytes(body, REQUEST_BYTES_MAX).await;
+        let request = decode(&body.map_err(|error| invalid("body", error))?)?;
+        let response_type = negotiate(&request.accepted_response_types)?;
+        let tenant = self.source.tenant(&tenant);
+        if tenant.is_none() && !self.source.is_ready() {
+            return Err(QueryError::NotReady);
+        }
+        let budget = self.budget.clone();
+        match response_type {
+            ResponseType::Samples => {
+                let answer = blocking(move || {
+                    let queries = parse_queries(&request.queries)?;
+                    samples(tenant.as_deref(), &queries, &budget)
+                });
+                Ok(samples_response(answer.await?))
+            }
+            ResponseType::StreamedXorChunks => {
+                let cursor = blocking(move || {
+                    let queries = parse_queries(&request.queries)?;
+                    ChunkCursor::open(tenant, queries, budget)
+                });
+                Ok(streamed_response(cursor.await?))
+            }
+        }
+    }
+
+    /// The first value of the configured header, else of `THANOS-TENANT`; empty means the default.
+    fn tenant(&self, headers: &HeaderMap) -> Result<TenantId, TenantNameError> {
+        let named = [&self.tenant_header, &TENANT_HEADER_DEFAULT]
+            .into_iter()
+            .filter_map(|header| headers.get(header))
+            .map(|value| value.as_bytes().trim_ascii())
+            .find(|value| !value.is_empty());
+        named.map_or(Ok(self.default_tenant.clone()), TenantId::parse)
+    }
+}
+
+fn invalid(stage: &'static str, error: impl std::fmt::Display) -> QueryError {
+    QueryError::Invalid { stage, detail: error.to_string() }
+}
+
+fn decode(body: &[u8]) -> Result<ReadRequest, QueryError> {
+    // The declared length is checked before a byte is allocated for it.
+    let len = snap::raw::decompress_len(body).map_err(|error| invalid("snappy", error))?;
+    if len > REQUEST_BYTES_MAX {
+        let detail = format!("inflated length {len} exceeds {REQUEST_BYTES_MAX} bytes");
+        return Err(QueryError::Invalid { stage: "snappy", detail });
+    }
+    let inflated = snap::raw::Decoder::new().decompress_vec(body);
+    let inflated = Bytes::from(inflated.map_err(|error| invalid("snappy", error))?);
+    ReadRequest::decode(inflated).map_err(|error| invalid("protobuf", error))
+}
+
+/// The first type that we know; samples if the client names none.
+fn negotiate(accepted: &[i32]) -> Result<ResponseType, QueryError> {
+    if accepted.is_empty() {
+        return Ok(ResponseType::Samples);
+    }
+    accepted.iter().find_map(|number| ResponseType::try_from(*number).ok()).ok_or_else(|| {
+        let detail = format!("none of {accepted:?} is supported");
+        QueryError::Invalid { stage: "accepted response types", detail }
+    })
+}
+
+fn parse_queries(queries: &[Query]) -> Result<Vec<ParsedQuery>, QueryError> {
+    if queries.len() > QUERIES_MAX {
+        let detail = format!("{} exceed {QUERIES_MAX}", queries.len());
+        return Err(QueryError::Invalid { stage: "queries", detail });
+    }
+    queries.iter().map(ParsedQuery::parse).collect()
+}
+
+/// A query whose matchers are compiled. Without matchers it selects nothing, as in Prometheus.
+struct ParsedQuery {
+    mint: i64,
+    /// Included.
+    maxt: i64,
+    matchers: Vec<Matcher>,
+}
+
+impl ParsedQuery {
+    fn parse(query: &Query) -> Result<ParsedQuery, QueryError> {
+        Ok(ParsedQuery {
+            mint: query.start_timestamp_ms,
+            maxt: query.end_timestamp_ms,
+            matchers: matchers::parse(&query.matchers)?,
+        })
+    }
+
+    /// The matching series, sorted by labels.
+    fn select(
+        &self,
+        reader: &dyn SeriesReader,
+        held: &mut ReadBudgetGuard,
+    ) -> Result<Vec<SelectedSeries>, QueryError> {
+        if self.matchers.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut series = reader.select(&self.matchers);
+        held.hold(series.len().saturating_mul(size_of::<SelectedSeries>()))?;
+        series.sort_unstable_by(|a, b| a.key.labels().cmp(b.key.labels()));
+        Ok(series)
+    }
+
+    fn contains(&self, t: i64) -> bool {
+        self.mint <= t && t <= self.maxt
+    }
+}
+
+/// A ReadResponse, compressed.
+fn samples(
+    tenant: Option<&dyn ReadTenant>,
+    queries: &[ParsedQuery],
+    budget: &ReadBudget,
+) -> Result<Vec<u8>, QueryError> {
+    let mut response = Vec::new();
+    let mut held = budget.begin();
+    let mut charged = 0;
+    let mut charge = |bytes: usize| {
+        if bytes > SAMPLES_BYTES_MAX {
+            return Err(QueryError::TooLarge { limit: SAMPLES_BYTES_MAX });
+        }
+        while charged < bytes {
+            held.hold(SAMPLES_BYTES_STEP)?;
+            charged += SAMPLES_BYTES_STEP;
+        }
+        Ok(())
+    };
+    let mut selection = budget.begin();
+    let mut chunks = Vec::new();
+    for query in queries {
+        let mut result = Vec::new();
+        if let Some(tenant) = tenant {
+            let reader = tenant.reader(query.mint, query.maxt);
+            for series in query.select(&*reader, &mut selection)? {
+                chunks.clear();
+                reader.chunks(&series, &mut chunks);
+                let before = response.len() + result.len();
+                let samples = samples_of(query, &chunks, |bytes| charge(before + bytes))?;
+                if !samples.is_empty() {
+                    let series = TimeSeries { labels: label_messages(&series.key), samples };
+                    push_field_1(&mut result, &series);
+                    charge(response.len() + result.len())?;
+                }
+            }
+        }
+        response.push(TAG_FIELD_1);
+        push_varint(&mut response, result.len() as u64);
+        response.extend_from_slice(&result);
+    }
+    snap::raw::Encoder::new().compress_vec(&response).map_err(|error| invalid("snappy", error))
+}
+
+/// Samples of the chunks that lie in the query's range. Chunks of native histograms hold none.
+fn samples_of(
+    query: &ParsedQuery,
+    chunks: &[ChunkData],
+    mut charge: impl FnMut(usize) -> Result<(), QueryError>,
+) -> Result<Vec<Sample>, QueryError> {
+    let mut samples = Vec::new();
+    for chunk in chunks.iter().filter(|chunk| chunk.encoding == ENCODING_XOR) {
+        for sample in XorIterator::new(&chunk.bytes) {
+            let (timestamp, bits) = sample?;
+            if query.contains(timestamp) {
+                samples.push(Sample { value: f64::from_bits(bits), timestamp });
+            }
+        }
+        charge(samples.len().saturating_mul(size_of::<Sample>()))?;
+    }
+    Ok(samples)
+}
+
+/// Appends a message as field 1 of the message that `out` is.
+fn push_field_1(out: &mut Vec<u8>, message: &impl Message) {
+    out.push(TAG_FIELD_1);
+    push_varint(out, message.encoded_len() as u64);
+    message.encode_raw(out);
+}
+
+/// Labels as stored, all sharing one copy of the key.
+fn label_messages(key: &SeriesKey) -> Vec<Label> {
+    let text = Bytes::copy_from_slice(key.as_bytes());
+    let labels = LabelIter::of_canonical(&text);
+    labels
+        .map(|(name, value)| Label { name: text.slice_ref(name), value: text.slice_ref(value) })
+        .collect()
+}
+
+/// The rest of a streamed answer.
+struct ChunkCursor {
+    tenant: Option<Arc<dyn ReadTenant>>,
+    queries: std::iter::Enumerate<std::vec::IntoIter<ParsedQuery>>,
+    current: Option<CurrentQuery>,
+    budget: ReadBudget,
+}
+
+struct CurrentQuery {
+    index: i64,
+    query: ParsedQuery,
+    reader: Box<dyn SeriesReader>,
+    series: std::vec::IntoIter<SelectedSeries>,
+    _held: ReadBudgetGuard,
+}
+
+impl ChunkCursor {
+    fn open(
+        tenant: Option<Arc<dyn ReadTenant>>,
+        queries: Vec<ParsedQuery>,
+        budget: ReadBudget,
+    ) -> Result<ChunkCursor, QueryError> {
+        let queries = queries.into_iter().enumerate();
+        let mut cursor = ChunkCursor { tenant, queries, current: None, budget };
+        // The first selection is made before the answer's status is chosen.
+        cursor.next_query()?;
+        Ok(cursor)
+    }
+
+    /// False if there is none.
+    fn next_query(&mut self) -> Result<bool, QueryError> {
+        let (Some(tenant), Some((index, query))) = (&self.tenant, self.queries.next()) else {
+            self.current = None;
+            return Ok(false);
+        };
+        // What the query before held is given back first.
+        self.current = None;
+        let mut held = self.budget.begin();
+        let reader = tenant.reader(query.mint, query.maxt);
+        let series = query.select(&*reader, &mut held)?.into_iter();
+        self.current =
+            Some(CurrentQuery { index: index as i64, query, reader, series, _held: held });
+        Ok(true)
+    }
+}
+
+impl Cursor for ChunkCursor {
+    type Message = Bytes;
+
+    fn fill(&mut self, ready: &mut VecDeque<Bytes>) -> Result<bool, QueryError> {
+        let mut filled = 0;
+        let mut chunks = Vec::new();
+        while filled < FILL_BYTES {
+            let Some(current) = &mut self.current else { return Ok(false) };
+            let Some(series) = current.series.next() else {
+                self.next_query()?;
+                continue;
+            };
+            chunks.clear();
+            current.reader.chunks(&series, &mut chunks);
+            filled += push_frames(current, &series.key, &chunks, ready)?;
+        }
+        Ok(true)
+    }
+}
+
+/// Returns the bytes of the frames.
+fn push_frames(
+    current: &CurrentQuery,
+    key: &SeriesKey,
+    chunks: &[ChunkData],
+    ready: &mut VecDeque<Bytes>,
+) -> Result<usize, QueryError> {
+    let labels = label_messages(key);
+    let label_bytes: usize = labels.iter().map(|label| field_bytes(label.encoded_len())).sum();
+    let mut pushed = 0;
+    let mut frame = Vec::new();
+    let mut frame_bytes = FRAME_BYTES_FIXED + label_bytes;
+    let mut flush = |chunks: &mut Vec<Chunk>| {
+        let series = ChunkedSeries { labels: labels.clone(), chunks: std::mem::take(chunks) };
+        let message =
+            ChunkedReadResponse { chunked_series: vec![series], query_index: current.index };
+        let bytes = frame_of(&message.encode_to_vec());
+        pushed += bytes.len();
+        ready.push_back(bytes);
+    };
+    for chunk in chunks {
+        let Some(chunk) = cut(&current.query, chunk)? else { continue };
+        let bytes = field_bytes(chunk.encoded_len());
+        if !frame.is_empty() && frame_bytes + bytes > FRAME_BYTES_MAX {
+            flush(&mut frame);
+            frame_bytes = FRAME_BYTES_FIXED + label_bytes;
+        }
+        frame_bytes += bytes;
+        frame.push(chunk);
+    }
+    if !frame.is_empty() {
+        flush(&mut frame);
+    }
+    Ok(pushed)
+}
+
+/// What a message holds beside labels and chunks, at most: two tags, a length, the query's index.
+const FRAME_BYTES_FIXED: usize = 1 + 5 + 1 + 10;
+
+/// Bytes of a nested message with its tag and length, which is below 2^28.
+fn field_bytes(body: usize) -> usize {
+    1 + 4 + body
+}
+
+fn frame_of(message: &[u8]) -> Bytes {
+    let mut frame = Vec::with_capacity(message.len() + 5 + 4);
+    push_varint(&mut frame, message.len() as u64);
+    frame.extend_from_slice(&crc32c::crc32c(message).to_be_bytes());
+    frame.extend_from_slice(message);
+    frame.into()
+}
+
+/// The chunk with its samples in the query's range; `None` if there are none. Chunks of native
+/// histograms are sent whole.
+fn cut(query: &ParsedQuery, chunk: &ChunkData) -> Result<Option<Chunk>, QueryError> {
+    let encoding = i32::from(chunk.encoding);
+    let is_inside = query.contains(chunk.mint) && query.contains(chunk.maxt);
+    if is_inside || chunk.encoding != ENCODING_XOR {
+        return Ok(Some(Chunk {
+            min_time_ms: chunk.mint,
+            max_time_ms: chunk.maxt,
+            r#type: encoding,
+            data: source::chunk_bytes(chunk),
+        }));
+    }
+    let mut state = XorState::default();
+    let mut bytes = ThinVec::new();
+    let mut mint = None;
+    for sample in XorIterator::new(&chunk.bytes) {
+        let (t, bits) = sample?;
+        if query.contains(t) {
+            mint = mint.or(Some(t));
+            state.append(&mut bytes, t, bits);
+        }
+    }
+    Ok(mint.map(|mint| Chunk {
+        min_time_ms: mint,
+        max_time_ms: state.t,
+        r#type: encoding,
+        data: Bytes::from_owner(state.snapshot(&bytes)),
+    }))
+}
+
+fn samples_response(body: Vec<u8>) -> Response {
+    let mut response = Response::new(Body::from(body));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-protobuf"));
+    headers.insert(CONTENT_ENCODING, HeaderValue::from_static("snappy"));
+    response
+}
+
+/// An error ends the answer short of its end mark, so the client knows that it is not whole.
+fn streamed_response(cursor: ChunkCursor) -> Response {
+    let frames = pieces(cursor)
+        .inspect_err(|error| tracing::warn!(err = %error, "remote read answer cut short"));
+    let mut response = Response::new(Body::from_stream(frames));
+    response.headers_mut().insert(CONTENT_TYPE, STREAMED_CONTENT_TYPE);
+    response
+}
+
+/// A query error as Prometheus and Thanos put errors: plain text, one line.
+fn refuse(error: &QueryError) -> Response {
+    let mut response = Response::new(Body::from(format!("{error}\n")));
+    *response.status_mut() = match error {
+        QueryError::NotReady | QueryError::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
+        QueryError::Damaged(_) | QueryError::Interrupted => StatusCode::INTERNAL_SERVER_ERROR,
+        _ => StatusCode::BAD_REQUEST,
+    };
+    let is_retryable = response.status() == StatusCode::SERVICE_UNAVAILABLE;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    if is_retryable {
+        headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+    }
+    response
+}
+
+impl WireMatcher for LabelMatcher {
+    fn parts(&self) -> (i32, &[u8], &[u8]) {
+        (self.r#type, &self.name, &self.value)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,228 @@
+use std::sync::Arc;
+
+use http::Method;
+use http_body_util::BodyExt as _;
+use tower::ServiceExt as _;
+
+use super::*;
+use crate::store::budget::READ_BYTES_MAX_DEFAULT;
+use crate::store::fake::{FakeSource, FakeTenant, Labels};
+use crate::wire::proto::prometheus::ReadResponse;
+use crate::wire::reader::split_len_prefixed;
+
+const UP: Labels<'_> = &[("__name__", "up"), ("job", "b")];
+const UP_TOO: Labels<'_> = &[("__name__", "up"), ("instance", "x"), ("job", "a")];
+
+/// Two series of one tenant: 300 samples, a second apart, in chunks of 120.
+fn source() -> FakeSource {
+    let samples: Vec<_> = (0..300).map(|i| (i * 1000, i as f64 / 4.0)).collect();
+    let tenant = FakeTenant::new("t", &[("replica", "r0"), ("tenant_id", "t")])
+        .with(UP, &samples, 120)
+        .with(UP_TOO, &samples, 120);
+    let default = FakeTenant::new("default-tenant", &[("tenant_id", "default-tenant")]).with(
+        &[("__name__", "up")],
+        &[(0, f64::from_bits(crate::model::STALE_NAN_BITS))],
+        120,
+    );
+    FakeSource { tenants: vec![Arc::new(default), Arc::new(tenant)], is_opening: false }
+}
+
+fn endpoint(source: FakeSource) -> Router {
+    router(RemoteRead {
+        source: Arc::new(source),
+        budget: ReadBudget::new(READ_BYTES_MAX_DEFAULT),
+        tenant_header: HeaderName::from_static("x-scope"),
+        default_tenant: TenantId::parse(b"default-tenant").unwrap(),
+    })
+}
+
+async fn post_bytes(
+    source: FakeSource,
+    headers: &[(&str, &str)],
+    body: Vec<u8>,
+) -> (Response<()>, Bytes) {
+    let mut request = Request::builder().method(Method::POST).uri(PATH);
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let response = endpoint(source).oneshot(request.body(Body::from(body)).unwrap()).await.unwrap();
+    let (parts, body) = response.into_parts();
+    (Response::from_parts(parts, ()), body.collect().await.unwrap().to_bytes())
+}
+
+fn compressed(request: &ReadRequest) -> Vec<u8> {
+    snap::raw::Encoder::new().compress_vec(&request.encode_to_vec()).unwrap()
+}
+
+fn query(mint: i64, maxt: i64) -> Query {
+    let matcher = LabelMatcher { r#type: 0, name: "__name__".into(), value: "up".into() };
+    Query { start_timestamp_ms: mint, end_timestamp_ms: maxt, matchers: vec![matcher], hints: None }
+}
+
+fn labels(labels: &[Label]) -> Vec<(&str, &str)> {
+    let text = |bytes| std::str::from_utf8(bytes).unwrap();
+    labels.iter().map(|label| (text(&label.name), text(&label.value))).collect()
+}
+
+fn times(mint: i64, maxt: i64) -> Vec<i64> {
+    (0..300).map(|i| i * 1000).filter(|t| (mint..=maxt).contains(t)).collect()
+}
+
+async fn read_samples(tenant: &str, queries: Vec<Query>) -> ReadResponse {
+    let body = compressed(&ReadRequest { queries, accepted_response_types: vec![] });
+    let (response, body) = post_bytes(source(), &[("thanos-tenant", tenant)], body).await;
+    assert_eq!(response.status(), StatusCode::OK);
+    assert_eq!(response.headers()[CONTENT_TYPE], "application/x-protobuf");
+    assert_eq!(response.headers()[CONTENT_ENCODING], "snappy");
+    let body = snap::raw::Decoder::new().decompress_vec(&body).unwrap();
+    ReadResponse::decode(&body[..]).unwrap()
+}
+
+#[tokio::test]
+async fn samples_are_cut_to_the_range_and_series_are_sorted() {
+    let (mint, maxt) = (119_000, 240_500);
+    let response = read_samples("t", vec![query(mint, maxt), query(500, 900)]).await;
+    assert_eq!(response.results.len(), 2);
+    let series = &response.results[0].timeseries;
+    assert_eq!(series.len(), 2);
+    // As stored: no external labels.
+    assert_eq!(labels(&series[0].labels), UP_TOO);
+    assert_eq!(labels(&series[1].labels), UP);
+    for series in series {
+        let read: Vec<_> = series.samples.iter().map(|sample| sample.timestamp).collect();
+        assert_eq!(read, times(mint, maxt));
+        assert!(series.samples.iter().all(|s| s.value == s.timestamp as f64 / 4000.0));
+    }
+    assert!(response.results[1].timeseries.is_empty(), "no sample lies in the second range");
+}
+
+#[tokio::test]
+async fn a_staleness_marker_keeps_its_bits() {
+    let response = read_samples("", vec![query(0, 0)]).await;
+    let value = response.results[0].timeseries[0].samples[0].value;
+    assert_eq!(value.to_bits(), crate::model::STALE_NAN_BITS);
+}
+
+/// Frames of a streamed answer, checked.
+fn frames(mut body: &[u8]) -> Vec<ChunkedReadResponse> {
+    let mut frames = Vec::new();
+    while !body.is_empty() {
+        let (len, rest) = crate::wire::reader::read_varint(body).unwrap();
+        let (checksum, rest) = rest.split_at(4);
+        let (message, rest) = rest.split_at(len as usize);
+        assert!(message.len() <= FRAME_BYTES_MAX, "a frame of {} bytes", message.len());
+        assert_eq!(checksum, crc32c::crc32c(message).to_be_bytes());
+        frames.push(ChunkedReadResponse::decode(message).unwrap());
+        body = rest;
+    }
+    frames
+}
+
+async fn read_chunks(source: FakeSource, queries: Vec<Query>) -> Vec<ChunkedReadResponse> {
+    let body = compressed(&ReadRequest { queries, accepted_response_types: vec![1, 0] });
+    let (response, body) =
+        post_bytes(source, &[("x-scope", "t"), ("thanos-tenant", "x")], body).await;
+    assert_eq!(response.status(), StatusCode::OK);
+    assert_eq!(response.headers()[CONTENT_TYPE], STREAMED_CONTENT_TYPE);
+    assert!(!response.headers().contains_key(CONTENT_ENCODING));
+    frames(&body)
+}
+
+/// For every place of the borders relative to samples and chunks.
+#[tokio::test]
+async fn streamed_chunks_are_cut_to_the_range() {
+    for (mint, maxt) in [
+        (0, 299_000),
+        (i64::MIN, i64::MAX),
+        (1, 298_999),
+        (119_000, 120_000),
+        (119_001, 120_000),
+        (119_500, 119_600),
+        (130_000, 130_000),
+        (240_000, 500_000),
+        (5000, 1000),
+    ] {
+        let frames = read_chunks(source(), vec![query(mint, maxt), query(7000, 7000)]).await;
+        let expected = times(mint, maxt);
+        let (first, second): (Vec<_>, Vec<_>) =
+            frames.iter().partition(|frame| frame.query_index == 0);
+        let mut names = Vec::new();
+        for frame in first {
+            let [series] = &frame.chunked_series[..] else { panic!("one series a frame") };
+            names.push(labels(&series.labels));
+            let mut read = Vec::new();
+            for chunk in &series.chunks {
+                assert_eq!(chunk.r#type, 1);
+                let samples: Vec<_> = XorIterator::new(&chunk.data).map(Result::unwrap).collect();
+                assert_eq!(samples.first().unwrap().0, chunk.min_time_ms);
+                assert_eq!(samples.last().unwrap().0, chunk.max_time_ms);
+                for (t, bits) in samples {
+                    assert_eq!(f64::from_bits(bits), t as f64 / 4000.0);
+                    read.push(t);
+                }
+            }
+            assert_eq!(read, expected, "{mint} to {maxt}");
+        }
+        let both = if expected.is_empty() { vec![] } else { vec![UP_TOO.to_vec(), UP.to_vec()] };
+        assert_eq!(names, both, "{mint} to {maxt}");
+        assert_eq!(second.len(), 2);
+    }
+}
+
+#[tokio::test]
+async fn a_long_series_is_streamed_in_frames() {
+    let samples: Vec<_> = (0..150_000).map(|i| (i, (i as f64).sin())).collect();
+    let tenant = FakeTenant::new("t", &[]).with(UP, &samples, 120);
+    let source = FakeSource { tenants: vec![Arc::new(tenant)], is_opening: false };
+    let frames = read_chunks(source, vec![query(1, 149_998)]).await;
+    assert!(frames.len() > 1);
+    let chunks = frames.iter().flat_map(|frame| &frame.chunked_series[0].chunks);
+    let count: usize = chunks.map(|chunk| XorIterator::new(&chunk.data).count()).sum();
+    assert_eq!(count, 149_998);
+}
+
+#[tokio::test]
+async fn bad_requests_are_400_with_the_stage() {
+    let regex = LabelMatcher { r#type: 2, name: "a".into(), value: "(".into() };
+    let regex = Query { matchers: vec![regex], ..query(0, 1) };
+    let unknown_type = ReadRequest { queries: vec![], accepted_response_types: vec![7] };
+    let bad_regex = ReadRequest { queries: vec![regex], accepted_response_types: vec![] };
+    let many = ReadRequest { queries: vec![query(0, 1); 101], accepted_response_types: vec![] };
+    let cases: [(&str, Vec<u8>, &str); 7] = [
+        ("t", compressed(&many), "queries: 101"),
+        ("t", b"\xff\xff\xff\xff\xff\xff".to_vec(), "snappy"),
+        ("t", vec![0xff, 0xff, 0xff, 0xff, 0x07, 0], "inflated length"),
+        ("t", snap::raw::Encoder::new().compress_vec(b"\x0a\xff").unwrap(), "protobuf"),
+        ("t", compressed(&unknown_type), "accepted response types"),
+        ("t", compressed(&bad_regex), "regular expression"),
+        ("../t", compressed(&ReadRequest::default()), "tenant"),
+    ];
+    for (tenant, body, said) in cases {
+        let (response, body) = post_bytes(source(), &[("thanos-tenant", tenant)], body).await;
+        let body = String::from_utf8(body.to_vec()).unwrap();
+        assert_eq!(response.status(), StatusCode::BAD_REQUEST, "{body}");
+        assert!(body.contains(said) && body.ends_with('\n'), "{body:?} doesn't say {said}");
+    }
+}
+
+#[tokio::test]
+async fn a_tenant_that_is_opening_is_503_and_an_unknown_one_is_empty() {
+    let body = compressed(&ReadRequest { queries: vec![query(0, 1)], ..Default::default() });
+    let opening = FakeSource { tenants: vec![], is_opening: true };
+    let (response, _) = post_bytes(opening, &[("thanos-tenant", "t")], body).await;
+    assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(response.headers()[RETRY_AFTER], "1");
+    let response = read_samples("nobody", vec![query(0, 1)]).await;
+    assert_eq!(response.results.len(), 1);
+    assert!(response.results[0].timeseries.is_empty());
+}
+
+#[test]
+fn an_answer_without_series_is_one_empty_result_a_query() {
+    let budget = ReadBudget::new(READ_BYTES_MAX_DEFAULT);
+    let queries = [query(0, 1), query(0, 1)].map(|query| ParsedQuery::parse(&query).unwrap());
+    let body = samples(None, &queries, &budget).unwrap();
+    let body = snap::raw::Decoder::new().decompress_vec(&body).unwrap();
+    let (first, rest) = split_len_prefixed(&body[1..]).unwrap();
+    assert_eq!((first.len(), rest.len()), (0, 2));
+}

@@ -1,0 +1,190 @@
+//! Thanos' StoreAPI over all tenants of this node: Series, LabelNames, LabelValues.
+//!
+//! A call asks each tenant whose time range and external labels can match. A Series answer is made
+//! in [`pieces`]: a client that doesn't read costs a sorted list of series (charged to the
+//! [`ReadBudget`]) and one piece.
+
+pub mod budget;
+pub mod error;
+pub mod exemplars;
+pub mod info;
+pub mod matchers;
+pub mod merge;
+pub mod pieces;
+pub mod source;
+pub mod status;
+pub mod tsdb_store;
+
+#[cfg(test)]
+pub(crate) mod fake;
+#[cfg(test)]
+pub(crate) mod tests;
+
+use std::collections::BTreeSet;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::{Stream, TryStreamExt as _};
+use tonic::{Request, Response, Status};
+
+use crate::grpc::respond;
+use crate::model::matcher::Matcher;
+use crate::store::budget::ReadBudget;
+use crate::store::error::QueryError;
+use crate::store::matchers::WireMatcher;
+use crate::store::merge::SeriesCursor;
+use crate::store::source::{ReadTenant, TenantSource};
+use crate::wire::proto::thanos::store_server::Store;
+use crate::wire::proto::thanos::{
+    LabelNamesRequest, LabelNamesResponse, LabelValuesRequest, LabelValuesResponse, SeriesRequest,
+    SeriesResponse,
+};
+
+/// The service behind `thanos.Store`.
+pub struct StoreService {
+    source: Arc<dyn TenantSource>,
+    budget: ReadBudget,
+}
+
+impl StoreService {
+    pub fn new(source: Arc<dyn TenantSource>, budget: ReadBudget) -> StoreService {
+        StoreService { source, budget }
+    }
+}
+
+#[tonic::async_trait]
+impl Store for StoreService {
+    type SeriesStream = Pin<Box<dyn Stream<Item = Result<SeriesResponse, Status>> + Send>>;
+
+    async fn series(
+        &self,
+        request: Request<SeriesRequest>,
+    ) -> Result<Response<Self::SeriesStream>, Status> {
+        let (source, budget) = (self.source.clone(), self.budget.clone());
+        let request = request.into_inner();
+        let cursor =
+            blocking(move || SeriesCursor::open(&source.tenants(), &request, &budget)).await?;
+        let messages = pieces::pieces(cursor).map_err(|error| respond::query(&error));
+        Ok(Response::new(Box::pin(messages)))
+    }
+
+    async fn label_names(
+        &self,
+        request: Request<LabelNamesRequest>,
+    ) -> Result<Response<LabelNamesResponse>, Status> {
+        let source = self.source.clone();
+        let request = request.into_inner();
+        let names = blocking(move || label_names(&source.tenants(), &request)).await?;
+        Ok(Response::new(LabelNamesResponse { names, ..Default::default() }))
+    }
+
+    async fn label_values(
+        &self,
+        request: Request<LabelValuesRequest>,
+    ) -> Result<Response<LabelValuesResponse>, Status> {
+        let source = self.source.clone();
+        let request = request.into_inner();
+        let values = blocking(move || label_values(&source.tenants(), &request)).await?;
+        Ok(Response::new(LabelValuesResponse { values, ..Default::default() }))
+    }
+}
+
+/// [`pieces::blocking`] for a service.
+async fn blocking<T: Send + 'static>(
+    query: impl FnOnce() -> Result<T, QueryError> + Send + 'static,
+) -> Result<T, Status> {
+    pieces::blocking(query).await.map_err(|error| respond::query(&error))
+}
+
+/// Label names of all matching tenants, external labels included, sorted, each once.
+fn label_names(
+    tenants: &[Arc<dyn ReadTenant>],
+    request: &LabelNamesRequest,
+) -> Result<Vec<Bytes>, QueryError> {
+    let matchers = matchers::parse(&request.matchers)?;
+    let mut names = BTreeSet::new();
+    for tenant in tenants {
+        let Some((matchers, in_range)) = ask(&**tenant, &matchers, request.start, request.end)
+        else {
+            continue;
+        };
+        if !in_range {
+            continue;
+        }
+        let stored = tenant.reader(request.start, request.end).label_names(&matchers);
+        if stored.is_empty() {
+            continue;
+        }
+        names.extend(stored);
+        let external = tenant.external_labels().iter().map(|(name, _)| name);
+        let removed = &request.without_replica_labels;
+        names.extend(external.filter(|name| !contains(removed, name)).cloned());
+    }
+    Ok(limited(names, request.limit))
+}
+
+/// Values of one label over all matching tenants, sorted, each once. An external label has just
+/// the one value of its tenant, whatever the tenant's series say.
+fn label_values(
+    tenants: &[Arc<dyn ReadTenant>],
+    request: &LabelValuesRequest,
+) -> Result<Vec<Bytes>, QueryError> {
+    if request.label.is_empty() {
+        return Err(QueryError::EmptyLabelName);
+    }
+    let matchers = matchers::parse(&request.matchers)?;
+    let mut values = BTreeSet::new();
+    if contains(&request.without_replica_labels, &request.label) {
+        return Ok(Vec::new());
+    }
+    for tenant in tenants {
+        let Some((matchers, in_range)) = ask(&**tenant, &matchers, request.start, request.end)
+        else {
+            continue;
+        };
+        let reader = || tenant.reader(request.start, request.end);
+        let external = tenant.external_labels().iter().find(|(name, _)| *name == request.label);
+        if let Some((_, value)) = external {
+            if matchers.is_empty() || !reader().select(&matchers).is_empty() {
+                values.insert(value.clone());
+            }
+        } else if in_range {
+            values.extend(reader().label_values(&request.label, &matchers));
+        }
+    }
+    Ok(limited(values, request.limit))
+}
+
+/// The matchers to ask the tenant's database with, and whether the database holds anything of
+/// `[start, end]`; `None` if the tenant has nothing to say: its data begins after `end`, or its
+/// external labels don't match.
+fn ask(
+    tenant: &dyn ReadTenant,
+    matchers: &[Matcher],
+    start: i64,
+    end: i64,
+) -> Option<(Vec<Matcher>, bool)> {
+    let (mint, maxt) = tenant.time_range().unwrap_or((i64::MAX, i64::MIN));
+    if end < mint {
+        return None;
+    }
+    let matchers = tsdb_store::match_external(matchers, tenant.external_labels())?;
+    Some((matchers, start <= maxt))
+}
+
+fn contains(names: &[Bytes], name: &[u8]) -> bool {
+    names.iter().any(|other| *other == name)
+}
+
+/// The first `limit`, or all if it is not positive.
+fn limited(sorted: BTreeSet<Vec<u8>>, limit: i64) -> Vec<Bytes> {
+    let limit = usize::try_from(limit).ok().filter(|limit| *limit > 0).unwrap_or(usize::MAX);
+    sorted.into_iter().take(limit).map(Bytes::from).collect()
+}
+
+impl WireMatcher for crate::wire::proto::thanos::LabelMatcher {
+    fn parts(&self) -> (i32, &[u8], &[u8]) {
+        (self.r#type, &self.name, &self.value)
+    }
+}

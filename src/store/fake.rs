@@ -1,0 +1,262 @@
+//! Tenants in memory, for tests: among them the data set of the recorded suites.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use prost::Message as _;
+use serde_json::Value;
+use thin_vec::ThinVec;
+
+use crate::model::Timestamp;
+use crate::model::labels::{KeyBuilder, SeriesKey};
+use crate::model::matcher::Matcher;
+use crate::model::tenant::TenantId;
+use crate::store::source::{ReadTenant, SeriesReader, TenantSource};
+use crate::tsdb::chunkenc::ENCODING_XOR;
+use crate::tsdb::chunkenc::xor::XorState;
+use crate::tsdb::querier::{ChunkData, SelectedSeries};
+use crate::wire::proto::prometheus::QueryResult;
+
+pub(crate) type Labels<'a> = &'a [(&'a str, &'a str)];
+
+#[derive(Default)]
+pub(crate) struct FakeSource {
+    pub(crate) tenants: Vec<Arc<FakeTenant>>,
+    pub(crate) is_opening: bool,
+}
+
+pub(crate) struct FakeTenant {
+    id: TenantId,
+    external: Vec<(Vec<u8>, Vec<u8>)>,
+    series: Vec<(SeriesKey, Vec<ChunkData>)>,
+    /// Calls of [`SeriesReader::chunks`].
+    pub(crate) chunk_reads: AtomicUsize,
+}
+
+impl FakeTenant {
+    pub(crate) fn new(id: &str, external: Labels<'_>) -> FakeTenant {
+        let owned = |text: &str| text.as_bytes().to_vec();
+        FakeTenant {
+            id: TenantId::parse(id.as_bytes()).unwrap(),
+            external: external.iter().map(|(n, v)| (owned(n), owned(v))).collect(),
+            series: Vec::new(),
+            chunk_reads: AtomicUsize::new(0),
+        }
+    }
+
+    /// Adds a series, `chunk_len` samples a chunk.
+    pub(crate) fn with(
+        mut self,
+        labels: Labels<'_>,
+        samples: &[(i64, f64)],
+        chunk_len: usize,
+    ) -> Self {
+        self.series.push((key(labels), samples.chunks(chunk_len).map(chunk).collect()));
+        self
+    }
+}
+
+pub(crate) fn key(labels: Labels<'_>) -> SeriesKey {
+    let mut builder = KeyBuilder::default();
+    for (name, value) in labels {
+        builder.push(name.as_bytes(), value.as_bytes());
+    }
+    SeriesKey::from_canonical(builder.as_bytes())
+}
+
+pub(crate) fn chunk(samples: &[(i64, f64)]) -> ChunkData {
+    let mut state = XorState::default();
+    let mut bytes = ThinVec::new();
+    for (t, v) in samples {
+        state.append(&mut bytes, *t, v.to_bits());
+    }
+    ChunkData {
+        mint: samples.first().unwrap().0,
+        maxt: samples.last().unwrap().0,
+        encoding: ENCODING_XOR,
+        bytes: state.snapshot(&bytes),
+    }
+}
+
+impl TenantSource for FakeSource {
+    fn tenants(&self) -> Vec<Arc<dyn ReadTenant>> {
+        self.tenants.iter().map(|tenant| Arc::new(tenant.clone()) as Arc<dyn ReadTenant>).collect()
+    }
+
+    fn tenant(&self, id: &TenantId) -> Option<Arc<dyn ReadTenant>> {
+        let tenant = self.tenants.iter().find(|tenant| tenant.id == *id)?;
+        Some(Arc::new(tenant.clone()))
+    }
+
+    fn is_ready(&self) -> bool {
+        !self.is_opening
+    }
+}
+
+impl ReadTenant for Arc<FakeTenant> {
+    fn name(&self) -> &str {
+        self.id.as_str()
+    }
+
+    fn external_labels(&self) -> &[(Vec<u8>, Vec<u8>)] {
+        &self.external
+    }
+
+    fn time_range(&self) -> Option<(Timestamp, Timestamp)> {
+        let chunks = || self.series.iter().flat_map(|(_, chunks)| chunks);
+        Some((chunks().map(|c| c.mint).min()?, chunks().map(|c| c.maxt).max()?))
+    }
+
+    fn reader(&self, mint: Timestamp, maxt: Timestamp) -> Box<dyn SeriesReader> {
+        Box::new(FakeReader { tenant: self.clone(), mint, maxt })
+    }
+}
+
+struct FakeReader {
+    tenant: Arc<FakeTenant>,
+    mint: i64,
+    maxt: i64,
+}
+
+impl FakeReader {
+    fn overlaps(&self, chunk: &ChunkData) -> bool {
+        chunk.mint <= self.maxt && self.mint <= chunk.maxt
+    }
+
+    fn matching(&self, matchers: &[Matcher]) -> impl Iterator<Item = &(SeriesKey, Vec<ChunkData>)> {
+        self.tenant.series.iter().filter(|(key, _)| {
+            matchers.iter().all(|matcher| {
+                let value = key.labels().find(|(name, _)| *name == matcher.name);
+                matcher.matches(value.map_or(&[], |(_, value)| value))
+            })
+        })
+    }
+}
+
+impl SeriesReader for FakeReader {
+    fn select(&self, matchers: &[Matcher]) -> Vec<SelectedSeries> {
+        self.matching(matchers)
+            .filter(|(_, chunks)| chunks.iter().any(|chunk| self.overlaps(chunk)))
+            .map(|(key, _)| SelectedSeries { key: key.clone() })
+            .collect()
+    }
+
+    fn chunks(&self, series: &SelectedSeries, chunks: &mut Vec<ChunkData>) {
+        self.tenant.chunk_reads.fetch_add(1, Ordering::Relaxed);
+        let (_, all) = self.tenant.series.iter().find(|(key, _)| *key == series.key).unwrap();
+        chunks.extend(all.iter().filter(|chunk| self.overlaps(chunk)).cloned());
+    }
+
+    fn label_names(&self, matchers: &[Matcher]) -> Vec<Vec<u8>> {
+        let labels = self.matching(matchers).flat_map(|(key, _)| key.labels());
+        let names: BTreeSet<_> = labels.map(|(name, _)| name.to_vec()).collect();
+        names.into_iter().collect()
+    }
+
+    fn label_values(&self, name: &[u8], matchers: &[Matcher]) -> Vec<Vec<u8>> {
+        let labels = self.matching(matchers).flat_map(|(key, _)| key.labels());
+        let values = labels.filter(|(other, _)| *other == name);
+        let values: BTreeSet<_> = values.map(|(_, value)| value.to_vec()).collect();
+        values.into_iter().collect()
+    }
+}
+
+/// A recorded suite.
+pub(crate) fn suite(name: &str) -> Vec<Value> {
+    let path = format!("{}/tests/data/store/{name}.json", env!("CARGO_MANIFEST_DIR"));
+    let suite: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    suite["steps"].as_array().unwrap().clone()
+}
+
+/// The data set of the recorded suites. Where chunks begin and end, and histograms, are taken from
+/// the recorded answer to a query for everything.
+pub(crate) fn recorded_data_set() -> FakeSource {
+    let steps = suite("store-series");
+    let everything = steps.iter().find(|step| step["id"] == "all").unwrap();
+    let recorded = everything["expect"]["replies"].as_array().unwrap();
+    let mut tenants = vec![recorded_tenant("default-tenant")];
+    for step in steps.iter().filter(|step| step["kind"] == "http") {
+        let name = step["headers"].as_array().unwrap().last().unwrap()[1].as_str().unwrap();
+        let inflated =
+            snap::raw::Decoder::new().decompress_vec(&base64(&step["body_b64"])).unwrap();
+        // A write request and a query's result are the same on the wire.
+        let written = QueryResult::decode(&inflated[..]).unwrap();
+        let index = tenants.iter().position(|tenant| tenant.id.as_str() == name);
+        let index = index.unwrap_or_else(|| {
+            tenants.push(recorded_tenant(name));
+            tenants.len() - 1
+        });
+        for series in written.timeseries {
+            let mut builder = KeyBuilder::default();
+            for label in &series.labels {
+                builder.push(&label.name, &label.value);
+            }
+            let key = SeriesKey::from_canonical(builder.as_bytes());
+            let chunks = recorded_chunks(recorded, name, &key).unwrap_or_else(|| {
+                let samples: Vec<_> =
+                    series.samples.iter().map(|sample| (sample.timestamp, sample.value)).collect();
+                vec![chunk(&samples)]
+            });
+            tenants[index].series.push((key, chunks));
+        }
+    }
+    tenants.sort_by(|a, b| a.id.cmp(&b.id));
+    FakeSource { tenants: tenants.into_iter().map(Arc::new).collect(), is_opening: false }
+}
+
+fn recorded_tenant(name: &str) -> FakeTenant {
+    FakeTenant::new(name, &[("replica", "r0"), ("tenant_id", name), ("zone", "eu")])
+}
+
+fn recorded_chunks(replies: &[Value], tenant: &str, key: &SeriesKey) -> Option<Vec<ChunkData>> {
+    let stored: Vec<_> = key.labels().filter(|(name, _)| !is_external(name)).collect();
+    let series = replies.iter().map(|reply| &reply["series"]).find(|series| {
+        let labels = series["labels"].as_array().unwrap();
+        let text = |label: &Value, part: &str| label[part].as_str().unwrap().as_bytes().to_vec();
+        let is_tenants = |label: &Value| label["name"] == "tenant_id" && label["value"] == tenant;
+        let rest: Vec<_> = labels
+            .iter()
+            .map(|label| (text(label, "name"), text(label, "value")))
+            .filter(|(name, _)| !is_external(name))
+            .collect();
+        labels.iter().any(is_tenants)
+            && rest.iter().map(|(n, v)| (&n[..], &v[..])).eq(stored.iter().copied())
+    })?;
+    let chunks = series["chunks"].as_array()?.iter().map(|chunk| ChunkData {
+        mint: chunk["min_time"].as_i64().unwrap(),
+        maxt: chunk["max_time"].as_i64().unwrap(),
+        encoding: 1 + chunk_type(&chunk["raw"]) as u8,
+        bytes: base64(&chunk["raw"]["data"]).to_vec().into(),
+    });
+    Some(chunks.collect())
+}
+
+fn is_external(name: &[u8]) -> bool {
+    [&b"replica"[..], b"tenant_id", b"zone"].contains(&name)
+}
+
+pub(crate) fn chunk_type(raw: &Value) -> i32 {
+    match raw["type"].as_str() {
+        None => 0,
+        Some("HISTOGRAM") => 1,
+        Some("FLOAT_HISTOGRAM") => 2,
+        Some(other) => panic!("chunk type {other}"),
+    }
+}
+
+pub(crate) fn base64(text: &Value) -> Bytes {
+    const ALPHABET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut bytes = Vec::new();
+    let (mut bits, mut count) = (0u32, 0);
+    for byte in text.as_str().unwrap().trim_end_matches('=').bytes() {
+        let six = ALPHABET.iter().position(|other| *other == byte).unwrap();
+        (bits, count) = (bits << 6 | six as u32, count + 6);
+        if count >= 8 {
+            count -= 8;
+            bytes.push((bits >> count) as u8);
+        }
+    }
+    bytes.into()
+}

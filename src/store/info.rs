@@ -1,0 +1,83 @@
+//! Thanos' Info API: what this node holds and which APIs it serves.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tonic::{Request, Response, Status};
+
+use crate::grpc::respond;
+use crate::store::error::QueryError;
+use crate::store::source::{ReadTenant, TenantSource};
+use crate::wire::proto::thanos::info::info_server::Info;
+use crate::wire::proto::thanos::info::{
+    ExemplarsInfo, InfoRequest, InfoResponse, StatusInfo, StoreInfo, TsdbInfo,
+};
+use crate::wire::proto::thanos::{Label, LabelSet};
+
+/// The component that queriers know us as.
+const COMPONENT_TYPE: &str = "receive";
+
+/// The service behind `thanos.info.Info`.
+pub struct InfoService {
+    source: Arc<dyn TenantSource>,
+}
+
+impl InfoService {
+    pub fn new(source: Arc<dyn TenantSource>) -> InfoService {
+        InfoService { source }
+    }
+}
+
+#[tonic::async_trait]
+impl Info for InfoService {
+    async fn info(&self, _: Request<InfoRequest>) -> Result<Response<InfoResponse>, Status> {
+        // A querier drops stores that fail here, and so asks no node for data that is still opening.
+        if !self.source.is_ready() {
+            return Err(respond::query(&QueryError::NotReady));
+        }
+        Ok(Response::new(describe(&self.source.tenants())))
+    }
+}
+
+fn describe(tenants: &[Arc<dyn ReadTenant>]) -> InfoResponse {
+    let tsdb_infos: Vec<_> = tenants
+        .iter()
+        .map(|tenant| TsdbInfo {
+            labels: Some(label_set(tenant.external_labels())),
+            // An empty database begins at the end of time, and none ends before: it may take
+            // samples at any moment.
+            min_time: tenant.time_range().map_or(i64::MAX, |(mint, _)| mint),
+            max_time: i64::MAX,
+        })
+        .collect();
+    let mut label_sets: Vec<_> = tsdb_infos.iter().filter_map(|info| info.labels.clone()).collect();
+    label_sets.sort_by(|a, b| pairs(a).cmp(pairs(b)));
+    label_sets.dedup();
+    InfoResponse {
+        label_sets,
+        component_type: COMPONENT_TYPE.to_owned(),
+        store: Some(StoreInfo {
+            min_time: tsdb_infos.iter().map(|info| info.min_time).min().unwrap_or(i64::MIN),
+            max_time: i64::MAX,
+            supports_sharding: true,
+            supports_without_replica_labels: true,
+            tsdb_infos,
+            ..Default::default()
+        }),
+        exemplars: Some(ExemplarsInfo::default()),
+        status: Some(StatusInfo {}),
+        ..Default::default()
+    }
+}
+
+fn pairs(set: &LabelSet) -> impl Iterator<Item = (&Bytes, &Bytes)> {
+    set.labels.iter().map(|label| (&label.name, &label.value))
+}
+
+fn label_set(labels: &[(Vec<u8>, Vec<u8>)]) -> LabelSet {
+    let labels = labels.iter().map(|(name, value)| Label {
+        name: Bytes::copy_from_slice(name),
+        value: Bytes::copy_from_slice(value),
+    });
+    LabelSet { labels: labels.collect() }
+}

@@ -1,0 +1,36 @@
+//! Matchers as they travel, into those of the model.
+
+use crate::model::matcher::{MatchOp, Matcher};
+use crate::store::error::QueryError;
+
+/// A matcher message: Thanos and Prometheus have one each, alike on the wire.
+pub trait WireMatcher {
+    /// Type number, label name, value.
+    fn parts(&self) -> (i32, &[u8], &[u8]);
+}
+
+/// Matchers of one query: far more than people write, few enough to compile.
+pub const MATCHERS_MAX: usize = 1000;
+
+/// Compiles all matchers of a query. Takes long for hostile ones, so it's work for the blocking
+/// pool.
+pub fn parse<M: WireMatcher>(matchers: &[M]) -> Result<Vec<Matcher>, QueryError> {
+    if matchers.len() > MATCHERS_MAX {
+        let count = matchers.len();
+        return Err(QueryError::TooManyMatchers { count, limit: MATCHERS_MAX });
+    }
+    matchers
+        .iter()
+        .map(|matcher| {
+            let (number, name, value) = matcher.parts();
+            let op = match number {
+                0 => MatchOp::Equal,
+                1 => MatchOp::NotEqual,
+                2 => MatchOp::Regex,
+                3 => MatchOp::NotRegex,
+                other => return Err(QueryError::UnknownMatcherType(other)),
+            };
+            Ok(Matcher::new(op, name, value)?)
+        })
+        .collect()
+}
