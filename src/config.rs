@@ -456,7 +456,10 @@ impl ListenAddress {
             let any = ["[::]", "0.0.0.0"].map(|host| format!("{host}:{}", self.port));
             return Ok(any.iter().filter_map(|address| address.parse().ok()).collect());
         }
-        Ok((self.host.as_str(), self.port).to_socket_addrs()?.collect())
+        let mut addresses: Vec<_> = (self.host.as_str(), self.port).to_socket_addrs()?.collect();
+        // Of a name with both, Go takes the IPv4 address.
+        addresses.sort_by_key(SocketAddr::is_ipv6);
+        Ok(addresses)
     }
 }
 

@@ -1,9 +1,11 @@
 //! Ringest: a remote-write ingester that takes the place of `thanos receive`.
 
 // Modules in dependency order: each uses only those below it.
+pub mod app;
 pub mod clock;
 pub mod config;
 pub mod disk;
+pub mod log;
 pub mod metrics;
 pub mod model;
 pub mod multi_tsdb;

@@ -249,7 +249,7 @@ pub static FLAGS: &[Flag] = &[
     // be told to send more, but hardly to send this much.
     flag("receive.request-bytes-max", Kind::Bytes, "64MB", "Size of a write request as sent; larger ones answer 413.").own(),
     flag("receive.decoded-bytes-max", Kind::Bytes, "256MB", "Size of a write request when decompressed; larger ones answer 413.").own(),
-    flag("receive.inflight-bytes-max", Kind::Bytes, "512MB", "Memory for the bytes of all write requests being served, decompressed ones included; writes beyond it answer 503.").own(),
+    flag("receive.inflight-bytes-max", Kind::Bytes, "640MB", "Memory for the bytes of all write requests being served, decompressed ones included; writes beyond it answer 503.").own(),
     flag("receive.body-read-timeout", Kind::DurationGo, "30s", "Time that a client has to send its request's body.").own(),
     // Others refuse from 30 (Mimir) or 40 (VictoriaMetrics) labels on. Thanos takes any number, so
     // this has to stand well above real series: those with the most, kube-state-metrics' kube_*_labels
@@ -289,6 +289,23 @@ pub enum Usage {
     WithHidden,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Section {
+    OfThanos,
+    Own,
+    DefaultOnly,
+}
+
+impl Section {
+    fn of(flag: &Flag) -> Section {
+        match flag.support {
+            _ if flag.own => Section::Own,
+            Support::NotYet => Section::DefaultOnly,
+            Support::Implemented | Support::NoMeaning(_) => Section::OfThanos,
+        }
+    }
+}
+
 const USAGE_COLUMNS: usize = 80;
 const USAGE_HELP_COLUMN: usize = 33;
 
@@ -299,17 +316,17 @@ pub fn usage(usage: Usage) -> String {
          Take remote write from Prometheus and others, keep it, serve it to queriers.\n",
     );
     let shown = |flag: &&Flag| usage == Usage::WithHidden || !flag.hidden;
-    let sections: [(&str, &dyn Fn(&Flag) -> bool); 3] = [
-        ("Flags, as in thanos receive", &|flag| !flag.own && flag.support != Support::NotYet),
-        ("Flags of Ringest alone", &|flag| flag.own),
-        ("Flags of thanos receive that this version takes with their default only", &|flag| {
-            flag.support == Support::NotYet
-        }),
-    ];
-    for (title, belongs) in sections {
+    for section in [Section::OfThanos, Section::Own, Section::DefaultOnly] {
+        let title = match section {
+            Section::OfThanos => "Flags, as in thanos receive",
+            Section::Own => "Flags of Ringest alone",
+            Section::DefaultOnly => {
+                "Flags of thanos receive that this version takes with their default only"
+            }
+        };
         // Writing to a String cannot fail.
         let _ = writeln!(text, "\n{title}:");
-        for flag in FLAGS.iter().filter(shown).filter(|flag| belongs(flag)) {
+        for flag in FLAGS.iter().filter(shown).filter(|flag| Section::of(flag) == section) {
             push_flag(&mut text, flag);
         }
     }
