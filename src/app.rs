@@ -77,12 +77,12 @@ struct App {
 
 impl App {
     async fn start(config: Config) -> Result<App, AppError> {
+        let listeners = Listeners::bind(&config).await?;
+        let data_lock = lock_data_directory(&config.storage)?;
         tracing::info!(mode = "IngestorOnly", "starting receive");
         for notice in &config.notices {
             tracing::info!("{notice}");
         }
-        let listeners = Listeners::bind(&config).await?;
-        let data_lock = lock_data_directory(&config.storage)?;
         let registry = Registry::new();
         process::register(&registry);
         let storage = open_storage(&config, &registry)?;

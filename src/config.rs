@@ -18,6 +18,7 @@ use crate::tsdb::wal::{Compression, SyncPolicy};
 pub mod command_line;
 pub mod flags;
 pub mod grammar;
+pub mod usage;
 
 /// What an operator asked for.
 #[derive(Clone, Debug)]
@@ -119,7 +120,7 @@ pub enum ConfigError {
     NotSupported { flag: &'static str, reason: String },
     #[error("both --{0} and --{0}-file flags set.")]
     BothOfPair(&'static str),
-    #[error("--{flag}-file: loading file: {path:?}: {}", io_cause(source))]
+    #[error("--{flag}-file: loading file: {}: {}", io_cause(source), path.display())]
     ContentFile { flag: &'static str, path: PathBuf, source: io::Error },
     #[error("--{flag}: found reference to unset environment variable {variable:?}")]
     UnsetVariable { flag: &'static str, variable: String },

@@ -1,11 +1,13 @@
 //! The program: words to a command, a command to an exit code.
 
 use std::ffi::OsString;
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use ringest::app;
 use ringest::config::command_line::{self, Invocation, UsageError, Values};
-use ringest::config::{Config, LogConfig, flags};
+use ringest::config::usage::{self, Extent};
+use ringest::config::{Config, LogConfig};
 use ringest::log;
 
 #[global_allocator]
@@ -16,7 +18,8 @@ fn main() -> ExitCode {
     match command_line::parse(words) {
         Ok(Invocation::Receive(values)) => receive(&values),
         Ok(Invocation::Print(text)) => {
-            print!("{text}");
+            // A reader that has seen enough, such as `head`, is no failure.
+            let _ = std::io::stdout().write_all(text.as_bytes());
             ExitCode::SUCCESS
         }
         Err(error) => refuse(&error),
@@ -49,7 +52,7 @@ fn receive(values: &Values) -> ExitCode {
 
 fn refuse(error: &UsageError) -> ExitCode {
     if error.wants_usage() {
-        eprintln!("{}", flags::usage(flags::Usage::Short));
+        eprintln!("{}", usage::receive(Extent::WithoutHidden));
     }
     eprintln!("ringest: error: {error}");
     error.exit_code()

@@ -11,6 +11,7 @@ use std::process::ExitCode;
 
 use crate::config::flags::{self, Flag, Kind, Scope};
 use crate::config::grammar::{self, ValueError};
+use crate::config::usage::{self, Extent};
 
 /// `@file` words taken from one command line. A file that names itself would never end.
 const ARGUMENT_FILES_MAX: usize = 64;
@@ -158,22 +159,32 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Invocation, Us
         }
     }
     // Help is wanted most when something else is wrong, so it goes before the check of the values.
-    let asks_for = |name| {
-        given.iter().any(|(flag, raw)| flag.name == name && matches!(raw, Raw::Switch(true)))
-    };
-    if asks_for("help-long") {
-        return Ok(Invocation::Print(flags::usage(flags::Usage::WithHidden)));
-    }
-    if asks_for("help") && command.is_some() {
-        return Ok(Invocation::Print(flags::usage(flags::Usage::Short)));
-    }
-    if asks_for("version") {
-        return Ok(Invocation::Print(version()));
+    for (flag, raw) in &given {
+        if matches!(raw, Raw::Switch(true))
+            && let Some(text) = printed_by(flag.name, command.is_some())
+        {
+            return Ok(Invocation::Print(text));
+        }
     }
     let values = check_values(given)?;
     match command {
         Some(_) => Ok(Invocation::Receive(values)),
-        None => Ok(Invocation::Print(flags::COMMANDS_USAGE.to_owned())),
+        None => Ok(Invocation::Print(usage::COMMANDS.to_owned())),
+    }
+}
+
+/// What the switches print that ask for nothing else.
+fn printed_by(flag: &str, after_command: bool) -> Option<String> {
+    match flag {
+        "help" if after_command => Some(usage::receive(Extent::WithoutHidden)),
+        "help" => Some(usage::COMMANDS.to_owned()),
+        "help-long" => Some(usage::receive(Extent::Whole)),
+        "help-man" => Some(usage::man()),
+        "completion-bash" => Some(usage::completion_words()),
+        "completion-script-bash" => Some(usage::COMPLETION_SCRIPT_BASH.to_owned()),
+        "completion-script-zsh" => Some(usage::COMPLETION_SCRIPT_ZSH.to_owned()),
+        "version" => Some(version()),
+        _ => None,
     }
 }
 

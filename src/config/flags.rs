@@ -5,8 +5,6 @@
 //! its default is taken, any other value refused at start. One that steers something which only
 //! the original has is [`Support::NoMeaning`]: taken, and the log says so.
 
-use std::fmt::Write as _;
-
 use crate::config::command_line::{self, Value};
 
 /// How a flag's value is written.
@@ -144,10 +142,10 @@ const NO_EFFECT_IN_THANOS: &str = "it has no effect in Thanos either";
 pub static FLAGS: &[Flag] = &[
     switch("help", OFF, "Print this help; --help-long adds the hidden flags.").global(),
     switch("help-long", OFF, "Print help with the hidden flags.").global().hidden(),
-    switch("help-man", OFF, "Print a manual page.").global().hidden().not_yet(),
-    switch("completion-bash", OFF, "Print words for shell completion.").global().hidden().not_yet(),
-    switch("completion-script-bash", OFF, "Print a completion script for bash.").global().hidden().not_yet(),
-    switch("completion-script-zsh", OFF, "Print a completion script for zsh.").global().hidden().not_yet(),
+    switch("help-man", OFF, "Print a manual page.").global().hidden(),
+    switch("completion-bash", OFF, "Print words for shell completion.").global().hidden(),
+    switch("completion-script-bash", OFF, "Print a completion script for bash.").global().hidden(),
+    switch("completion-script-zsh", OFF, "Print a completion script for zsh.").global().hidden(),
     switch("version", OFF, "Print the version.").global(),
     flag("debug.name", Kind::Text, NONE, "Add name=<value> to every log line.").global().hidden(),
     flag("log.level", Kind::Choice(&["error", "warn", "info", "debug"]), "info", "Lowest level that is logged: error, warn, info or debug.").global(),
@@ -269,104 +267,4 @@ pub fn named(name: &str) -> &'static Flag {
         Some(flag) => flag,
         None => unreachable!("--{name} is in the table"),
     }
-}
-
-/// Printed when no command is given.
-pub const COMMANDS_USAGE: &str = "\
-usage: ringest [<flags>] <command> [<flags>]
-
-Commands:
-  receive   Take remote write from Prometheus and others, keep it, serve it to queriers.
-  load      Send load to a receiver and verify what it kept.
-
-`ringest <command> --help` lists a command's flags.
-";
-
-/// Which flags a usage text lists.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Usage {
-    Short,
-    WithHidden,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Section {
-    OfThanos,
-    Own,
-    DefaultOnly,
-}
-
-impl Section {
-    fn of(flag: &Flag) -> Section {
-        match flag.support {
-            _ if flag.own => Section::Own,
-            Support::NotYet => Section::DefaultOnly,
-            Support::Implemented | Support::NoMeaning(_) => Section::OfThanos,
-        }
-    }
-}
-
-const USAGE_COLUMNS: usize = 80;
-const USAGE_HELP_COLUMN: usize = 33;
-
-/// The text of `ringest receive --help`.
-pub fn usage(usage: Usage) -> String {
-    let mut text = String::from(
-        "usage: ringest receive [<flags>]\n\n\
-         Take remote write from Prometheus and others, keep it, serve it to queriers.\n",
-    );
-    let shown = |flag: &&Flag| usage == Usage::WithHidden || !flag.hidden;
-    for section in [Section::OfThanos, Section::Own, Section::DefaultOnly] {
-        let title = match section {
-            Section::OfThanos => "Flags, as in thanos receive",
-            Section::Own => "Flags of Ringest alone",
-            Section::DefaultOnly => {
-                "Flags of thanos receive that this version takes with their default only"
-            }
-        };
-        // Writing to a String cannot fail.
-        let _ = writeln!(text, "\n{title}:");
-        for flag in FLAGS.iter().filter(shown).filter(|flag| Section::of(flag) == section) {
-            push_flag(&mut text, flag);
-        }
-    }
-    text
-}
-
-fn push_flag(text: &mut String, flag: &Flag) {
-    let short = if flag.name == "help" { "-h, " } else { "    " };
-    let name = flag.name;
-    let dots = if flag.repeatable { " ..." } else { "" };
-    let head = match flag.kind {
-        Kind::Switch => format!("  {short}--[no-]{name}"),
-        Kind::Label => format!("  {short}--{name}=<name>=\"<value>\"{dots}"),
-        Kind::Path if flag.default.is_empty() => format!("  {short}--{name}=<file-path>"),
-        Kind::Content => format!("  {short}--{name}=<content>"),
-        _ if flag.repeatable => format!("  {short}--{name}=<value>{dots}"),
-        Kind::Text | Kind::Address | Kind::Path | Kind::Choice(_) if flag.default.is_empty() => {
-            format!("  {short}--{name}=\"\"")
-        }
-        _ => format!("  {short}--{name}={}", flag.default),
-    };
-    text.push_str(&head);
-    let mut column = head.len();
-    // The help goes to the next line if the flag reaches into its column.
-    if column + 2 > USAGE_HELP_COLUMN {
-        text.push('\n');
-        column = 0;
-    }
-    let _ = write!(text, "{:1$}", "", USAGE_HELP_COLUMN - column);
-    column = USAGE_HELP_COLUMN;
-    for word in flag.help.split(' ') {
-        if column + 1 + word.len() > USAGE_COLUMNS {
-            let _ = write!(text, "\n{:1$}", "", USAGE_HELP_COLUMN);
-            column = USAGE_HELP_COLUMN;
-        } else if column > USAGE_HELP_COLUMN {
-            text.push(' ');
-            column += 1;
-        }
-        text.push_str(word);
-        column += word.len();
-    }
-    text.push('\n');
 }

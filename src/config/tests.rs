@@ -89,12 +89,9 @@ fn what_is_not_there_yet_is_refused_by_name_unless_it_asks_for_nothing() {
             Kind::Bytes => format!("--{}=77MB", flag.name),
             _ => format!("--{}=x:77", flag.name),
         };
-        if flag.name == "help-long" {
-            continue;
-        }
         let error = config(&[&other]).map(|_| ()).unwrap_err().to_string();
         let refused = error.contains("not supported by this version")
-            || error.contains("loading file: \"x:77\": no such file or directory");
+            || error.ends_with("loading file: no such file or directory: x:77");
         assert!(refused && error.contains(&format!("--{}", flag.name)), "{other}: {error}");
         if flag.kind != Kind::Switch {
             let default = format!("--{}={}", flag.name, flag.default);
@@ -227,8 +224,8 @@ fn every_flag_of_thanos_is_there_with_its_grammar_and_default() {
 
 #[test]
 fn the_usage_lists_every_flag_that_is_not_hidden() {
-    let short = flags::usage(flags::Usage::Short);
-    let long = flags::usage(flags::Usage::WithHidden);
+    let short = usage::receive(usage::Extent::WithoutHidden);
+    let long = usage::receive(usage::Extent::Whole);
     for flag in FLAGS {
         let name =
             format!("{}{}", if flag.kind == Kind::Switch { "--[no-]" } else { "--" }, flag.name);
