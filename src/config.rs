@@ -26,6 +26,8 @@ pub struct Config {
     pub log: LogConfig,
     pub http: HttpConfig,
     pub grpc: GrpcConfig,
+    /// Bytes that all reads, over gRPC and HTTP, may hold.
+    pub query_inflight_bytes_max: usize,
     pub remote_write: RemoteWriteConfig,
     pub tenancy: TenancyConfig,
     pub storage: StorageConfig,
@@ -95,10 +97,10 @@ pub struct RemoteWriteConfig {
 #[derive(Clone, Debug)]
 pub struct TenancyConfig {
     /// Looked at before `THANOS-TENANT`, which always works.
-    pub tenant_header: Option<HeaderName>,
+    pub tenant_header: HeaderName,
     pub default_tenant: TenantId,
     pub tenant_label_name: String,
-    pub replica_header: Option<HeaderName>,
+    pub replica_header: HeaderName,
     pub tenants_max: usize,
 }
 
@@ -159,6 +161,9 @@ pub enum ConfigError {
 /// Shorter ranges have blocks by the thousand; Thanos ends with a panic on them.
 const BLOCK_DURATION_MIN: Duration = Duration::from_secs(30);
 
+/// The header that counts whatever the flag says.
+const THANOS_TENANT: HeaderName = HeaderName::from_static("thanos-tenant");
+
 impl Config {
     /// Judges the values. `hostname` becomes the external label when there is none.
     pub fn from_values(values: &Values, hostname: &str) -> Result<Config, ConfigError> {
@@ -191,6 +196,7 @@ impl Config {
                 connection_age_max: Some(duration(values, "grpc-server-max-connection-age"))
                     .filter(|age| !age.is_zero()),
             },
+            query_inflight_bytes_max: positive_size(values, "query.inflight-bytes-max")?,
             remote_write: RemoteWriteConfig::from_values(values)?,
             tenancy: TenancyConfig::from_values(values)?,
             storage: StorageConfig::from_values(values, hostname, &mut notices)?,
@@ -235,8 +241,7 @@ impl RemoteWriteConfig {
             inflight_bytes_max,
             body_read_timeout: Duration::from_nanos(body_read_timeout),
             series_labels_max: positive_count(values, "receive.series-labels-max")?,
-            label_bytes_max: usize::try_from(positive_int(values, "receive.label-bytes-max")?)
-                .unwrap_or(usize::MAX),
+            label_bytes_max: positive_size(values, "receive.label-bytes-max")?,
         })
     }
 }
@@ -248,7 +253,10 @@ impl TenancyConfig {
             return Err(ConfigError::TenantLabelName);
         }
         Ok(TenancyConfig {
-            tenant_header: header_name(values, "receive.tenant-header")?,
+            tenant_header: match values.text("receive.tenant-header").as_str() {
+                "" => THANOS_TENANT,
+                _ => header_name(values, "receive.tenant-header")?,
+            },
             default_tenant: TenantId::parse(values.text("receive.default-tenant-id").as_bytes())?,
             tenant_label_name,
             replica_header: header_name(values, "receive.replica-header")?,
@@ -377,6 +385,10 @@ fn positive_int(values: &Values, flag: &'static str) -> Result<u64, ConfigError>
     u64::try_from(values.int(flag)).ok().filter(|value| *value > 0).ok_or(ConfigError::Zero(flag))
 }
 
+fn positive_size(values: &Values, flag: &'static str) -> Result<usize, ConfigError> {
+    Ok(usize::try_from(positive_int(values, flag)?).unwrap_or(usize::MAX))
+}
+
 fn positive_count(values: &Values, flag: &'static str) -> Result<usize, ConfigError> {
     match usize::try_from(values.uint(flag)).unwrap_or(usize::MAX) {
         0 => Err(ConfigError::Zero(flag)),
@@ -384,15 +396,9 @@ fn positive_count(values: &Values, flag: &'static str) -> Result<usize, ConfigEr
     }
 }
 
-fn header_name(values: &Values, flag: &'static str) -> Result<Option<HeaderName>, ConfigError> {
+fn header_name(values: &Values, flag: &'static str) -> Result<HeaderName, ConfigError> {
     let value = values.text(flag);
-    if value.is_empty() {
-        return Ok(None);
-    }
-    match HeaderName::from_bytes(value.as_bytes()) {
-        Ok(name) => Ok(Some(name)),
-        Err(_) => Err(ConfigError::HeaderName { flag, value }),
-    }
+    HeaderName::from_bytes(value.as_bytes()).map_err(|_| ConfigError::HeaderName { flag, value })
 }
 
 /// Where to listen, as written: `host:port`.

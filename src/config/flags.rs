@@ -254,6 +254,7 @@ pub static FLAGS: &[Flag] = &[
     // and kube_*_annotations, carry a label per label of a Kubernetes object, up to some hundred.
     flag("receive.series-labels-max", Kind::Uint, "200", "Labels of a series; series with more are refused.").own(),
     flag("receive.label-bytes-max", Kind::Bytes, "64KB", "Names and values of a series' labels together; series with more are refused.").own(),
+    flag("query.inflight-bytes-max", Kind::Bytes, "512MB", "Memory for all reads being answered, over gRPC and HTTP; reads beyond it are refused.").own(),
 ];
 
 /// The flag of this name.

@@ -65,8 +65,9 @@ fn settings_arrive_where_they_are_used() {
     assert!(config.storage.db.no_lockfile);
     assert_eq!(config.storage.db.block_range, 3_600_000);
     assert_eq!(config.storage.db.too_far_in_future, Duration::from_secs(300));
-    assert_eq!(config.tenancy.tenant_header, Some(HeaderName::from_static("x-tenant")));
+    assert_eq!(config.tenancy.tenant_header, HeaderName::from_static("x-tenant"));
     assert_eq!(config.remote_write.label_bytes_max, 1024);
+    assert_eq!(config.query_inflight_bytes_max, 512 << 20);
     assert_eq!(config.remote_write.body_read_timeout, Duration::from_millis(1500));
     assert_eq!(config.log.level, LogLevel::Debug);
     assert_eq!(config.log.format, LogFormat::Json);
@@ -125,6 +126,7 @@ fn settings_that_cannot_work_are_refused_by_name() {
         ("--receive.default-tenant-id=..", "--receive.default-tenant-id"),
         ("--receive.default-tenant-id=a/b", "--receive.default-tenant-id"),
         ("--receive.tenant-header=a b", "--receive.tenant-header"),
+        ("--receive.replica-header=", "--receive.replica-header"),
         ("--tsdb.min-block-duration=0s", "--tsdb.min-block-duration"),
         ("--auto-gomemlimit.ratio=0", "failed to configure Go runtime memory limits"),
         ("--auto-gomemlimit.ratio=nan", "failed to configure Go runtime memory limits"),
@@ -156,6 +158,12 @@ fn content_comes_inline_or_from_a_file_with_variables_expanded() {
     assert!(error(&["--objstore.config=a: b"]).contains("not supported"));
     let directory = format!("--tracing.config-file={}", dir.path().display());
     assert!(error(&[&directory]).contains("is a directory"), "{}", error(&[&directory]));
+}
+
+#[test]
+fn an_empty_tenant_header_leaves_the_one_of_thanos() {
+    let config = config(&["--receive.tenant-header="]).unwrap();
+    assert_eq!(config.tenancy.tenant_header, HeaderName::from_static("thanos-tenant"));
 }
 
 #[test]

@@ -32,12 +32,11 @@ fn config(level: LogLevel, format: LogFormat) -> LogConfig {
 }
 
 fn kept(config: &LogConfig, events: impl FnOnce()) -> Vec<String> {
-    let texts = Arc::default();
+    let texts: Arc<Mutex<Vec<String>>> = Arc::default();
     let layer = Kept { lines: LogLines::new(config).ok().unwrap(), texts: Arc::clone(&texts) };
     let subscriber = tracing_subscriber::registry().with(layer);
     tracing::subscriber::with_default(subscriber, events);
-    let texts = texts.lock().clone();
-    texts
+    std::mem::take(&mut *texts.lock())
 }
 
 #[test]
