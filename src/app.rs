@@ -43,9 +43,11 @@ pub enum AppError {
     DataDirectory { path: PathBuf, source: io::Error },
     #[error("--tsdb.path={}: another process holds the lock on this data directory", .0.display())]
     DataDirectoryLocked(PathBuf),
+    #[error("{service}: {source}")]
+    Serve { service: &'static str, source: io::Error },
     /// A task of ours panicked.
     #[error("{0}")]
-    Failed(#[from] JoinError),
+    Panicked(#[from] JoinError),
 }
 
 /// How often the storage is asked whether it is open, until it is.
@@ -70,7 +72,7 @@ struct App {
     /// Cancelled when no new work is to be taken.
     draining: CancellationToken,
     /// The listeners. Once draining, each ends by itself within its grace period.
-    servers: JoinSet<()>,
+    servers: JoinSet<Result<(), AppError>>,
     /// Held until everything else is gone.
     _data_lock: Option<File>,
 }
@@ -97,8 +99,8 @@ impl App {
                 tracing::info!(signal, "caught a signal, stopping");
                 Ok(())
             }
-            // None of them ends before it is told to, unless it panicked.
-            ended = self.servers.join_next() => ended.unwrap_or(Ok(())),
+            // None of them ends before it is told to, unless it failed.
+            Some(ended) = self.servers.join_next() => flatten(ended),
         };
         self.draining.cancel();
         tracing::warn!(status = "not-ready", reason = "stopping", "probe status changed");
@@ -106,17 +108,22 @@ impl App {
         let storage = self.storage.clone();
         let closed = tokio::task::spawn_blocking(move || storage.close()).await;
         tracing::info!("storage is synced and closed");
-        Ok(stopped.and(drained).and(closed)?)
+        stopped.and(drained)?;
+        Ok(closed?)
     }
 
     /// Waits for the listeners, all of which are draining at the same time.
-    async fn drain(&mut self) -> Result<(), JoinError> {
+    async fn drain(&mut self) -> Result<(), AppError> {
         let mut result = Ok(());
         while let Some(ended) = self.servers.join_next().await {
-            result = result.and(ended);
+            result = result.and(flatten(ended));
         }
         result
     }
+}
+
+fn flatten(ended: Result<Result<(), AppError>, JoinError>) -> Result<(), AppError> {
+    ended.unwrap_or_else(|panicked| Err(panicked.into()))
 }
 
 /// Tells when the storage is open; returns the name of the signal that came.

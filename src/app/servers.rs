@@ -11,6 +11,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::app::AppError;
 use crate::app::listeners::Listeners;
 use crate::config::Config;
 use crate::metrics::Registry;
@@ -23,7 +24,7 @@ pub(super) fn spawn(
     registry: &Registry,
     storage: &Arc<MultiTsdb>,
     draining: &CancellationToken,
-) -> JoinSet<()> {
+) -> JoinSet<Result<(), AppError>> {
     let mut servers = JoinSet::new();
     let draining = || draining.clone();
     servers.spawn(http(listeners.http, config, registry, storage, draining()));
@@ -39,7 +40,7 @@ fn http(
     registry: &Registry,
     storage: &Arc<MultiTsdb>,
     draining: CancellationToken,
-) -> impl Future<Output = ()> + use<> {
+) -> impl Future<Output = Result<(), AppError>> + use<> {
     let (registry, storage, stopping) = (registry.clone(), storage.clone(), draining.clone());
     let ready = move || match storage.is_ready() && !stopping.is_cancelled() {
         true => (StatusCode::OK, "OK"),
@@ -52,8 +53,7 @@ fn http(
     let grace = config.http.grace_period;
     async move {
         log_listening("http/server", &listener);
-        serve(listener, router, draining, grace).await;
-        tracing::info!(service = "http/server", "stopped");
+        serve("http/server", listener, router, draining, grace).await
     }
 }
 
@@ -62,12 +62,11 @@ fn remote_write(
     listener: TcpListener,
     config: &Config,
     draining: CancellationToken,
-) -> impl Future<Output = ()> + use<> {
+) -> impl Future<Output = Result<(), AppError>> + use<> {
     let grace = config.http.grace_period;
     async move {
         log_listening("remote-write/server", &listener);
-        serve(listener, Router::new(), draining, grace).await;
-        tracing::info!(service = "remote-write/server", "stopped");
+        serve("remote-write/server", listener, Router::new(), draining, grace).await
     }
 }
 
@@ -76,12 +75,11 @@ fn grpc(
     listener: TcpListener,
     config: &Config,
     draining: CancellationToken,
-) -> impl Future<Output = ()> + use<> {
+) -> impl Future<Output = Result<(), AppError>> + use<> {
     let grace = config.grpc.grace_period;
     async move {
         log_listening("gRPC/server", &listener);
-        serve(listener, Router::new(), draining, grace).await;
-        tracing::info!(service = "gRPC/server", "stopped");
+        serve("gRPC/server", listener, Router::new(), draining, grace).await
     }
 }
 
@@ -93,11 +91,12 @@ fn log_listening(service: &str, listener: &TcpListener) {
 }
 
 async fn serve(
+    service: &'static str,
     listener: TcpListener,
     router: Router,
     draining: CancellationToken,
     grace: Duration,
-) {
+) -> Result<(), AppError> {
     let stop = draining.clone();
     let serving = axum::serve(listener, router)
         .with_graceful_shutdown(async move { stop.cancelled().await })
@@ -107,7 +106,9 @@ async fn serve(
         tokio::time::sleep(grace).await;
     };
     tokio::select! {
-        _ = serving => {}
+        served = serving => served.map_err(|source| AppError::Serve { service, source })?,
         () = grace_over => {}
     }
+    tracing::info!(service, "stopped");
+    Ok(())
 }
