@@ -11,6 +11,7 @@
 
 mod journald;
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
 use std::io::Write as _;
@@ -34,11 +35,19 @@ pub enum LogError {
     Installed,
 }
 
-/// Makes every event of this process a log line.
+/// Makes every event and every panic of this process a log line.
 pub fn init(config: &LogConfig) -> Result<(), LogError> {
     let lines = LogLines::new(config)?;
     let subscriber = tracing_subscriber::registry().with(lines);
-    tracing::subscriber::set_global_default(subscriber).map_err(|_| LogError::Installed)
+    tracing::subscriber::set_global_default(subscriber).map_err(|_| LogError::Installed)?;
+    std::panic::set_hook(Box::new(|panic| {
+        // Empty unless RUST_BACKTRACE asks for it.
+        let stack = Backtrace::capture();
+        let stack = Some(stack).filter(|stack| stack.status() == BacktraceStatus::Captured);
+        let stack = stack.map(|stack| stack.to_string()).unwrap_or_default();
+        tracing::error!(panic = %panic, stack, "panic");
+    }));
+    Ok(())
 }
 
 /// The component of everything in the receiver.

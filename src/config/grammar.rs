@@ -74,8 +74,9 @@ pub fn duration_model(text: &str) -> Result<i64, ValueError> {
             return Err(ValueError::UnknownDurationUnit { unit, text });
         }
         let position = units_left.iter().position(|(name, _)| *name == unit);
-        let (_, nanos) = units_left[position.ok_or_else(not_a_duration)?];
-        units_left = &units_left[position.ok_or_else(not_a_duration)? + 1..];
+        let position = position.ok_or_else(not_a_duration)?;
+        let (_, nanos) = units_left[position];
+        units_left = &units_left[position + 1..];
         total = count
             .checked_mul(nanos)
             .and_then(|nanos| total.checked_add(nanos))
@@ -505,6 +506,26 @@ mod tests {
                 }
                 (result, expected) => panic!("{text:?}: {result:?} instead of {expected:?}"),
             }
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_a_value_or_an_error(text in "[-+0-9.a-zA-Zµ_ \"'`\\\\=$()]{0,24}|\\PC{0,24}") {
+            let _ = (duration_model(&text), duration_go(&text), bytes_base2(&text));
+            let _ = (int(&text), uint(&text), label(&text), label(&format!("a=\"{text}\"")));
+            let expanded = expand_variables(&text, |_| Some(String::new()));
+            proptest::prop_assert!(expanded.is_ok_and(|expanded| expanded.len() <= text.len()));
+        }
+
+        #[test]
+        fn numbers_and_durations_come_back(number: i64, ms in 0..i64::MAX / 1_000_000) {
+            proptest::prop_assert_eq!(int(&number.to_string()), Ok(number));
+            proptest::prop_assert_eq!(duration_go(&format!("{number}ns")), match number {
+                i64::MIN => Err(ValueError::NotAGoDuration(format!("{number}ns"))),
+                _ => Ok(number),
+            });
+            proptest::prop_assert_eq!(duration_model(&format!("{ms}ms")), Ok(ms * 1_000_000));
         }
     }
 
