@@ -15,6 +15,8 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+pub mod process;
+
 /// All families of one process.
 #[derive(Clone, Default)]
 pub struct Registry {

@@ -1,0 +1,260 @@
+//! The receiver as a whole: what it is built from, and the order in which that starts and stops.
+//!
+//! Start: bind every port (a taken one is known at once), lock the data directory, begin to open
+//! what is in it, serve. Writes are taken tenant by tenant as their storage opens; the node is
+//! ready when all of it is.
+//!
+//! Stop, on SIGTERM or SIGINT: not ready, no new connections, requests under way finish within the
+//! grace periods, then the log is synced and closed. The head stays on disk as its log.
+
+mod listeners;
+mod servers;
+
+use std::convert::Infallible;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::fs::FlockOperation;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::{JoinError, JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::SystemClock;
+use crate::config::{Config, StorageConfig, io_cause};
+use crate::disk::SystemDisk;
+use crate::metrics::{Registry, process};
+use crate::multi_tsdb::{MultiTsdb, MultiTsdbOptions};
+use listeners::{BindError, Listeners};
+
+/// Why the receiver did not start, or had to stop.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    #[error("starting threads: {0}")]
+    Runtime(#[source] io::Error),
+    #[error("watching for signals: {0}")]
+    Signals(#[source] io::Error),
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    #[error("--tsdb.path={}: {}", path.display(), io_cause(source))]
+    DataDirectory { path: PathBuf, source: io::Error },
+    #[error("--tsdb.path={}: another process holds the lock on this data directory", .0.display())]
+    DataDirectoryLocked(PathBuf),
+    #[error("{service}: {source}")]
+    Serve { service: &'static str, source: io::Error },
+    /// A task of ours panicked.
+    #[error("{0}")]
+    Panicked(#[from] JoinError),
+}
+
+/// How often the storage is asked whether it is open, until it is.
+const OPEN_POLL_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Runs the receiver until a signal stops it.
+pub fn run(config: Config) -> Result<(), AppError> {
+    // One worker for each core that this process may use.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(AppError::Runtime)?;
+    runtime.block_on(async {
+        let mut stop = StopSignals::watch().map_err(AppError::Signals)?;
+        App::start(config).await?.run(&mut stop).await
+    })
+}
+
+/// The receiver, started.
+struct App {
+    storage: Arc<MultiTsdb>,
+    /// Cancelled when no new work is to be taken.
+    draining: CancellationToken,
+    /// The listeners. Once draining, each ends by itself within its grace period.
+    servers: JoinSet<Result<(), AppError>>,
+    /// Held until everything else is gone.
+    _data_lock: Option<File>,
+}
+
+impl App {
+    async fn start(config: Config) -> Result<App, AppError> {
+        let listeners = Listeners::bind(&config).await?;
+        let data_lock = lock_data_directory(&config.storage)?;
+        tracing::info!(mode = "IngestorOnly", "starting receive");
+        for notice in &config.notices {
+            tracing::info!("{notice}");
+        }
+        let registry = Registry::new();
+        process::register(&registry);
+        let storage = open_storage(&config, &registry)?;
+        let draining = CancellationToken::new();
+        let servers = servers::spawn(listeners, &config, &registry, &storage, &draining);
+        Ok(App { storage, draining, servers, _data_lock: data_lock })
+    }
+
+    async fn run(mut self, stop: &mut StopSignals) -> Result<(), AppError> {
+        let stopped = tokio::select! {
+            signal = serve_until(&self.storage, stop) => {
+                tracing::info!(signal, "caught a signal, stopping");
+                Ok(())
+            }
+            // None of them ends before it is told to, unless it failed.
+            Some(ended) = self.servers.join_next() => flatten(ended),
+        };
+        self.draining.cancel();
+        tracing::warn!(status = "not-ready", reason = "stopping", "probe status changed");
+        let drained = self.drain().await;
+        let storage = self.storage.clone();
+        let closed = tokio::task::spawn_blocking(move || storage.close()).await;
+        tracing::info!("storage is synced and closed");
+        stopped.and(drained)?;
+        Ok(closed?)
+    }
+
+    /// Waits for the listeners, all of which are draining at the same time.
+    async fn drain(&mut self) -> Result<(), AppError> {
+        let mut result = Ok(());
+        while let Some(ended) = self.servers.join_next().await {
+            result = result.and(flatten(ended));
+        }
+        result
+    }
+}
+
+fn flatten(ended: Result<Result<(), AppError>, JoinError>) -> Result<(), AppError> {
+    ended.unwrap_or_else(|panicked| Err(panicked.into()))
+}
+
+/// Tells when the storage is open; returns the name of the signal that came.
+async fn serve_until(storage: &MultiTsdb, stop: &mut StopSignals) -> &'static str {
+    let report_open = async {
+        while !storage.is_ready() {
+            tokio::time::sleep(OPEN_POLL_INTERVAL).await;
+        }
+        tracing::info!(status = "ready", "probe status changed");
+        std::future::pending::<Infallible>().await
+    };
+    tokio::select! {
+        never = report_open => match never {},
+        signal = stop.next() => signal,
+    }
+}
+
+fn open_storage(config: &Config, registry: &Registry) -> Result<Arc<MultiTsdb>, AppError> {
+    let options = MultiTsdbOptions {
+        dir: config.storage.dir.clone(),
+        db: config.storage.db.clone(),
+        labels: config.storage.labels.clone(),
+        tenant_label_name: config.tenancy.tenant_label_name.clone(),
+        default_tenant: config.tenancy.default_tenant.clone(),
+        tenants_max: config.tenancy.tenants_max,
+    };
+    MultiTsdb::open(options, Arc::new(SystemDisk), Arc::new(SystemClock), registry)
+        .map_err(|source| directory_error(&config.storage.dir, source))
+}
+
+/// Makes the data directory, and keeps other processes of ours out of it.
+///
+/// The lock is on the directory itself: a file in it would be in the way of a tenant of its name.
+/// Prometheus and Thanos do not know it; they lock each tenant's directory, and so does our
+/// storage.
+fn lock_data_directory(storage: &StorageConfig) -> Result<Option<File>, AppError> {
+    let dir = &storage.dir;
+    let directory = open_directory(dir).map_err(|source| directory_error(dir, source))?;
+    if storage.db.no_lockfile {
+        return Ok(None);
+    }
+    match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(directory)),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(AppError::DataDirectoryLocked(dir.clone())),
+        Err(error) => {
+            // Some network file systems have no such locks.
+            tracing::warn!(err = %error, "cannot lock the data directory");
+            Ok(None)
+        }
+    }
+}
+
+fn open_directory(dir: &Path) -> io::Result<File> {
+    if let Err(error) = fs::DirBuilder::new().recursive(true).mode(0o755).create(dir) {
+        // What stands there is no directory.
+        let is_file = error.kind() == io::ErrorKind::AlreadyExists;
+        return Err(if is_file { io::ErrorKind::NotADirectory.into() } else { error });
+    }
+    File::open(dir)
+}
+
+fn directory_error(dir: &Path, source: io::Error) -> AppError {
+    let path = dir.to_owned();
+    match source.kind() {
+        io::ErrorKind::WouldBlock => AppError::DataDirectoryLocked(path),
+        _ => AppError::DataDirectory { path, source },
+    }
+}
+
+/// The signals that end the process, and the one that is only noted.
+struct StopSignals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl StopSignals {
+    fn watch() -> io::Result<StopSignals> {
+        Ok(StopSignals {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// Waits for a signal to stop and returns its name.
+    async fn next(&mut self) -> &'static str {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return "terminated",
+                _ = self.interrupt.recv() => return "interrupt",
+                _ = self.hangup.recv() => {
+                    tracing::info!(signal = "hangup", "nothing is reloaded by a signal");
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tsdb::options::DbOptions;
+
+    fn storage(dir: PathBuf, no_lockfile: bool) -> StorageConfig {
+        let db = DbOptions { no_lockfile, ..DbOptions::default() };
+        StorageConfig { dir, labels: Vec::new(), db }
+    }
+
+    #[test]
+    fn one_process_at_a_time_has_the_data_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("a/b");
+        let first = lock_data_directory(&storage(data.clone(), false)).unwrap();
+        assert!(first.is_some());
+        let second = lock_data_directory(&storage(data.clone(), false));
+        assert!(matches!(second, Err(AppError::DataDirectoryLocked(_))));
+        assert!(lock_data_directory(&storage(data.clone(), true)).unwrap().is_none());
+        drop(first);
+        assert!(lock_data_directory(&storage(data, false)).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_file_in_the_place_of_the_data_directory_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("f");
+        fs::write(&file, "").unwrap();
+        for path in [file.clone(), file.join("data")] {
+            let error = lock_data_directory(&storage(path, false)).unwrap_err().to_string();
+            assert!(error.starts_with("--tsdb.path="), "{error}");
+            assert!(error.ends_with(": not a directory"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! Every flag of `ringest receive`: those of `thanos receive` with the same name, grammar and
+//! default, hidden ones included, then our own.
+//!
+//! No flag is taken and then ignored. One whose function is still to come is [`Support::NotYet`]:
+//! its default is taken, any other value refused at start. One that steers something which only
+//! the original has is [`Support::NoMeaning`]: taken, and the log says so.
+
+use crate::config::command_line::{self, Value};
+
+/// How a flag's value is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// `--name` or `--no-name`.
+    Switch,
+    Text,
+    Path,
+    /// Configuration given inline.
+    Content,
+    /// `host:port`, `:port` for all interfaces, or nothing for a free port on all interfaces.
+    Address,
+    /// `name="value"`
+    Label,
+    Int,
+    Uint,
+    Float,
+    /// A size with a unit, a power of 1024.
+    Bytes,
+    DurationModel,
+    DurationGo,
+    Choice(&'static [&'static str]),
+}
+
+/// Where a flag may stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Before or after the command.
+    Global,
+    /// After `receive`.
+    Receive,
+}
+
+/// What a flag does in this version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Support {
+    Implemented,
+    NotYet,
+    /// Nothing, ever, for this reason.
+    NoMeaning(&'static str),
+}
+
+/// One flag.
+#[derive(Debug)]
+pub struct Flag {
+    pub name: &'static str,
+    pub kind: Kind,
+    /// As it would be written; empty for none.
+    pub default: &'static str,
+    pub repeatable: bool,
+    /// Left out of `--help`.
+    pub hidden: bool,
+    pub scope: Scope,
+    pub support: Support,
+    /// Ours, unknown to Thanos.
+    pub own: bool,
+    pub help: &'static str,
+}
+
+impl Flag {
+    pub fn default_value(&self) -> Value {
+        match command_line::parse_value(self.kind, self.default) {
+            Ok(value) => value,
+            Err(error) => unreachable!("the default of --{} parses: {error}", self.name),
+        }
+    }
+
+    const fn hidden(self) -> Flag {
+        Flag { hidden: true, ..self }
+    }
+
+    const fn global(self) -> Flag {
+        Flag { scope: Scope::Global, ..self }
+    }
+
+    const fn repeatable(self) -> Flag {
+        Flag { repeatable: true, ..self }
+    }
+
+    const fn not_yet(self) -> Flag {
+        Flag { support: Support::NotYet, ..self }
+    }
+
+    const fn no_meaning(self, why: &'static str) -> Flag {
+        Flag { support: Support::NoMeaning(why), ..self }
+    }
+
+    const fn own(self) -> Flag {
+        Flag { own: true, ..self }
+    }
+}
+
+const fn flag(name: &'static str, kind: Kind, default: &'static str, help: &'static str) -> Flag {
+    Flag {
+        name,
+        kind,
+        default,
+        repeatable: false,
+        hidden: false,
+        scope: Scope::Receive,
+        support: Support::Implemented,
+        own: false,
+        help,
+    }
+}
+
+const fn switch(name: &'static str, default: &'static str, help: &'static str) -> Flag {
+    flag(name, Kind::Switch, default, help)
+}
+
+/// Switches on or off by default.
+const ON: &str = "true";
+const OFF: &str = "false";
+/// No default.
+const NONE: &str = "";
+
+const TLS_VERSIONS: Kind = Kind::Choice(&["1.0", "1.1", "1.2", "1.3"]);
+
+/// Configuration that is given inline as `--NAME` or as a file by `--NAME-file`, never both, with
+/// `$(VARIABLE)`s expanded in either.
+pub const CONTENT_PAIRS: [&str; 5] = [
+    "tracing.config",
+    "objstore.config",
+    "receive.relabel-config",
+    "request.logging-config",
+    "receive.limits-config",
+];
+
+const GO_RUNTIME: &str = "it sets a memory limit of Go's runtime";
+const NO_EFFECT_IN_THANOS: &str = "it has no effect in Thanos either";
+
+/// The table.
+#[rustfmt::skip]
+pub static FLAGS: &[Flag] = &[
+    switch("help", OFF, "Print this help; --help-long adds the hidden flags.").global(),
+    switch("help-long", OFF, "Print help with the hidden flags.").global().hidden(),
+    switch("help-man", OFF, "Print a manual page.").global().hidden(),
+    switch("completion-bash", OFF, "Print words for shell completion.").global().hidden(),
+    switch("completion-script-bash", OFF, "Print a completion script for bash.").global().hidden(),
+    switch("completion-script-zsh", OFF, "Print a completion script for zsh.").global().hidden(),
+    switch("version", OFF, "Print the version.").global(),
+    flag("debug.name", Kind::Text, NONE, "Add name=<value> to every log line.").global().hidden(),
+    flag("log.level", Kind::Choice(&["error", "warn", "info", "debug"]), "info", "Lowest level that is logged: error, warn, info or debug.").global(),
+    flag("log.format", Kind::Choice(&["logfmt", "json", "journald"]), "logfmt", "Format of the log: logfmt, json or journald.").global(),
+    flag("tracing.config-file", Kind::Path, NONE, "File with the tracing configuration (YAML).").global().not_yet(),
+    flag("tracing.config", Kind::Content, NONE, "Tracing configuration (YAML), instead of the file.").global().not_yet(),
+    switch("enable-auto-gomemlimit", OFF, "Accepted; there is no Go runtime to limit.").global().no_meaning(GO_RUNTIME),
+    flag("auto-gomemlimit.ratio", Kind::Float, "0.9", "Accepted; there is no Go runtime to limit.").global().no_meaning(GO_RUNTIME),
+
+    flag("http-address", Kind::Address, "0.0.0.0:10902", "host:port for metrics, probes and remote read."),
+    flag("http-grace-period", Kind::DurationModel, "2m", "Time that open HTTP requests have after a stop signal."),
+    flag("http.config", Kind::Path, NONE, "File with TLS and authentication settings of the HTTP address.").not_yet(),
+    flag("grpc-address", Kind::Address, "0.0.0.0:10901", "host:port for gRPC (StoreAPI)."),
+    flag("grpc-server-tls-cert", Kind::Path, NONE, "Certificate of the gRPC server.").not_yet(),
+    flag("grpc-server-tls-key", Kind::Path, NONE, "Key of the gRPC server.").not_yet(),
+    flag("grpc-server-tls-client-ca", Kind::Path, NONE, "Certificate authority of gRPC clients.").not_yet(),
+    flag("grpc-server-tls-min-version", TLS_VERSIONS, "1.3", "Lowest TLS version of the gRPC server.").not_yet(),
+    flag("grpc-server-tls-ciphers", Kind::Text, NONE, "Cipher suite of the gRPC server below TLS 1.3.").repeatable().not_yet(),
+    flag("grpc-server-tls-curves", Kind::Text, NONE, "Key exchange of the gRPC server.").repeatable().not_yet(),
+    flag("grpc-server-max-connection-age", Kind::DurationGo, "60m", "Age at which gRPC connections are closed; 0 for never."),
+    flag("grpc-grace-period", Kind::DurationGo, "2m", "Time that open gRPC calls have after a stop signal."),
+    flag("store.limits.request-series", Kind::Uint, "0", "Series that one Series call may touch; 0 for no limit.").not_yet(),
+    flag("store.limits.request-samples", Kind::Uint, "0", "Samples that one Series call may touch; 0 for no limit.").not_yet(),
+    flag("remote-write.address", Kind::Address, "0.0.0.0:19291", "host:port for remote write."),
+    flag("remote-write.server-tls-cert", Kind::Path, NONE, "Certificate of the remote-write server.").not_yet(),
+    flag("remote-write.server-tls-key", Kind::Path, NONE, "Key of the remote-write server.").not_yet(),
+    flag("remote-write.server-tls-client-ca", Kind::Path, NONE, "Certificate authority of remote-write clients.").not_yet(),
+    flag("remote-write.server-tls-min-version", TLS_VERSIONS, "1.3", "Lowest TLS version of the remote-write server.").not_yet(),
+    flag("remote-write.server-tls-ciphers", Kind::Text, NONE, "Cipher suite of the remote-write server below TLS 1.3.").repeatable().not_yet(),
+    flag("remote-write.server-tls-curves", Kind::Text, NONE, "Key exchange of the remote-write server.").repeatable().not_yet(),
+    flag("remote-write.client-tls-cert", Kind::Path, NONE, "Certificate shown to peers.").not_yet(),
+    flag("remote-write.client-tls-key", Kind::Path, NONE, "Key for the certificate shown to peers.").not_yet(),
+    switch("remote-write.client-tls-secure", OFF, "Use TLS towards peers.").not_yet(),
+    switch("remote-write.client-tls-skip-verify", OFF, "Do not verify peers.").not_yet(),
+    flag("remote-write.client-tls-ca", Kind::Path, NONE, "Certificate authority of peers.").not_yet(),
+    flag("remote-write.client-server-name", Kind::Text, NONE, "Name that peers' certificates must have.").not_yet(),
+    flag("remote-write.client-tls-min-version", TLS_VERSIONS, "1.3", "Lowest TLS version towards peers.").not_yet(),
+    flag("tsdb.path", Kind::Path, "./data", "Data directory; one directory per tenant in it."),
+    flag("label", Kind::Label, NONE, "External label, as name=\"value\" with the quotes (repeatable). Without any it is replica=\"<hostname>\".").repeatable(),
+    flag("objstore.config-file", Kind::Path, NONE, "File with the object storage configuration (YAML).").not_yet(),
+    flag("objstore.config", Kind::Content, NONE, "Object storage configuration (YAML), instead of the file.").not_yet(),
+    flag("tsdb.retention", Kind::DurationModel, "15d", "How long data is kept; 0 for ever.").not_yet(),
+    flag("receive.hashrings-file", Kind::Path, NONE, "File with the hashrings (JSON); watched.").not_yet(),
+    flag("receive.hashrings", Kind::Content, NONE, "Hashrings (JSON); the file wins.").not_yet(),
+    flag("receive.hashrings-algorithm", Kind::Choice(&["hashmod", "ketama"]), "hashmod", "Placement in rings that name none: hashmod or ketama.").not_yet(),
+    flag("receive.hashrings-file-refresh-interval", Kind::DurationModel, "5m", "How often the hashrings file is read in any case.").not_yet(),
+    flag("receive.local-endpoint", Kind::Text, NONE, "This node's endpoint as the hashrings name it.").not_yet(),
+    flag("receive.tenant-header", Kind::Text, "THANOS-TENANT", "HTTP header that names the tenant of a write."),
+    flag("receive.artificial-max-delay", Kind::DurationModel, "0s", "Random delay of forwards, for tests.").hidden().not_yet(),
+    flag("receive.tenant-certificate-field", Kind::Choice(&["", "organization", "organizationalUnit", "commonName"]), NONE, "Field of the client certificate that names the tenant.").not_yet(),
+    flag("receive.default-tenant-id", Kind::Text, "default-tenant", "Tenant of writes that name none."),
+    flag("receive.split-tenant-label-name", Kind::Text, NONE, "Label that names the tenant of each series.").not_yet(),
+    flag("receive.tenant-label-name", Kind::Text, "tenant_id", "External label that names the tenant to queriers."),
+    flag("receive.replica-header", Kind::Text, "THANOS-REPLICA", "HTTP header with the replica number of a write."),
+    flag("receive.forward.async-workers", Kind::Uint, "5", "Concurrent forwards per peer.").not_yet(),
+    flag("receive.grpc-compression", Kind::Choice(&["snappy", "none"]), "snappy", "Compression towards peers: snappy or none.").not_yet(),
+    flag("receive.replication-factor", Kind::Uint, "1", "Copies of each series.").not_yet(),
+    flag("receive.replication-protocol", Kind::Choice(&["protobuf", "capnproto"]), "protobuf", "Protocol towards peers: protobuf or capnproto.").not_yet(),
+    flag("receive.capnproto-address", Kind::Address, "0.0.0.0:19391", "host:port for Cap'n Proto replication.").not_yet(),
+    flag("receive.grpc-service-config", Kind::Content, NONE, "gRPC service configuration towards peers (JSON).").not_yet(),
+    flag("receive-forward-timeout", Kind::DurationModel, "5s", "Deadline of forwarding one request.").hidden().not_yet(),
+    flag("receive-forward-max-backoff", Kind::DurationModel, "5s", "Longest back-off from a failing peer.").hidden().not_yet(),
+    flag("receive.relabel-config-file", Kind::Path, NONE, "File with relabelling rules (YAML).").not_yet(),
+    flag("receive.relabel-config", Kind::Content, NONE, "Relabelling rules (YAML), instead of the file.").not_yet(),
+    flag("tsdb.min-block-duration", Kind::DurationModel, "2h", "Time range of a head's block, at least 30s.").hidden(),
+    flag("tsdb.max-block-duration", Kind::DurationModel, "2h", "Longest time range of a block.").hidden().not_yet(),
+    flag("tsdb.too-far-in-future.time-window", Kind::DurationModel, "0s", "Refuse samples that are further ahead of the clock; 0s takes any."),
+    flag("tsdb.out-of-order.time-window", Kind::DurationModel, "0s", "Take samples that are older than the newest by at most this; 0s for none.").not_yet(),
+    flag("tsdb.out-of-order.cap-max", Kind::Int, "0", "Samples in an out-of-order chunk; 0 for 32.").not_yet(),
+    switch("tsdb.allow-overlapping-blocks", OFF, "Accepted; has no effect.").no_meaning(NO_EFFECT_IN_THANOS),
+    flag("tsdb.max-retention-bytes", Kind::Bytes, "0", "Bytes of blocks kept per tenant; 0 for no limit.").not_yet(),
+    switch("tsdb.wal-compression", ON, "Compress the write-ahead log with snappy."),
+    switch("tsdb.no-lockfile", OFF, "Make no lock file in tenants' directories."),
+    flag("tsdb.head.expanded-postings-cache-size", Kind::Uint, "0", "Bytes of postings cache per head; 0 for none.").not_yet(),
+    flag("tsdb.block.expanded-postings-cache-size", Kind::Uint, "0", "Bytes of postings cache per block; 0 for none.").not_yet(),
+    flag("tsdb.max-exemplars", Kind::Int, "0", "Exemplars kept per tenant; 0 for none.").not_yet(),
+    flag("tsdb.write-queue-size", Kind::Int, "0", "Accepted; there is no such queue.").hidden().no_meaning("there is no queue before the head's chunk files"),
+    switch("tsdb.memory-snapshot-on-shutdown", OFF, "Write a snapshot of the head on shutdown.").hidden().not_yet(),
+    switch("tsdb.enable-native-histograms", ON, "Accepted; has no effect.").no_meaning(NO_EFFECT_IN_THANOS),
+    flag("hash-func", Kind::Choice(&["", "SHA256"]), NONE, "Hash of files in a block's meta.json.").not_yet(),
+    switch("shipper.allow-out-of-order-uploads", OFF, "Go on with later blocks when one fails to upload.").hidden().not_yet(),
+    switch("shipper.skip-corrupted-blocks", OFF, "Go on with later blocks when one is damaged.").hidden().not_yet(),
+    flag("shipper.upload-concurrency", Kind::Int, "0", "Files of a block uploaded at a time.").not_yet(),
+    flag("matcher-cache-size", Kind::Int, "0", "Matchers kept compiled; 0 for none.").not_yet(),
+    flag("request.logging-config-file", Kind::Path, NONE, "File with the request logging configuration (YAML).").not_yet(),
+    flag("request.logging-config", Kind::Content, NONE, "Request logging configuration (YAML), instead of the file.").not_yet(),
+    flag("receive.limits-config-file", Kind::Path, NONE, "File with tenants' limits (YAML); watched.").hidden().not_yet(),
+    flag("receive.limits-config", Kind::Content, NONE, "Tenants' limits (YAML), instead of the file.").hidden().not_yet(),
+    flag("receive.limits-config-reload-timer", Kind::DurationGo, "1s", "How often the limits file is looked at.").hidden().not_yet(),
+    switch("receive.otlp-enable-target-info", ON, "Make target_info series of OTLP resources.").not_yet(),
+    flag("receive.otlp-promote-resource-attributes", Kind::Text, NONE, "OTLP resource attribute copied to labels.").repeatable().not_yet(),
+    flag("enable-feature", Kind::Text, NONE, "Feature to switch on; this version has none.").repeatable(),
+    flag("receive.lazy-retrieval-max-buffered-responses", Kind::Int, "20", "Frames read ahead per tenant in a Series call.").not_yet(),
+
+    flag("tsdb.wal-sync", Kind::Choice(&["interval", "always", "segment"]), "interval", "When the write-ahead log reaches the medium: at least every second (interval), before a write is answered (always), or when a segment of 128 MiB is full, as in Prometheus (segment). A crash of the process alone loses nothing with any of them.").own(),
+    flag("tsdb.head-series-max", Kind::Uint, "50000000", "Series in one tenant's head; samples of further ones are refused.").own(),
+    flag("receive.tenants-max", Kind::Uint, "10000", "Tenants on this node; writes of further ones are refused.").own(),
+    // Prometheus, vmagent and the OpenTelemetry collector send well under 10 MB at a time; they can
+    // be told to send more, but hardly to send this much.
+    flag("receive.request-bytes-max", Kind::Bytes, "64MB", "Size of a write request as sent; larger ones answer 413.").own(),
+    flag("receive.decoded-bytes-max", Kind::Bytes, "256MB", "Size of a write request when decompressed; larger ones answer 413.").own(),
+    flag("receive.inflight-bytes-max", Kind::Bytes, "640MB", "Memory for the bytes of all write requests being served, decompressed ones included; writes beyond it answer 503.").own(),
+    flag("receive.body-read-timeout", Kind::DurationGo, "30s", "Time that a client has to send its request's body.").own(),
+    // Others refuse from 30 (Mimir) or 40 (VictoriaMetrics) labels on. Thanos takes any number, so
+    // this has to stand well above real series: those with the most, kube-state-metrics' kube_*_labels
+    // and kube_*_annotations, carry a label per label of a Kubernetes object, up to some hundred.
+    flag("receive.series-labels-max", Kind::Uint, "200", "Labels of a series; series with more are refused.").own(),
+    flag("receive.label-bytes-max", Kind::Bytes, "64KB", "Names and values of a series' labels together; series with more are refused.").own(),
+    flag("query.inflight-bytes-max", Kind::Bytes, "512MB", "Memory for all reads being answered, over gRPC and HTTP; reads beyond it are refused.").own(),
+];
+
+/// The flag of this name.
+pub fn find(name: &str) -> Option<&'static Flag> {
+    FLAGS.iter().find(|flag| flag.name == name)
+}
+
+/// The flag of a name that is written in our code.
+pub fn named(name: &str) -> &'static Flag {
+    match find(name) {
+        Some(flag) => flag,
+        None => unreachable!("--{name} is in the table"),
+    }
+}

@@ -1,0 +1,249 @@
+use std::collections::HashMap;
+use std::ffi::OsString;
+
+use super::*;
+use crate::config::command_line::{Invocation, parse};
+
+fn config(flags: &[&str]) -> Result<Config, ConfigError> {
+    let words = ["receive"].iter().chain(flags).map(OsString::from);
+    match parse(words) {
+        Ok(Invocation::Receive(values)) => Config::from_values(&values, "host-1"),
+        other => panic!("{flags:?}: {other:?}"),
+    }
+}
+
+#[test]
+fn without_flags_everything_has_its_default() {
+    let config = config(&[]).unwrap();
+    assert_eq!(config.http.address.to_string(), "0.0.0.0:10902");
+    assert_eq!(config.http.grace_period, Duration::from_secs(120));
+    assert_eq!(config.grpc.connection_age_max, Some(Duration::from_secs(3600)));
+    assert_eq!(config.tenancy.default_tenant.as_str(), "default-tenant");
+    assert_eq!(config.storage.dir, PathBuf::from("./data"));
+    assert_eq!(config.storage.labels, [("replica".to_owned(), "host-1".to_owned())]);
+    assert!(config.notices.iter().any(|notice| notice.contains("replica=\"host-1\"")));
+
+    let (db, default) = (config.storage.db, DbOptions::default());
+    assert_eq!(db.block_range, default.block_range);
+    assert_eq!(db.wal_compression, default.wal_compression);
+    assert_eq!(db.wal_sync, default.wal_sync);
+    assert_eq!(db.no_lockfile, default.no_lockfile);
+    assert_eq!(db.too_far_in_future, default.too_far_in_future);
+    assert_eq!(db.series_max, default.series_max);
+}
+
+#[test]
+fn settings_arrive_where_they_are_used() {
+    let config = config(&[
+        "--http-grace-period=0",
+        "--grpc-grace-period=-1h",
+        "--grpc-server-max-connection-age=0s",
+        "--tsdb.path=/d",
+        "--label=a=\"1\"",
+        "--label=b=`2`",
+        "--no-tsdb.wal-compression",
+        "--tsdb.wal-sync=always",
+        "--tsdb.no-lockfile",
+        "--tsdb.min-block-duration=1h",
+        "--tsdb.too-far-in-future.time-window=5m",
+        "--receive.tenant-header=X-Tenant",
+        "--receive.label-bytes-max=1KB",
+        "--receive.body-read-timeout=1.5s",
+        "--log.level=debug",
+        "--log.format=json",
+        "--debug.name=n",
+    ])
+    .unwrap();
+    assert_eq!(config.http.grace_period, Duration::ZERO);
+    assert_eq!(config.grpc.grace_period, Duration::ZERO);
+    assert_eq!(config.grpc.connection_age_max, None);
+    let labels = [("a".to_owned(), "1".to_owned()), ("b".to_owned(), "2".to_owned())];
+    assert_eq!(config.storage.labels, labels);
+    assert_eq!(config.storage.dir, PathBuf::from("/d"));
+    assert_eq!(config.storage.db.wal_compression, Compression::None);
+    assert_eq!(config.storage.db.wal_sync, SyncPolicy::Always);
+    assert!(config.storage.db.no_lockfile);
+    assert_eq!(config.storage.db.block_range, 3_600_000);
+    assert_eq!(config.storage.db.too_far_in_future, Duration::from_secs(300));
+    assert_eq!(config.tenancy.tenant_header, HeaderName::from_static("x-tenant"));
+    assert_eq!(config.remote_write.label_bytes_max, 1024);
+    assert_eq!(config.query_inflight_bytes_max, 512 << 20);
+    assert_eq!(config.remote_write.body_read_timeout, Duration::from_millis(1500));
+    assert_eq!(config.log.level, LogLevel::Debug);
+    assert_eq!(config.log.format, LogFormat::Json);
+    assert_eq!(config.log.debug_name.as_deref(), Some("n"));
+    assert!(config.notices.is_empty(), "{:?}", config.notices);
+}
+
+#[test]
+fn what_is_not_there_yet_is_refused_by_name_unless_it_asks_for_nothing() {
+    for flag in FLAGS.iter().filter(|flag| flag.support == Support::NotYet) {
+        let other = match flag.kind {
+            Kind::Switch if flag.default == "true" => format!("--no-{}", flag.name),
+            Kind::Switch => format!("--{}", flag.name),
+            Kind::Choice(choices) => {
+                let other = choices.iter().find(|choice| **choice != flag.default).unwrap();
+                format!("--{}={other}", flag.name)
+            }
+            Kind::Int | Kind::Uint => format!("--{}=77", flag.name),
+            Kind::DurationModel | Kind::DurationGo => format!("--{}=77s", flag.name),
+            Kind::Bytes => format!("--{}=77MB", flag.name),
+            _ => format!("--{}=x:77", flag.name),
+        };
+        let error = config(&[&other]).map(|_| ()).unwrap_err().to_string();
+        let refused = error.contains("not supported by this version")
+            || error.ends_with("loading file: no such file or directory: x:77");
+        assert!(refused && error.contains(&format!("--{}", flag.name)), "{other}: {error}");
+        if flag.kind != Kind::Switch {
+            let default = format!("--{}={}", flag.name, flag.default);
+            assert!(config(&[&default]).is_ok(), "{default}");
+        }
+    }
+    for off in ["--tsdb.max-exemplars=-5", "--matcher-cache-size=-1", "--grpc-server-tls-curves="] {
+        assert!(config(&[off]).is_ok(), "{off}");
+    }
+}
+
+#[test]
+fn what_has_no_meaning_is_taken_and_mentioned() {
+    let config = config(&["--enable-auto-gomemlimit", "--enable-feature=nope", "--label=a=\"b\""]);
+    let notices = config.unwrap().notices;
+    assert_eq!(notices.len(), 2, "{notices:?}");
+    assert!(notices[0].contains("--enable-auto-gomemlimit"), "{notices:?}");
+    assert!(notices[1].contains("nope"), "{notices:?}");
+}
+
+#[test]
+fn settings_that_cannot_work_are_refused_by_name() {
+    let cases = [
+        ("--http-address=127.0.0.1", "--http-address: address 127.0.0.1: missing port in address"),
+        ("--http-address=127.0.0.1:99999", "invalid port"),
+        ("--grpc-address=127.0.0.1:nosuch", "unknown port"),
+        ("--remote-write.address=::1:80", "too many colons"),
+        ("--tsdb.path=", "no such file or directory"),
+        ("--label=foo", "unrecognized label"),
+        ("--receive.tenant-label-name=", "unsupported format for tenant label name"),
+        ("--receive.default-tenant-id=..", "--receive.default-tenant-id"),
+        ("--receive.default-tenant-id=a/b", "--receive.default-tenant-id"),
+        ("--receive.tenant-header=a b", "--receive.tenant-header"),
+        ("--receive.replica-header=", "--receive.replica-header"),
+        ("--tsdb.min-block-duration=0s", "--tsdb.min-block-duration"),
+        ("--auto-gomemlimit.ratio=0", "failed to configure Go runtime memory limits"),
+        ("--auto-gomemlimit.ratio=nan", "failed to configure Go runtime memory limits"),
+        ("--auto-gomemlimit.ratio=1.1", "failed to configure Go runtime memory limits"),
+        ("--receive.lazy-retrieval-max-buffered-responses=0", "must be > 0"),
+        ("--enable-feature=metric-names-filter", "metric-names-filter"),
+        ("--receive.tenants-max=0", "--receive.tenants-max must be above 0"),
+        ("--receive.decoded-bytes-max=-1MB", "--receive.decoded-bytes-max must be above 0"),
+        ("--receive.inflight-bytes-max=1MB", "--receive.inflight-bytes-max must leave room"),
+    ];
+    for (flag, part) in cases {
+        let error = config(&[flag]).map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains(part), "{flag}: {error}");
+        assert!(!error.contains('\n'), "{flag}: {error}");
+    }
+}
+
+#[test]
+fn content_comes_inline_or_from_a_file_with_variables_expanded() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("cfg");
+    std::fs::write(&path, "").unwrap();
+    let from_file = format!("--objstore.config-file={}", path.display());
+    assert!(config(&[&from_file]).is_ok());
+    let error = |flags: &[&str]| config(flags).map(|_| ()).unwrap_err().to_string();
+    assert!(error(&[&from_file, "--objstore.config=a: b"]).ends_with("flags set."));
+    let unset = error(&["--objstore.config=a: $(RINGEST_IS_NOT_SET)"]);
+    assert!(unset.contains("unset environment variable \"RINGEST_IS_NOT_SET\""), "{unset}");
+    assert!(error(&["--objstore.config=a: b"]).contains("not supported"));
+    let directory = format!("--tracing.config-file={}", dir.path().display());
+    assert!(error(&[&directory]).contains("is a directory"), "{}", error(&[&directory]));
+}
+
+#[test]
+fn an_empty_tenant_header_leaves_the_one_of_thanos() {
+    let config = config(&["--receive.tenant-header="]).unwrap();
+    assert_eq!(config.tenancy.tenant_header, HeaderName::from_static("thanos-tenant"));
+}
+
+#[test]
+fn addresses_are_written_as_in_go() {
+    let parsed = |text| ListenAddress::parse(text).unwrap().to_string();
+    assert_eq!(parsed(""), ":0");
+    assert_eq!(parsed(":80"), ":80");
+    assert_eq!(parsed("[::1]:80"), "[::1]:80");
+    assert_eq!(parsed("localhost:"), "localhost:0");
+    let any = ListenAddress::parse(":80").unwrap().resolve().unwrap();
+    assert_eq!(any, ["[::]:80".parse().unwrap(), "0.0.0.0:80".parse().unwrap()]);
+}
+
+/// Thanos' own table of flags, as recorded from its program.
+#[test]
+fn every_flag_of_thanos_is_there_with_its_grammar_and_default() {
+    let recorded = include_str!("../../tests/data/flags/flags.tsv");
+    let mut lines = recorded.lines().filter(|line| !line.starts_with('#'));
+    let columns: Vec<&str> = lines.next().unwrap().split('\t').collect();
+    let mut names = Vec::new();
+    for line in lines {
+        let row: HashMap<&str, &str> = columns.iter().copied().zip(line.split('\t')).collect();
+        let name = row["flag"];
+        let flag = flags::find(name).unwrap_or_else(|| panic!("--{name} is missing"));
+        names.push(name);
+        assert!(!flag.own, "--{name}");
+        assert_eq!(flag.hidden, row["hidden"] == "yes", "--{name} hidden");
+        assert_eq!(flag.repeatable, row["repeatable"] == "yes", "--{name} repeatable");
+        assert_eq!(flag.kind == Kind::Switch, row["boolean"] == "yes", "--{name} boolean");
+        let scope = if flag.scope == flags::Scope::Global { "global" } else { "receive" };
+        assert_eq!(scope, row["scope"], "--{name} scope");
+        let kind = match flag.kind {
+            Kind::Switch => "bool",
+            Kind::Text => "string",
+            Kind::Path => "path",
+            Kind::Content => "content",
+            Kind::Address => "host:port",
+            Kind::Label => "label",
+            Kind::Int => "int64",
+            Kind::Uint => "uint64",
+            Kind::Float => "float",
+            Kind::Bytes => "bytes-base2",
+            Kind::DurationModel => "duration-model",
+            Kind::DurationGo => "duration-go",
+            Kind::Choice(_) => "enum",
+        };
+        assert_eq!(kind, row["kind"], "--{name} kind");
+        if let Kind::Choice(choices) = flag.kind {
+            let recorded: Vec<&str> =
+                row["values"].split('|').map(|value| value.trim_matches('"')).collect();
+            assert_eq!(choices, recorded, "--{name} values");
+        }
+        let default = match row["default"] {
+            "-" | "\"\"" | "[\"\"]" => "",
+            default => default,
+        };
+        assert_eq!(flag.default, default, "--{name} default");
+        if row["env_expansion"].starts_with('$') && flag.kind == Kind::Content {
+            assert!(flags::CONTENT_PAIRS.contains(&name), "--{name} is half of a pair");
+            assert_eq!(row["exclusive_with"], format!("{name}-file"));
+        }
+    }
+    let ours_alone = FLAGS.iter().filter(|flag| !flag.own && !names.contains(&flag.name)).count();
+    assert_eq!(ours_alone, 0, "a flag that Thanos does not have is not marked as ours");
+}
+
+#[test]
+fn the_usage_lists_every_flag_that_is_not_hidden() {
+    let short = usage::receive(usage::Extent::WithoutHidden);
+    let long = usage::receive(usage::Extent::Whole);
+    for flag in FLAGS {
+        let name =
+            format!("{}{}", if flag.kind == Kind::Switch { "--[no-]" } else { "--" }, flag.name);
+        let ends = |text: &str| {
+            text.lines().any(|line| {
+                line.split_once(&name).is_some_and(|(_, rest)| !rest.starts_with(['-', '.']))
+            })
+        };
+        assert_eq!(ends(&short), !flag.hidden, "{name}");
+        assert!(ends(&long), "{name}");
+    }
+    assert!(short.lines().all(|line| line.chars().count() <= 80), "{short}");
+}

@@ -1,0 +1,220 @@
+//! Every recorded command line: what Thanos refuses, we refuse with the same exit code and the same
+//! key words; what it takes, we take, unless this version cannot do it yet and says so.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::ffi::OsStringExt as _;
+use std::path::Path;
+
+use ringest::config::Config;
+use ringest::config::command_line::{Invocation, parse};
+
+use crate::program::{free_port, run, words};
+
+const RECORDED: &str = include_str!("../data/flags/startup-errors.tsv");
+
+/// Said of flags whose function is still to come.
+const NOT_YET: &str = "is not supported by this version";
+
+/// Lines that Thanos takes and we refuse for good, with what we say.
+const REFUSED_BY_US: [(&str, &str); 3] = [
+    // Names that leave the data directory, or that no write could have.
+    ("tenant.default-empty", "tenant name is empty"),
+    ("tenant.default-slash", "not a plain path element"),
+    ("tenant.default-dotdot", "not a plain path element"),
+];
+
+/// Lines that both refuse, for which we have other key words.
+const IN_OTHER_WORDS: [(&str, &str); 4] = [
+    ("label.bad-utf8-name", "is not valid UTF-8"),
+    ("path.block-duration-zero", "--tsdb.min-block-duration: must be at least 30s"),
+    ("path.max-block-duration-20s", "--tsdb.min-block-duration: must be at least 30s"),
+    ("path.max-block-duration-5ms", "--tsdb.min-block-duration: must be at least 30s"),
+];
+
+/// Lines whose outcome here is another one for a reason that holds for this version or this test.
+const LEFT_OUT: [(&str, &str); 7] = [
+    ("label.none", "the hostname becomes the label"),
+    ("path.no-permission-parent", "needs a user other than root"),
+    ("path.no-permission-existing", "needs a user other than root"),
+    ("path.tenant-wal-is-file", "a broken tenant does not stop the others"),
+    ("num.ooo-cap-300", "refused before storage opens, in other words"),
+    ("enum.log-format-journald", "depends on the machine"),
+    ("cli.global-before", "the recorded line has a flag of the command before it"),
+];
+
+struct Row {
+    id: &'static str,
+    args: &'static str,
+    setup: &'static str,
+    exit: &'static str,
+    stage: &'static str,
+    key: &'static str,
+}
+
+fn rows() -> Vec<Row> {
+    let mut lines = RECORDED.lines().filter(|line| !line.starts_with('#'));
+    let columns: Vec<&str> = lines.next().unwrap().split('\t').collect();
+    lines
+        .map(|line| {
+            let row: HashMap<&str, &str> = columns.iter().copied().zip(line.split('\t')).collect();
+            Row {
+                id: row["id"],
+                args: row["args"],
+                setup: row["setup"],
+                exit: row["exit"],
+                stage: row["stage"],
+                key: row["stderr_key"],
+            }
+        })
+        .filter(|row| !row.args.starts_with("(running"))
+        .filter(|row| LEFT_OUT.iter().all(|(id, _)| *id != row.id))
+        .collect()
+}
+
+/// The words of a row's line, after what every recorded line had.
+fn line_of(row: &Row, dir: &Path, busy_port: u16) -> Vec<OsString> {
+    let http_port = free_port();
+    let args = match row.args {
+        "(none)" => String::new(),
+        args => args
+            .replace("<dir>", dir.to_str().unwrap())
+            .replace("<pbusy>", &busy_port.to_string())
+            .replace("<phttp>", &http_port.to_string())
+            .replace("<pgrpc>", "1")
+            .replace("<ppeer>", "2"),
+    };
+    let args: Vec<String> = if row.id.starts_with("cli.") {
+        args.split(' ').filter(|word| !word.is_empty()).map(str::to_owned).collect()
+    } else {
+        // Values may hold blanks.
+        format!(" {args}").split(" --").skip(1).map(|arg| format!("--{arg}")).collect()
+    };
+    let mut line = match row.id {
+        "cli.no-command" | "cli.help-long" | "cli.help-man" | "cli.version-root" => Vec::new(),
+        _ => words(&["receive"]),
+    };
+    let base = [
+        ("--http-address=", format!("127.0.0.1:{http_port}")),
+        ("--grpc-address=", "127.0.0.1:0".to_owned()),
+        ("--remote-write.address=", "127.0.0.1:0".to_owned()),
+        ("--tsdb.path=", dir.join("data").display().to_string()),
+        ("--label=", "replica=\"a\"".to_owned()),
+    ];
+    for (flag, value) in base {
+        let is_given = args.iter().any(|arg| arg.starts_with(flag));
+        if !line.is_empty() && !is_given {
+            line.push(format!("{flag}{value}").into());
+        }
+    }
+    line.extend(args.into_iter().map(|arg| match arg.split_once("\\xff") {
+        Some((before, after)) => {
+            OsString::from_vec([before.as_bytes(), b"\xff", after.as_bytes()].concat())
+        }
+        None => arg.into(),
+    }));
+    line
+}
+
+fn set_up(row: &Row, dir: &Path) {
+    if let Some(content) = row.setup.strip_prefix("file: ") {
+        fs::write(dir.join("cfg"), content.replace("\\n", "\n")).unwrap();
+    } else if row.args.contains("<dir>/cfg") {
+        fs::write(dir.join("cfg"), "").unwrap();
+    }
+    if row.args.contains("<dir>/args") {
+        fs::write(dir.join("args"), "# comment\n\n--receive.tenant-header=X\n").unwrap();
+    }
+    if row.args.contains("<dir>/f") {
+        fs::write(dir.join("f"), "").unwrap();
+    }
+    if row.args.contains("<dir>/r") {
+        fs::write(dir.join("r"), "[]").unwrap();
+    }
+}
+
+#[test]
+fn what_thanos_refuses_is_refused_with_the_same_code_and_words() {
+    let busy = TcpListener::bind("127.0.0.1:0").unwrap();
+    let busy_port = busy.local_addr().unwrap().port();
+    let mut failures = Vec::new();
+    let mut count = 0;
+    for row in rows().into_iter().filter(|row| matches!(row.exit, "1" | "2")) {
+        count += 1;
+        let dir = tempfile::tempdir().unwrap();
+        set_up(&row, dir.path());
+        let output = run(&line_of(&row, dir.path(), busy_port));
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let last = said.lines().last().unwrap_or_default();
+        // What ends Thanos with a panic is an ordinary error here.
+        let code = if row.stage == "panic" { 1 } else { row.exit.parse().unwrap() };
+        let other_words = IN_OTHER_WORDS.iter().find(|(id, _)| *id == row.id);
+        let key = other_words.map_or(row.key, |(_, words)| words);
+        let says_why = last.contains(key) || last.contains(NOT_YET);
+        let lines = if code == 2 {
+            said.contains("usage: ringest receive")
+        } else {
+            said.lines().count() == 1
+        };
+        if output.status.code() != Some(code) || !says_why || !lines || !output.stdout.is_empty() {
+            failures.push(format!(
+                "{} ({}, {:?}): {}, {last}",
+                row.id, row.exit, row.key, output.status
+            ));
+        }
+    }
+    assert!(failures.is_empty(), "{failures:#?}");
+    assert!(count > 150, "{count} rows");
+}
+
+#[test]
+fn what_thanos_takes_is_taken_or_refused_for_a_reason() {
+    let mut failures = Vec::new();
+    let mut count = 0;
+    for row in rows().into_iter().filter(|row| row.exit == "runs") {
+        // Variables of the test process are left alone.
+        if row.setup.starts_with("env ") {
+            continue;
+        }
+        count += 1;
+        let dir = tempfile::tempdir().unwrap();
+        set_up(&row, dir.path());
+        let line = line_of(&row, dir.path(), 1);
+        let refusal = match parse(line) {
+            Ok(Invocation::Receive(values)) => {
+                Config::from_values(&values, "host-1").err().map(|error| error.to_string())
+            }
+            Ok(Invocation::Print(text)) => Some(text),
+            Err(error) => Some(error.to_string()),
+        };
+        let ours = REFUSED_BY_US.iter().find(|(id, _)| *id == row.id);
+        let as_meant = match (&refusal, ours) {
+            (None, None) => true,
+            (None, Some(_)) => false,
+            (Some(refusal), Some((_, words))) => refusal.contains(words),
+            (Some(refusal), None) => refusal.contains(NOT_YET),
+        };
+        if !as_meant {
+            failures.push(format!("{}: {refusal:?}", row.id));
+        }
+    }
+    assert!(failures.is_empty(), "{failures:#?}");
+    assert!(count > 100, "{count} rows");
+}
+
+#[test]
+fn questions_are_answered_on_standard_output() {
+    let mut count = 0;
+    for row in rows().into_iter().filter(|row| row.exit == "0") {
+        count += 1;
+        let dir = tempfile::tempdir().unwrap();
+        let output = run(&line_of(&row, dir.path(), 1));
+        assert!(output.status.success(), "{}: {}", row.id, output.status);
+        assert!(!output.stdout.is_empty() && output.stderr.is_empty(), "{}", row.id);
+    }
+    assert_eq!(count, 6);
+    let version = String::from_utf8(run(&words(&["--version"])).stdout).unwrap();
+    assert!(version.starts_with("ringest, version "), "{version}");
+}
