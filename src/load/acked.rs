@@ -112,7 +112,7 @@ impl AckedFile {
 }
 
 /// Reads a file back: the workload, and all that is known of its rounds.
-pub fn read(path: &Path) -> Result<(Workload, Acknowledged), AckedFileError> {
+pub(super) fn read(path: &Path) -> Result<(Workload, Acknowledged), AckedFileError> {
     let bytes = std::fs::read(path)
         .map_err(|source| AckedFileError::Io { path: path.to_owned(), source })?;
     let header_error = |reason: String| AckedFileError::Header { path: path.to_owned(), reason };

@@ -5,7 +5,7 @@ use super::workload::{Lane, Permutation, Workload};
 use crate::model::Timestamp;
 
 /// Makes the snappy-compressed `WriteRequest` bodies of one lane.
-pub struct BodyEncoder<'a> {
+pub(super) struct BodyEncoder<'a> {
     workload: &'a Workload,
     lane: &'a Lane,
     /// Encoded labels of all series of the lane, one after the other.
@@ -28,7 +28,7 @@ pub struct Body {
 }
 
 impl<'a> BodyEncoder<'a> {
-    pub fn new(workload: &'a Workload, lane: &'a Lane) -> BodyEncoder<'a> {
+    pub(super) fn new(workload: &'a Workload, lane: &'a Lane) -> BodyEncoder<'a> {
         let mut encoder = BodyEncoder {
             workload,
             lane,
@@ -51,7 +51,7 @@ impl<'a> BodyEncoder<'a> {
     }
 
     /// The body of one request of a round whose first timestamp is `base`.
-    pub fn encode(
+    pub(super) fn encode(
         &mut self,
         request: u32,
         round: u32,
@@ -73,7 +73,7 @@ impl<'a> BodyEncoder<'a> {
 
     /// The uncompressed request that [`BodyEncoder::encode`] made last.
     #[cfg(test)]
-    pub fn last_request(&self) -> &[u8] {
+    pub(super) fn last_request(&self) -> &[u8] {
         &self.request
     }
 

@@ -37,7 +37,7 @@ pub enum MalformedAnswer {
 
 /// One series as the server returned it. Samples are in the order of the answer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ReadSeries {
+pub(super) struct ReadSeries {
     pub labels: Vec<(Vec<u8>, Vec<u8>)>,
     /// Timestamp and bits of the value.
     pub samples: Vec<(i64, u64)>,
@@ -50,7 +50,7 @@ pub enum ReadFormat {
     StreamedXorChunks,
 }
 
-pub fn push_varint(out: &mut Vec<u8>, mut value: u64) {
+pub(super) fn push_varint(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         out.push(value as u8 | 0x80);
         value >>= 7;
@@ -65,7 +65,7 @@ fn push_bytes(out: &mut Vec<u8>, tag: u8, bytes: &[u8]) {
 }
 
 /// Appends a series' labels as the `labels` fields of a `TimeSeries`.
-pub fn push_labels(out: &mut Vec<u8>, labels: &[(String, String)]) {
+pub(super) fn push_labels(out: &mut Vec<u8>, labels: &[(String, String)]) {
     let mut label = Vec::with_capacity(128);
     for (name, value) in labels {
         label.clear();
@@ -76,7 +76,7 @@ pub fn push_labels(out: &mut Vec<u8>, labels: &[(String, String)]) {
 }
 
 /// Appends a `timeseries` field of `WriteRequest` made of encoded labels and samples.
-pub fn push_series(out: &mut Vec<u8>, labels: &[u8], samples: &[(i64, u64)]) {
+pub(super) fn push_series(out: &mut Vec<u8>, labels: &[u8], samples: &[(i64, u64)]) {
     let samples_len: u64 = samples.iter().map(|&sample| 2 + u64::from(sample_len(sample))).sum();
     out.push(0x0a);
     push_varint(out, labels.len() as u64 + samples_len);
@@ -105,7 +105,13 @@ fn sample_len((timestamp, bits): (i64, u64)) -> u8 {
 }
 
 /// A `ReadRequest` for the series whose label `name` is `value`, between two times, both included.
-pub fn read_request(mint: i64, maxt: i64, name: &str, value: &str, format: ReadFormat) -> Vec<u8> {
+pub(super) fn read_request(
+    mint: i64,
+    maxt: i64,
+    name: &str,
+    value: &str,
+    format: ReadFormat,
+) -> Vec<u8> {
     let mut matcher = Vec::new();
     push_bytes(&mut matcher, 0x12, name.as_bytes());
     push_bytes(&mut matcher, 0x1a, value.as_bytes());
@@ -126,7 +132,7 @@ pub fn read_request(mint: i64, maxt: i64, name: &str, value: &str, format: ReadF
 }
 
 /// The series of an uncompressed `ReadResponse`.
-pub fn read_response(bytes: &[u8]) -> Result<Vec<ReadSeries>, MalformedAnswer> {
+pub(super) fn read_response(bytes: &[u8]) -> Result<Vec<ReadSeries>, MalformedAnswer> {
     let mut all = Vec::new();
     for_each_field(bytes, |number, field| {
         let (1, Field::Bytes(result)) = (number, field) else { return Ok(()) };
@@ -142,14 +148,14 @@ pub fn read_response(bytes: &[u8]) -> Result<Vec<ReadSeries>, MalformedAnswer> {
 
 /// The series of a `WriteRequest`, which has the shape of one query's result.
 #[cfg(test)]
-pub fn write_request(bytes: &[u8]) -> Result<Vec<ReadSeries>, MalformedAnswer> {
+pub(super) fn write_request(bytes: &[u8]) -> Result<Vec<ReadSeries>, MalformedAnswer> {
     let mut response = Vec::new();
     push_bytes(&mut response, 0x0a, bytes);
     read_response(&response)
 }
 
 /// The series of a whole streamed answer. A series may come in several parts.
-pub fn chunked_response(mut bytes: &[u8]) -> Result<Vec<ReadSeries>, MalformedAnswer> {
+pub(super) fn chunked_response(mut bytes: &[u8]) -> Result<Vec<ReadSeries>, MalformedAnswer> {
     let mut all = Vec::new();
     while !bytes.is_empty() {
         let (len, rest) = read_varint(bytes).ok_or(MalformedAnswer::Truncated)?;

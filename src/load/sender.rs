@@ -1,6 +1,7 @@
 //! One connection: makes its requests, sends them in order, retries, and notes what was answered.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -60,7 +61,7 @@ pub struct Progress {
 }
 
 /// What a connection did.
-pub struct Sent {
+pub(super) struct Sent {
     pub tally: Tally,
     /// Kept only if asked for.
     pub acknowledged: Option<Acknowledged>,
@@ -74,7 +75,7 @@ const RETRY_AFTER_MAX: Duration = Duration::from_secs(30);
 const ANSWER_BYTES_MAX: usize = 64 << 10;
 
 /// One connection and the lanes it owns.
-pub struct Sender<'a> {
+pub(super) struct Sender<'a> {
     setup: &'a Setup<'a>,
     clock: &'a dyn Clock,
     client: HttpClient,
@@ -82,9 +83,9 @@ pub struct Sender<'a> {
 }
 
 /// An HTTP/1.1 client that keeps its connection.
-pub type HttpClient = Client<HttpConnector, Full<Bytes>>;
+pub(super) type HttpClient = Client<HttpConnector, Full<Bytes>>;
 
-pub fn http_client() -> HttpClient {
+pub(super) fn http_client() -> HttpClient {
     let mut connector = HttpConnector::new();
     connector.set_nodelay(true);
     Client::builder(TokioExecutor::new()).pool_max_idle_per_host(1).build(connector)
@@ -97,14 +98,14 @@ enum Outcome {
 }
 
 impl<'a> Sender<'a> {
-    pub fn new(setup: &'a Setup<'a>, clock: &'a dyn Clock) -> Sender<'a> {
+    pub(super) fn new(setup: &'a Setup<'a>, clock: &'a dyn Clock) -> Sender<'a> {
         let acknowledged = setup.keep_acknowledged.then(|| Acknowledged::new(setup.workload));
         let sent = Sent { tally: Tally::default(), acknowledged };
         Sender { setup, clock, client: http_client(), sent }
     }
 
     /// Sends rounds until they are done or `stop` is cancelled.
-    pub async fn run(mut self, bodies: &mut dyn BodySource) -> Result<Sent, SendError> {
+    pub(super) async fn run(mut self, bodies: &mut dyn BodySource) -> Result<Sent, SendError> {
         let mut pace = Pace::new(self.setup.options.rate, self.setup.workload.connections);
         let mut base = None;
         for round in 0..self.setup.options.rounds.unwrap_or(u32::MAX) {
@@ -345,41 +346,53 @@ impl BodySource for EncodedOnDemand<'_> {
     }
 }
 
-/// Bodies that were all made before the first was sent.
-pub struct Pregenerated<'a> {
-    lanes: &'a [Lane],
-    bodies: std::vec::IntoIter<(u32, u32, u32, Body)>,
+/// Bodies that were all made before the first was sent. A copy shares their bytes.
+#[derive(Clone)]
+pub struct Pregenerated {
+    /// By lane.
+    tenants: Arc<[Option<String>]>,
+    bodies: std::vec::IntoIter<PregeneratedBody>,
 }
 
-impl<'a> Pregenerated<'a> {
+#[derive(Clone)]
+struct PregeneratedBody {
+    round: u32,
+    lane: u32,
+    request: u32,
+    body: Body,
+}
+
+impl Pregenerated {
     /// Makes the bodies of one connection for the first `rounds` synthetic rounds.
     pub fn new(
-        workload: &'a Workload,
-        lanes: &'a [Lane],
+        workload: &Workload,
+        lanes: &[Lane],
         connection: u32,
         rounds: u32,
-    ) -> Result<Pregenerated<'a>, SendError> {
+    ) -> Result<Pregenerated, SendError> {
         let mut on_demand = EncodedOnDemand::new(workload, lanes, connection);
         let mut bodies = Vec::new();
         for round in 0..rounds {
             while let Some(next) = on_demand.next(round, workload.synthetic_base(round))? {
-                bodies.push((round, next.lane, next.request, next.body));
+                let NextBody { lane, request, body, .. } = next;
+                bodies.push(PregeneratedBody { round, lane, request, body });
             }
         }
-        Ok(Pregenerated { lanes, bodies: bodies.into_iter() })
+        let tenants = lanes.iter().map(|lane| lane.tenant.clone()).collect();
+        Ok(Pregenerated { tenants, bodies: bodies.into_iter() })
     }
 }
 
-impl BodySource for Pregenerated<'_> {
+impl BodySource for Pregenerated {
     fn next(&mut self, round: u32, _base: Timestamp) -> Result<Option<NextBody<'_>>, SendError> {
-        if self.bodies.as_slice().first().is_none_or(|(of_round, ..)| *of_round != round) {
+        if self.bodies.as_slice().first().is_none_or(|body| body.round != round) {
             return Ok(None);
         }
-        let lanes = self.lanes;
-        Ok(self.bodies.next().map(|(_, lane, request, body)| NextBody {
+        let tenants = &self.tenants;
+        Ok(self.bodies.next().map(|PregeneratedBody { lane, request, body, .. }| NextBody {
             lane,
             request,
-            tenant: lanes.get(lane as usize).and_then(|lane| lane.tenant.as_deref()),
+            tenant: tenants.get(lane as usize).and_then(|tenant| tenant.as_deref()),
             body,
         }))
     }

@@ -204,7 +204,9 @@ fn each_kind_of_damage_is_found_and_shown() {
         assert!(found.examples[0].contains("instance=\"10."), "{:?}", found.examples);
         (found.missing, found.different, found.duplicated, found.unexpected)
     };
-    let lost = after(|store| drop(store.some_series().pop()));
+    let lost = after(|store| {
+        store.some_series().pop();
+    });
     assert_eq!(lost, (1, 0, 0, 0));
     let flipped = after(|store| store.some_series()[0].1 ^= 1);
     assert_eq!(flipped, (0, 1, 0, 0));

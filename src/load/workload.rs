@@ -70,7 +70,7 @@ pub struct Workload {
 }
 
 /// Prometheus' staleness marker, a NaN with this payload.
-pub const STALE_NAN_BITS: u64 = 0x7ff0_0000_0000_0002;
+pub(super) const STALE_NAN_BITS: u64 = 0x7ff0_0000_0000_0002;
 
 /// Generations are printed with five digits, which keeps a series' label bytes of one length; a
 /// series that reaches the last one is replaced no more.
@@ -258,7 +258,7 @@ impl Lane {
 /// mod count, which is a permutation with a cheap inverse since the multiplier has no common
 /// divisor with count.
 #[derive(Clone, Copy, Debug)]
-pub struct Permutation {
+pub(super) struct Permutation {
     count: u64,
     multiplier: u64,
     inverse: u64,
@@ -266,7 +266,7 @@ pub struct Permutation {
 }
 
 impl Permutation {
-    pub fn new(order: Order, lane: &Lane, round: u32) -> Permutation {
+    pub(super) fn new(order: Order, lane: &Lane, round: u32) -> Permutation {
         let count = u64::from(lane.series_count()).max(1);
         if order == Order::Stable {
             return Permutation { count, multiplier: 1, inverse: 1, offset: 0 };
@@ -282,12 +282,12 @@ impl Permutation {
     }
 
     /// The lane's series at a position.
-    pub fn series_at(&self, position: u32) -> u32 {
+    pub(super) fn series_at(&self, position: u32) -> u32 {
         ((u64::from(position) * self.multiplier + self.offset) % self.count) as u32
     }
 
     /// The position of a series of the lane.
-    pub fn position_of(&self, series: u32) -> u32 {
+    pub(super) fn position_of(&self, series: u32) -> u32 {
         ((u64::from(series) + self.count - self.offset) % self.count * self.inverse % self.count)
             as u32
     }
@@ -322,13 +322,13 @@ enum Kind {
 }
 
 /// The labels that make a series unique and findable come first in each shape and are never cut.
-pub const LABELS_MIN: usize = 4;
+pub(super) const LABELS_MIN: usize = 4;
 
 /// The label that all series of a target share.
-pub const TARGET_LABEL: &str = "instance";
+pub(super) const TARGET_LABEL: &str = "instance";
 
 /// Value of [`TARGET_LABEL`].
-pub fn target_label_value(target: u32) -> String {
+pub(super) fn target_label_value(target: u32) -> String {
     let [_, a, b, c] = target.to_be_bytes();
     format!("10.{a}.{b}.{c}:9100")
 }

@@ -9,7 +9,7 @@
 //! ```
 
 /// Appends the chunk's samples as (timestamp, bits of the value); `None` if it ends too early.
-pub fn decode(chunk: &[u8], samples: &mut Vec<(i64, u64)>) -> Option<()> {
+pub(super) fn decode(chunk: &[u8], samples: &mut Vec<(i64, u64)>) -> Option<()> {
     let (count, stream) = chunk.split_first_chunk::<2>()?;
     let count = u16::from_be_bytes(*count);
     let mut bits = BitReader { bytes: stream, position: 0 };
