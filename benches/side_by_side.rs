@@ -14,8 +14,9 @@
 //! - churn: 5 % of the series replaced per minute of sample time.
 //!
 //! After *known*, resident memory and log are measured, the server is killed and started again.
-//! CPU is the server's alone, so the sender's share of the machine is not in it. `--smoke` (and
-//! cargo's `--test`) runs all of this once, small, with Ringest only.
+//! CPU is the server's alone, so the sender's share of the machine is not in it. `--smoke` (or
+//! `--test`, or a start by `cargo test --benches`) runs all of this once, small, with Ringest only
+//! unless `--only` names others.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -114,7 +115,8 @@ impl Plan {
             series_count: number("series"),
             known_rounds: number("known-rounds"),
             connections: number("connections"),
-            smoke: matches.get_flag("smoke"),
+            // Cargo passes `--bench` from `cargo bench`, and nothing from `cargo test --benches`.
+            smoke: matches.get_flag("smoke") || !matches.get_flag("bench"),
         };
         match plan.smoke {
             true => Plan { series_count: 4_000, known_rounds: 2, ..plan },
@@ -157,7 +159,6 @@ impl Scenario {
             duration: None,
             timeout: Duration::from_secs(60),
             retry_for: Duration::from_secs(60),
-            pregenerate: true,
         };
         let setup = Setup {
             workload: &self.workload,

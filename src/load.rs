@@ -65,7 +65,8 @@ pub fn run(matches: &clap::ArgMatches) -> ExitCode {
 type LoadError = Box<dyn std::error::Error>;
 
 fn send_and_verify(flags: LoadFlags) -> Result<bool, LoadError> {
-    let LoadFlags { workload, options, acked_file, verify: verify_options, json } = flags;
+    let LoadFlags { workload, options, pregenerate, acked_file, verify: verify_options, json } =
+        flags;
     let acked_file = acked_file.map(|path| AckedFile::create(&path, &workload)).transpose()?;
     let lanes = workload.lanes();
     let progress = Progress::default();
@@ -81,7 +82,7 @@ fn send_and_verify(flags: LoadFlags) -> Result<bool, LoadError> {
     let total = std::thread::scope(|scope| {
         scope.spawn(|| watch(&setup, &finished));
         let total = send(&setup, |connection| match options.rounds {
-            Some(rounds) if options.pregenerate => {
+            Some(rounds) if pregenerate => {
                 let bodies = Pregenerated::new(&workload, &lanes, connection, rounds)?;
                 Ok(Box::new(bodies) as Box<dyn BodySource + '_>)
             }

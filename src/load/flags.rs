@@ -17,6 +17,8 @@ use crate::clock::{Clock, SystemClock};
 pub(super) struct LoadFlags {
     pub workload: Workload,
     pub options: SendOptions,
+    /// All bodies are made before the first is sent. Implies rounds and synthetic timestamps.
+    pub pregenerate: bool,
     pub acked_file: Option<PathBuf>,
     pub verify: Option<VerifyOptions>,
     pub json: bool,
@@ -203,9 +205,8 @@ impl LoadFlags {
         let rounds = matches.get_one::<u32>("rounds").copied();
         let workload = parse_workload(matches, rounds)?;
         let options = parse_send_options(matches, rounds)?;
-        if options.pregenerate
-            && (rounds.is_none() || workload.timestamps != TimestampSource::Synthetic)
-        {
+        let pregenerate = matches.get_flag("pregenerate");
+        if pregenerate && (rounds.is_none() || workload.timestamps != TimestampSource::Synthetic) {
             return Err("--pregenerate needs --rounds and --timestamps=synthetic".into());
         }
         let verify = matches
@@ -215,6 +216,7 @@ impl LoadFlags {
         Ok(LoadFlags {
             workload,
             options,
+            pregenerate,
             acked_file: matches.get_one("acked-file").cloned(),
             verify,
             json: matches.get_flag("json"),
@@ -290,7 +292,6 @@ fn parse_send_options(matches: &ArgMatches, rounds: Option<u32>) -> Result<SendO
         duration: matches.get_one("duration").copied(),
         timeout: get(matches, "timeout"),
         retry_for: get(matches, "retry-for"),
-        pregenerate: matches.get_flag("pregenerate"),
     })
 }
 
@@ -394,7 +395,7 @@ mod tests {
         assert_eq!(options.duration, Some(Duration::from_secs(180)));
         assert_eq!(options.timeout, Duration::from_secs(1));
         assert_eq!(options.retry_for, Duration::from_millis(500));
-        assert!(options.pregenerate && flags.json);
+        assert!(flags.pregenerate && flags.json);
         let verify = flags.verify.unwrap();
         assert_eq!(verify.read_url, "http://h:2/read");
         assert_eq!(verify.format, ReadFormat::StreamedXorChunks);

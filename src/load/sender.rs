@@ -36,8 +36,6 @@ pub struct SendOptions {
     pub timeout: Duration,
     /// How long a request is retried before it is given up.
     pub retry_for: Duration,
-    /// All bodies are made before the first is sent. Needs `rounds` and synthetic timestamps.
-    pub pregenerate: bool,
 }
 
 /// What ends a sender early.
@@ -69,7 +67,8 @@ pub(super) struct Sent {
 
 const RETRY_DELAY_FIRST: Duration = Duration::from_millis(50);
 const RETRY_DELAY_MAX: Duration = Duration::from_secs(1);
-/// A server may ask for more patience than this, but a load test has none.
+/// A server may ask for more patience than this, but a load test has none; nor may it ask for none
+/// at all and be flooded.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(30);
 /// Answers are a line or two; more is not read.
 const ANSWER_BYTES_MAX: usize = 64 << 10;
@@ -209,7 +208,8 @@ impl<'a> Sender<'a> {
                     None
                 }
             };
-            let wait = retry_after.map_or(delay, |after| after.min(RETRY_AFTER_MAX));
+            let wait =
+                retry_after.map_or(delay, |after| after.clamp(RETRY_DELAY_FIRST, RETRY_AFTER_MAX));
             delay = (delay * 2).min(RETRY_DELAY_MAX);
             if Instant::now() + wait > give_up {
                 return Ok(Outcome::NotAcknowledged);

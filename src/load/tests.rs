@@ -65,7 +65,6 @@ impl FakeServer {
             duration: None,
             timeout: Duration::from_secs(30),
             retry_for: Duration::from_secs(60),
-            pregenerate: false,
         }
     }
 
@@ -253,7 +252,6 @@ fn a_request_is_given_up_when_patience_ends() {
     let workload = Workload { series_count: 10, connections: 1, ..small() };
     let server = FakeServer::start();
     server.store.lock().unwrap().refusals = vec![StatusCode::SERVICE_UNAVAILABLE; 1_000];
-    // Even a Retry-After of 0 ends once no patience is left.
     let options = SendOptions { retry_for: Duration::ZERO, ..server.options(1) };
     let total = server.send(&workload, &options);
     assert_eq!(total.tally.acknowledged_samples, 0);

@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::stream::{self, StreamExt};
 use http::{Method, Request, StatusCode, Uri, header};
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, Full, Limited};
 use serde::Serialize;
 
 use super::acked::{Acknowledged, Round};
@@ -26,6 +26,8 @@ use super::workload::{
 /// One read asks for at most about so many samples.
 const SAMPLES_PER_READ: u64 = 500_000;
 const EXAMPLES_MAX: usize = 10;
+/// Far more than the samples of one read need, compressed or not.
+const ANSWER_BYTES_MAX: usize = 1 << 30;
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Why a verification could not be carried out.
@@ -39,6 +41,8 @@ pub enum VerifyError {
     Malformed(#[from] MalformedAnswer),
     #[error("remote read answer is no snappy block: {0}")]
     Snappy(#[from] snap::Error),
+    #[error("remote read answer declares {0} bytes")]
+    TooLarge(usize),
     #[error("request to {url}: {source}")]
     Request { url: Uri, source: http::Error },
 }
@@ -78,8 +82,9 @@ impl Verification {
         self.examples.extend(other.examples.into_iter().take(room));
     }
 
-    fn example(&mut self, text: impl FnOnce() -> String) {
-        if self.examples.len() < EXAMPLES_MAX {
+    /// Keeps the text if there are fewer examples than `limit`, and room at all.
+    fn example(&mut self, limit: usize, text: impl FnOnce() -> String) {
+        if self.examples.len() < limit.min(EXAMPLES_MAX) {
             self.examples.push(text());
         }
     }
@@ -185,7 +190,7 @@ impl Window<'_> {
         for (labels, samples) in stored {
             if !samples.is_empty() {
                 found.unexpected += samples.len() as u64;
-                found.example(|| {
+                found.example(EXAMPLES_MAX, || {
                     format!(
                         "unexpected: {} samples of a series that was not sent: {:?}",
                         samples.len(),
@@ -231,7 +236,10 @@ impl Window<'_> {
         let answer = tokio::time::timeout(READ_TIMEOUT, async {
             let response = client.request(request).await.map_err(|error| root_cause(&error))?;
             let status = response.status();
-            let body = response.into_body().collect().await.map_err(|error| root_cause(&error))?;
+            let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX)
+                .collect()
+                .await
+                .map_err(|error| error.to_string())?;
             Ok((status, body.to_bytes()))
         });
         let (status, bytes) = answer
@@ -244,6 +252,10 @@ impl Window<'_> {
         }
         Ok(match options.format {
             ReadFormat::Samples => {
+                let len = snap::raw::decompress_len(&bytes)?;
+                if len > ANSWER_BYTES_MAX {
+                    return Err(VerifyError::TooLarge(len));
+                }
                 read_response(&snap::raw::Decoder::new().decompress_vec(&bytes)?)?
             }
             ReadFormat::StreamedXorChunks => chunked_response(&bytes)?,
@@ -340,23 +352,25 @@ fn compare(
     mut stored: Vec<(i64, u64)>,
     found: &mut Verification,
 ) {
+    // One example of a series is enough.
+    let limit = found.examples.len() + 1;
     // Stable, so that samples of one time stay in the order of the answer.
     stored.sort_by_key(|(timestamp, _)| *timestamp);
     let mut stored = stored.into_iter().peekable();
     for sample in expected {
         while let Some((timestamp, bits)) = stored.next_if(|(t, _)| *t < sample.timestamp) {
             found.unexpected += 1;
-            found.example(|| format!("unexpected: {series} {}", shown(timestamp, bits)));
+            found.example(limit, || format!("unexpected: {series} {}", shown(timestamp, bits)));
         }
         let mut copies = 0;
         while let Some((timestamp, bits)) = stored.next_if(|(t, _)| *t == sample.timestamp) {
             copies += 1;
             if copies > 1 {
                 found.duplicated += 1;
-                found.example(|| format!("duplicated: {series} {}", shown(timestamp, bits)));
+                found.example(limit, || format!("duplicated: {series} {}", shown(timestamp, bits)));
             } else if bits != sample.bits {
                 found.different += 1;
-                found.example(|| {
+                found.example(limit, || {
                     let sent = shown(sample.timestamp, sample.bits);
                     format!("different: {series} sent {sent}, stored {}", shown(timestamp, bits))
                 });
@@ -368,12 +382,14 @@ fn compare(
         }
         if copies == 0 && sample.acknowledged {
             found.missing += 1;
-            found.example(|| format!("missing: {series} {}", shown(sample.timestamp, sample.bits)));
+            found.example(limit, || {
+                format!("missing: {series} {}", shown(sample.timestamp, sample.bits))
+            });
         }
     }
     for (timestamp, bits) in stored {
         found.unexpected += 1;
-        found.example(|| format!("unexpected: {series} {}", shown(timestamp, bits)));
+        found.example(limit, || format!("unexpected: {series} {}", shown(timestamp, bits)));
     }
 }
 
