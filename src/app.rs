@@ -27,7 +27,7 @@ use crate::clock::SystemClock;
 use crate::config::{Config, StorageConfig, io_cause};
 use crate::disk::SystemDisk;
 use crate::metrics::{Registry, process};
-use crate::multi_tsdb::{MultiTsdb, MultiTsdbOptions};
+use crate::multi_tsdb::{MultiTsdb, MultiTsdbOptions, StartError};
 use listeners::{BindError, Listeners};
 
 /// Why the receiver did not start, or had to stop.
@@ -43,6 +43,8 @@ pub enum AppError {
     DataDirectory { path: PathBuf, source: io::Error },
     #[error("--tsdb.path={}: another process holds the lock on this data directory", .0.display())]
     DataDirectoryLocked(PathBuf),
+    #[error("--tsdb.path: {0}")]
+    Storage(#[source] StartError),
     #[error("{service}: {source}")]
     Serve { service: &'static str, source: io::Error },
     /// A task of ours panicked.
@@ -151,7 +153,7 @@ fn open_storage(config: &Config, registry: &Registry) -> Result<Arc<MultiTsdb>, 
         tenants_max: config.tenancy.tenants_max,
     };
     MultiTsdb::open(options, Arc::new(SystemDisk), Arc::new(SystemClock), registry)
-        .map_err(|source| directory_error(&config.storage.dir, source))
+        .map_err(AppError::Storage)
 }
 
 /// Makes the data directory, and keeps other processes of ours out of it.

@@ -48,14 +48,14 @@ pub struct GrpcOptions {
     pub grace_period: Duration,
     /// `--grpc-server-max-connection-age`: then a client is asked to connect anew, so that
     /// connections spread over new nodes.
-    pub connection_age_max: Duration,
+    pub connection_age_max: Option<Duration>,
 }
 
 impl Default for GrpcOptions {
     fn default() -> GrpcOptions {
         GrpcOptions {
             grace_period: Duration::from_secs(2 * 60),
-            connection_age_max: Duration::from_secs(60 * 60),
+            connection_age_max: Some(Duration::from_secs(60 * 60)),
         }
     }
 }
@@ -125,13 +125,16 @@ pub async fn serve(
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     let (stopping, stopped) = tokio::sync::oneshot::channel();
-    let serving = Server::builder()
+    let mut server = Server::builder()
         .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .max_connection_age(options.connection_age_max)
         .max_connection_age_grace(options.grace_period)
-        .layer(metrics)
+        .layer(metrics);
+    if let Some(age) = options.connection_age_max {
+        server = server.max_connection_age(age);
+    }
+    let serving = server
         .add_routes(services.with_reflection())
         .serve_with_incoming_shutdown(incoming, async move {
             shutdown.await;

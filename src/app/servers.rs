@@ -1,21 +1,27 @@
 //! What is served on which port. Each listener's lines stand in one function.
 
-use std::future::IntoFuture;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::http::StatusCode;
-use axum::routing::any;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::app::AppError;
 use crate::app::listeners::Listeners;
-use crate::config::Config;
+use crate::config::{Config, TenancyConfig};
+use crate::grpc::{self, GrpcOptions, Services};
+use crate::http::read::{self, RemoteRead};
+use crate::http::remote_write::{RemoteWriteOptions, RequestLimits, WriteService};
+use crate::http::tenant::TenantRules;
+use crate::http::{self, ConnectionLimits, Probe, remote_write_router, status_router};
 use crate::metrics::Registry;
 use crate::multi_tsdb::MultiTsdb;
+use crate::grpc::metrics::GrpcMetrics;
+use crate::write::known::LabelCaps;
+use crate::store::budget::ReadBudget;
+use crate::write::local::LocalWriter;
 
 /// Serves on all listeners until `draining`, then ends each within its grace period.
 pub(super) fn spawn(
@@ -25,62 +31,106 @@ pub(super) fn spawn(
     storage: &Arc<MultiTsdb>,
     draining: &CancellationToken,
 ) -> JoinSet<Result<(), AppError>> {
+    let budget = ReadBudget::new(config.query_inflight_bytes_max);
+    let grace = config.http.grace_period;
+    let operator = operator_router(config, registry, storage, &budget, draining);
+    let write = write_router(config, registry, storage, draining);
+    let reads = Services::of_reads(storage.clone(), budget);
+    let grpc_metrics = GrpcMetrics::new(registry, reads.names());
+    let grpc_options = GrpcOptions {
+        grace_period: config.grpc.grace_period,
+        connection_age_max: config.grpc.connection_age_max,
+    };
     let mut servers = JoinSet::new();
     let draining = || draining.clone();
-    servers.spawn(http(listeners.http, config, registry, storage, draining()));
-    servers.spawn(remote_write(listeners.remote_write, config, draining()));
-    servers.spawn(grpc(listeners.grpc, config, draining()));
+    servers.spawn(serve_http("http/server", listeners.http, operator, draining(), grace));
+    servers.spawn(serve_http(
+        "remote-write/server",
+        listeners.remote_write,
+        write,
+        draining(),
+        grace,
+    ));
+    servers.spawn(serve_grpc(listeners.grpc, reads, grpc_metrics, grpc_options, draining()));
     servers
 }
 
-/// Metrics and probes on `--http-address`.
-fn http(
-    listener: TcpListener,
+/// Metrics, probes and remote read.
+fn operator_router(
     config: &Config,
     registry: &Registry,
     storage: &Arc<MultiTsdb>,
-    draining: CancellationToken,
-) -> impl Future<Output = Result<(), AppError>> + use<> {
-    let (registry, storage, stopping) = (registry.clone(), storage.clone(), draining.clone());
-    let ready = move || match storage.is_ready() && !stopping.is_cancelled() {
-        true => (StatusCode::OK, "OK"),
-        false => (StatusCode::SERVICE_UNAVAILABLE, "NOT OK"),
+    budget: &ReadBudget,
+    draining: &CancellationToken,
+) -> Router {
+    let (source, stopping) = (storage.clone(), draining.clone());
+    let ready = Probe::new(move || source.is_ready() && !stopping.is_cancelled());
+    let remote_read = read::router(RemoteRead {
+        source: storage.clone(),
+        budget: budget.clone(),
+        tenant_header: config.tenancy.tenant_header.clone(),
+        default_tenant: config.tenancy.default_tenant.clone(),
+    });
+    remote_read.merge(status_router(registry, ready))
+}
+
+/// Remote write. Taken while storage opens: each tenant answers for itself.
+fn write_router(
+    config: &Config,
+    registry: &Registry,
+    storage: &Arc<MultiTsdb>,
+    draining: &CancellationToken,
+) -> Router {
+    let TenancyConfig { tenant_header, default_tenant, replica_header, .. } = &config.tenancy;
+    let options = RemoteWriteOptions {
+        tenants: TenantRules::new(tenant_header.clone(), default_tenant.clone()),
+        replica_header: replica_header.clone(),
+        limits: RequestLimits {
+            request_bytes_max: config.remote_write.request_bytes_max,
+            decoded_bytes_max: config.remote_write.decoded_bytes_max,
+            inflight_bytes_max: config.remote_write.inflight_bytes_max,
+            body_read_timeout: config.remote_write.body_read_timeout,
+        },
     };
-    let router = Router::new()
-        .route("/-/ready", any(async move || ready()))
-        .route("/-/healthy", any(async || "OK"))
-        .route("/metrics", any(async move || registry.expose()));
-    let grace = config.http.grace_period;
-    async move {
-        log_listening("http/server", &listener);
-        serve("http/server", listener, router, draining, grace).await
-    }
+    let caps = LabelCaps {
+        labels_max: config.remote_write.series_labels_max,
+        bytes_max: config.remote_write.label_bytes_max,
+    };
+    let writer = Arc::new(LocalWriter::new(storage.clone(), caps, config.storage.db.wal_sync));
+    let stopping = draining.clone();
+    let accepting = Probe::new(move || !stopping.is_cancelled());
+    remote_write_router(Arc::new(WriteService::new(writer, accepting, options, registry)))
 }
 
-/// Remote write on `--remote-write.address`.
-fn remote_write(
+async fn serve_http(
+    service: &'static str,
     listener: TcpListener,
-    config: &Config,
+    router: Router,
     draining: CancellationToken,
-) -> impl Future<Output = Result<(), AppError>> + use<> {
-    let grace = config.http.grace_period;
-    async move {
-        log_listening("remote-write/server", &listener);
-        serve("remote-write/server", listener, Router::new(), draining, grace).await
-    }
+    grace: Duration,
+) -> Result<(), AppError> {
+    log_listening(service, &listener);
+    let limits = ConnectionLimits::default();
+    let drained = http::serve(listener, router, limits, draining, grace).await;
+    tracing::info!(service, connectionsCut = drained.connections_cut, "stopped");
+    Ok(())
 }
 
-/// The StoreAPI on `--grpc-address`.
-fn grpc(
+async fn serve_grpc(
     listener: TcpListener,
-    config: &Config,
+    services: Services,
+    metrics: GrpcMetrics,
+    options: GrpcOptions,
     draining: CancellationToken,
-) -> impl Future<Output = Result<(), AppError>> + use<> {
-    let grace = config.grpc.grace_period;
-    async move {
-        log_listening("gRPC/server", &listener);
-        serve("gRPC/server", listener, Router::new(), draining, grace).await
-    }
+) -> Result<(), AppError> {
+    let service = "gRPC/server";
+    log_listening(service, &listener);
+    let failed = |source| AppError::Serve { service, source };
+    let listener = listener.into_std().map_err(failed)?;
+    let stopping = draining.cancelled_owned();
+    grpc::serve(listener, services, metrics, options, stopping).await.map_err(failed)?;
+    tracing::info!(service, "stopped");
+    Ok(())
 }
 
 fn log_listening(service: &str, listener: &TcpListener) {
@@ -88,27 +138,4 @@ fn log_listening(service: &str, listener: &TcpListener) {
         Ok(address) => tracing::info!(service, %address, "listening"),
         Err(error) => tracing::warn!(service, err = %error, "listening on an unknown address"),
     }
-}
-
-async fn serve(
-    service: &'static str,
-    listener: TcpListener,
-    router: Router,
-    draining: CancellationToken,
-    grace: Duration,
-) -> Result<(), AppError> {
-    let stop = draining.clone();
-    let serving = axum::serve(listener, router)
-        .with_graceful_shutdown(async move { stop.cancelled().await })
-        .into_future();
-    let grace_over = async {
-        draining.cancelled().await;
-        tokio::time::sleep(grace).await;
-    };
-    tokio::select! {
-        served = serving => served.map_err(|source| AppError::Serve { service, source })?,
-        () = grace_over => {}
-    }
-    tracing::info!(service, "stopped");
-    Ok(())
 }

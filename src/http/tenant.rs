@@ -1,7 +1,7 @@
 //! Which tenant a request names: the configured header, else `THANOS-TENANT`, else the default.
 
 use http::HeaderMap;
-use http::header::{HeaderName, InvalidHeaderName};
+use http::header::HeaderName;
 
 use crate::model::tenant::TenantId;
 
@@ -17,9 +17,8 @@ pub struct TenantRules {
 
 impl TenantRules {
     /// `header` is `--receive.tenant-header`, `default_tenant` `--receive.default-tenant-id`.
-    pub fn new(header: &str, default_tenant: TenantId) -> Result<TenantRules, InvalidHeaderName> {
-        let header = HeaderName::from_bytes(header.as_bytes())?;
-        Ok(TenantRules { header, default_tenant })
+    pub fn new(header: HeaderName, default_tenant: TenantId) -> TenantRules {
+        TenantRules { header, default_tenant }
     }
 
     /// The name as sent, not judged yet. Of a repeated header the first counts; spaces around it
@@ -49,7 +48,10 @@ mod tests {
 
     #[test]
     fn the_first_header_that_names_a_tenant_counts() {
-        let rules = TenantRules::new("X-Scope-OrgID", TenantId::parse(b"nobody").unwrap()).unwrap();
+        let rules = TenantRules::new(
+            HeaderName::from_static("x-scope-orgid"),
+            TenantId::parse(b"nobody").unwrap(),
+        );
         let cases: &[(&[(&str, &str)], &str)] = &[
             (&[], "nobody"),
             (&[("x-scope-orgid", "one")], "one"),

@@ -139,7 +139,7 @@ impl SeriesReader for FakeReader {
     fn select(&self, matchers: &[Matcher]) -> Vec<SelectedSeries> {
         self.matching(matchers)
             .filter(|(_, chunks)| chunks.iter().any(|chunk| self.overlaps(chunk)))
-            .map(|(key, _)| SelectedSeries { key: key.clone() })
+            .map(|(key, _)| SelectedSeries { key: key.clone(), slot: 0 })
             .collect()
     }
 

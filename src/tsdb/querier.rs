@@ -22,7 +22,7 @@ pub struct Querier {
 pub struct SelectedSeries {
     /// Labels as stored, without external labels.
     pub key: SeriesKey,
-    slot: Slot,
+    pub(crate) slot: Slot,
 }
 
 /// An encoded chunk, whole (not cut to the query's range).

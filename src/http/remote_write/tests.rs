@@ -49,7 +49,10 @@ const LIMITS: RequestLimits = RequestLimits {
 };
 
 fn node(accepting: Probe) -> Node {
-    let tenants = TenantRules::new("THANOS-TENANT", TenantId::parse(b"nobody").unwrap()).unwrap();
+    let tenants = TenantRules::new(
+        HeaderName::from_static("thanos-tenant"),
+        TenantId::parse(b"nobody").unwrap(),
+    );
     let options = RemoteWriteOptions::new(tenants, "THANOS-REPLICA", LIMITS).unwrap();
     let (sink, registry) = (Arc::new(Recorder::default()), Registry::new());
     let service = WriteService::new(sink.clone(), accepting, options, &registry);
