@@ -81,7 +81,7 @@ pub enum Found<'r> {
     Damage(Damage),
 }
 
-/// Reads one segment file from its start, through buffers that it keeps from segment to segment.
+/// Reads one segment file from its start, in large blocks.
 pub struct SegmentReader {
     file: Arc<dyn DiskFile>,
     file_bytes: u64,
@@ -145,19 +145,6 @@ impl SegmentReader {
             zeros_from: None,
             is_resuming: false,
         })
-    }
-
-    /// Turns to another file, keeping the buffers.
-    pub fn reopen(&mut self, disk: &dyn Disk, path: &Path) -> io::Result<()> {
-        self.file = disk.open(path)?;
-        self.file_bytes = self.file.len()?;
-        self.offset = 0;
-        self.block.clear();
-        self.block_start = 0;
-        self.pending = None;
-        self.zeros_from = None;
-        self.is_resuming = false;
-        Ok(())
     }
 
     /// Length of the file when it was opened.

@@ -26,7 +26,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::disk::Disk;
-use crate::tsdb::wal::reader::{Damage, Found, SegmentReader};
+use crate::tsdb::wal::reader::{Damage, Found, FoundRecord, SegmentReader};
 use crate::tsdb::wal::record::Record;
 use crate::tsdb::wal::segment::{LogPosition, SegmentIndex};
 use crate::tsdb::wal::{WalMetrics, segment_path};
@@ -45,6 +45,15 @@ const CHECKPOINT_PREFIX: &str = "checkpoint.";
 const DAMAGE_LISTED_MAX: usize = 100;
 /// Empty segments made to close gaps.
 const GAP_FILLED_MAX: u64 = 10_000;
+
+/// A record of a log, whole and decodable.
+#[derive(Debug)]
+pub struct LogRecord<'r> {
+    pub record: Record<'r>,
+    /// What `record` was parsed from, for those who pass it on.
+    pub bytes: &'r [u8],
+    pub source: RecordSource,
+}
 
 /// Where a record was read: the checkpoint's records come first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,7 +92,7 @@ pub fn open_log(
     disk: &dyn Disk,
     dir: &Path,
     metrics: &WalMetrics,
-    mut on_record: impl FnMut(Record<'_>, RecordSource),
+    mut on_record: impl FnMut(LogRecord<'_>),
 ) -> io::Result<LogContents> {
     let mut contents = LogContents::default();
     let Some(log) = settle_names(disk, dir, &mut contents)? else {
@@ -100,8 +109,9 @@ pub fn open_log(
         let Some(files) = settle_names(disk, &checkpoint_dir, &mut contents)? else { continue };
         for (segment, _) in &files.segments {
             let path = segment_path(&checkpoint_dir, *segment);
-            let damage = read_segment(disk, &path, &mut contents, |record, _| {
-                on_record(record, RecordSource::Checkpoint);
+            let damage = read_segment(disk, &path, &mut contents, |found| {
+                let FoundRecord { record, bytes, .. } = found;
+                on_record(LogRecord { record, bytes, source: RecordSource::Checkpoint });
             })?;
             if damage.count > 0 {
                 repairs.push((checkpoint_dir.clone(), *segment));
@@ -113,9 +123,10 @@ pub fn open_log(
         log.segments.iter().rev().find(|(_, len)| *len > 0).map(|(segment, _)| *segment);
     for (segment, _) in log.segments.iter().filter(|(segment, _)| *segment >= plan.first_segment) {
         let path = segment_path(dir, *segment);
-        let damage = read_segment(disk, &path, &mut contents, |record, offset| {
-            let end = LogPosition { segment: *segment, offset };
-            on_record(record, RecordSource::Segment(end));
+        let damage = read_segment(disk, &path, &mut contents, |found| {
+            let FoundRecord { record, bytes, end, .. } = found;
+            let end = LogPosition { segment: *segment, offset: end };
+            on_record(LogRecord { record, bytes, source: RecordSource::Segment(end) });
         })?;
         match damage.listed.as_slice() {
             [torn] if torn.is_torn && last_with_content == Some(*segment) => {
@@ -275,12 +286,12 @@ struct SegmentDamage {
     count: u64,
 }
 
-/// Gives a segment's records, each with the offset of its end, and returns its damage.
+/// Gives a segment's records, and returns its damage.
 fn read_segment(
     disk: &dyn Disk,
     path: &Path,
     contents: &mut LogContents,
-    mut on_record: impl FnMut(Record<'_>, u64),
+    mut on_record: impl FnMut(FoundRecord<'_>),
 ) -> io::Result<SegmentDamage> {
     let mut damage = SegmentDamage::default();
     let mut reader = SegmentReader::open(disk, path)?;
@@ -291,7 +302,7 @@ fn read_segment(
                 if let Record::Unknown(_) = found.record {
                     contents.unknown_records += 1;
                 }
-                on_record(found.record, found.end);
+                on_record(found);
             }
             Found::Damage(found) => {
                 damage.count += 1;

@@ -165,7 +165,7 @@ impl Replay {
 fn open(disk: &FaultyDisk) -> (Samples, LogContents) {
     let mut replay = Replay::default();
     let contents =
-        open_log(disk, Path::new(WAL), &metrics(), |record, _| replay.add(record)).unwrap();
+        open_log(disk, Path::new(WAL), &metrics(), |found| replay.add(found.record)).unwrap();
     (replay.samples(), contents)
 }
 
@@ -309,7 +309,7 @@ fn stop_everywhere(base: &str, edits: &Value) {
     loop {
         let disk = damaged();
         disk.fail_all_operations(at);
-        let opened = open_log(&disk, Path::new(WAL), &metrics(), |_, _| {});
+        let opened = open_log(&disk, Path::new(WAL), &metrics(), |_| {});
         for image in [disk.after_kill(), disk.after_power_cut()] {
             let (again, _) = open(&image);
             assert!(again == samples, "stopped at operation {at}");
