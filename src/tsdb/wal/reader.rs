@@ -5,7 +5,8 @@
 //! about where the next fragment starts; so every offset behind the damage is tried, up to the end
 //! of the page, for a fragment that starts a record: its type valid, its length within the page,
 //! its checksum right and, if it is the whole record, its content decodable. Then the next page is
-//! read from its start.
+//! read from its start. A label value may hold the bytes of a whole record, and would be taken for
+//! one if the record around it were damaged; it could hurt only the tenant that sent it.
 //!
 //! Bytes that a file lacks of its last page are read as zeros, as Prometheus does: a log whose last
 //! zero bytes never reached the disk is whole.
