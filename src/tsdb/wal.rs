@@ -221,6 +221,8 @@ impl Wal {
 
     /// Ends the log with a whole page and syncs it.
     pub fn close(mut self) -> Result<(), WalError> {
+        // Makes good a sync that failed, too: nothing is written before that.
+        self.sync.sync().map_err(|_| WalError::SyncFailed)?;
         SCRATCH.with_borrow_mut(|scratch| {
             scratch.clear();
             let mut framer = Framer::new(self.options.segment_bytes, self.end.offset);

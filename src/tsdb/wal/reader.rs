@@ -5,7 +5,8 @@
 //! about where the next fragment starts; so every offset behind the damage is tried, up to the end
 //! of the page, for a fragment that starts a record: its type valid, its length within the page,
 //! its checksum right and, if it is the whole record, its content decodable. Then the next page is
-//! read from its start.
+//! read from its start. A label value may hold the bytes of a whole record, and would be taken for
+//! one if the record around it were damaged; it could hurt only the tenant that sent it.
 //!
 //! Bytes that a file lacks of its last page are read as zeros, as Prometheus does: a log whose last
 //! zero bytes never reached the disk is whole.
@@ -81,7 +82,7 @@ pub enum Found<'r> {
     Damage(Damage),
 }
 
-/// Reads one segment file from its start, through buffers that it keeps from segment to segment.
+/// Reads one segment file from its start, in large blocks.
 pub struct SegmentReader {
     file: Arc<dyn DiskFile>,
     file_bytes: u64,
@@ -145,19 +146,6 @@ impl SegmentReader {
             zeros_from: None,
             is_resuming: false,
         })
-    }
-
-    /// Turns to another file, keeping the buffers.
-    pub fn reopen(&mut self, disk: &dyn Disk, path: &Path) -> io::Result<()> {
-        self.file = disk.open(path)?;
-        self.file_bytes = self.file.len()?;
-        self.offset = 0;
-        self.block.clear();
-        self.block_start = 0;
-        self.pending = None;
-        self.zeros_from = None;
-        self.is_resuming = false;
-        Ok(())
     }
 
     /// Length of the file when it was opened.

@@ -81,47 +81,65 @@ pub enum Record<'a> {
 }
 
 impl<'a> Record<'a> {
+    /// Walks the whole record, so that its items can be iterated without errors.
     pub fn parse(bytes: &'a [u8]) -> Result<Record<'a>, RecordError> {
+        let record = Record::of_parsed(bytes)?;
+        let walked = match record.clone() {
+            Record::Series(series) => walk(series),
+            Record::Samples(samples) => walk(samples),
+            Record::Tombstones(tombstones) => walk(tombstones),
+            Record::Exemplars(exemplars) => walk(exemplars),
+            Record::MmapMarkers(markers) => walk(markers),
+            Record::Metadata(metadata) => walk(metadata),
+            Record::Histograms(histograms) | Record::FloatHistograms(histograms) => {
+                walk(histograms)
+            }
+            Record::Unknown(_) => Ok(()),
+        };
+        let record_type = bytes.first().copied().unwrap_or_default();
+        walked.map(|()| record).map_err(|what| RecordError { record_type, what })
+    }
+
+    /// A record whose bytes [`Record::parse`] took before, without walking it again: for handing
+    /// bytes to another thread. Of other bytes the items end where they cannot be read.
+    pub fn of_parsed(bytes: &'a [u8]) -> Result<Record<'a>, RecordError> {
         let Some((&record_type, body)) = bytes.split_first() else {
             return Ok(Record::Unknown(0));
         };
-        Record::parse_body(record_type, Cursor::new(body))
+        Record::of_body(record_type, Cursor::new(body))
             .map_err(|what| RecordError { record_type, what })
     }
 
-    fn parse_body(record_type: u8, mut cursor: Cursor<'a>) -> Result<Record<'a>, &'static str> {
+    fn of_body(record_type: u8, mut cursor: Cursor<'a>) -> Result<Record<'a>, &'static str> {
         Ok(match record_type {
-            SERIES => Record::Series(checked(SeriesIter { cursor })?),
+            SERIES => Record::Series(SeriesIter { cursor }),
             SAMPLES => {
                 let numbering = Numbering::read_base(&mut cursor)?;
-                Record::Samples(checked(SamplesIter { cursor, numbering })?)
+                Record::Samples(SamplesIter { cursor, numbering })
             }
             SAMPLES_WITH_START => {
-                let numbering = Numbering::Unstarted;
-                Record::Samples(checked(SamplesIter { cursor, numbering })?)
+                Record::Samples(SamplesIter { cursor, numbering: Numbering::Unstarted })
             }
-            TOMBSTONES => Record::Tombstones(checked(TombstonesIter { cursor })?),
+            TOMBSTONES => Record::Tombstones(TombstonesIter { cursor }),
             EXEMPLARS => {
                 let numbering = Numbering::read_base(&mut cursor)?;
-                Record::Exemplars(checked(ExemplarsIter { cursor, numbering })?)
+                Record::Exemplars(ExemplarsIter { cursor, numbering })
             }
-            MMAP_MARKERS => Record::MmapMarkers(checked(MmapMarkersIter { cursor })?),
-            METADATA => Record::Metadata(checked(MetadataIter { cursor })?),
+            MMAP_MARKERS => Record::MmapMarkers(MmapMarkersIter { cursor }),
+            METADATA => Record::Metadata(MetadataIter { cursor }),
             HISTOGRAMS | CUSTOM_HISTOGRAMS => {
                 let numbering = Numbering::read_base(&mut cursor)?;
-                Record::Histograms(checked(HistogramsIter::new(cursor, numbering, false))?)
+                Record::Histograms(HistogramsIter::new(cursor, numbering, false))
             }
             FLOAT_HISTOGRAMS | CUSTOM_FLOAT_HISTOGRAMS => {
                 let numbering = Numbering::read_base(&mut cursor)?;
-                Record::FloatHistograms(checked(HistogramsIter::new(cursor, numbering, true))?)
+                Record::FloatHistograms(HistogramsIter::new(cursor, numbering, true))
             }
             HISTOGRAMS_WITH_START => {
-                let iter = HistogramsIter::new(cursor, Numbering::Unstarted, false);
-                Record::Histograms(checked(iter)?)
+                Record::Histograms(HistogramsIter::new(cursor, Numbering::Unstarted, false))
             }
             FLOAT_HISTOGRAMS_WITH_START => {
-                let iter = HistogramsIter::new(cursor, Numbering::Unstarted, true);
-                Record::FloatHistograms(checked(iter)?)
+                Record::FloatHistograms(HistogramsIter::new(cursor, Numbering::Unstarted, true))
             }
             unknown => Record::Unknown(unknown),
         })
@@ -129,16 +147,14 @@ impl<'a> Record<'a> {
 }
 
 /// Reads one item after another; the error says what could not be read.
-trait Steps: Clone {
+trait Steps {
     type Item;
     fn step(&mut self) -> Result<Option<Self::Item>, &'static str>;
 }
 
-/// `iter`, once all its steps are known to succeed.
-fn checked<I: Steps>(iter: I) -> Result<I, &'static str> {
-    let mut ahead = iter.clone();
-    while ahead.step()?.is_some() {}
-    Ok(iter)
+fn walk(mut steps: impl Steps) -> Result<(), &'static str> {
+    while steps.step()?.is_some() {}
+    Ok(())
 }
 
 /// How the samples of a record give their series and times.

@@ -12,8 +12,9 @@
 //! |---|---|
 //! | the last segment with content ends within a record | cut at the record's start: nobody was told that it is stored |
 //! | any other damage | the segment is rewritten, the original kept as `NNNNNNNN.damaged` |
-//! | `NNNNNNNN.rewrite`, and no segment of the number | a rewrite was complete and is given its name |
-//! | `NNNNNNNN.rewrite` beside the segment | a rewrite was not complete and is removed |
+//! | damage in a checkpoint | it is rewritten with all that was read up to its number, the original kept as `damaged.checkpoint.…` |
+//! | `NNNNNNNN.rewrite` or `rewrite.checkpoint.…`, and not what it replaces | the rewrite was complete and is given its name |
+//! | one of these beside what it replaces | the rewrite was not complete and is removed |
 //! | a file named by a number that is no segment's name | renamed to `set-aside.…` |
 //! | an empty segment at the end, behind a gap | renamed to `set-aside.…` |
 //! | any other gap in the numbers | filled with empty segments |
@@ -26,7 +27,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::disk::Disk;
-use crate::tsdb::wal::reader::{Damage, Found, SegmentReader};
+use crate::tsdb::wal::reader::{Damage, Found, FoundRecord, SegmentReader};
 use crate::tsdb::wal::record::Record;
 use crate::tsdb::wal::segment::{LogPosition, SegmentIndex};
 use crate::tsdb::wal::{WalMetrics, segment_path};
@@ -37,6 +38,9 @@ pub use checkpoint::{CHECKPOINT_CASES, CheckpointCase, CheckpointState, Checkpoi
 pub const REWRITE_SUFFIX: &str = ".rewrite";
 /// The original of a segment that was written anew.
 pub const DAMAGED_SUFFIX: &str = ".damaged";
+/// A checkpoint being written anew, and the original of one that was.
+pub const REWRITE_PREFIX: &str = "rewrite.";
+pub const DAMAGED_PREFIX: &str = "damaged.";
 /// What we do not understand, or cannot use.
 pub const SET_ASIDE_PREFIX: &str = "set-aside.";
 
@@ -45,6 +49,15 @@ const CHECKPOINT_PREFIX: &str = "checkpoint.";
 const DAMAGE_LISTED_MAX: usize = 100;
 /// Empty segments made to close gaps.
 const GAP_FILLED_MAX: u64 = 10_000;
+
+/// A record of a log, whole and decodable.
+#[derive(Debug)]
+pub struct LogRecord<'r> {
+    pub record: Record<'r>,
+    /// What `record` was parsed from, for those who pass it on.
+    pub bytes: &'r [u8],
+    pub source: RecordSource,
+}
 
 /// Where a record was read: the checkpoint's records come first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,7 +80,7 @@ pub struct LogContents {
     pub cut: Option<(PathBuf, Damage)>,
     /// New names of what was set aside.
     pub set_aside: Vec<PathBuf>,
-    /// Segments written anew.
+    /// Segments and checkpoints written anew.
     pub rewritten: Vec<PathBuf>,
     /// Empty segments made where numbers were missing.
     pub filled: Vec<SegmentIndex>,
@@ -83,7 +96,7 @@ pub fn open_log(
     disk: &dyn Disk,
     dir: &Path,
     metrics: &WalMetrics,
-    mut on_record: impl FnMut(Record<'_>, RecordSource),
+    mut on_record: impl FnMut(LogRecord<'_>),
 ) -> io::Result<LogContents> {
     let mut contents = LogContents::default();
     let Some(log) = settle_names(disk, dir, &mut contents)? else {
@@ -94,28 +107,32 @@ pub fn open_log(
         set_aside(disk, dir, name, &mut contents)?;
     }
 
-    let mut repairs = Vec::new();
+    let mut checkpoint_files = Vec::new();
+    let mut is_checkpoint_damaged = false;
     for name in &plan.checkpoints {
         let checkpoint_dir = dir.join(name);
-        let Some(files) = settle_names(disk, &checkpoint_dir, &mut contents)? else { continue };
-        for (segment, _) in &files.segments {
-            let path = segment_path(&checkpoint_dir, *segment);
-            let damage = read_segment(disk, &path, &mut contents, |record, _| {
-                on_record(record, RecordSource::Checkpoint);
+        for (segment, _) in LogDir::list(disk, &checkpoint_dir)?.segments {
+            let path = segment_path(&checkpoint_dir, segment);
+            let damage = read_segment(disk, &path, &mut contents, |found| {
+                let FoundRecord { record, bytes, .. } = found;
+                on_record(LogRecord { record, bytes, source: RecordSource::Checkpoint });
             })?;
             if damage.count > 0 {
-                repairs.push((checkpoint_dir.clone(), *segment));
+                is_checkpoint_damaged = true;
                 contents.report(&path, &damage, metrics);
             }
+            checkpoint_files.push(path);
         }
     }
+    let mut repairs = Vec::new();
     let last_with_content =
         log.segments.iter().rev().find(|(_, len)| *len > 0).map(|(segment, _)| *segment);
     for (segment, _) in log.segments.iter().filter(|(segment, _)| *segment >= plan.first_segment) {
         let path = segment_path(dir, *segment);
-        let damage = read_segment(disk, &path, &mut contents, |record, offset| {
-            let end = LogPosition { segment: *segment, offset };
-            on_record(record, RecordSource::Segment(end));
+        let damage = read_segment(disk, &path, &mut contents, |found| {
+            let FoundRecord { record, bytes, end, .. } = found;
+            let end = LogPosition { segment: *segment, offset: end };
+            on_record(LogRecord { record, bytes, source: RecordSource::Segment(end) });
         })?;
         match damage.listed.as_slice() {
             [torn] if torn.is_torn && last_with_content == Some(*segment) => {
@@ -126,15 +143,25 @@ pub fn open_log(
             }
             [] => {}
             _ => {
-                repairs.push((dir.to_owned(), *segment));
+                repairs.push(*segment);
                 contents.report(&path, &damage, metrics);
             }
         }
     }
 
-    for (of_dir, segment) in repairs {
-        rewrite::rewrite(disk, &of_dir, segment)?;
-        contents.rewritten.push(segment_path(&of_dir, segment));
+    for segment in repairs {
+        rewrite::rewrite(disk, dir, segment)?;
+        contents.rewritten.push(segment_path(dir, segment));
+    }
+    if let Some(name) = plan.checkpoints.last()
+        && (is_checkpoint_damaged || plan.is_merged)
+    {
+        let read = plan.first_segment..plan.numbers_from;
+        let covered = log.segments.iter().filter(|(segment, _)| read.contains(segment));
+        let mut sources = checkpoint_files;
+        sources.extend(covered.map(|(segment, _)| segment_path(dir, *segment)));
+        rewrite::rewrite_checkpoint(disk, dir, name, &sources)?;
+        contents.rewritten.push(dir.join(name));
     }
     fill_gaps(disk, dir, &log, plan.numbers_from, &mut contents)?;
     Ok(contents)
@@ -151,8 +178,9 @@ pub struct LogDir {
     pub file_bytes: u64,
     /// Names that Prometheus would take for segments or checkpoints, and that are none.
     strangers: Vec<String>,
-    /// Segments of which a rewrite was begun.
+    /// Segments and checkpoints of which a rewrite was begun.
     rewrites: Vec<SegmentIndex>,
+    checkpoint_rewrites: Vec<String>,
 }
 
 impl LogDir {
@@ -177,6 +205,11 @@ impl LogDir {
             } else if let Some(segment) = name.strip_suffix(REWRITE_SUFFIX).and_then(segment_named)
             {
                 log.rewrites.push(segment);
+            } else if let Some(checkpoint) = name.strip_prefix(REWRITE_PREFIX)
+                && checkpoint.starts_with(CHECKPOINT_PREFIX)
+                && entry.is_dir
+            {
+                log.checkpoint_rewrites.push(checkpoint.to_owned());
             } else if name.parse::<i64>().is_ok() {
                 // Go reads signs and any number of digits.
                 log.strangers.push(name);
@@ -227,6 +260,14 @@ fn settle_names(
             disk.rename(&rewrite, &segment_path(dir, *segment))?;
         }
     }
+    for name in &found.checkpoint_rewrites {
+        let rewrite = dir.join(format!("{REWRITE_PREFIX}{name}"));
+        if found.checkpoints.iter().any(|(_, found)| found == name) {
+            disk.remove_dir_all(&rewrite)?;
+        } else {
+            disk.rename(&rewrite, &dir.join(name))?;
+        }
+    }
     for name in &found.strangers {
         set_aside(disk, dir, name, contents)?;
     }
@@ -237,7 +278,7 @@ fn settle_names(
         set_aside(disk, dir, &last.to_string(), contents)?;
         segments = &segments[..segments.len() - 1];
     }
-    if !found.rewrites.is_empty() || !contents.set_aside.is_empty() {
+    if !found.rewrites.is_empty() || !found.checkpoint_rewrites.is_empty() {
         disk.sync_dir(dir)?;
     }
     LogDir::list(disk, dir).map(Some)
@@ -275,12 +316,12 @@ struct SegmentDamage {
     count: u64,
 }
 
-/// Gives a segment's records, each with the offset of its end, and returns its damage.
+/// Gives a segment's records, and returns its damage.
 fn read_segment(
     disk: &dyn Disk,
     path: &Path,
     contents: &mut LogContents,
-    mut on_record: impl FnMut(Record<'_>, u64),
+    mut on_record: impl FnMut(FoundRecord<'_>),
 ) -> io::Result<SegmentDamage> {
     let mut damage = SegmentDamage::default();
     let mut reader = SegmentReader::open(disk, path)?;
@@ -291,7 +332,7 @@ fn read_segment(
                 if let Record::Unknown(_) = found.record {
                     contents.unknown_records += 1;
                 }
-                on_record(found.record, found.end);
+                on_record(found);
             }
             Found::Damage(found) => {
                 damage.count += 1;

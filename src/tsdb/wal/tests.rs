@@ -153,6 +153,10 @@ fn an_append_that_fails_at_any_operation_leaves_nothing_behind() {
                 while let Err(err) = wal.append(&records) {
                     assert!(err.is_retryable());
                     failures += 1;
+                    if !wal.is_unclean {
+                        let found = read_all(&disk.after_kill(), Path::new(DIR));
+                        assert_eq!(found, (acknowledged.clone(), vec![]));
+                    }
                 }
                 acknowledged.extend(records.iter().map(|record| record.to_vec()));
                 // At any moment a kill finds just what was acknowledged.
@@ -183,13 +187,8 @@ fn a_kill_at_any_operation_loses_nothing_acknowledged() {
         }
         let killed = disk.after_kill();
         let mut found = Vec::new();
-        let contents = repair::open_log(&killed, Path::new(DIR), &metrics(), |record, _| {
-            if let record::Record::Samples(samples) = record {
-                let mut bytes = Vec::new();
-                let samples = samples.map(|s| (s.series_ref, s.t, s.value_bits));
-                record::encode_samples(&mut bytes, samples);
-                found.push(bytes);
-            }
+        let contents = repair::open_log(&killed, Path::new(DIR), &metrics(), |record| {
+            found.push(record.bytes.to_vec());
         })
         .unwrap();
         assert_eq!(contents.damage_count, 0, "{at}: {contents:?}");
@@ -376,8 +375,86 @@ fn sizes() -> impl proptest::strategy::Strategy<Value = Vec<usize>> {
     proptest::collection::vec(size, 1..30)
 }
 
+/// What may happen to a log before the power is cut.
+#[derive(Clone, Debug)]
+enum Event {
+    /// Samples in the record.
+    Append(usize),
+    Sync,
+    FileSystemSync,
+    SyncsFail(u64, FailedSync),
+    OperationFails(u64, usize),
+}
+
+fn events() -> impl proptest::strategy::Strategy<Value = Vec<Event>> {
+    use proptest::prelude::*;
+    let how = prop_oneof![Just(FailedSync::KeepsBytes), Just(FailedSync::DropsBytes)];
+    let event = prop_oneof![
+        6 => (1usize..2500).prop_map(Event::Append),
+        3 => Just(Event::Sync),
+        1 => Just(Event::FileSystemSync),
+        1 => (1u64..3, how).prop_map(|(count, how)| Event::SyncsFail(count, how)),
+        1 => (0u64..4, 0usize..9000).prop_map(|(after, torn)| Event::OperationFails(after, torn)),
+    ];
+    proptest::collection::vec(event, 1..40)
+}
+
+/// Records read back by [`repair::open_log`].
+fn reopened(disk: &FaultyDisk) -> Vec<Vec<u8>> {
+    let mut records = Vec::new();
+    repair::open_log(disk, Path::new(DIR), &metrics(), |found| records.push(found.bytes.to_vec()))
+        .unwrap();
+    records
+}
+
 proptest::proptest! {
-    #![proptest_config(proptest::test_runner::Config::with_cases(48))]
+    #![proptest_config(proptest::test_runner::Config::with_cases(64))]
+
+    #[test]
+    fn what_counts_as_synced_survives_a_power_cut_and_the_rest_a_kill(
+        events in events(),
+        compression in compression(),
+        policy in proptest::sample::select(vec![SyncPolicy::Always, SyncPolicy::Interval]),
+    ) {
+        let disk = FaultyDisk::new();
+        let mut wal = open(&disk, options(65536, compression, policy));
+        let handle = wal.sync_handle();
+        let mut acknowledged: Vec<(Vec<u8>, LogPosition)> = Vec::new();
+        for (event, i) in events.into_iter().zip(0..) {
+            match event {
+                Event::Append(samples) => {
+                    let record = noise_record(&payload("noise", i, samples));
+                    if let Ok(appended) = wal.append(&[&record]) {
+                        acknowledged.push((record, appended.end()));
+                    }
+                }
+                Event::Sync => drop(handle.sync()),
+                Event::FileSystemSync => {
+                    let written = handle.written_position();
+                    match disk.sync_file_system(Path::new(DIR)) {
+                        Ok(()) => handle.mark_synced(written),
+                        Err(_) => handle.mark_sync_failed(),
+                    }
+                }
+                Event::SyncsFail(count, how) => disk.fail_syncs(count, how),
+                Event::OperationFails(after, torn) => {
+                    disk.fail_operation(after, io::ErrorKind::Other, torn);
+                }
+            }
+            let synced = handle.synced_position();
+            let synced_count = acknowledged.iter().filter(|(_, end)| *end <= synced).count();
+            let survived = reopened(&disk.after_power_cut());
+            proptest::prop_assert!(survived.len() >= synced_count, "synced to {synced}");
+            for (found, (record, _)) in survived.iter().zip(&acknowledged[..synced_count]) {
+                proptest::prop_assert!(found == record);
+            }
+        }
+        // A failed sync that dropped bytes is not made good by a kill, only by a sync.
+        while handle.sync().is_err() {}
+        let acknowledged: Vec<_> = acknowledged.into_iter().map(|(record, _)| record).collect();
+        proptest::prop_assert!(reopened(&disk.after_kill()).starts_with(&acknowledged));
+        proptest::prop_assert!(reopened(&disk.after_power_cut()).starts_with(&acknowledged));
+    }
 
     #[test]
     fn any_log_reads_back(sizes in sizes(), compression in compression(), pages in 1u64..5) {
@@ -450,7 +527,7 @@ proptest::proptest! {
         // Repaired, it reads without damage and holds the same.
         let mut count = 0;
         let contents =
-            repair::open_log(&disk, Path::new(DIR), &metrics(), |_, _| count += 1).unwrap();
+            repair::open_log(&disk, Path::new(DIR), &metrics(), |_| count += 1).unwrap();
         let (again, damage) = read_all(&disk, Path::new(DIR));
         proptest::prop_assert_eq!(damage, vec![]);
         proptest::prop_assert_eq!(again.len(), count, "{:?}", contents);

@@ -39,8 +39,8 @@ pub enum CheckpointUse {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CheckpointCase {
     pub state: CheckpointState,
-    /// Whether all that it replaces is still there: an older checkpoint, if there is one, and every
-    /// segment from it, or else from 0, up to this checkpoint's number.
+    /// Whether all that it replaces is still there: every segment up to this checkpoint's number,
+    /// from 0 or from the one before it that is whole.
     pub is_replaceable: bool,
     pub then: CheckpointUse,
 }
@@ -75,8 +75,11 @@ pub const CHECKPOINT_CASES: [CheckpointCase; 8] = {
 
 /// What is read.
 pub(super) struct CheckpointPlan {
-    /// Names of the checkpoints to read, in this order.
+    /// Names of the checkpoints to read, in this order. The last is the one that stays in use.
     pub(super) checkpoints: Vec<String>,
+    /// Whether more than the last of them is read of what it stands for, so that it must come to
+    /// hold all of it: the next opening will trust it.
+    pub(super) is_merged: bool,
     /// Segments before this one are not read.
     pub(super) first_segment: SegmentIndex,
     /// Prometheus wants the segments from this number on to be there.
@@ -88,20 +91,20 @@ pub(super) struct CheckpointPlan {
 pub(super) fn plan(disk: &dyn Disk, dir: &Path, log: &LogDir) -> io::Result<CheckpointPlan> {
     let mut plan = CheckpointPlan {
         checkpoints: Vec::new(),
+        is_merged: false,
         first_segment: SegmentIndex(0),
         numbers_from: SegmentIndex(0),
         set_aside: Vec::new(),
     };
     let mut candidates = log.checkpoints.as_slice();
     while let [older @ .., (number, name)] = candidates {
-        let older_number = older.last().map(|(number, _)| *number);
         let state = match (log.segments.first(), log.segments.last()) {
             // Nothing could take its place: whatever it is, it is read.
             (Some((first, _)), _) if first > number && older.is_empty() => CheckpointState::Whole,
             (_, Some((last, _))) if last > number => examine(disk, &dir.join(name))?,
             _ => CheckpointState::Ahead,
         };
-        let is_replaceable = has_all(log, older_number, *number);
+        let is_replaceable = is_replaceable(disk, dir, log, older, *number)?;
         match decide(state, is_replaceable) {
             CheckpointUse::SetAside => {
                 plan.set_aside.push(name.clone());
@@ -114,6 +117,8 @@ pub(super) fn plan(disk: &dyn Disk, dir: &Path, log: &LogDir) -> io::Result<Chec
             }
             CheckpointUse::Remains => {
                 plan.checkpoints = candidates.iter().map(|(_, name)| name.clone()).collect();
+                let has_covered = log.segments.iter().any(|(segment, _)| segment <= number);
+                plan.is_merged = has_covered || !older.is_empty();
             }
         }
         plan.numbers_from = number.next();
@@ -129,12 +134,26 @@ fn decide(state: CheckpointState, is_replaceable: bool) -> CheckpointUse {
     CHECKPOINT_CASES.iter().find(is_it).map_or(CheckpointUse::Remains, |case| case.then)
 }
 
-/// Whether every segment behind checkpoint `older`, or from 0, up to `number` is there.
-fn has_all(log: &LogDir, older: Option<SegmentIndex>, number: SegmentIndex) -> bool {
-    let first = older.map_or(SegmentIndex(0), SegmentIndex::next);
-    // Numbers ahead of the log were never segments.
+/// See [`CheckpointCase::is_replaceable`].
+fn is_replaceable(
+    disk: &dyn Disk,
+    dir: &Path,
+    log: &LogDir,
+    older: &[(SegmentIndex, String)],
+    number: SegmentIndex,
+) -> io::Result<bool> {
+    if has_all(log, SegmentIndex(0), number) {
+        return Ok(true);
+    }
+    let Some((older_number, name)) = older.last() else { return Ok(false) };
+    let has_segments = has_all(log, older_number.next(), number);
+    Ok(has_segments && examine(disk, &dir.join(name))? == CheckpointState::Whole)
+}
+
+/// Whether every segment from `first` to `last` is there; those ahead of the log never were.
+fn has_all(log: &LogDir, first: SegmentIndex, last: SegmentIndex) -> bool {
     let Some((last_segment, _)) = log.segments.last() else { return false };
-    let last = number.min(*last_segment);
+    let last = last.min(*last_segment);
     let there = log.segments.iter().filter(|(segment, _)| (first..=last).contains(segment)).count();
     first <= last && there as u64 == last.0 - first.0 + 1
 }

@@ -1,9 +1,9 @@
-//! Writing a damaged segment anew, with every record that can be read.
+//! Writing a damaged segment or checkpoint anew, with every record that can be read.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{DAMAGED_SUFFIX, REWRITE_SUFFIX, free_name};
+use super::{DAMAGED_PREFIX, DAMAGED_SUFFIX, REWRITE_PREFIX, REWRITE_SUFFIX, free_name};
 use crate::disk::Disk;
 use crate::tsdb::wal::reader::{Found, SegmentReader};
 use crate::tsdb::wal::segment::{FrameCounts, Framer, SegmentIndex, flags_of};
@@ -29,6 +29,27 @@ pub(super) fn rewrite(disk: &dyn Disk, dir: &Path, segment: SegmentIndex) -> io:
     disk.sync_dir(dir)?;
     disk.rename(&path, &original)?;
     disk.rename(&rewrite, &path)?;
+    disk.sync_dir(dir)
+}
+
+/// Replaces a checkpoint by one that holds the readable records of `sources`, segment files in this
+/// order. As with a segment, a crash leaves a rewrite that is complete or not needed.
+pub(super) fn rewrite_checkpoint(
+    disk: &dyn Disk,
+    dir: &Path,
+    name: &str,
+    sources: &[PathBuf],
+) -> io::Result<()> {
+    let rewrite = dir.join(format!("{REWRITE_PREFIX}{name}"));
+    disk.create_dir_all(&rewrite)?;
+    for (source, i) in sources.iter().zip(0..) {
+        copy_records(disk, source, &segment_path(&rewrite, SegmentIndex(i)))?;
+    }
+    disk.sync_dir(&rewrite)?;
+    let original = free_name(disk, dir, &format!("{DAMAGED_PREFIX}{name}"))?;
+    disk.sync_dir(dir)?;
+    disk.rename(&dir.join(name), &original)?;
+    disk.rename(&rewrite, &dir.join(name))?;
     disk.sync_dir(dir)
 }
 

@@ -165,7 +165,7 @@ impl Replay {
 fn open(disk: &FaultyDisk) -> (Samples, LogContents) {
     let mut replay = Replay::default();
     let contents =
-        open_log(disk, Path::new(WAL), &metrics(), |record, _| replay.add(record)).unwrap();
+        open_log(disk, Path::new(WAL), &metrics(), |found| replay.add(found.record)).unwrap();
     (replay.samples(), contents)
 }
 
@@ -309,7 +309,7 @@ fn stop_everywhere(base: &str, edits: &Value) {
     loop {
         let disk = damaged();
         disk.fail_all_operations(at);
-        let opened = open_log(&disk, Path::new(WAL), &metrics(), |_, _| {});
+        let opened = open_log(&disk, Path::new(WAL), &metrics(), |_| {});
         for image in [disk.after_kill(), disk.after_power_cut()] {
             let (again, _) = open(&image);
             assert!(again == samples, "stopped at operation {at}");
@@ -337,6 +337,43 @@ fn a_repair_that_is_stopped_anywhere_is_completed_at_the_next_opening() {
         {"op": "xor", "file": "wal/checkpoint.00000002/00000000", "off": 55825, "hex": "08"},
     ]);
     stop_everywhere("wal/checkpoint-snappy/after", &edits);
+    // Its remains are read with those of the segments that it stands for.
+    let edits = json!([
+        {"op": "xor", "file": "wal/checkpoint.00000002/00000000", "off": 55825, "hex": "08"},
+        {"op": "copy", "file": "wal/00000002",
+         "from": "wal/checkpoint-snappy/before/wal/00000002"},
+    ]);
+    stop_everywhere("wal/checkpoint-snappy/after", &edits);
+}
+
+#[test]
+fn a_damaged_checkpoint_is_given_up_only_for_what_is_whole() {
+    let noise = json!({"op": "write", "file": "wal/checkpoint.00000000/00000000", "hex": "ff00ff"});
+    let bit =
+        json!({"op": "xor", "file": "wal/checkpoint.00000002/00000000", "off": 55825, "hex": "08"});
+    let copy = |n: u32| {
+        let file = format!("wal/0000000{n}");
+        json!({"op": "copy", "file": file, "from": format!("wal/checkpoint-snappy/before/{file}")})
+    };
+    let opened = |edits: &[Value]| {
+        let disk = FaultyDisk::new();
+        load(&disk, &data_dir().join("wal/checkpoint-snappy/after"), Path::new(DB));
+        edits.iter().for_each(|one| edit(&disk, one));
+        let (samples, contents) = open(&disk);
+        assert_serves_on(&disk, "checkpoints", &samples);
+        (samples.values().map(BTreeMap::len).sum::<usize>(), contents)
+    };
+    let (all, _) = opened(&[copy(0), copy(1), copy(2), bit.clone()]);
+    let (remains, _) = opened(std::slice::from_ref(&bit));
+    let (undamaged, _) = opened(&[]);
+    assert!(remains < undamaged && undamaged < all);
+    // All segments are there: the older checkpoint does not matter.
+    let (found, contents) = opened(&[copy(0), copy(1), copy(2), bit.clone(), noise.clone()]);
+    assert_eq!((found, contents.set_aside.len()), (all, 2));
+    // Segment 0 is gone, and so is what the older checkpoint should hold of it.
+    let (found, contents) = opened(&[copy(1), copy(2), bit, noise]);
+    assert!(found >= remains);
+    assert!(contents.set_aside.is_empty());
 }
 
 #[test]
