@@ -152,7 +152,7 @@ fn readers_see_whole_series_while_others_are_added() {
     };
     let postings = MemPostings::new();
     let done = AtomicBool::new(false);
-    let count = 20_000;
+    let count = 5_000;
     std::thread::scope(|scope| {
         scope.spawn(|| {
             for slot in 0..count {
