@@ -134,13 +134,14 @@ pub async fn serve(
     if let Some(age) = options.connection_age_max {
         server = server.max_connection_age(age);
     }
-    let serving = server
-        .add_routes(services.with_reflection())
-        .serve_with_incoming_shutdown(incoming, async move {
+    let serving = server.add_routes(services.with_reflection()).serve_with_incoming_shutdown(
+        incoming,
+        async move {
             shutdown.await;
             // Nobody waits for it any more if serving has failed.
             let _ = stopping.send(());
-        });
+        },
+    );
     let grace_over = async {
         if stopped.await.is_err() {
             std::future::pending::<()>().await;

@@ -2,17 +2,17 @@
 
 // Modules in dependency order: each uses only those below it.
 pub mod app;
-pub mod load;
-pub mod http;
-pub mod grpc;
-pub mod write;
-pub mod store;
-pub mod multi_tsdb;
-pub mod tsdb;
-pub mod wire;
-pub mod model;
-pub mod disk;
 pub mod clock;
+pub mod config;
+pub mod disk;
+pub mod grpc;
+pub mod http;
+pub mod load;
 pub mod log;
 pub mod metrics;
-pub mod config;
+pub mod model;
+pub mod multi_tsdb;
+pub mod store;
+pub mod tsdb;
+pub mod wire;
+pub mod write;

@@ -110,7 +110,7 @@ impl Db {
         disk.create_dir_all(&wal_dir).map_err(OpenError::io("making", &wal_dir))?;
         let wal_metrics = WalMetrics::new(registry, tenant);
         let (log, contents, report) = replay(hasher, min_valid_time, options.block_range, |take| {
-            open_log(&*disk, &wal_dir, &wal_metrics, |record, _source| take(record))
+            open_log(&*disk, &wal_dir, &wal_metrics, |found| take(found.record))
         })
         .map_err(OpenError::io("reading the log in", &wal_dir))?;
 

@@ -18,10 +18,10 @@ use ringest::write::Manners;
 use ringest::write::known::{LabelCaps, decode_request};
 
 /// Series in a request, as senders batch by default.
-pub const REQUEST_SERIES: usize = 2_000;
+pub(crate) const REQUEST_SERIES: usize = 2_000;
 
 /// Series of a run: small with `--test`, which CI uses, else far beyond the caches.
-pub fn series_count() -> usize {
+pub(crate) fn series_count() -> usize {
     match std::env::args().any(|arg| arg == "--test") {
         true => 4_000,
         false => 1_000_000,
@@ -29,7 +29,7 @@ pub fn series_count() -> usize {
 }
 
 /// The label fields of series number `i`.
-pub fn label_fields(i: usize) -> Vec<u8> {
+pub(crate) fn label_fields(i: usize) -> Vec<u8> {
     let mut fields = Vec::with_capacity(400);
     let pod =
         format!("ingest-gateway-{:016x}-{:05x}", (i / 40) as u64 * 0x9e37_79b9_7f4a_7c15, i / 40);
@@ -54,7 +54,10 @@ pub fn label_fields(i: usize) -> Vec<u8> {
 }
 
 /// The inflated request of these series at time `t`.
-pub fn request<'a>(labels: impl IntoIterator<Item = (usize, &'a Vec<u8>)>, t: i64) -> Vec<u8> {
+pub(crate) fn request<'a>(
+    labels: impl IntoIterator<Item = (usize, &'a Vec<u8>)>,
+    t: i64,
+) -> Vec<u8> {
     let mut request = Vec::new();
     for (i, labels) in labels {
         let mut sample = Vec::new();
@@ -75,13 +78,13 @@ pub fn request<'a>(labels: impl IntoIterator<Item = (usize, &'a Vec<u8>)>, t: i6
 }
 
 /// Requests over all series, in order.
-pub fn requests(labels: &[Vec<u8>], t: i64) -> Vec<Vec<u8>> {
+pub(crate) fn requests(labels: &[Vec<u8>], t: i64) -> Vec<Vec<u8>> {
     let numbered: Vec<_> = labels.iter().enumerate().collect();
     numbered.chunks(REQUEST_SERIES).map(|part| request(part.iter().copied(), t)).collect()
 }
 
 /// The order of a sender that shuffles: a fixed pseudo-random permutation.
-pub fn shuffle<T>(items: &mut [T]) {
+pub(crate) fn shuffle<T>(items: &mut [T]) {
     let mut state = 0x2545_f491_4f6c_dd1du64;
     for i in (1..items.len()).rev() {
         state ^= state << 13;
@@ -91,18 +94,18 @@ pub fn shuffle<T>(items: &mut [T]) {
     }
 }
 
-pub struct BenchDb {
-    pub db: Db,
-    pub dir: tempfile::TempDir,
+pub(crate) struct BenchDb {
+    pub(crate) db: Db,
+    pub(crate) dir: tempfile::TempDir,
 }
 
-pub fn open(options: &DbOptions) -> BenchDb {
+pub(crate) fn open(options: &DbOptions) -> BenchDb {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let db = open_in(dir.path(), options);
     BenchDb { db, dir }
 }
 
-pub fn open_in(dir: &std::path::Path, options: &DbOptions) -> Db {
+pub(crate) fn open_in(dir: &std::path::Path, options: &DbOptions) -> Db {
     let lock = Db::lock(&SystemDisk, dir, options).expect("the lock");
     let (disk, clock) = (Arc::new(SystemDisk), Arc::new(SystemClock));
     let (hasher, registry) = (KeyHasher::random(), Registry::new());
@@ -110,14 +113,14 @@ pub fn open_in(dir: &std::path::Path, options: &DbOptions) -> Db {
 }
 
 /// Decodes a request against what the database knows.
-pub fn decode(db: &Db, request: &[u8], batch: &mut Batch) {
+pub(crate) fn decode(db: &Db, request: &[u8], batch: &mut Batch) {
     batch.clear();
     decode_request(request, &db.lookup(), Manners::Thanos, LabelCaps::default(), batch)
         .expect("a good request");
 }
 
 /// Decodes and stores.
-pub fn write(db: &Db, request: &[u8], batch: &mut Batch) {
+pub(crate) fn write(db: &Db, request: &[u8], batch: &mut Batch) {
     decode(db, request, batch);
     let report = db.append(batch).expect("the disk has room");
     assert_eq!(report.stored as usize, batch.samples.len());

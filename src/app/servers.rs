@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::app::AppError;
 use crate::app::listeners::Listeners;
 use crate::config::{Config, TenancyConfig};
+use crate::grpc::metrics::GrpcMetrics;
 use crate::grpc::{self, GrpcOptions, Services};
 use crate::http::read::{self, RemoteRead};
 use crate::http::remote_write::{RemoteWriteOptions, RequestLimits, WriteService};
@@ -18,9 +19,8 @@ use crate::http::tenant::TenantRules;
 use crate::http::{self, ConnectionLimits, Probe, remote_write_router, status_router};
 use crate::metrics::Registry;
 use crate::multi_tsdb::MultiTsdb;
-use crate::grpc::metrics::GrpcMetrics;
-use crate::write::known::LabelCaps;
 use crate::store::budget::ReadBudget;
+use crate::write::known::LabelCaps;
 use crate::write::local::LocalWriter;
 
 /// Serves on all listeners until `draining`, then ends each within its grace period.
