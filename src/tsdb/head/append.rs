@@ -229,7 +229,8 @@ impl Head {
         let mut repeats = Repeats::default();
         let mut states = self.states.write();
         for window in batch.samples.chunks(TOUCHED_TOGETHER) {
-            touch(&states, window);
+            let known = window.iter().map(|sample| sample.series);
+            touch(&states, known.filter(|series| series & NEW_BIT == 0));
             for sample in window {
                 let Some(slot) = Batch::slot_of(sample.series, resolved) else {
                     self.refuse_unmade(batch, sample, bounds, report);
@@ -327,13 +328,16 @@ impl Head {
         let mut chunks_created = 0;
         let (mut mint, mut maxt) = (Timestamp::MAX, Timestamp::MIN);
         let mut states = self.states.write();
-        for sample in accepted {
-            let state = states.get_mut(sample.slot);
-            if state.append(sample.t, sample.v, block_range) == Cut::Began {
-                chunks_created += 1;
+        for window in accepted.chunks(TOUCHED_TOGETHER) {
+            touch(&states, window.iter().map(|sample| sample.slot));
+            for sample in window {
+                let state = states.get_mut(sample.slot);
+                if state.append(sample.t, sample.v, block_range) == Cut::Began {
+                    chunks_created += 1;
+                }
+                mint = mint.min(sample.t);
+                maxt = maxt.max(sample.t);
             }
-            mint = mint.min(sample.t);
-            maxt = maxt.max(sample.t);
         }
         drop(states);
         self.extend_time_range(mint, maxt);
@@ -343,15 +347,10 @@ impl Head {
     }
 }
 
-/// Brings the lines of the samples' states and of their chunks' ends.
+/// Brings the lines of the slots' states and of their chunks' ends.
 #[inline]
-fn touch(states: &States, window: &[BatchSample]) {
-    let mut sum = 0u8;
-    for sample in window {
-        if sample.series & NEW_BIT == 0 {
-            sum = sum.wrapping_add(states.get(sample.series).touch());
-        }
-    }
+fn touch(states: &States, slots: impl Iterator<Item = Slot>) {
+    let sum = slots.fold(0u8, |sum, slot| sum.wrapping_add(states.get(slot).touch()));
     std::hint::black_box(sum);
 }
 

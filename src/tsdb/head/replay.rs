@@ -92,7 +92,7 @@ pub fn replay<T: Send>(
         report: ReplayReport { next_ref: 1, ..ReplayReport::default() },
     };
     let (read_result, sorted_out) = thread::scope(|scope| {
-        let reader = scope.spawn(move || {
+        let sort = move || {
             let mut sorter = Sorter {
                 steps: steps_in,
                 hasher,
@@ -103,21 +103,23 @@ pub fn replay<T: Send>(
             let result = read(&mut |record| sorter.take(record));
             sorter.flush();
             (result, sorter.found)
-        });
+        };
+        let reader = thread::Builder::new().name("wal-read".into()).spawn_scoped(scope, sort)?;
         let postings = &postings;
-        let indexer = scope.spawn(move || {
+        let index = move || {
             for made in made_out {
                 postings.add_batch(&made);
             }
-        });
+        };
+        let indexer = thread::Builder::new().name("wal-index".into()).spawn_scoped(scope, index)?;
         for step in steps_out {
             builder.take(step, &made_in);
         }
         builder.hand_over_made(&made_in);
         drop(made_in);
         join(indexer);
-        join(reader)
-    });
+        Ok::<_, io::Error>(join(reader))
+    })?;
     let mut report = builder.finish();
     report.next_ref = report.next_ref.max(sorted_out.max_ref + 1);
     report.histograms_left = sorted_out.histograms;
