@@ -128,12 +128,16 @@ impl<'r> Decoder<'r, '_> {
             let found = sought.and_then(|(hash, raw, t, v)| {
                 Some((self.known.find(hash, raw, self.rules())?, t, v))
             });
-            match found {
-                Some((slot, t, v)) => {
+            match (found, sought) {
+                (Some((slot, t, v)), _) => {
                     self.batch.push(slot, t, v);
                     self.guess.next = slot + 1;
                 }
-                None => self.decode_unusual(series)?,
+                // Labels and one sample: the series is new.
+                (None, Some((hash, raw, ..))) if split_labels(raw).1.is_empty() => {
+                    self.decode_fully(series, *hash, raw)?;
+                }
+                (None, _) => self.decode_unusual(series)?,
             }
         }
         Ok(())
@@ -155,10 +159,11 @@ impl<'r> Decoder<'r, '_> {
         taken
     }
 
-    /// A series with another number of samples than one, or an unusual encoding, or a new one.
+    /// A series with another number of samples than one, or an unusual encoding.
     fn decode_unusual(&mut self, series: &'r [u8]) -> Result<(), DecodeError> {
         let (raw, rest) = split_labels(series);
-        if let Some(slot) = self.known.find(self.known.hash(raw), raw, self.rules()) {
+        let hash = self.known.hash(raw);
+        if let Some(slot) = self.known.find(hash, raw, self.rules()) {
             let first_sample = self.batch.samples.len();
             let mut fields = SeriesFields::new(rest);
             let mut others = Others::default();
@@ -168,7 +173,7 @@ impl<'r> Decoder<'r, '_> {
                     SeriesField::Label { .. } => {
                         // Labels behind samples: the bytes before do not name the series.
                         self.batch.samples.truncate(first_sample);
-                        return self.decode_fully(series);
+                        return self.decode_fully(series, hash, raw);
                     }
                     other => others.count(other)?,
                 }
@@ -178,11 +183,17 @@ impl<'r> Decoder<'r, '_> {
             self.guess.next = slot + 1;
             return Ok(());
         }
-        self.decode_fully(series)
+        self.decode_fully(series, hash, raw)
     }
 
-    /// Reads every field, judges the labels and finds the series by its canonical key.
-    fn decode_fully(&mut self, series: &'r [u8]) -> Result<(), DecodeError> {
+    /// Reads every field, judges the labels and finds the series by its canonical key. `raw` are
+    /// bytes at the message's start that were looked up in vain, or named another series.
+    fn decode_fully(
+        &mut self,
+        series: &'r [u8],
+        raw_hash: KeyHash,
+        raw: &[u8],
+    ) -> Result<(), DecodeError> {
         self.labels.clear();
         let first_sample = self.batch.samples.len();
         let mut others = Others::default();
@@ -210,22 +221,28 @@ impl<'r> Decoder<'r, '_> {
             return Ok(());
         }
         let key = self.key.as_bytes();
-        let hash = self.known.hash(key);
-        let number = match self.known.find(hash, key, self.rules()) {
-            Some(slot) => {
-                self.guess.next = slot + 1;
-                slot
-            }
-            None => self.batch.push_new_series(hash, key),
+        let number = if key == raw {
+            // The usual encoding of a series that is new.
+            self.batch.push_new_series(raw_hash, key)
+        } else {
+            let hash = self.known.hash(key);
+            let found = self.known.find(hash, key, self.rules());
+            let number = found.unwrap_or_else(|| self.batch.push_new_series(hash, key));
+            self.push_alias(number, series);
+            number
         };
         for sample in &mut self.batch.samples[first_sample..] {
             sample.series = number;
         }
+        Ok(())
+    }
+
+    /// Lets the label bytes of a message that is not in the usual encoding be known, too.
+    fn push_alias(&mut self, number: u32, series: &[u8]) {
         let (raw, rest) = split_labels(series);
         if raw != self.key.as_bytes() && has_no_label(rest) {
             self.batch.push_alias(number, raw, self.rules());
         }
-        Ok(())
     }
 
     /// Checks the labels at hand; leaves them sorted and without empty values where that is allowed.
