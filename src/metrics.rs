@@ -22,8 +22,10 @@ pub mod process;
 pub struct Registry {
     families: Arc<Mutex<BTreeMap<String, Arc<Family>>>>,
     /// Run before each exposition, to bring gauges up to date.
-    collectors: Arc<Mutex<Vec<Box<dyn Fn() + Send + Sync>>>>,
+    collectors: Arc<Mutex<Vec<Collector>>>,
 }
+
+type Collector = Box<dyn Fn() + Send + Sync>;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Kind {

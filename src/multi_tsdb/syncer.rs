@@ -60,12 +60,10 @@ fn run(tenants: &Weak<MultiTsdb>, stopped: &mpsc::Receiver<()>) {
 fn sync_dirty(tenants: &MultiTsdb) {
     let mut dirty = tenants.tenants();
     dirty.retain(|tenant| tenant.db.sync_handle().is_dirty());
-    if dirty.len() > SYNCED_ONE_BY_ONE {
-        if sync_together(tenants, &dirty) {
-            return;
-        }
-        // Each log makes its own failure good.
+    if dirty.len() > SYNCED_ONE_BY_ONE && sync_together(tenants, &dirty) {
+        return;
     }
+    // Each log makes its own failure good.
     for tenant in dirty {
         if let Err(err) = tenant.db.sync_handle().sync() {
             tracing::error!(tenant = %tenant.id, %err, "syncing the log failed");

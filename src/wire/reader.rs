@@ -32,7 +32,7 @@ pub fn split_len_prefixed(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
 #[inline]
 pub fn varint_len(value: u64) -> usize {
     // 7 payload bits a byte; zero takes one byte.
-    ((64 - (value | 1).leading_zeros() as usize) + 6) / 7
+    (64 - (value | 1).leading_zeros() as usize).div_ceil(7)
 }
 
 /// Appends `value` as a minimal varint.

@@ -107,12 +107,15 @@ impl Guess {
     }
 }
 
+/// Hash and bytes of a series' labels, and its one sample.
+type Sought<'r> = (KeyHash, &'r [u8], i64, u64);
+
 impl<'r> Decoder<'r, '_> {
     fn decode_window(&mut self, window: &[&'r [u8]]) -> Result<(), DecodeError> {
         self.outcome.series += window.len() as u64;
         let guessed = if self.guess.is_worth_trying() { self.take_guessed(window) } else { 0 };
         let window = &window[guessed..];
-        let mut sought: [Option<(KeyHash, &[u8], i64, u64)>; WINDOW] = [None; WINDOW];
+        let mut sought: [Option<Sought<'r>>; WINDOW] = [None; WINDOW];
         let mut touched = 0u8;
         for (series, sought) in window.iter().zip(&mut sought) {
             if let Some((raw, t, v)) = split_tail_sample(series) {

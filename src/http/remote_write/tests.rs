@@ -113,7 +113,8 @@ async fn each_stage_refuses_before_the_next_one_looks() {
     let type_2 = ("content-type", "application/x-protobuf;proto=io.prometheus.write.v2.Request");
     let large = || block(&[0; 5001]);
     // Each request has the fault of its stage and those of all later stages.
-    let cases: Vec<(&str, Vec<(&'static str, &'static str)>, Body, u16)> = vec![
+    type Headers = Vec<(&'static str, &'static str)>;
+    let cases: Vec<(&str, Headers, Body, u16)> = vec![
         ("tenant", vec![bad_tenant, version_2, bad_replica], vec![0xff; 1001].into(), 400),
         ("size", vec![version_2, bad_replica], vec![0xff; 1001].into(), 413),
         ("read", vec![version_2, bad_replica], chunked(vec![vec![0xff; 600]; 2]), 413),

@@ -22,6 +22,9 @@ pub(crate) struct TestDb {
     options: DbOptions,
 }
 
+/// Labels, and samples as time and bits.
+pub(crate) type Series = (Vec<(String, String)>, Vec<(i64, u64)>);
+
 pub(crate) const LATER_THAN_ALL: i64 = i64::MAX / 2;
 
 impl TestDb {
@@ -40,7 +43,7 @@ impl TestDb {
     }
 
     /// Everything stored, as (labels, samples), sorted.
-    pub(crate) fn dump(&self) -> Vec<(Vec<(String, String)>, Vec<(i64, u64)>)> {
+    pub(crate) fn dump(&self) -> Vec<Series> {
         dump(&self.db)
     }
 }
@@ -53,7 +56,7 @@ pub(crate) fn open(dir: &std::path::Path, options: &DbOptions) -> Db {
     Db::open(dir, lock, options.clone(), hasher, disk, clock, &registry, "t").unwrap().db
 }
 
-pub(crate) fn dump(db: &Db) -> Vec<(Vec<(String, String)>, Vec<(i64, u64)>)> {
+pub(crate) fn dump(db: &Db) -> Vec<Series> {
     let querier = db.querier(i64::MIN, i64::MAX);
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
     let mut all = Vec::new();
@@ -81,7 +84,7 @@ fn push(db: &Db, batch: &mut Batch, labels: &Value, t: i64, v: u64) {
     batch.push(series, t, v);
 }
 
-pub(crate) fn recorded_series(series: &Value) -> Vec<(Vec<(String, String)>, Vec<(i64, u64)>)> {
+pub(crate) fn recorded_series(series: &Value) -> Vec<Series> {
     let text = |value: &Value| value.as_str().unwrap().to_owned();
     let mut all: Vec<_> = series
         .as_array()

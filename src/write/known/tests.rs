@@ -96,10 +96,13 @@ fn refused(outcome: &WriteOutcome) -> Vec<(Reason, u64)> {
     outcome.refusals.iter().map(|(reason, count, _)| (reason, count)).collect()
 }
 
+/// Labels, what Thanos refuses them for, and what Prometheus' receiver does.
+type JudgedLabels<'a> = (&'a [(&'a str, &'a str)], Option<Reason>, Option<Reason>);
+
 #[test]
 fn labels_are_judged_by_the_endpoints_rules() {
     let long = "x".repeat(70_000);
-    let cases: &[(&[(&str, &str)], Option<Reason>, Option<Reason>)] = &[
+    let cases: &[JudgedLabels] = &[
         (&[("__name__", "up"), ("job", "a")], None, None),
         (&[], Some(Reason::EmptyLabels), Some(Reason::EmptyLabels)),
         (&[("job", "a"), ("__name__", "up")], Some(Reason::OutOfOrderLabels), None),
