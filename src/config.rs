@@ -170,11 +170,7 @@ impl Config {
         let mut notices = Vec::new();
         for flag in FLAGS {
             refuse_unsupported(flag, values)?;
-            if let Support::NoMeaning(why) = flag.support
-                && values.is_given(flag)
-            {
-                notices.push(format!("--{} is accepted but does nothing here: {why}", flag.name));
-            }
+            notices.extend(notice(flag, values));
         }
         for flag in flags::CONTENT_PAIRS {
             refuse_content(flag, values)?;
@@ -336,6 +332,21 @@ fn refuse_unsupported(flag: &'static Flag, values: &Values) -> Result<(), Config
         _ => format!("it can only be {}", flag.default),
     };
     Err(ConfigError::NotSupported { flag: flag.name, reason })
+}
+
+/// What the log says about a flag that was given and changes nothing.
+fn notice(flag: &'static Flag, values: &Values) -> Option<String> {
+    let name = flag.name;
+    match flag.support {
+        _ if !values.is_given(flag) => None,
+        Support::Implemented | Support::NotYet => None,
+        Support::Awaited(instead) => {
+            Some(format!("--{name} is accepted but does nothing yet: {instead}"))
+        }
+        Support::NoMeaning(why) => {
+            Some(format!("--{name} is accepted but does nothing here: {why}"))
+        }
+    }
 }
 
 /// Loads the configuration that is given inline or as a file, and refuses any but an empty one.

@@ -2,8 +2,9 @@
 //! default, hidden ones included, then our own.
 //!
 //! No flag is taken and then ignored. One whose function is still to come is [`Support::NotYet`]:
-//! its default is taken, any other value refused at start. One that steers something which only
-//! the original has is [`Support::NoMeaning`]: taken, and the log says so.
+//! its default is taken, any other value refused at start. Where nothing is at stake until then it
+//! is [`Support::Awaited`]: taken, and the log says what does not happen yet. One that steers
+//! something which only the original has is [`Support::NoMeaning`]: taken, and the log says so.
 
 use crate::config::command_line::{self, Value};
 
@@ -44,6 +45,8 @@ pub enum Scope {
 pub enum Support {
     Implemented,
     NotYet,
+    /// Nothing yet, and nobody is worse off for it: what this version does instead.
+    Awaited(&'static str),
     /// Nothing, ever, for this reason.
     NoMeaning(&'static str),
 }
@@ -87,6 +90,10 @@ impl Flag {
 
     const fn not_yet(self) -> Flag {
         Flag { support: Support::NotYet, ..self }
+    }
+
+    const fn awaited(self, instead: &'static str) -> Flag {
+        Flag { support: Support::Awaited(instead), ..self }
     }
 
     const fn no_meaning(self, why: &'static str) -> Flag {
@@ -135,6 +142,8 @@ pub const CONTENT_PAIRS: [&str; 5] = [
 ];
 
 const GO_RUNTIME: &str = "it sets a memory limit of Go's runtime";
+const NOTHING_PRUNED: &str = "this version cuts no blocks and deletes nothing";
+const NO_CAPNPROTO: &str = "this version takes no Cap'n Proto replication";
 const NO_EFFECT_IN_THANOS: &str = "it has no effect in Thanos either";
 
 /// The table.
@@ -187,7 +196,7 @@ pub static FLAGS: &[Flag] = &[
     flag("label", Kind::Label, NONE, "External label, as name=\"value\" with the quotes (repeatable). Without any it is replica=\"<hostname>\".").repeatable(),
     flag("objstore.config-file", Kind::Path, NONE, "File with the object storage configuration (YAML).").not_yet(),
     flag("objstore.config", Kind::Content, NONE, "Object storage configuration (YAML), instead of the file.").not_yet(),
-    flag("tsdb.retention", Kind::DurationModel, "15d", "How long data is kept; 0 for ever.").not_yet(),
+    flag("tsdb.retention", Kind::DurationModel, "15d", "How long data is kept; 0 for ever.").awaited(NOTHING_PRUNED),
     flag("receive.hashrings-file", Kind::Path, NONE, "File with the hashrings (JSON); watched.").not_yet(),
     flag("receive.hashrings", Kind::Content, NONE, "Hashrings (JSON); the file wins.").not_yet(),
     flag("receive.hashrings-algorithm", Kind::Choice(&["hashmod", "ketama"]), "hashmod", "Placement in rings that name none: hashmod or ketama.").not_yet(),
@@ -204,7 +213,7 @@ pub static FLAGS: &[Flag] = &[
     flag("receive.grpc-compression", Kind::Choice(&["snappy", "none"]), "snappy", "Compression towards peers: snappy or none.").not_yet(),
     flag("receive.replication-factor", Kind::Uint, "1", "Copies of each series.").not_yet(),
     flag("receive.replication-protocol", Kind::Choice(&["protobuf", "capnproto"]), "protobuf", "Protocol towards peers: protobuf or capnproto.").not_yet(),
-    flag("receive.capnproto-address", Kind::Address, "0.0.0.0:19391", "host:port for Cap'n Proto replication.").not_yet(),
+    flag("receive.capnproto-address", Kind::Address, "0.0.0.0:19391", "host:port for Cap'n Proto replication.").awaited(NO_CAPNPROTO),
     flag("receive.grpc-service-config", Kind::Content, NONE, "gRPC service configuration towards peers (JSON).").not_yet(),
     flag("receive-forward-timeout", Kind::DurationModel, "5s", "Deadline of forwarding one request.").hidden().not_yet(),
     flag("receive-forward-max-backoff", Kind::DurationModel, "5s", "Longest back-off from a failing peer.").hidden().not_yet(),
@@ -252,7 +261,7 @@ pub static FLAGS: &[Flag] = &[
     // Others refuse from 30 (Mimir) or 40 (VictoriaMetrics) labels on. Thanos takes any number, so
     // this has to stand well above real series: those with the most, kube-state-metrics' kube_*_labels
     // and kube_*_annotations, carry a label per label of a Kubernetes object, up to some hundred.
-    flag("receive.series-labels-max", Kind::Uint, "200", "Labels of a series; series with more are refused.").own(),
+    flag("receive.series-labels-max", Kind::Uint, "1000", "Labels of a series; series with more are refused.").own(),
     flag("receive.label-bytes-max", Kind::Bytes, "64KB", "Names and values of a series' labels together; series with more are refused.").own(),
     flag("query.inflight-bytes-max", Kind::Bytes, "512MB", "Memory for all reads being answered, over gRPC and HTTP; reads beyond it are refused.").own(),
 ];

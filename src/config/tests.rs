@@ -105,6 +105,18 @@ fn what_is_not_there_yet_is_refused_by_name_unless_it_asks_for_nothing() {
 }
 
 #[test]
+fn what_is_awaited_is_taken_and_mentioned() {
+    let flags = ["--receive.capnproto-address=127.0.0.1:0", "--tsdb.retention=0d"];
+    let notices = config(&[&flags[..], &["--label=a=\"b\""]].concat()).unwrap().notices;
+    assert_eq!(notices.len(), flags.len(), "{notices:?}");
+    for flag in flags {
+        let name = flag.split('=').next().unwrap();
+        let is_about = |notice: &String| notice.starts_with(&format!("{name} is accepted"));
+        assert!(notices.iter().any(is_about), "{notices:?}");
+    }
+}
+
+#[test]
 fn what_has_no_meaning_is_taken_and_mentioned() {
     let config = config(&["--enable-auto-gomemlimit", "--enable-feature=nope", "--label=a=\"b\""]);
     let notices = config.unwrap().notices;

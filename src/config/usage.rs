@@ -36,7 +36,7 @@ impl Section {
         match flag.support {
             _ if flag.own => Section::Own,
             Support::NotYet => Section::DefaultOnly,
-            Support::Implemented | Support::NoMeaning(_) => Section::OfThanos,
+            Support::Implemented | Support::Awaited(_) | Support::NoMeaning(_) => Section::OfThanos,
         }
     }
 

@@ -94,6 +94,10 @@ struct Scratch {
     samples_record: Vec<u8>,
 }
 
+/// The lowest time that a sample may have: the one below it marks a head without samples, in
+/// Prometheus as well.
+const LOWEST_TIME: Timestamp = Timestamp::MIN + 1;
+
 const LOG_CLOSED: &str = "the log is closed";
 
 /// Scratch space larger than this is given back after the request.
@@ -163,18 +167,25 @@ impl Head {
 
     /// `None` for a batch without samples.
     fn bounds_of(&self, batch: &Batch) -> Option<Bounds> {
-        let first = batch.samples.first()?;
+        if batch.samples.is_empty() {
+            return None;
+        }
         let now = self.clock.now();
-        let head_max = match self.time_range() {
-            Some((_, head_max)) => head_max,
-            None => first.t,
-        };
-        let mint = head_max.min(now).saturating_sub(self.options.block_range / 2);
         let maxt = match self.options.too_far_in_future.as_millis() {
             0 => Timestamp::MAX,
             window => now.saturating_add(Timestamp::try_from(window).unwrap_or(Timestamp::MAX)),
         };
-        Some(Bounds { mint: mint.max(self.min_valid_time), maxt })
+        let lowest = self.min_valid_time.max(LOWEST_TIME);
+        let head_max = match self.time_range() {
+            Some((_, head_max)) => head_max,
+            // Of an empty head it is the first sample that the other bounds let in.
+            None => {
+                let mut times = batch.samples.iter().map(|sample| sample.t);
+                times.find(|t| (lowest..=maxt).contains(t)).unwrap_or(now)
+            }
+        };
+        let mint = head_max.min(now).saturating_sub(self.options.block_range / 2);
+        Some(Bounds { mint: mint.max(lowest), maxt })
     }
 
     /// Makes the series of the batch that do not exist and have a sample to hold.
