@@ -3,6 +3,7 @@
 // Modules in dependency order: each uses only those below it.
 pub mod clock;
 pub mod disk;
+pub mod hashring;
 pub mod metrics;
 pub mod model;
 pub mod multi_tsdb;

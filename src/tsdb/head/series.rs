@@ -435,7 +435,9 @@ mod tests {
         assert_eq!(state.value_at(499_000), Some(499));
         assert_eq!(state.value_at(3001), None);
         assert!(state.chunk_count() > 1);
-        assert!(state.overlaps(0, 0) && !state.overlaps(-10, -1) && !state.overlaps(500_000, 600_000));
+        assert!(
+            state.overlaps(0, 0) && !state.overlaps(-10, -1) && !state.overlaps(500_000, 600_000)
+        );
     }
 
     #[test]
