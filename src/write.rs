@@ -2,6 +2,7 @@
 
 pub mod error;
 pub mod local;
+pub mod quorum;
 
 use crate::write::error::Refusals;
 

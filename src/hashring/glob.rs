@@ -7,11 +7,11 @@
 /// The pattern can match nothing, whatever the name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("syntax error in pattern")]
-pub struct MalformedPattern;
+pub(super) struct MalformedPattern;
 
 /// A pattern, ready to match.
 #[derive(Clone, Debug)]
-pub struct Glob {
+pub(super) struct Glob {
     pieces: Vec<Piece>,
 }
 
@@ -35,7 +35,7 @@ enum Atom {
 }
 
 impl Glob {
-    pub fn parse(pattern: &str) -> Result<Glob, MalformedPattern> {
+    pub(super) fn parse(pattern: &str) -> Result<Glob, MalformedPattern> {
         let mut pieces = vec![Piece::default()];
         let mut rest = pattern.chars();
         while let Some(c) = rest.next() {
@@ -64,7 +64,7 @@ impl Glob {
         Ok(Glob { pieces })
     }
 
-    pub fn matches(&self, name: &str) -> bool {
+    pub(super) fn matches(&self, name: &str) -> bool {
         let mut rest = name.as_bytes();
         let mut pieces = self.pieces.iter().peekable();
         while let Some(piece) = pieces.next() {

@@ -18,7 +18,7 @@ use crate::hashring::ring::{EndpointIndex, Ring};
 use crate::metrics::{Counter, Gauge};
 
 /// Subrings kept per ring if the operator does not say.
-pub const CACHE_SIZE_DEFAULT: usize = 100;
+pub(super) const CACHE_SIZE_DEFAULT: usize = 100;
 
 /// A ring that gives each tenant a part of its endpoints.
 pub(super) struct ShardedRing {
