@@ -15,6 +15,7 @@
 //! taken too, with a [`RingWarning`]; one that it dies of keeps its last good state, or has its
 //! tenants wait, while the other rings are updated.
 
+mod current;
 mod error;
 mod glob;
 mod go_rand;
@@ -32,6 +33,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
+pub use current::CurrentHashring;
 pub use error::{PlacementError, RingError, RingWarning, RingWarningKind};
 pub use ketama::SECTIONS_PER_ENDPOINT;
 pub use options::{

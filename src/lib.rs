@@ -2,6 +2,7 @@
 
 // Modules in dependency order: each uses only those below it.
 pub mod clock;
+pub mod config;
 pub mod disk;
 pub mod hashring;
 pub mod metrics;

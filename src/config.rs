@@ -1,0 +1,3 @@
+//! Settings that live in files of their own.
+
+pub mod hashrings;
