@@ -8,6 +8,7 @@ pub mod hashring;
 pub mod metrics;
 pub mod model;
 pub mod multi_tsdb;
+pub mod ring_tool;
 pub mod tsdb;
 pub mod wire;
 pub mod write;

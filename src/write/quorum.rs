@@ -289,7 +289,7 @@ mod tests {
         }
         for i in 0..len {
             permute(items, len - 1, visit);
-            items.swap(if len % 2 == 0 { i } else { 0 }, len - 1);
+            items.swap(if len.is_multiple_of(2) { i } else { 0 }, len - 1);
         }
     }
 
