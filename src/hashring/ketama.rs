@@ -149,3 +149,88 @@ impl<'a> Zones<'a> {
         replicas
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The rule for replicas, word for word, for one section. None if it finds no replica in a
+    /// whole lap, and so never would.
+    fn replicas_of(
+        section: usize,
+        sections: &Sections,
+        zones: &[usize],
+        replication_factor: usize,
+    ) -> Option<Vec<usize>> {
+        let zone_count = zones.iter().max().map_or(0, |zone| zone + 1);
+        let mut taken: Vec<usize> = Vec::new();
+        let in_zone =
+            |taken: &[usize], zone: usize| taken.iter().filter(|i| zones[**i] == zone).count();
+        let mut skipped = 0;
+        for step in 0.. {
+            if taken.len() == replication_factor {
+                break;
+            }
+            let owner = usize::from(sections.owners[(section + step) % sections.owners.len()]);
+            let here = in_zone(&taken, zones[owner]);
+            let least = (0..zone_count).map(|zone| in_zone(&taken, zone)).min().unwrap_or(0);
+            let is_crowded = zone_count > 1 && here > 0 && here > least;
+            if taken.contains(&owner) || is_crowded {
+                skipped += 1;
+                if skipped > sections.owners.len() {
+                    return None;
+                }
+                continue;
+            }
+            skipped = 0;
+            taken.push(owner);
+        }
+        Some(taken)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
+        #[test]
+        fn a_ring_is_refused_exactly_if_its_replicas_cannot_be_found(
+            zone_sizes in prop::collection::vec(1usize..=4, 1..=4),
+            replication_factor in 1usize..=8,
+        ) {
+            let mut zones = Vec::new();
+            let mut endpoints = Vec::new();
+            for (zone, size) in zone_sizes.iter().enumerate() {
+                for _ in 0..*size {
+                    let endpoint = Endpoint::at(&format!("node-{}:10901", endpoints.len()));
+                    endpoints.push(Endpoint { az: format!("az-{zone}"), ..endpoint });
+                    zones.push(zone);
+                }
+            }
+            let indexes: Vec<_> = (0..endpoints.len() as u16).map(EndpointIndex).collect();
+            let ring = build(&endpoints, &indexes, replication_factor);
+            if replication_factor > endpoints.len() {
+                let is_expected =
+                    matches!(ring, Err(RingError::FewerEndpointsThanReplicationFactor { .. }));
+                prop_assert!(is_expected);
+                return Ok(());
+            }
+            let sections = Sections::of(endpoints.iter());
+            for section in (0..sections.owners.len()).step_by(487) {
+                let expected = replicas_of(section, &sections, &zones, replication_factor);
+                match (&ring, expected) {
+                    (Ok(ring), Some(expected)) => {
+                        let replicas: Vec<_> = ring
+                            .replicas(crate::hashring::SectionIndex(section as u32))
+                            .iter()
+                            .map(|index| index.as_usize())
+                            .collect();
+                        prop_assert_eq!(replicas, expected);
+                    }
+                    (Err(RingError::ZoneTooSmall { .. }), None) => {}
+                    (ring, expected) => prop_assert!(false, "{:?} but {:?}", ring, expected),
+                }
+            }
+        }
+    }
+}
