@@ -71,15 +71,18 @@ struct MemberRing {
     options: RingOptions,
     /// What the placement was built from: `options`, or those of the last good state.
     built_from: RingOptions,
+    /// Positions of the endpoints of `built_from` in this snapshot. Empty if it is not built.
+    indexes: Vec<EndpointIndex>,
     placement: Result<Placement, RingError>,
 }
 
+#[derive(Clone)]
 enum Placement {
     Whole(Arc<Ring>),
-    PerTenant(Box<ShardedRing>),
+    PerTenant(Arc<ShardedRing>),
 }
 
-/// Series of all rings that can be built go somewhere; this tells what became of each.
+/// What became of a ring of the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RingState {
     InForce,
@@ -99,13 +102,16 @@ pub struct RingView<'a> {
 }
 
 impl Hashring {
-    /// Builds all rings. One that cannot be built keeps what it had in `previous`, by name.
+    /// Builds all rings. One that cannot be built keeps what it had in `previous`, by name, and one
+    /// that did not change goes on as the same [`Ring`], so that what is remembered of it holds.
     pub fn build(
         rings: Vec<RingOptions>,
         defaults: RingDefaults,
         previous: Option<&Hashring>,
         metrics: &HashringMetrics,
     ) -> Hashring {
+        // Under other defaults the same options mean another ring.
+        let previous = previous.filter(|previous| previous.defaults == defaults);
         Builder { defaults, metrics, endpoints: EndpointTable::default(), warnings: Vec::new() }
             .build(rings, previous)
     }
@@ -119,6 +125,7 @@ impl Hashring {
             rings: vec![MemberRing {
                 built_from: options.clone(),
                 options,
+                indexes: vec![EndpointIndex(0)],
                 placement: Ok(Placement::Whole(Arc::new(ring))),
             }],
             endpoints: vec![endpoint],
@@ -268,66 +275,85 @@ impl Builder<'_> {
                 options.tenant_matcher = good.options.tenant_matcher.clone();
             }
         }
-        let error = match self.placement(&options) {
-            Ok(placement) => {
+        let error = match self.placement(&options, last_good) {
+            Ok((indexes, placement)) => {
                 let built_from = options.clone();
-                return MemberRing { options, built_from, placement: Ok(placement) };
+                return MemberRing { options, built_from, indexes, placement: Ok(placement) };
             }
             Err(error) => error,
         };
-        // Built anew, since positions of endpoints are those of one snapshot.
-        let last_good =
-            last_good.filter(|ring| ring.placement.is_ok()).map(|ring| &ring.built_from);
-        let kept = last_good.and_then(|good| Some((good.clone(), self.placement(good).ok()?)));
+        let good = last_good.filter(|ring| ring.placement.is_ok()).map(|ring| &ring.built_from);
+        // Placed anew, since positions of endpoints are those of one snapshot.
+        let kept =
+            good.and_then(|good| Some((good.clone(), self.placement(good, last_good).ok()?)));
         let kind = RingWarningKind::NotBuilt { error: error.clone(), kept: kept.is_some() };
         self.warn(&options, kind);
         match kept {
-            Some((built_from, placement)) => {
-                MemberRing { options, built_from, placement: Ok(placement) }
+            Some((built_from, (indexes, placement))) => {
+                MemberRing { options, built_from, indexes, placement: Ok(placement) }
             }
-            None => MemberRing { built_from: options.clone(), options, placement: Err(error) },
+            None => MemberRing {
+                built_from: options.clone(),
+                options,
+                indexes: Vec::new(),
+                placement: Err(error),
+            },
         }
     }
 
-    /// Builds what the ring asks for. A failure leaves no endpoint behind.
-    fn placement(&mut self, options: &RingOptions) -> Result<Placement, RingError> {
+    /// Places the ring's endpoints. A failure leaves none of them behind.
+    fn placement(
+        &mut self,
+        options: &RingOptions,
+        last_good: Option<&MemberRing>,
+    ) -> Result<(Vec<EndpointIndex>, Placement), RingError> {
         let endpoint_count = self.endpoints.list.len();
-        let placement = self.try_placement(options);
-        if placement.is_err() {
-            self.endpoints.truncate(endpoint_count);
+        let indexes = self.endpoints.indexes(&options.endpoints)?;
+        if let Some(good) = last_good
+            && let Ok(placement) = &good.placement
+            && good.indexes == indexes
+            && same_placement(&good.built_from, options)
+        {
+            return Ok((indexes, placement.clone()));
         }
-        placement
+        match self.build_placement(options, &indexes) {
+            Ok(placement) => Ok((indexes, placement)),
+            Err(error) => {
+                self.endpoints.truncate(endpoint_count);
+                Err(error)
+            }
+        }
     }
 
-    fn try_placement(&mut self, options: &RingOptions) -> Result<Placement, RingError> {
+    fn build_placement(
+        &self,
+        options: &RingOptions,
+        indexes: &[EndpointIndex],
+    ) -> Result<Placement, RingError> {
         let RingDefaults { algorithm, replication_factor } = self.defaults;
-        let endpoints = &options.endpoints;
-        let sharding = &options.sharding;
+        let RingOptions { name, endpoints, sharding, .. } = options;
         match options.algorithm.resolve(algorithm) {
             Algorithm::Hashmod => {
-                let indexes = self.endpoints.indexes(endpoints)?;
-                let ring = hashmod::build(endpoints, &indexes, replication_factor)?;
+                let ring = hashmod::build(endpoints, indexes, replication_factor)?;
                 if sharding.is_enabled() {
                     return Err(RingError::ShardingWithHashmod);
                 }
                 Ok(Placement::Whole(Arc::new(ring)))
             }
             Algorithm::Ketama => {
-                let indexes = self.endpoints.indexes(endpoints)?;
-                let ring = ketama::build(endpoints, &indexes, replication_factor)?;
+                let ring = ketama::build(endpoints, indexes, replication_factor)?;
                 if !sharding.is_enabled() {
                     return Ok(Placement::Whole(Arc::new(ring)));
                 }
-                let (name, metrics) = (&options.name, self.metrics);
                 let sharded = ShardedRing::new(
                     name,
                     endpoints,
-                    &indexes,
+                    indexes,
                     sharding,
                     replication_factor,
-                    metrics,
+                    self.metrics,
                 )?;
-                Ok(Placement::PerTenant(Box::new(sharded)))
+                Ok(Placement::PerTenant(Arc::new(sharded)))
             }
         }
     }
@@ -366,7 +392,7 @@ impl Builder<'_> {
         }
         let is_hashmod = ring.algorithm.resolve(self.defaults.algorithm) == Algorithm::Hashmod;
         let (have, want) = (ring.endpoints.len(), self.defaults.replication_factor);
-        if is_hashmod && have < want {
+        if is_hashmod && 0 < have && have < want {
             self.warn(ring, RingWarningKind::InsufficientNodes { have, want });
         }
     }
@@ -391,7 +417,7 @@ struct EndpointTable {
 }
 
 impl EndpointTable {
-    /// Indexes of all of them, or of none if there are too many.
+    /// Indexes of all of them, or an error and no change if there are too many.
     fn indexes(&mut self, endpoints: &[Endpoint]) -> Result<Vec<EndpointIndex>, RingError> {
         let max = usize::from(u16::MAX);
         let total = self.list.len() + endpoints.len();

@@ -5,6 +5,9 @@ use std::fmt;
 /// A ring, or a tenant's subring, that cannot be built.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RingError {
+    /// A ring scaled to nothing, or whose pods are yet to come.
+    #[error("it has no endpoints")]
+    NoEndpoints,
     #[error(
         "ketama: amount of endpoints needs to be larger than replication factor \
          ({endpoints} endpoints, replication factor {replication_factor})"

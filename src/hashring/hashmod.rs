@@ -7,6 +7,7 @@ use crate::hashring::ring::{EndpointIndex, Ring};
 
 /// Builds a hashmod ring over `endpoints`, of which `indexes` are the positions in the snapshot. A
 /// ring with fewer endpoints than replicas is built all the same, as in Thanos; writes to it fail.
+/// One without any endpoint is not: it waits for them.
 pub(super) fn build(
     endpoints: &[Endpoint],
     indexes: &[EndpointIndex],
@@ -14,6 +15,9 @@ pub(super) fn build(
 ) -> Result<Ring, RingError> {
     if let Some(zoned) = endpoints.iter().find(|endpoint| !endpoint.az.is_empty()) {
         return Err(RingError::ZonesWithHashmod { zone: zoned.az.clone() });
+    }
+    if endpoints.is_empty() {
+        return Err(RingError::NoEndpoints);
     }
     let mut sorted: Vec<_> = endpoints.iter().zip(indexes).collect();
     sorted.sort_by(|(a, _), (b, _)| a.address.cmp(&b.address));

@@ -1,5 +1,7 @@
 //! A built ring: hash to section, section to all its replicas.
 
+use std::collections::BTreeMap;
+
 use crate::hashring::error::PlacementError;
 
 /// Position of an endpoint in [`crate::hashring::Hashring::endpoints`]. Means nothing in another
@@ -34,7 +36,7 @@ enum Lookup {
     Modulo(u64),
     /// ketama.
     Clockwise(SortedHashes),
-    /// A hashmod ring without endpoints, in which nothing has a place.
+    /// A ring without sections, in which nothing has a place.
     Nowhere,
 }
 
@@ -111,24 +113,35 @@ impl Ring {
         }
     }
 
-    /// How much of all hashes belongs to each section, summing up to 1.
-    pub fn section_shares(&self) -> Vec<f64> {
-        let hash_count = 2f64.powi(64);
+    /// The part of all copies of series that each endpoint holds, in order of endpoints. All parts
+    /// sum up to 1.
+    pub fn shares(&self) -> BTreeMap<EndpointIndex, f64> {
+        let mut shares = BTreeMap::new();
+        for (section, width) in self.section_widths().into_iter().enumerate() {
+            for endpoint in self.replicas(SectionIndex(section as u32)) {
+                *shares.entry(*endpoint).or_default() += width / self.replica_count as f64;
+            }
+        }
+        shares
+    }
+
+    /// The part of all hashes that belongs to each section.
+    fn section_widths(&self) -> Vec<f64> {
         match &self.lookup {
             Lookup::Nowhere => Vec::new(),
             Lookup::Modulo(endpoint_count) => {
                 vec![1.0 / *endpoint_count as f64; *endpoint_count as usize]
             }
+            Lookup::Clockwise(sorted) if sorted.hashes.len() == 1 => vec![1.0],
             Lookup::Clockwise(sorted) => {
                 // The first section also holds what lies beyond the last.
                 let mut before = sorted.hashes.last().copied().unwrap_or(0);
-                let share = |hash: &u64| {
+                let width = |hash: &u64| {
                     let width = hash.wrapping_sub(before);
                     before = *hash;
-                    width as f64 / hash_count
+                    width as f64 / 2f64.powi(64)
                 };
-                let shares: Vec<f64> = sorted.hashes.iter().map(share).collect();
-                if shares.len() == 1 { vec![1.0] } else { shares }
+                sorted.hashes.iter().map(width).collect()
             }
         }
     }
@@ -211,7 +224,7 @@ mod tests {
             Ring::clockwise(vec![1 << 20, 1 << 62, u64::MAX - 9], vec![EndpointIndex(0); 3], 1),
         ];
         for ring in rings {
-            let sum: f64 = ring.section_shares().iter().sum();
+            let sum: f64 = ring.shares().values().sum();
             assert!((sum - 1.0).abs() < 1e-9, "{sum}");
         }
     }

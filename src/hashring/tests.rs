@@ -103,6 +103,7 @@ fn placed(hashring: &Hashring, ring: &Ring, hash: u64) -> Vec<String> {
 
 fn kind(error: &RingError) -> &'static str {
     match error {
+        RingError::NoEndpoints => "insufficient_nodes",
         RingError::FewerEndpointsThanReplicationFactor { .. } => "fewer_endpoints_than_rf",
         RingError::ZonesWithHashmod { .. } => "zones_with_hashmod",
         RingError::ShardingWithHashmod => "sharding_with_hashmod",
@@ -199,7 +200,7 @@ fn hashmod_places_like_thanos() {
     for refusal in list(&recorded, "refusals") {
         let hashring = build_recorded(refusal, Algorithm::Hashmod);
         match text(refusal, "error") {
-            "insufficient_nodes" => {
+            "insufficient_nodes" if !list(refusal, "endpoints").is_empty() => {
                 let replicas = refusal["rf"].as_u64().unwrap() as usize;
                 assert!(hashring.ring_of("").unwrap().require_replicas(replicas).is_err());
             }
@@ -493,6 +494,50 @@ fn a_ring_that_cannot_be_built_keeps_its_last_good_state_and_others_are_updated(
     let healed = build(two_rings(&["a3:1", "a4:1"], &["b3:1", "b4:1"]), Some(&third));
     assert_eq!(nodes(&healed, "a"), ["a3:1", "a4:1"]);
     assert!(healed.warnings().is_empty());
+}
+
+#[test]
+fn a_ring_that_did_not_change_goes_on_as_the_same() {
+    let metrics = HashringMetrics::new(&Registry::new());
+    let defaults = RingDefaults { algorithm: Algorithm::Ketama, replication_factor: 2 };
+    let build = |rings, previous| Hashring::build(rings, defaults, previous, &metrics);
+    let first = build(two_rings(&["a1:1", "a2:1"], &["b1:1", "b2:1"]), None);
+    let ring_of = |hashring: &Hashring, tenant| hashring.ring_of(tenant).unwrap();
+    let is_same =
+        |other: &Hashring, tenant| Arc::ptr_eq(&ring_of(&first, tenant), &ring_of(other, tenant));
+    let mut rings = two_rings(&["a1:1", "a2:1"], &["b1:1", "b3:1"]);
+    rings[0].tenants.push("x".into());
+    let second = build(rings, Some(&first));
+    assert!(is_same(&second, "a") && !is_same(&second, "b"));
+    assert_eq!(second.name_of_ring("x"), Ok("broken"));
+    // The same options, but endpoints have moved in the snapshot.
+    let mut rings = two_rings(&["a1:1", "a2:1"], &["b1:1", "b2:1"]);
+    rings.swap(0, 1);
+    let third = build(rings, Some(&first));
+    assert!(!is_same(&third, "a"));
+    let ring = ring_of(&third, "a");
+    let mut nodes = placed(&third, &ring, 0);
+    nodes.sort();
+    assert_eq!(nodes, ["a1:1", "a2:1"]);
+    // Another replication factor is another ring.
+    let defaults = RingDefaults { replication_factor: 1, ..defaults };
+    let rings = two_rings(&["a1:1", "a2:1"], &["b1:1", "b2:1"]);
+    let fourth = Hashring::build(rings, defaults, Some(&first), &metrics);
+    assert_eq!(ring_of(&fourth, "a").replica_count(), 1);
+}
+
+#[test]
+fn a_hashmod_ring_without_endpoints_keeps_its_last_good_state() {
+    let metrics = HashringMetrics::new(&Registry::new());
+    let defaults = RingDefaults { algorithm: Algorithm::Hashmod, replication_factor: 1 };
+    let build = |rings, previous| Hashring::build(rings, defaults, previous, &metrics);
+    let good = build(two_rings(&["a1:1"], &["b1:1"]), None);
+    let next = build(two_rings(&[], &["b1:1"]), Some(&good));
+    assert_eq!(placed(&next, &next.ring_of("a").unwrap(), 0), ["a1:1"]);
+    let fresh = build(two_rings(&[], &["b1:1"]), None);
+    let error =
+        PlacementError::NotBuilt { hashring: "broken".into(), error: RingError::NoEndpoints };
+    assert_eq!(fresh.ring_of("a").unwrap_err(), error);
 }
 
 #[test]

@@ -35,6 +35,9 @@ const SETTLE_DELAY: Duration = Duration::from_millis(100);
 /// How often a directory that cannot be watched, because it is not there yet, is tried again.
 const WATCH_RETRY_DELAY: Duration = Duration::from_secs(1);
 
+/// The shortest time between two reads without an event.
+const REFRESH_INTERVAL_MIN: Duration = Duration::from_millis(10);
+
 /// A larger file is no hashrings file. A ConfigMap holds at most 1 MiB.
 const FILE_BYTES_MAX: u64 = 64 << 20;
 
@@ -195,7 +198,7 @@ impl HashringsFile {
     }
 
     /// Follows the file until told to stop. The first read happens at once, after the watch is set,
-    /// so that no change falls between the two.
+    /// so that no change falls between the two. An interval of nothing is taken for the shortest.
     pub async fn follow(self, refresh_interval: Duration, stop: CancellationToken) {
         let mut follower = Follower {
             directory: directory_of(&self.path),
@@ -208,9 +211,11 @@ impl HashringsFile {
             follower.ensure_watch();
             let Some(file_again) = load_settled(file, &follower.changed).await else { return };
             file = file_again;
-            let wait = match follower.watcher {
-                Some(_) => refresh_interval,
-                None => refresh_interval.min(WATCH_RETRY_DELAY),
+            // Asked only now: the directory may have gone while its file was read.
+            let wait = if follower.is_watching() {
+                refresh_interval.max(REFRESH_INTERVAL_MIN)
+            } else {
+                WATCH_RETRY_DELAY
             };
             tokio::select! {
                 () = stop.cancelled() => {}
@@ -262,11 +267,12 @@ struct DirectoryWatch {
 }
 
 impl Follower {
+    fn is_watching(&self) -> bool {
+        self.watcher.as_ref().is_some_and(|watch| !watch.is_gone.load(Ordering::Relaxed))
+    }
+
     fn ensure_watch(&mut self) {
-        if self.watcher.as_ref().is_some_and(|watch| watch.is_gone.load(Ordering::Relaxed)) {
-            self.watcher = None;
-        }
-        if self.watcher.is_none() {
+        if !self.is_watching() {
             // The read that follows tells what is wrong with the path.
             self.watcher = self.watch().ok();
         }
