@@ -18,6 +18,7 @@ use crate::tsdb::wal::{Compression, SyncPolicy};
 pub mod command_line;
 pub mod flags;
 pub mod grammar;
+pub mod hashrings;
 pub mod usage;
 
 /// What an operator asked for.

@@ -1,0 +1,47 @@
+//! The snapshot in force, shared by all who place series.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwapOption;
+use tokio::sync::watch;
+
+use crate::hashring::Hashring;
+
+/// The hashring in force. Clones share it. A request loads it once and keeps what it got.
+#[derive(Clone)]
+pub struct CurrentHashring {
+    /// For readers on the write path.
+    snapshot: Arc<ArcSwapOption<Hashring>>,
+    /// For those who act on a change, such as dropping connections to peers that left.
+    changes: watch::Sender<Option<Arc<Hashring>>>,
+}
+
+impl CurrentHashring {
+    /// Nothing is in force yet: the node is not ready.
+    pub fn none_yet() -> CurrentHashring {
+        CurrentHashring { snapshot: Arc::default(), changes: watch::Sender::new(None) }
+    }
+
+    /// A hashring that is given once and for all.
+    pub fn fixed(hashring: Hashring) -> CurrentHashring {
+        let current = CurrentHashring::none_yet();
+        current.replace(hashring);
+        current
+    }
+
+    /// The snapshot, or None if there was no usable configuration so far.
+    pub fn load(&self) -> Option<Arc<Hashring>> {
+        self.snapshot.load_full()
+    }
+
+    /// Told of each change after [`CurrentHashring::load`] gives the new snapshot.
+    pub fn subscribe(&self) -> watch::Receiver<Option<Arc<Hashring>>> {
+        self.changes.subscribe()
+    }
+
+    pub fn replace(&self, hashring: Hashring) {
+        let hashring = Arc::new(hashring);
+        self.snapshot.store(Some(hashring.clone()));
+        self.changes.send_replace(Some(hashring));
+    }
+}

@@ -1,0 +1,239 @@
+//! A built ring: hash to section, section to all its replicas.
+
+use std::collections::BTreeMap;
+
+use crate::hashring::error::PlacementError;
+
+/// Position of an endpoint in [`crate::hashring::Hashring::endpoints`]. Means nothing in another
+/// snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct EndpointIndex(pub u16);
+
+impl EndpointIndex {
+    pub fn as_usize(self) -> usize {
+        usize::from(self.0)
+    }
+}
+
+/// Position of a section in its ring. All series of a section share their replicas.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SectionIndex(pub u32);
+
+/// An immutable ring. A lookup takes a few nanoseconds and allocates nothing.
+#[derive(Debug)]
+pub struct Ring {
+    lookup: Lookup,
+    /// Replicas of each section, which is as many as the replication factor asks for, or all
+    /// endpoints if there are fewer.
+    replica_count: usize,
+    /// `replica_count` entries per section, replica 0 first.
+    replicas: Box<[EndpointIndex]>,
+}
+
+#[derive(Debug)]
+enum Lookup {
+    /// hashmod: the section is the hash modulo the number of endpoints, which is not zero.
+    Modulo(u64),
+    /// ketama.
+    Clockwise(SortedHashes),
+    /// A ring without sections, in which nothing has a place.
+    Nowhere,
+}
+
+impl Ring {
+    /// A ring with one section per endpoint. `replicas` holds `replica_count` entries for each.
+    pub(super) fn modulo(replicas: Vec<EndpointIndex>, replica_count: usize) -> Ring {
+        let lookup = match replicas.len().checked_div(replica_count) {
+            None | Some(0) => Lookup::Nowhere,
+            Some(endpoint_count) => Lookup::Modulo(endpoint_count as u64),
+        };
+        Ring { lookup, replica_count, replicas: replicas.into() }
+    }
+
+    /// A ring with the sections that end at `hashes`, in ascending order.
+    pub(super) fn clockwise(
+        hashes: Vec<u64>,
+        replicas: Vec<EndpointIndex>,
+        replica_count: usize,
+    ) -> Ring {
+        assert_eq!(hashes.len() * replica_count, replicas.len(), "each section has its replicas");
+        let lookup = if hashes.is_empty() {
+            Lookup::Nowhere
+        } else {
+            Lookup::Clockwise(SortedHashes::new(hashes))
+        };
+        Ring { lookup, replica_count, replicas: replicas.into() }
+    }
+
+    /// The section that a series of this hash belongs to.
+    #[inline]
+    pub fn section_of(&self, series_hash: u64) -> SectionIndex {
+        match &self.lookup {
+            // The number of endpoints is below 2^16.
+            Lookup::Modulo(endpoint_count) => SectionIndex((series_hash % endpoint_count) as u32),
+            Lookup::Clockwise(hashes) => SectionIndex(hashes.first_at_or_after(series_hash)),
+            Lookup::Nowhere => SectionIndex(0),
+        }
+    }
+
+    /// Where replicas 0, 1, … of the section's series go. Empty for a section of another ring.
+    #[inline]
+    pub fn replicas(&self, section: SectionIndex) -> &[EndpointIndex] {
+        let start = section.0 as usize * self.replica_count;
+        self.replicas.get(start..start + self.replica_count).unwrap_or_default()
+    }
+
+    /// Replicas that each series has a place for.
+    pub fn replica_count(&self) -> usize {
+        match self.lookup {
+            Lookup::Nowhere => 0,
+            _ => self.replica_count,
+        }
+    }
+
+    /// Fails if a series cannot have `count` replicas, as in a hashmod ring that is too small.
+    pub fn require_replicas(&self, count: usize) -> Result<(), PlacementError> {
+        let have = self.replica_count();
+        if count <= have {
+            Ok(())
+        } else {
+            Err(PlacementError::InsufficientNodes { have, want: count })
+        }
+    }
+
+    pub fn section_count(&self) -> usize {
+        self.replicas.len().checked_div(self.replica_count).unwrap_or(0)
+    }
+
+    /// The hash of each section, ascending. Empty for hashmod.
+    pub fn section_hashes(&self) -> &[u64] {
+        match &self.lookup {
+            Lookup::Clockwise(sorted) => &sorted.hashes,
+            _ => &[],
+        }
+    }
+
+    /// The part of all copies of series that each endpoint holds, in order of endpoints. All parts
+    /// sum up to 1.
+    pub fn shares(&self) -> BTreeMap<EndpointIndex, f64> {
+        let mut shares = BTreeMap::new();
+        for (section, width) in self.section_widths().into_iter().enumerate() {
+            for endpoint in self.replicas(SectionIndex(section as u32)) {
+                *shares.entry(*endpoint).or_default() += width / self.replica_count as f64;
+            }
+        }
+        shares
+    }
+
+    /// The part of all hashes that belongs to each section.
+    fn section_widths(&self) -> Vec<f64> {
+        match &self.lookup {
+            Lookup::Nowhere => Vec::new(),
+            Lookup::Modulo(endpoint_count) => {
+                vec![1.0 / *endpoint_count as f64; *endpoint_count as usize]
+            }
+            Lookup::Clockwise(sorted) if sorted.hashes.len() == 1 => vec![1.0],
+            Lookup::Clockwise(sorted) => {
+                // The first section also holds what lies beyond the last.
+                let mut before = sorted.hashes.last().copied().unwrap_or(0);
+                let width = |hash: &u64| {
+                    let width = hash.wrapping_sub(before);
+                    before = *hash;
+                    width as f64 / 2f64.powi(64)
+                };
+                sorted.hashes.iter().map(width).collect()
+            }
+        }
+    }
+}
+
+/// Sorted hashes with a table over their leading bits. As hashes are spread evenly, a bucket holds
+/// about one of them, and a lookup touches two cache lines instead of the 17 that a binary search
+/// over 100,000 sections visits.
+#[derive(Debug)]
+struct SortedHashes {
+    hashes: Box<[u64]>,
+    /// For each value of the leading bits: index of the first hash that has this value or a higher
+    /// one. One entry more at the end.
+    bucket_starts: Box<[u32]>,
+    /// What is shifted out to get the leading bits.
+    bucket_shift: u32,
+}
+
+impl SortedHashes {
+    /// `hashes` are ascending and not empty.
+    fn new(hashes: Vec<u64>) -> SortedHashes {
+        debug_assert!(hashes.is_sorted() && !hashes.is_empty());
+        let bucket_bits = hashes.len().next_power_of_two().trailing_zeros().max(1);
+        let bucket_shift = u64::BITS - bucket_bits;
+        let mut bucket_starts = Vec::with_capacity((1 << bucket_bits) + 1);
+        let mut start = 0;
+        for bucket in 0..1u64 << bucket_bits {
+            while hashes.get(start).is_some_and(|hash| hash >> bucket_shift < bucket) {
+                start += 1;
+            }
+            bucket_starts.push(start as u32);
+        }
+        bucket_starts.push(hashes.len() as u32);
+        let bucket_starts = bucket_starts.into();
+        SortedHashes { hashes: hashes.into(), bucket_starts, bucket_shift }
+    }
+
+    /// Index of the first hash that is `wanted` or higher, and of the first of all if there is
+    /// none.
+    #[inline]
+    fn first_at_or_after(&self, wanted: u64) -> u32 {
+        let bucket = (wanted >> self.bucket_shift) as usize;
+        let (start, end) = (self.bucket_starts[bucket], self.bucket_starts[bucket + 1]);
+        let in_bucket = &self.hashes[start as usize..end as usize];
+        let index = start + in_bucket.partition_point(|hash| *hash < wanted) as u32;
+        if index as usize == self.hashes.len() { 0 } else { index }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bucket_table_finds_what_a_search_finds() {
+        let lists: [Vec<u64>; 5] = [
+            vec![7],
+            vec![0, u64::MAX],
+            vec![5, 5, 5, 5],
+            (0..3000u64).map(|i| i.wrapping_mul(0x9e37_79b9_7f4a_7c15)).collect(),
+            // All in one bucket.
+            (0..3000u64).map(|i| u64::MAX - i).collect(),
+        ];
+        for mut hashes in lists {
+            hashes.sort_unstable();
+            let sorted = SortedHashes::new(hashes.clone());
+            let edges = hashes.iter().flat_map(|hash| [*hash, hash.wrapping_add(1), hash / 2]);
+            for wanted in edges.chain([0, 1, u64::MAX, u64::MAX - 1]) {
+                let expected = hashes.partition_point(|hash| *hash < wanted) % hashes.len();
+                assert_eq!(sorted.first_at_or_after(wanted) as usize, expected, "{wanted}");
+            }
+        }
+    }
+
+    #[test]
+    fn shares_sum_up_to_one() {
+        let rings = [
+            Ring::modulo(vec![EndpointIndex(0), EndpointIndex(1)], 1),
+            Ring::clockwise(vec![5], vec![EndpointIndex(0)], 1),
+            Ring::clockwise(vec![1 << 20, 1 << 62, u64::MAX - 9], vec![EndpointIndex(0); 3], 1),
+        ];
+        for ring in rings {
+            let sum: f64 = ring.shares().values().sum();
+            assert!((sum - 1.0).abs() < 1e-9, "{sum}");
+        }
+    }
+
+    #[test]
+    fn a_ring_without_endpoints_places_nothing() {
+        let ring = Ring::modulo(Vec::new(), 0);
+        assert!(ring.replicas(ring.section_of(9)).is_empty());
+        let error = ring.require_replicas(1).unwrap_err();
+        assert_eq!(error, PlacementError::InsufficientNodes { have: 0, want: 1 });
+    }
+}
