@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal};
 /// How often a state is asked for that a process will reach some time.
 const POLL: Duration = Duration::from_millis(10);
 /// After this a process has hung.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A running process, killed when dropped.
 pub(crate) struct Process {

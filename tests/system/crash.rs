@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 
 use rustix::process::Signal;
 
+use crate::directories::{NO_TARGETS, copy_dir};
 use crate::http::{self, Request};
 use crate::process::{Process, wait_for};
-use crate::programs::Ringest;
-use crate::remote_read;
+use crate::programs::{Prometheus, Ringest};
+use crate::remote_read::{self, everything, sample_count};
 
 /// A sender that goes on until it is stopped, and its record of what was acknowledged.
 struct Load {
@@ -28,6 +29,7 @@ impl Load {
             "--series=2000",
             "--series-per-request=200",
             "--connections=2",
+            "--tenants=3",
             "--rate=20000",
             "--stale=5",
             "--churn=50",
@@ -83,6 +85,23 @@ fn nothing_acknowledged_is_lost_by_kills_with_sync_by_interval() {
 #[test]
 fn nothing_acknowledged_is_lost_by_kills_with_sync_always() {
     survives_kills("--tsdb.wal-sync=always");
+}
+
+#[test]
+fn a_directory_killed_under_load_holds_the_same_to_prometheus() {
+    let root = tempfile::tempdir().unwrap();
+    let mut ringest = Ringest::start(root.path(), &[]);
+    let mut load = Load::start(root.path(), &ringest);
+    load.wait_stretch();
+    ringest.kill();
+    load.stop();
+    let copy = root.path().join("for-prometheus");
+    copy_dir(&ringest.tenant_dir("load-0"), &copy);
+    ringest.start_again();
+    let ours = remote_read::read(ringest.http(), Some("load-0"), ".+");
+    assert!(sample_count(&ours) > 0);
+    let prometheus = Prometheus::start(&copy, NO_TARGETS, &[]);
+    assert!(everything(prometheus.address()) == ours, "Prometheus serves something else");
 }
 
 #[test]
@@ -143,7 +162,7 @@ fn a_stop_waits_for_the_request_under_way_and_is_not_ready_meanwhile() {
     ringest.ended();
 
     ringest.start_again();
-    let stored = remote_read::everything(ringest.http());
+    let stored = everything(ringest.http());
     let up = vec![("__name__".to_owned(), "up".to_owned())];
     assert_eq!(stored, [(up, vec![(1_000_000, 1f64.to_bits())])].into());
 }

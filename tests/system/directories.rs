@@ -2,12 +2,13 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use crate::programs::{DEFAULT_TENANT, Prometheus, Ringest, debian, succeed};
 use crate::remote_read::{Content, STALE, everything, sample_count};
 
 /// Scrapes nothing, so that what is in the directory stays as it is.
-const NO_TARGETS: &str = "global: {}\n";
+pub(crate) const NO_TARGETS: &str = "global: {}\n";
 
 /// Samples of the last hour, in several chunks a series, with staleness markers in them.
 const WORKLOAD: [&str; 6] = [
@@ -146,7 +147,7 @@ fn a_killed_prometheus_directory_opens_here_and_goes_back() {
 }
 
 fn load_to(prometheus: &Prometheus, workload: &[&str]) {
-    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_ringest"));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ringest"));
     command
         .arg("load")
         .arg(format!("--url=http://{}", prometheus.address()))
@@ -155,7 +156,7 @@ fn load_to(prometheus: &Prometheus, workload: &[&str]) {
     succeed(&mut command);
 }
 
-fn copy_dir(from: &Path, to: &Path) {
+pub(crate) fn copy_dir(from: &Path, to: &Path) {
     fs::create_dir(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();

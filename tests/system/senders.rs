@@ -1,5 +1,7 @@
 //! Real senders write, real readers read back.
 
+use std::fs;
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::http::{self, Request};
@@ -13,7 +15,7 @@ fn now() -> f64 {
 }
 
 /// A node_exporter with next to nothing to export, on `address`.
-fn start_target(address: &str, log: &std::path::Path) -> Process {
+fn start_target(address: &str, log: &Path) -> Process {
     let mut command = debian("prometheus-node-exporter", "prometheus-node-exporter");
     command
         .arg(format!("--web.listen-address={address}"))
@@ -24,7 +26,7 @@ fn start_target(address: &str, log: &std::path::Path) -> Process {
 
 /// Waits until `condition` holds, which `what` describes.
 fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    assert!(wait_for(|| condition().then_some(())).is_some(), "{what}: not within a minute");
+    assert!(wait_for(|| condition().then_some(())).is_some(), "it never happens that {what}");
 }
 
 #[test]
@@ -81,16 +83,12 @@ fn prometheus_reads_back_what_prometheus_wrote() {
             read = reader.query(query, alive)?;
             (read == written).then_some(())
         });
-        if is_same.is_none() {
-            let differing = written.iter().zip(&read).find(|(written, read)| written != read);
-            let (written, read) = (written.len(), read.len());
-            panic!(
-                "{query}: {written} series written, {read} read; the first of those that differ: {differing:#?}"
-            );
-        }
+        let differing = written.iter().zip(&read).find(|(written, read)| written != read);
+        assert_eq!(read.len(), written.len(), "series of {query}, {differing:#?}");
+        assert!(is_same.is_some(), "{query}: written and read: {differing:#?}");
     }
-    let known = reader.query("thanos_build_info", alive).expect("an answer of the reader");
-    assert_eq!(known.len(), 1, "our own metrics: {known:?}");
+    let own = reader.query("thanos_build_info", alive).expect("an answer of the reader");
+    assert_eq!(own.len(), 1, "our own metrics: {own:?}");
 
     let of_target = remote_read::read(ringest.http(), None, "node_.+");
     assert!(of_target.len() > 3, "{of_target:?}");
@@ -110,7 +108,7 @@ fn vmagent_writes_for_a_tenant_and_only_that_tenant_reads_it() {
          - job_name: ringest\n  static_configs: [{{targets: ['{}']}}]\n",
         ringest.http(),
     );
-    std::fs::write(&config, text).unwrap();
+    fs::write(&config, text).unwrap();
     let address = format!("127.0.0.1:{}", ports::free(1)[0]);
     let mut command = debian("vmagent", "victoria-metrics");
     command
