@@ -4,6 +4,7 @@ pub mod admission;
 pub mod error;
 pub mod known;
 pub mod local;
+pub mod service;
 
 use crate::write::error::Refusals;
 
