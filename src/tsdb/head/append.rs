@@ -202,7 +202,12 @@ impl Head {
         }
         let mut made = Vec::new();
         let mut set = self.series.write();
-        for (series, wanted) in batch.new_series.iter().zip(wanted) {
+        for (i, (series, wanted)) in batch.new_series.iter().zip(wanted).enumerate() {
+            if i.is_multiple_of(TOUCHED_TOGETHER) {
+                let window = batch.new_series[i..].iter().take(TOUCHED_TOGETHER);
+                let sum = window.fold(0u8, |sum, new| sum.wrapping_add(set.touch(new.hash)));
+                std::hint::black_box(sum);
+            }
             let key = batch.key(series);
             // Another request may have made it since the look-up, or this one names it twice.
             let mut slot = set.find(series.hash, key, Rules::CANONICAL);
