@@ -181,6 +181,8 @@ impl Config {
             return Err(ConfigError::MemoryLimitRatio);
         }
         refuse_features(values, &mut notices)?;
+        // Nobody listens there yet, but a text that is no address is wrong all the same.
+        ListenAddress::from_values(values, "receive.capnproto-address")?;
         Ok(Config {
             log: LogConfig::from_values(values),
             http: HttpConfig {
@@ -320,7 +322,9 @@ fn refuse_unsupported(flag: &'static Flag, values: &Values) -> Result<(), Config
     } else {
         let value = values.value(flag);
         // Where the default 0 means off, so does anything below it.
-        let is_off = flag.default == "0" && matches!(value, Value::Int(number) if number <= 0);
+        // So is a retention of 0, which keeps everything: no data is deleted by this version.
+        let has_off = flag.default == "0" || flag.name == "tsdb.retention";
+        let is_off = has_off && matches!(value, Value::Int(number) if number <= 0);
         is_off || value == flag.default_value()
     };
     if asks_for_nothing {

@@ -33,10 +33,21 @@ impl Default for LabelCaps {
     }
 }
 
-/// Decodes `request` into `batch`, looking series up in `known`. Series that the label rules refuse
-/// are counted in the outcome, their samples are not in the batch.
+/// Decodes a remote write 1.0 request into `batch`, looking series up in `known`. Series that the
+/// label rules refuse are counted in the outcome, their samples are not in the batch.
 pub fn decode_request(
     request: &[u8],
+    known: &SeriesSet,
+    manners: Manners,
+    caps: LabelCaps,
+    batch: &mut Batch,
+) -> Result<WriteOutcome, DecodeError> {
+    decode_fields(RequestFields::new(request), known, manners, caps, batch)
+}
+
+/// As [`decode_request`], for any message that carries series as a write request does.
+pub fn decode_fields(
+    mut fields: RequestFields<'_>,
     known: &SeriesSet,
     manners: Manners,
     caps: LabelCaps,
@@ -50,9 +61,9 @@ pub fn decode_request(
         outcome: WriteOutcome::default(),
         guess: Guess::default(),
         labels: Vec::new(),
+        label_count: 0,
         key: KeyBuilder::default(),
     };
-    let mut fields = RequestFields::new(request);
     let mut window = [&[][..]; WINDOW];
     let mut filled = 0;
     while let Some(field) = fields.next_field()? {
@@ -82,8 +93,9 @@ struct Decoder<'r, 'k> {
     batch: &'k mut Batch,
     outcome: WriteOutcome,
     guess: Guess,
-    /// Labels of the series at hand, reused.
+    /// Labels of the series at hand, reused; of too many only as many as prove it.
     labels: Vec<(&'r [u8], &'r [u8])>,
+    label_count: usize,
     key: KeyBuilder,
 }
 
@@ -198,21 +210,27 @@ impl<'r> Decoder<'r, '_> {
         raw: &[u8],
     ) -> Result<(), DecodeError> {
         self.labels.clear();
+        self.label_count = 0;
         let first_sample = self.batch.samples.len();
         let mut others = Others::default();
         let mut fields = SeriesFields::new(series);
         while let Some(field) = fields.next_field()? {
             match field {
-                // More are only counted.
-                SeriesField::Label { name, value } => self.labels.push((name, value)),
+                SeriesField::Label { name, value } => {
+                    self.label_count += 1;
+                    // A label takes two bytes in a request and 32 here.
+                    if self.labels.len() <= self.caps.labels_max {
+                        self.labels.push((name, value));
+                    }
+                }
                 SeriesField::Sample { t, v } => self.batch.push(0, t, v),
                 other => others.count(other)?,
             }
         }
         if let Err(reason) = self.judge_labels() {
             self.batch.samples.truncate(first_sample);
-            let labels = &self.labels;
-            self.outcome.refusals.add(reason, 1, || display(labels));
+            let (labels, count) = (&self.labels, self.label_count);
+            self.outcome.refusals.add(reason, 1, || display(labels, count));
             return Ok(());
         }
         self.key.clear();
@@ -328,7 +346,10 @@ impl Others {
     ) {
         outcome.exemplars_dropped += self.exemplars;
         if self.histograms > 0 {
-            let example = || display(&labels());
+            let example = || {
+                let labels = labels();
+                display(&labels, labels.len())
+            };
             outcome.refusals.add(Reason::HistogramsNotStored, self.histograms, example);
         }
     }
@@ -356,14 +377,14 @@ fn has_no_label(fields: &[u8]) -> bool {
     true
 }
 
-/// Labels of a refusal's example. A storm of labels is cut before it is written out.
-fn display(labels: &[(&[u8], &[u8])]) -> String {
+/// The first of `count` labels, as a refusal's example. A storm is cut before it is written out.
+fn display(labels: &[(&[u8], &[u8])], count: usize) -> String {
     const SHOWN_MAX: usize = 32;
     let mut text = String::new();
     // Writing to a String cannot fail.
     let _ = fmt_labels(&mut text, labels.iter().copied().take(SHOWN_MAX));
-    if labels.len() > SHOWN_MAX {
-        text.push_str(&format!(" and {} more labels", labels.len() - SHOWN_MAX));
+    if count > SHOWN_MAX {
+        text.push_str(&format!(" and {} more labels", count - SHOWN_MAX));
     }
     text
 }

@@ -6,10 +6,16 @@
 mod chunks;
 mod compare;
 mod grpc;
+#[path = "../support/http.rs"]
 mod http;
 mod node;
 mod ours;
+#[path = "../support/ports.rs"]
+mod ports;
+#[path = "../support/process.rs"]
+mod process;
 mod proto;
+mod requests;
 mod runner;
 mod suite;
 
@@ -27,6 +33,10 @@ macro_rules! suites {
 }
 
 suites! {
+    grpc_write_ingestor: "grpc-write-ingestor",
+    grpc_write_tenant_dotdot: "grpc-write-tenant-dotdot",
+    grpc_write_tenant_empty: "grpc-write-tenant-empty",
+    grpc_write_tenant_not_utf8: "grpc-write-tenant-not-utf8",
     ops_port: "ops-port",
     rw1_future: "rw1-future",
     rw1_labels: "rw1-labels",
