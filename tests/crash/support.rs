@@ -371,6 +371,9 @@ pub(crate) fn read_answer(stream: &mut TcpStream) -> io::Result<Answer> {
         headers.insert(name.to_ascii_lowercase(), value.trim().to_owned());
     }
     let mut body = Vec::new();
+    if status == 204 {
+        return Ok(Answer { status, headers, body });
+    }
     if headers.get("transfer-encoding").is_some_and(|encoding| encoding == "chunked") {
         loop {
             line.clear();
