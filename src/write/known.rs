@@ -19,6 +19,12 @@ use crate::write::{Manners, WriteOutcome};
 /// Messages looked up together.
 const WINDOW: usize = 16;
 
+/// The shortest sample with a time after 1971: two bytes of header, a tag and six of time.
+const SAMPLE_BYTES_MIN: usize = 9;
+
+/// Samples that a request may have whatever its length.
+const SAMPLES_ALLOWED: usize = 4096;
+
 /// What a series' labels may amount to.
 #[derive(Clone, Copy, Debug)]
 pub struct LabelCaps {
@@ -57,6 +63,7 @@ pub fn decode_fields(
         known,
         manners,
         caps,
+        samples_max: (request.len() / SAMPLE_BYTES_MIN).max(SAMPLES_ALLOWED),
         batch,
         outcome: WriteOutcome::default(),
         guess: Guess::default(),
@@ -90,6 +97,9 @@ struct Decoder<'r, 'k> {
     known: &'k SeriesSet,
     manners: Manners,
     caps: LabelCaps,
+    /// A sample takes 72 bytes on its way to the log, and two of a request if it is all zero. So
+    /// there may be no more than a request of its length can have in earnest.
+    samples_max: usize,
     batch: &'k mut Batch,
     outcome: WriteOutcome,
     guess: Guess,
@@ -184,7 +194,7 @@ impl<'r> Decoder<'r, '_> {
             let mut others = Others::default();
             while let Some(field) = fields.next_field()? {
                 match field {
-                    SeriesField::Sample { t, v } => self.batch.push(slot, t, v),
+                    SeriesField::Sample { t, v } => self.push_sample(slot, t, v)?,
                     SeriesField::Label { .. } => {
                         // Labels behind samples: the bytes before do not name the series.
                         self.batch.samples.truncate(first_sample);
@@ -199,6 +209,14 @@ impl<'r> Decoder<'r, '_> {
             return Ok(());
         }
         self.decode_fully(series, hash, raw)
+    }
+
+    fn push_sample(&mut self, series: u32, t: i64, v: u64) -> Result<(), DecodeError> {
+        if self.batch.samples.len() >= self.samples_max {
+            return Err(DecodeError { field: "timeseries", what: "a storm of empty samples" });
+        }
+        self.batch.push(series, t, v);
+        Ok(())
     }
 
     /// Reads every field, judges the labels and finds the series by its canonical key. `raw` are
@@ -223,7 +241,7 @@ impl<'r> Decoder<'r, '_> {
                         self.labels.push((name, value));
                     }
                 }
-                SeriesField::Sample { t, v } => self.batch.push(0, t, v),
+                SeriesField::Sample { t, v } => self.push_sample(0, t, v)?,
                 other => others.count(other)?,
             }
         }

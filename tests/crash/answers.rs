@@ -39,7 +39,7 @@ fn labels_that_are_refused_are_not_collected() {
     let mut node = Node::start_ready(dir.path(), &[]);
     let mut series = Vec::new();
     push_field(&mut series, 1, &[0x0a, 1, b'a', 0x12, 1, b'b']);
-    for _ in 0..50_000_000 {
+    for _ in 0..15_000_000 {
         series.extend_from_slice(&[0x0a, 0]);
     }
     let mut body = WriteRequest::default();
@@ -49,7 +49,7 @@ fn labels_that_are_refused_are_not_collected() {
     assert!(answer.text().contains("labels over the cap 1 "), "{}", answer.text());
     node.assert_alive();
     let peak = node.resident_bytes_peak();
-    assert!(peak < 400 << 20, "{peak} bytes for a body of 100 MB");
+    assert!(peak < 200 << 20, "{peak} bytes for a body of 30 MB");
 }
 
 #[test]

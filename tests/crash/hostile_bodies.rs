@@ -157,8 +157,9 @@ fn noise_gets_an_answer_that_is_not_our_fault() {
             body.len()
         );
         stream.write_all(&[head.as_bytes(), &body].concat()).unwrap();
-        let answer = read_answer(&mut stream)
-            .unwrap_or_else(|error| panic!("body {number}, {bytes:02x?}: {error}"));
+        let answer = read_answer(&mut stream).unwrap_or_else(|error| {
+            panic!("body {number}: {error}, {:?}: {bytes:02x?}", node.lines_with(&["panicked"]))
+        });
         let allowed = [200, 204, 400, 409, 413];
         assert!(allowed.contains(&answer.status), "body {number}, {bytes:02x?}: {answer:?}");
         *statuses.entry(answer.status).or_default() += 1;

@@ -108,18 +108,18 @@ async fn run(policy: SyncPolicy, random: &mut Random) {
         let storage = open(&disk, policy, t);
         let found = storage.content();
         assert_between(&found, &acknowledged, &sent, &format!("{policy:?}, life {life}"));
-        // From here on what is there is certain to stay only if it was durable; after a restart
-        // all of it was read from the medium or will be lost with it, so the model is what is.
-        if policy == SyncPolicy::Always {
-            acknowledged = found.clone();
-        }
-        // What was known to be durable at the last look.
+        // Whatever a restart finds is on the medium.
+        acknowledged = found.clone();
+        // What was durable at the last look.
         let mut durable = found;
+        // Then a kill before the log was written again costs what a power cut costs.
+        let mut bytes_dropped = false;
         let syncs_fail_in = random.below(120);
         let writes = 20 + random.below(100);
         for write in 0..writes {
             if write == syncs_fail_in {
                 let how = [FailedSync::KeepsBytes, FailedSync::DropsBytes][random.below(2)];
+                bytes_dropped |= how == FailedSync::DropsBytes;
                 disk.fail_syncs(1 + random.below(3) as u64, how);
             }
             if random.below(60) == 0 {
@@ -160,7 +160,7 @@ async fn run(policy: SyncPolicy, random: &mut Random) {
         let is_power_cut = random.below(3) > 0;
         let stopped = if is_power_cut { disk.after_power_cut() } else { disk.after_kill() };
         drop(storage);
-        if policy != SyncPolicy::Always && is_power_cut {
+        if policy != SyncPolicy::Always && (is_power_cut || bytes_dropped) {
             acknowledged = durable;
         }
         disk = stopped;

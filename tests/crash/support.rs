@@ -65,7 +65,7 @@ impl Random {
 pub(crate) fn raise_file_limit() -> u64 {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
-    setrlimit(Resource::Nofile, limit.clone()).unwrap();
+    setrlimit(Resource::Nofile, limit).unwrap();
     limit.current.unwrap_or(u64::MAX)
 }
 
@@ -371,6 +371,9 @@ pub(crate) fn read_answer(stream: &mut TcpStream) -> io::Result<Answer> {
         headers.insert(name.to_ascii_lowercase(), value.trim().to_owned());
     }
     let mut body = Vec::new();
+    if status == 204 {
+        return Ok(Answer { status, headers, body });
+    }
     if headers.get("transfer-encoding").is_some_and(|encoding| encoding == "chunked") {
         loop {
             line.clear();
