@@ -123,6 +123,12 @@ pub struct RequestFields<'a> {
 }
 
 impl<'a> RequestFields<'a> {
+    /// Bytes not yet read.
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> usize {
+        self.rest.len()
+    }
+
     pub fn new(request: &'a [u8]) -> RequestFields<'a> {
         RequestFields { rest: request, has_metadata: true }
     }

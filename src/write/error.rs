@@ -89,8 +89,15 @@ impl Reason {
 /// Refused series and samples by reason, with one example series each. Bounded: the example is cut.
 #[derive(Debug, Default)]
 pub struct Refusals {
-    counts: [u64; Reason::ALL.len()],
-    examples: [Option<Box<str>>; Reason::ALL.len()],
+    /// In the order of the reasons' numbers.
+    by_reason: Vec<Refused>,
+}
+
+#[derive(Debug)]
+struct Refused {
+    reason: Reason,
+    count: u64,
+    example: Box<str>,
 }
 
 /// An example series longer than this is cut.
@@ -99,17 +106,19 @@ const EXAMPLE_BYTES_MAX: usize = 1024;
 impl Refusals {
     /// Counts `count` refusals; `example` is asked for only if the reason has none yet.
     pub fn add(&mut self, reason: Reason, count: u64, example: impl FnOnce() -> String) {
-        let i = reason as usize;
-        self.counts[i] += count;
-        self.examples[i].get_or_insert_with(|| {
-            let mut example = example();
-            if example.len() > EXAMPLE_BYTES_MAX {
-                let end = example.floor_char_boundary(EXAMPLE_BYTES_MAX);
-                example.truncate(end);
-                example.push('…');
+        match self.by_reason.binary_search_by_key(&reason, |refused| refused.reason) {
+            Ok(i) => self.by_reason[i].count += count,
+            Err(i) => {
+                let mut example = example();
+                if example.len() > EXAMPLE_BYTES_MAX {
+                    let end = example.floor_char_boundary(EXAMPLE_BYTES_MAX);
+                    example.truncate(end);
+                    example.push('…');
+                }
+                let example = example.into_boxed_str();
+                self.by_reason.insert(i, Refused { reason, count, example });
             }
-            example.into_boxed_str()
-        });
+        }
     }
 
     pub fn is_empty(&self) -> bool {
@@ -117,15 +126,12 @@ impl Refusals {
     }
 
     pub fn total(&self) -> u64 {
-        self.counts.iter().sum()
+        self.by_reason.iter().map(|refused| refused.count).sum()
     }
 
     /// Reason, count and example, for reasons that occurred.
     pub fn iter(&self) -> impl Iterator<Item = (Reason, u64, &str)> {
-        Reason::ALL.into_iter().filter_map(|reason| {
-            let example = self.examples[reason as usize].as_deref()?;
-            Some((reason, self.counts[reason as usize], example))
-        })
+        self.by_reason.iter().map(|refused| (refused.reason, refused.count, &*refused.example))
     }
 }
 

@@ -63,7 +63,7 @@ pub fn decode_fields(
         known,
         manners,
         caps,
-        samples_max: (request.len() / SAMPLE_BYTES_MIN).max(SAMPLES_ALLOWED),
+        samples_max: (fields.len() / SAMPLE_BYTES_MIN).max(SAMPLES_ALLOWED),
         batch,
         outcome: WriteOutcome::default(),
         guess: Guess::default(),
