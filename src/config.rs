@@ -320,7 +320,9 @@ fn refuse_unsupported(flag: &'static Flag, values: &Values) -> Result<(), Config
     } else {
         let value = values.value(flag);
         // Where the default 0 means off, so does anything below it.
-        let is_off = flag.default == "0" && matches!(value, Value::Int(number) if number <= 0);
+        // So is a retention of 0, which keeps everything: no data is deleted by this version.
+        let has_off = flag.default == "0" || flag.name == "tsdb.retention";
+        let is_off = has_off && matches!(value, Value::Int(number) if number <= 0);
         is_off || value == flag.default_value()
     };
     if asks_for_nothing {

@@ -5,6 +5,7 @@ pub mod error;
 pub mod known;
 pub mod local;
 pub mod quorum;
+pub mod service;
 
 use crate::write::error::Refusals;
 

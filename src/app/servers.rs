@@ -12,6 +12,7 @@ use crate::app::AppError;
 use crate::app::listeners::Listeners;
 use crate::config::{Config, TenancyConfig};
 use crate::grpc::metrics::GrpcMetrics;
+use crate::grpc::remote_write::{RemoteWriteOptions as PeerWriteOptions, RemoteWriteServer};
 use crate::grpc::{self, GrpcOptions, Services};
 use crate::http::read::{self, RemoteRead};
 use crate::http::remote_write::{RemoteWriteOptions, RequestLimits, WriteService};
@@ -20,8 +21,10 @@ use crate::http::{self, ConnectionLimits, Probe, remote_write_router, status_rou
 use crate::metrics::Registry;
 use crate::multi_tsdb::MultiTsdb;
 use crate::store::budget::ReadBudget;
+use crate::write::admission::Admission;
 use crate::write::known::LabelCaps;
 use crate::write::local::LocalWriter;
+use crate::write::service::PeerWrites;
 
 /// Serves on all listeners until `draining`, then ends each within its grace period.
 pub(super) fn spawn(
@@ -34,9 +37,19 @@ pub(super) fn spawn(
     let budget = ReadBudget::new(config.query_inflight_bytes_max);
     let grace = config.http.grace_period;
     let operator = operator_router(config, registry, storage, &budget, draining);
-    let write = write_router(config, registry, storage, draining);
-    let reads = Services::of_reads(storage.clone(), budget);
-    let grpc_metrics = GrpcMetrics::new(registry, reads.names());
+    let caps = LabelCaps {
+        labels_max: config.remote_write.series_labels_max,
+        bytes_max: config.remote_write.label_bytes_max,
+    };
+    let writer = Arc::new(LocalWriter::new(storage.clone(), caps, config.storage.db.wal_sync));
+    let write = write_service(config, registry, &writer, draining);
+    let services = Services::of_reads(storage.clone(), budget).with(peer_write_server(
+        config,
+        writer,
+        write.admission(),
+        draining,
+    ));
+    let grpc_metrics = GrpcMetrics::new(registry, services.names());
     let grpc_options = GrpcOptions {
         grace_period: config.grpc.grace_period,
         connection_age_max: config.grpc.connection_age_max,
@@ -47,11 +60,11 @@ pub(super) fn spawn(
     servers.spawn(serve_http(
         "remote-write/server",
         listeners.remote_write,
-        write,
+        remote_write_router(write),
         draining(),
         grace,
     ));
-    servers.spawn(serve_grpc(listeners.grpc, reads, grpc_metrics, grpc_options, draining()));
+    servers.spawn(serve_grpc(listeners.grpc, services, grpc_metrics, grpc_options, draining()));
     servers
 }
 
@@ -75,12 +88,12 @@ fn operator_router(
 }
 
 /// Remote write. Taken while storage opens: each tenant answers for itself.
-fn write_router(
+fn write_service(
     config: &Config,
     registry: &Registry,
-    storage: &Arc<MultiTsdb>,
+    writer: &Arc<LocalWriter>,
     draining: &CancellationToken,
-) -> Router {
+) -> Arc<WriteService<LocalWriter>> {
     let TenancyConfig { tenant_header, default_tenant, replica_header, .. } = &config.tenancy;
     let options = RemoteWriteOptions {
         tenants: TenantRules::new(tenant_header.clone(), default_tenant.clone()),
@@ -92,14 +105,25 @@ fn write_router(
             body_read_timeout: config.remote_write.body_read_timeout,
         },
     };
-    let caps = LabelCaps {
-        labels_max: config.remote_write.series_labels_max,
-        bytes_max: config.remote_write.label_bytes_max,
-    };
-    let writer = Arc::new(LocalWriter::new(storage.clone(), caps, config.storage.db.wal_sync));
     let stopping = draining.clone();
     let accepting = Probe::new(move || !stopping.is_cancelled());
-    remote_write_router(Arc::new(WriteService::new(writer, accepting, options, registry)))
+    Arc::new(WriteService::new(writer.clone(), accepting, options, registry))
+}
+
+/// Writes of peers, stored whatever replica they say they are: this node has no ring.
+fn peer_write_server(
+    config: &Config,
+    writer: Arc<LocalWriter>,
+    admission: Arc<Admission>,
+    draining: &CancellationToken,
+) -> RemoteWriteServer<LocalWriter> {
+    let stopping = draining.clone();
+    let options = PeerWriteOptions {
+        is_accepting: Box::new(move || !stopping.is_cancelled()),
+        admission,
+        body_read_timeout: config.remote_write.body_read_timeout,
+    };
+    RemoteWriteServer::new(PeerWrites::new(writer, None), options)
 }
 
 async fn serve_http(

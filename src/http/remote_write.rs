@@ -167,6 +167,11 @@ impl<S: WriteSink> WriteService<S> {
         }
     }
 
+    /// The budget that all writes to this node are counted against.
+    pub fn admission(&self) -> Arc<Admission> {
+        self.admission.clone()
+    }
+
     /// One write request from head to outcome. The order of the stages is Thanos'; what a sender
     /// may rely on is that an earlier one decides.
     async fn write(

@@ -9,6 +9,8 @@
 //! cap, and what the block could inflate to at the very most ([`INFLATION_MAX`]). So seven bytes
 //! that declare 1 GiB are refused as corrupt without asking what the cap is.
 
+pub mod framed;
+
 use std::sync::Arc;
 
 use parking_lot::Mutex;

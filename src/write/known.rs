@@ -33,10 +33,21 @@ impl Default for LabelCaps {
     }
 }
 
-/// Decodes `request` into `batch`, looking series up in `known`. Series that the label rules refuse
-/// are counted in the outcome, their samples are not in the batch.
+/// Decodes a remote write 1.0 request into `batch`, looking series up in `known`. Series that the
+/// label rules refuse are counted in the outcome, their samples are not in the batch.
 pub fn decode_request(
     request: &[u8],
+    known: &SeriesSet,
+    manners: Manners,
+    caps: LabelCaps,
+    batch: &mut Batch,
+) -> Result<WriteOutcome, DecodeError> {
+    decode_fields(RequestFields::new(request), known, manners, caps, batch)
+}
+
+/// As [`decode_request`], for any message that carries series as a write request does.
+pub fn decode_fields(
+    mut fields: RequestFields<'_>,
     known: &SeriesSet,
     manners: Manners,
     caps: LabelCaps,
@@ -52,7 +63,6 @@ pub fn decode_request(
         labels: Vec::new(),
         key: KeyBuilder::default(),
     };
-    let mut fields = RequestFields::new(request);
     let mut window = [&[][..]; WINDOW];
     let mut filled = 0;
     while let Some(field) = fields.next_field()? {
