@@ -12,6 +12,7 @@ pub mod log;
 pub mod metrics;
 pub mod model;
 pub mod multi_tsdb;
+pub mod peer;
 pub mod store;
 pub mod tsdb;
 pub mod wire;
