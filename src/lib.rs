@@ -14,6 +14,7 @@ pub mod metrics;
 pub mod model;
 pub mod multi_tsdb;
 pub mod ring_tool;
+pub mod peer;
 pub mod store;
 pub mod tsdb;
 pub mod wire;

@@ -18,9 +18,9 @@ use http_body_util::{BodyExt as _, Full};
 use tonic::body::Body;
 use tonic::server::NamedService;
 
-use crate::grpc::encoding::{ACCEPTED, Encoding, GRPC_ACCEPT_ENCODING, GRPC_ENCODING};
-use crate::grpc::encoding::{HEAD_BYTES, Head, MessageError};
 use crate::grpc::respond;
+use crate::wire::grpc::{ACCEPTED, Encoding, GRPC_ACCEPT_ENCODING, GRPC_ENCODING};
+use crate::wire::grpc::{HEAD_BYTES, Head, MessageError};
 use crate::wire::snappy::BufferPool;
 use crate::write::admission::{Admission, InflightGuard, Overloaded};
 use crate::write::service::{PeerSink, PeerWriteError, PeerWrites};
