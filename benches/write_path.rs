@@ -10,8 +10,8 @@ use common::{
     write,
 };
 use ringest::tsdb::head::batch::Batch;
-use rustix::time::{ClockId, clock_gettime};
 use ringest::tsdb::options::DbOptions;
+use rustix::time::{ClockId, clock_gettime};
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;

@@ -55,10 +55,13 @@ pub fn write(error: &CallError) -> Status {
             }
             PeerWriteError::Malformed(_) => Code::Internal,
             PeerWriteError::Write(error) => match error {
-                WriteError::TenantName(_) => Code::InvalidArgument,
-                WriteError::Unavailable(_) => Code::Unavailable,
+                WriteError::TenantName(_) | WriteError::BadReplica { .. } => Code::InvalidArgument,
+                WriteError::Unavailable(_) | WriteError::NoHashring | WriteError::NoQuorum(_) => {
+                    Code::Unavailable
+                }
                 WriteError::Invalid { .. }
                 | WriteError::TooLarge { .. }
+                | WriteError::Placement(_)
                 | WriteError::TenantNotReady { .. } => Code::Internal,
             },
         },

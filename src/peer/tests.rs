@@ -31,7 +31,7 @@ impl PeerSink for Sink {
     async fn write(
         &self,
         tenant: &TenantId,
-        message: &[u8],
+        message: bytes::Bytes,
         replica: u64,
     ) -> Result<WriteOutcome, WriteError> {
         let mut outcome = WriteOutcome::default();

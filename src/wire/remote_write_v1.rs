@@ -133,6 +133,11 @@ impl<'a> RequestFields<'a> {
         RequestFields { rest: message, has_metadata: false }
     }
 
+    /// Bytes not yet read.
+    pub fn rest(&self) -> &'a [u8] {
+        self.rest
+    }
+
     /// The next field that we know; `None` at the end of the request.
     #[inline]
     pub fn next_field(&mut self) -> Result<Option<RequestField<'a>>, DecodeError> {
@@ -156,6 +161,20 @@ impl<'a> RequestFields<'a> {
                 _ => {}
             }
         }
+    }
+}
+
+impl<'a> Iterator for RequestFields<'a> {
+    type Item = Result<RequestField<'a>, DecodeError>;
+
+    /// As [`RequestFields::next_field`]. Nothing comes after an error.
+    #[inline]
+    fn next(&mut self) -> Option<Self::Item> {
+        let field = self.next_field();
+        if field.is_err() {
+            self.rest = &[];
+        }
+        field.transpose()
     }
 }
 
