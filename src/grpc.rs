@@ -1,8 +1,10 @@
 //! The gRPC listener: which services there are, their message limits, health, reflection, drain.
 
+pub mod compression;
 pub mod health;
 pub mod metrics;
 pub mod reflection;
+pub mod remote_write;
 pub mod respond;
 
 use std::future::Future;
@@ -15,6 +17,7 @@ use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 
+use crate::grpc::compression::Compressed;
 use crate::grpc::health::HealthService;
 use crate::grpc::metrics::GrpcMetrics;
 use crate::store::StoreService;
@@ -80,7 +83,12 @@ impl Services {
         let status = StatusServer::new(StatusService::new(source.clone(), budget))
             .max_decoding_message_size(READ_REQUEST_BYTES_MAX);
         let health = HealthServer::new(HealthService::new(move || source.is_ready()));
-        Services::default().with(store).with(info).with(exemplars).with(status).with(health)
+        Services::default()
+            .with(Compressed(store))
+            .with(Compressed(info))
+            .with(Compressed(exemplars))
+            .with(Compressed(status))
+            .with(Compressed(health))
     }
 
     /// Adds a generated server.

@@ -13,6 +13,7 @@ pub mod log;
 pub mod metrics;
 pub mod model;
 pub mod multi_tsdb;
+pub mod peer;
 pub mod ring_tool;
 pub mod store;
 pub mod tsdb;

@@ -1,5 +1,7 @@
 //! Bytes to model and back. Generated types stop here.
 
+pub mod grpc;
+pub mod peer_write;
 pub mod proto;
 pub mod reader;
 pub mod remote_write_v1;

@@ -1,10 +1,13 @@
 //! The nouns of the write path.
 
 pub mod admission;
+pub mod distribute;
 pub mod error;
+pub mod fanout;
 pub mod known;
 pub mod local;
 pub mod quorum;
+pub mod service;
 
 use crate::write::error::Refusals;
 

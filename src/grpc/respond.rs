@@ -2,8 +2,11 @@
 
 use tonic::{Code, Status};
 
+use crate::grpc::remote_write::CallError;
 use crate::store::error::QueryError;
+use crate::wire::grpc::MessageError;
 use crate::write::error::WriteError;
+use crate::write::service::PeerWriteError;
 
 /// What a querier is told.
 pub fn query(error: &QueryError) -> Status {
@@ -35,30 +38,74 @@ pub fn statistics(error: &QueryError) -> Status {
     }
 }
 
-/// What a peer is told that writes to us. A Thanos router retries all of these, and backs off the
-/// whole peer, for all tenants, on `Unavailable` alone: hence that is said for the node only.
-pub fn write(error: &WriteError) -> Status {
+/// What a peer is told that writes to us. A Thanos router takes `AlreadyExists` for final and
+/// retries everything else; on `Unavailable` it also backs off the whole peer, for all tenants,
+/// hence that is said for the node only.
+pub fn write(error: &CallError) -> Status {
     let code = match error {
-        WriteError::Invalid { .. } | WriteError::TenantName(_) => Code::InvalidArgument,
-        WriteError::TooLarge { .. } => Code::ResourceExhausted,
-        WriteError::TenantNotReady { .. } => Code::Internal,
-        WriteError::Unavailable(_) => Code::Unavailable,
+        CallError::NotAccepting | CallError::Overloaded(_) | CallError::Slow(_) => {
+            Code::Unavailable
+        }
+        CallError::Body(_) => Code::Internal,
+        CallError::Message(error) => of_message(error),
+        CallError::Write(error) => match error {
+            PeerWriteError::Refused { .. } => Code::AlreadyExists,
+            PeerWriteError::BadReplica { .. } | PeerWriteError::TenantName(_) => {
+                Code::InvalidArgument
+            }
+            PeerWriteError::Malformed(_) => Code::Internal,
+            PeerWriteError::Write(error) => match error {
+                WriteError::TenantName(_) | WriteError::BadReplica { .. } => Code::InvalidArgument,
+                WriteError::Unavailable(_) | WriteError::NoHashring | WriteError::NoQuorum(_) => {
+                    Code::Unavailable
+                }
+                WriteError::Invalid { .. }
+                | WriteError::TooLarge { .. }
+                | WriteError::Placement(_)
+                | WriteError::TenantNotReady { .. } => Code::Internal,
+            },
+        },
     };
     Status::new(code, error.to_string())
+}
+
+/// What the sender of a message is told that cannot be taken.
+pub fn message(error: &MessageError) -> Status {
+    Status::new(of_message(error), error.to_string())
+}
+
+/// The codes of grpc-go.
+fn of_message(error: &MessageError) -> Code {
+    match error {
+        MessageError::UnknownEncoding(_) => Code::Unimplemented,
+        MessageError::TooLarge { .. } => Code::ResourceExhausted,
+        MessageError::UnknownFlag(_)
+        | MessageError::NoEncoding
+        | MessageError::Corrupt(_)
+        | MessageError::CutShort => Code::Internal,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::tenant::TenantNameError;
+    use crate::model::tenant::{TenantId, TenantNameError};
 
     #[test]
     fn only_a_node_that_cannot_write_at_all_is_backed_off() {
+        let code = |error: PeerWriteError| write(&CallError::Write(error)).code();
         let tenant = WriteError::TenantNotReady { tenant: "a".into(), detail: "opening".into() };
-        assert_eq!(write(&tenant).code(), Code::Internal);
-        assert_eq!(write(&WriteError::Unavailable("disk full".into())).code(), Code::Unavailable);
-        let name = WriteError::TenantName(TenantNameError::NotUtf8);
-        assert_eq!(write(&name).code(), Code::InvalidArgument);
+        assert_eq!(code(tenant.into()), Code::Internal);
+        assert_eq!(code(WriteError::Unavailable("disk full".into()).into()), Code::Unavailable);
+        assert_eq!(code(TenantNameError::NotUtf8.into()), Code::InvalidArgument);
+        assert_eq!(
+            code(PeerWriteError::BadReplica { replica: 4, factor: 3 }),
+            Code::InvalidArgument
+        );
+        let tenant = TenantId::parse(b"a").unwrap();
+        let refused = PeerWriteError::Refused { tenant, refusals: Box::default() };
+        assert_eq!(code(refused), Code::AlreadyExists);
+        assert_eq!(write(&CallError::NotAccepting).code(), Code::Unavailable);
     }
 
     #[test]

@@ -330,3 +330,37 @@ async fn calls_are_counted_by_method_and_code() {
         assert!(page.contains(&line), "no {line} in {page}");
     }
 }
+
+/// A question in an encoding is answered in it, an error without a body, and a plain question
+/// plainly.
+#[tokio::test]
+async fn readers_may_ask_in_encodings() {
+    use crate::wire::grpc::Encoding;
+    let server = start(recorded_data_set(), GrpcOptions::default());
+    let method = "/thanos.Store/Series";
+    let plain = everything();
+    let (_, expected) = call(server.addr, method, plain.clone(), &[]).await;
+    for (name, encoding) in [("snappy", Encoding::Snappy), ("gzip", Encoding::Gzip)] {
+        let deflated = encoding.deflate(&plain[5..]);
+        let mut frames = BytesMut::new();
+        frames.put_u8(1);
+        frames.put_u32(deflated.len() as u32);
+        frames.put_slice(&deflated);
+        for frames in [frames.freeze(), plain.clone()] {
+            let metadata = [("grpc-encoding", name)];
+            let (code, replies) = call(server.addr, method, frames, &metadata).await;
+            assert_eq!((code, replies.len()), (Code::Ok, expected.len()), "{name}");
+            for (reply, expected) in replies.iter().zip(&expected) {
+                let mut buffer = Vec::new();
+                let admit = |_| Ok::<(), crate::wire::grpc::MessageError>(());
+                let inflated = encoding.inflate(reply, 1 << 20, &mut buffer, admit).unwrap();
+                assert_eq!(inflated, &expected[..], "{name}");
+            }
+        }
+        let no_matchers = frame(&SeriesRequest::default());
+        let refused = call(server.addr, method, no_matchers, &[("grpc-encoding", name)]).await;
+        assert_eq!(refused, (Code::InvalidArgument, vec![]), "{name}");
+        let cut = call(server.addr, method, plain.slice(..9), &[("grpc-encoding", name)]).await;
+        assert_eq!(cut, (Code::Internal, vec![]), "{name}");
+    }
+}

@@ -20,13 +20,13 @@ pub struct DecodeError {
 }
 
 impl DecodeError {
-    const fn new(field: &'static str, what: &'static str) -> DecodeError {
+    pub(super) const fn new(field: &'static str, what: &'static str) -> DecodeError {
         DecodeError { field, what }
     }
 }
 
 const TRUNCATED: &str = "message is cut short";
-const WRONG_WIRE_TYPE: &str = "wrong wire type";
+pub(super) const WRONG_WIRE_TYPE: &str = "wrong wire type";
 
 /// Protobuf wire types.
 const VARINT: u8 = 0;
@@ -41,7 +41,7 @@ const GROUP_DEPTH_MAX: u32 = 100;
 
 /// A field of a message: its number, and what it holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Value<'a> {
+pub(super) enum Value<'a> {
     Varint(u64),
     Fixed64(u64),
     Bytes(&'a [u8]),
@@ -51,7 +51,7 @@ enum Value<'a> {
 
 /// Splits the first field off a message.
 #[inline]
-fn read_field<'a>(
+pub(super) fn read_field<'a>(
     message: &'a [u8],
     name: &'static str,
 ) -> Result<(u32, Value<'a>, &'a [u8]), DecodeError> {
@@ -119,11 +119,23 @@ pub enum RequestField<'a> {
 /// The fields of a write request, in order.
 pub struct RequestFields<'a> {
     rest: &'a [u8],
+    has_metadata: bool,
 }
 
 impl<'a> RequestFields<'a> {
     pub fn new(request: &'a [u8]) -> RequestFields<'a> {
-        RequestFields { rest: request }
+        RequestFields { rest: request, has_metadata: true }
+    }
+
+    /// The series of a message of Thanos' that has them in field 1, as a write request does, but
+    /// no metadata: its other fields are skipped.
+    pub fn of_peer(message: &'a [u8]) -> RequestFields<'a> {
+        RequestFields { rest: message, has_metadata: false }
+    }
+
+    /// Bytes not yet read.
+    pub fn rest(&self) -> &'a [u8] {
+        self.rest
     }
 
     /// The next field that we know; `None` at the end of the request.
@@ -142,11 +154,27 @@ impl<'a> RequestFields<'a> {
             self.rest = rest;
             match (number, value) {
                 (1, Value::Bytes(series)) => return Ok(Some(RequestField::TimeSeries(series))),
+                (1, _) => return Err(DecodeError::new("write request", WRONG_WIRE_TYPE)),
+                (3, _) if !self.has_metadata => {}
                 (3, Value::Bytes(metadata)) => return Ok(Some(RequestField::Metadata(metadata))),
-                (1 | 3, _) => return Err(DecodeError::new("write request", WRONG_WIRE_TYPE)),
+                (3, _) => return Err(DecodeError::new("write request", WRONG_WIRE_TYPE)),
                 _ => {}
             }
         }
+    }
+}
+
+impl<'a> Iterator for RequestFields<'a> {
+    type Item = Result<RequestField<'a>, DecodeError>;
+
+    /// As [`RequestFields::next_field`]. Nothing comes after an error.
+    #[inline]
+    fn next(&mut self) -> Option<Self::Item> {
+        let field = self.next_field();
+        if field.is_err() {
+            self.rest = &[];
+        }
+        field.transpose()
     }
 }
 

@@ -9,6 +9,8 @@
 //! cap, and what the block could inflate to at the very most ([`INFLATION_MAX`]). So seven bytes
 //! that declare 1 GiB are refused as corrupt without asking what the cap is.
 
+pub mod framed;
+
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -106,6 +108,10 @@ impl BufferPool {
 }
 
 impl PooledBuffer {
+    pub fn as_slice(&self) -> &[u8] {
+        &self.bytes
+    }
+
     pub fn as_mut_vec(&mut self) -> &mut Vec<u8> {
         &mut self.bytes
     }

@@ -33,10 +33,21 @@ impl Default for LabelCaps {
     }
 }
 
-/// Decodes `request` into `batch`, looking series up in `known`. Series that the label rules refuse
-/// are counted in the outcome, their samples are not in the batch.
+/// Decodes a remote write 1.0 request into `batch`, looking series up in `known`. Series that the
+/// label rules refuse are counted in the outcome, their samples are not in the batch.
 pub fn decode_request(
     request: &[u8],
+    known: &SeriesSet,
+    manners: Manners,
+    caps: LabelCaps,
+    batch: &mut Batch,
+) -> Result<WriteOutcome, DecodeError> {
+    decode_fields(RequestFields::new(request), known, manners, caps, batch)
+}
+
+/// As [`decode_request`], for any fields that carry series as those of a write request do.
+pub fn decode_fields<'r>(
+    fields: impl IntoIterator<Item = Result<RequestField<'r>, DecodeError>>,
     known: &SeriesSet,
     manners: Manners,
     caps: LabelCaps,
@@ -52,11 +63,10 @@ pub fn decode_request(
         labels: Vec::new(),
         key: KeyBuilder::default(),
     };
-    let mut fields = RequestFields::new(request);
     let mut window = [&[][..]; WINDOW];
     let mut filled = 0;
-    while let Some(field) = fields.next_field()? {
-        match field {
+    for field in fields {
+        match field? {
             RequestField::TimeSeries(series) => {
                 window[filled] = series;
                 filled += 1;
@@ -209,7 +219,7 @@ impl<'r> Decoder<'r, '_> {
                 other => others.count(other)?,
             }
         }
-        if let Err(reason) = self.judge_labels() {
+        if let Err(reason) = judge_labels(&mut self.labels, self.manners, self.caps) {
             self.batch.samples.truncate(first_sample);
             let labels = &self.labels;
             self.outcome.refusals.add(reason, 1, || display(labels));
@@ -248,54 +258,57 @@ impl<'r> Decoder<'r, '_> {
         }
     }
 
-    /// Checks the labels at hand; leaves them sorted and without empty values where that is allowed.
-    fn judge_labels(&mut self) -> Result<(), Reason> {
-        let labels = &mut self.labels;
-        if labels.is_empty() {
-            return Err(Reason::EmptyLabels);
-        }
-        let bytes: usize = labels.iter().map(|(name, value)| name.len() + value.len()).sum();
-        if labels.len() > self.caps.labels_max || bytes > self.caps.bytes_max {
-            return Err(Reason::TooManyLabels);
-        }
-        match self.manners {
-            Manners::Thanos => {
-                if labels[0].0.is_empty() || labels[0].1.is_empty() {
-                    return Err(Reason::EmptyLabel);
-                }
-                for pair in labels.windows(2) {
-                    let ((before, _), (name, value)) = (pair[0], pair[1]);
-                    if name.is_empty() || value.is_empty() {
-                        return Err(Reason::EmptyLabel);
-                    }
-                    match before.cmp(name) {
-                        std::cmp::Ordering::Less => {}
-                        std::cmp::Ordering::Equal => return Err(Reason::DuplicateLabel),
-                        std::cmp::Ordering::Greater => return Err(Reason::OutOfOrderLabels),
-                    }
-                }
-            }
-            Manners::Prometheus => {
-                labels.sort_by(|a, b| a.0.cmp(b.0));
-                if labels.windows(2).any(|pair| pair[0].0 == pair[1].0) {
-                    return Err(Reason::DuplicateLabel);
-                }
-                labels.retain(|(_, value)| !value.is_empty());
-                let utf8 = |bytes| std::str::from_utf8(bytes).is_ok();
-                if labels.iter().any(|(name, value)| name.is_empty() || !utf8(name) || !utf8(value))
-                    || !labels.iter().any(|(name, _)| *name == METRIC_NAME)
-                {
-                    return Err(Reason::InvalidLabels);
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// The rules under which an alias holds. Caps do not change while the process runs.
     fn rules(&self) -> Rules {
         Rules(self.manners as u8)
     }
+}
+
+/// Checks a series' labels; leaves them sorted and without empty values where that is allowed.
+pub(super) fn judge_labels(
+    labels: &mut Vec<(&[u8], &[u8])>,
+    manners: Manners,
+    caps: LabelCaps,
+) -> Result<(), Reason> {
+    if labels.is_empty() {
+        return Err(Reason::EmptyLabels);
+    }
+    let bytes: usize = labels.iter().map(|(name, value)| name.len() + value.len()).sum();
+    if labels.len() > caps.labels_max || bytes > caps.bytes_max {
+        return Err(Reason::TooManyLabels);
+    }
+    match manners {
+        Manners::Thanos => {
+            if labels[0].0.is_empty() || labels[0].1.is_empty() {
+                return Err(Reason::EmptyLabel);
+            }
+            for pair in labels.windows(2) {
+                let ((before, _), (name, value)) = (pair[0], pair[1]);
+                if name.is_empty() || value.is_empty() {
+                    return Err(Reason::EmptyLabel);
+                }
+                match before.cmp(name) {
+                    std::cmp::Ordering::Less => {}
+                    std::cmp::Ordering::Equal => return Err(Reason::DuplicateLabel),
+                    std::cmp::Ordering::Greater => return Err(Reason::OutOfOrderLabels),
+                }
+            }
+        }
+        Manners::Prometheus => {
+            labels.sort_by(|a, b| a.0.cmp(b.0));
+            if labels.windows(2).any(|pair| pair[0].0 == pair[1].0) {
+                return Err(Reason::DuplicateLabel);
+            }
+            labels.retain(|(_, value)| !value.is_empty());
+            let utf8 = |bytes| std::str::from_utf8(bytes).is_ok();
+            if labels.iter().any(|(name, value)| name.is_empty() || !utf8(name) || !utf8(value))
+                || !labels.iter().any(|(name, _)| *name == METRIC_NAME)
+            {
+                return Err(Reason::InvalidLabels);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Fields of a series that are counted only.
@@ -335,7 +348,7 @@ impl Others {
 }
 
 /// The label fields at a series message's start, and what follows them.
-fn split_labels(series: &[u8]) -> (&[u8], &[u8]) {
+pub(super) fn split_labels(series: &[u8]) -> (&[u8], &[u8]) {
     let mut rest = series;
     while let Some(after_tag) = rest.strip_prefix(&[crate::model::labels::TAG_FIELD_1]) {
         match split_len_prefixed(after_tag) {
@@ -357,7 +370,7 @@ fn has_no_label(fields: &[u8]) -> bool {
 }
 
 /// Labels of a refusal's example. A storm of labels is cut before it is written out.
-fn display(labels: &[(&[u8], &[u8])]) -> String {
+pub(super) fn display(labels: &[(&[u8], &[u8])]) -> String {
     const SHOWN_MAX: usize = 32;
     let mut text = String::new();
     // Writing to a String cannot fail.

@@ -10,8 +10,10 @@ use crate::tsdb::head::append::{AppendReport, Refusal};
 use crate::tsdb::head::batch::Batch;
 use crate::tsdb::head::series::SeriesSet;
 use crate::tsdb::wal::{SyncPolicy, WalError};
+use crate::wire::remote_write_v1::{DecodeError, RequestField, RequestFields};
+use crate::write::distribute::PlacedSeries;
 use crate::write::error::{Reason, Refusals, WriteError};
-use crate::write::known::{LabelCaps, decode_request};
+use crate::write::known::{LabelCaps, decode_fields};
 use crate::write::{Manners, WriteOutcome};
 
 /// Batches kept for reuse: about as many as requests are decoded at once.
@@ -41,6 +43,37 @@ impl LocalWriter {
         request: &[u8],
         manners: Manners,
     ) -> Result<WriteOutcome, WriteError> {
+        self.write_fields(tenant, RequestFields::new(request), manners).await
+    }
+
+    /// Stores the series that a peer has placed here: `message` is one of those that
+    /// [`RequestFields::of_peer`] reads.
+    pub async fn write_from_peer(
+        &self,
+        tenant: &TenantId,
+        message: &[u8],
+    ) -> Result<WriteOutcome, WriteError> {
+        self.write_fields(tenant, RequestFields::of_peer(message), Manners::Thanos).await
+    }
+
+    /// Stores the series that were placed here, of a request that was already judged by `manners`.
+    pub async fn write_placed(
+        &self,
+        tenant: &TenantId,
+        series: &PlacedSeries,
+        numbers: &[u32],
+        manners: Manners,
+    ) -> Result<WriteOutcome, WriteError> {
+        let fields = series.fields(numbers).flat_map(RequestFields::of_peer);
+        self.write_fields(tenant, fields, manners).await
+    }
+
+    async fn write_fields<'r>(
+        &self,
+        tenant: &TenantId,
+        request: impl Iterator<Item = Result<RequestField<'r>, DecodeError>> + Send,
+        manners: Manners,
+    ) -> Result<WriteOutcome, WriteError> {
         let mut batch = self.batches.lock().pop().unwrap_or_default();
         let outcome = self.write_batch(tenant, request, manners, &mut batch).await;
         batch.clear();
@@ -51,17 +84,17 @@ impl LocalWriter {
         outcome
     }
 
-    async fn write_batch(
+    async fn write_batch<'r>(
         &self,
         id: &TenantId,
-        request: &[u8],
+        request: impl Iterator<Item = Result<RequestField<'r>, DecodeError>> + Send,
         manners: Manners,
         batch: &mut Batch,
     ) -> Result<WriteOutcome, WriteError> {
         let existing = self.tenants.tenant_for_write(id).map_err(|err| not_ready(id, err))?;
         let decoded = match &existing {
-            Some(tenant) => decode_request(request, &tenant.db.lookup(), manners, self.caps, batch),
-            None => decode_request(request, &self.nothing_known, manners, self.caps, batch),
+            Some(tenant) => decode_fields(request, &tenant.db.lookup(), manners, self.caps, batch),
+            None => decode_fields(request, &self.nothing_known, manners, self.caps, batch),
         };
         let mut outcome = decoded.map_err(|err| WriteError::Invalid {
             stage: "decode protobuf",

@@ -27,6 +27,10 @@ macro_rules! suites {
 }
 
 suites! {
+    grpc_write_ingestor: "grpc-write-ingestor",
+    grpc_write_tenant_dotdot: "grpc-write-tenant-dotdot",
+    grpc_write_tenant_empty: "grpc-write-tenant-empty",
+    grpc_write_tenant_not_utf8: "grpc-write-tenant-not-utf8",
     ops_port: "ops-port",
     rw1_future: "rw1-future",
     rw1_labels: "rw1-labels",

@@ -15,7 +15,8 @@ use crate::suite;
 
 static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| {
     let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/compat/proto");
-    let files = protox::compile(["thanos.proto", "info.proto"], [dir]).expect("own schema");
+    let files =
+        protox::compile(["thanos.proto", "info.proto", "write.proto"], [dir]).expect("own schema");
     let mut pool = DescriptorPool::from_file_descriptor_set(files).expect("own schema");
     for published in [
         tonic_health::pb::FILE_DESCRIPTOR_SET,
@@ -71,6 +72,11 @@ fn encode_field(field: &FieldDescriptor, value: &Value, bytes: &mut Vec<u8>) {
         Kind::Int32 | Kind::Int64 | Kind::Uint32 | Kind::Uint64 => {
             tag(0);
             push_varint(bytes, int());
+        }
+        Kind::Sint32 | Kind::Sint64 => {
+            let value = value.as_i64().expect("an integer");
+            tag(0);
+            push_varint(bytes, (value << 1 ^ value >> 63) as u64);
         }
         Kind::Double => {
             tag(1);

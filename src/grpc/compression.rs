@@ -1,0 +1,179 @@
+//! Encoded messages for services that know of none: questions are inflated before the service sees
+//! them, and answered in the encoding they came in, as grpc-go does.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use http::{Request, Response, header};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use tonic::Status;
+use tonic::body::Body;
+use tonic::server::NamedService;
+use tower::Service;
+
+use crate::grpc::{READ_REQUEST_BYTES_MAX, respond};
+use crate::wire::grpc::{ACCEPTED, Encoding, GRPC_ACCEPT_ENCODING, GRPC_ENCODING};
+use crate::wire::grpc::{HEAD_BYTES, Head, MessageError};
+
+/// A generated server whose messages may be encoded.
+#[derive(Clone)]
+pub struct Compressed<S>(pub S);
+
+impl<S: NamedService> NamedService for Compressed<S> {
+    const NAME: &'static str = S::NAME;
+}
+
+impl<S> Service<Request<Body>> for Compressed<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
+    S::Future: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        let encoding = match Encoding::of(request.headers()) {
+            Ok(None) => return Box::pin(self.0.call(request)),
+            Ok(Some(encoding)) => encoding,
+            Err(error) => {
+                let mut response = respond::message(&error).into_http();
+                response.headers_mut().insert(GRPC_ACCEPT_ENCODING, ACCEPTED);
+                return Box::pin(std::future::ready(Ok(response)));
+            }
+        };
+        request.headers_mut().remove(GRPC_ENCODING);
+        let request = request.map(|body| Recoded::wrap(body, Step::Inflate(encoding)));
+        let response = self.0.call(request);
+        Box::pin(async move {
+            let mut response = response.await?;
+            // With its status in the head a response has no body, and must not be given one.
+            if response.headers().contains_key(Status::GRPC_STATUS) {
+                return Ok(response);
+            }
+            response.headers_mut().insert(GRPC_ENCODING, encoding.name());
+            response.headers_mut().remove(header::CONTENT_LENGTH);
+            Ok(response.map(|body| Recoded::wrap(body, Step::Deflate(encoding))))
+        })
+    }
+}
+
+/// What is done to each message.
+#[derive(Clone, Copy)]
+enum Step {
+    Inflate(Encoding),
+    Deflate(Encoding),
+}
+
+/// A body whose messages are inflated or deflated as they pass.
+struct Recoded {
+    inner: Body,
+    step: Step,
+    /// The message that has come in part.
+    partial: BytesMut,
+}
+
+impl Recoded {
+    fn wrap(inner: Body, step: Step) -> Body {
+        Body::new(Recoded { inner, step, partial: BytesMut::new() })
+    }
+
+    /// Takes the messages that are whole out of `partial`.
+    fn take_messages(&mut self) -> Result<Bytes, MessageError> {
+        let mut out = BytesMut::new();
+        while let Some(head) = self.partial.first_chunk::<HEAD_BYTES>() {
+            let head = match self.step {
+                Step::Inflate(encoding) => Head::parse(*head, Some(encoding))?,
+                Step::Deflate(_) => Head::parse(*head, None)?,
+            };
+            if let Step::Inflate(_) = self.step
+                && head.len as usize > READ_REQUEST_BYTES_MAX
+            {
+                let max = READ_REQUEST_BYTES_MAX as u64;
+                return Err(MessageError::TooLarge { len: u64::from(head.len), max });
+            }
+            if self.partial.len() - HEAD_BYTES < head.len as usize {
+                break;
+            }
+            self.partial.advance(HEAD_BYTES);
+            let message = self.partial.split_to(head.len as usize);
+            self.step.recode(head, &message, &mut out)?;
+        }
+        Ok(out.freeze())
+    }
+}
+
+impl Step {
+    fn recode(self, head: Head, message: &[u8], out: &mut BytesMut) -> Result<(), MessageError> {
+        let mut buffer = Vec::new();
+        let (is_encoded, message) = match self {
+            Step::Inflate(encoding) if head.is_encoded => {
+                let max = READ_REQUEST_BYTES_MAX as u64;
+                let admit = |_| Ok::<(), MessageError>(());
+                (false, encoding.inflate(message, max, &mut buffer, admit)?)
+            }
+            Step::Deflate(encoding) if !message.is_empty() => {
+                buffer = encoding.deflate(message);
+                (true, &buffer[..])
+            }
+            _ => (false, message),
+        };
+        let len = u32::try_from(message.len()).map_err(|_| MessageError::TooLarge {
+            len: message.len() as u64,
+            max: u64::from(u32::MAX),
+        })?;
+        out.extend_from_slice(&Head { is_encoded, len }.to_bytes());
+        out.extend_from_slice(message);
+        Ok(())
+    }
+}
+
+impl HttpBody for Recoded {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = &mut *self;
+        loop {
+            let frame = match std::task::ready!(Pin::new(&mut this.inner).poll_frame(cx)) {
+                Some(Ok(frame)) => frame,
+                Some(Err(status)) => return Poll::Ready(Some(Err(status))),
+                None if this.partial.is_empty() => return Poll::Ready(None),
+                None => {
+                    this.partial.clear();
+                    let error = respond::message(&MessageError::CutShort);
+                    return Poll::Ready(Some(Err(error)));
+                }
+            };
+            match frame.into_data() {
+                Ok(data) => {
+                    this.partial.extend_from_slice(&data);
+                    match this.take_messages() {
+                        Ok(messages) if messages.is_empty() => {}
+                        Ok(messages) => return Poll::Ready(Some(Ok(Frame::data(messages)))),
+                        Err(error) => return Poll::Ready(Some(Err(respond::message(&error)))),
+                    }
+                }
+                Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.partial.is_empty() && self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::default()
+    }
+}

@@ -1,0 +1,246 @@
+//! `thanos.WriteableStore/RemoteWrite`: from HTTP/2 frames to the bytes of a request, and back to a
+//! status.
+//!
+//! Served below tonic, so that a message is collected, inflated and read in place: no generated
+//! types, no copy but that of inflating. Memory is taken as bytes arrive, never because they were
+//! announced, and counted against the node's in-flight budget.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
+use http_body_util::{BodyExt as _, Full};
+use tonic::body::Body;
+use tonic::server::NamedService;
+
+use crate::grpc::respond;
+use crate::wire::grpc::{ACCEPTED, Encoding, GRPC_ACCEPT_ENCODING, GRPC_ENCODING};
+use crate::wire::grpc::{HEAD_BYTES, Head, MessageError};
+use crate::wire::snappy::BufferPool;
+use crate::write::admission::{Admission, InflightGuard, Overloaded, share};
+use crate::write::service::{PeerSink, PeerWriteError, PeerWrites};
+
+const SERVICE: &str = "thanos.WriteableStore";
+const REMOTE_WRITE_PATH: &str = "/thanos.WriteableStore/RemoteWrite";
+
+/// The longest message that Thanos sends and takes.
+const MESSAGE_BYTES_MAX: u64 = (1 << 31) - 1;
+
+/// What a request counts for at least: its head, its task, its answer.
+const REQUEST_BYTES_MIN: u64 = 4 * 1024;
+
+/// A buffer grows from here, doubling up to the message's length.
+const BUFFER_STEP_BYTES: usize = 64 * 1024;
+
+/// Idle buffers kept, as for HTTP.
+const POOLED_BUFFERS_MAX: usize = 64;
+const POOLED_BYTES_MAX: usize = 64 << 20;
+
+/// Why a call failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    #[error("not accepting writes")]
+    NotAccepting,
+    #[error(transparent)]
+    Message(#[from] MessageError),
+    #[error("overload: {0}")]
+    Overloaded(#[from] Overloaded),
+    /// The connection failed, or the peer gave up.
+    #[error("request body: {0}")]
+    Body(String),
+    #[error("request body did not arrive within {0:?}")]
+    Slow(Duration),
+    #[error(transparent)]
+    Write(#[from] PeerWriteError),
+}
+
+/// What the service is made from.
+pub struct RemoteWriteOptions {
+    /// Writes are answered `Unavailable` unless it says true.
+    pub is_accepting: Box<dyn Fn() -> bool + Send + Sync>,
+    /// The budget that writes over HTTP are counted against, too.
+    pub admission: Arc<Admission>,
+    /// From a call's head to its message's last byte.
+    pub body_read_timeout: Duration,
+}
+
+/// The service.
+pub struct RemoteWriteServer<S>(Arc<Inner<S>>);
+
+struct Inner<S> {
+    writes: PeerWrites<S>,
+    options: RemoteWriteOptions,
+    messages: BufferPool,
+    inflated: BufferPool,
+}
+
+impl<S: PeerSink> RemoteWriteServer<S> {
+    pub fn new(writes: PeerWrites<S>, options: RemoteWriteOptions) -> RemoteWriteServer<S> {
+        RemoteWriteServer(Arc::new(Inner {
+            writes,
+            options,
+            messages: BufferPool::new(POOLED_BUFFERS_MAX, POOLED_BYTES_MAX),
+            inflated: BufferPool::new(POOLED_BUFFERS_MAX, POOLED_BYTES_MAX),
+        }))
+    }
+}
+
+impl<S: PeerSink> Inner<S> {
+    async fn call(&self, request: Request<Body>) -> Response<Body> {
+        if request.uri().path() != REMOTE_WRITE_PATH || request.method() != Method::POST {
+            return tonic::Status::unimplemented("unknown method").into_http();
+        }
+        let (head, body) = request.into_parts();
+        let encoding = Encoding::of(&head.headers);
+        let result = match encoding.clone() {
+            Ok(encoding) => self.write(body, encoding).await,
+            Err(error) => Err(error.into()),
+        };
+        if let Err(error) = &result {
+            tracing::debug!(err = %error, "write of a peer failed");
+        }
+        match result {
+            Ok(()) => success(encoding.ok().flatten()),
+            Err(error) => {
+                let mut response = respond::write(&error).into_http();
+                if let CallError::Message(MessageError::UnknownEncoding(_)) = error {
+                    response.headers_mut().insert(GRPC_ACCEPT_ENCODING, ACCEPTED);
+                }
+                response
+            }
+        }
+    }
+
+    async fn write(&self, body: Body, encoding: Option<Encoding>) -> Result<(), CallError> {
+        if !(self.options.is_accepting)() {
+            return Err(CallError::NotAccepting);
+        }
+        let admission = &self.options.admission;
+        let mut inflight = admission.admit(REQUEST_BYTES_MIN)?;
+
+        // Read. What comes behind the message is overlooked, as it is by Thanos.
+        let mut buffer = self.messages.take();
+        let timeout = self.options.body_read_timeout;
+        let read = self.read_message(body, encoding, buffer.as_mut_vec(), &mut inflight);
+        let head =
+            tokio::time::timeout(timeout, read).await.map_err(|_| CallError::Slow(timeout))??;
+        let end = HEAD_BYTES + head.len as usize;
+        // Inflate.
+        let Some(encoding) = encoding.filter(|_| head.is_encoded) else {
+            return Ok(self.writes.write(share(buffer, HEAD_BYTES..end, inflight)).await?);
+        };
+        let message = buffer.as_slice().get(HEAD_BYTES..end).ok_or(MessageError::CutShort)?;
+        let held = REQUEST_BYTES_MIN + u64::from(head.len);
+        let mut inflated = self.inflated.take();
+        let admit = |bytes| Ok::<(), CallError>(inflight.resize(held.saturating_add(bytes))?);
+        let max = self.message_bytes_max();
+        let request = encoding.inflate(message, max, inflated.as_mut_vec(), admit)?;
+        drop(buffer);
+        // Shrinking always succeeds.
+        let request_bytes = request.len();
+        inflight.resize(REQUEST_BYTES_MIN + request_bytes as u64)?;
+
+        // Decode and store.
+        Ok(self.writes.write(share(inflated, 0..request_bytes, inflight)).await?)
+    }
+
+    /// Collects the first message, with its head, in the first bytes of `buffer`.
+    async fn read_message(
+        &self,
+        mut body: Body,
+        encoding: Option<Encoding>,
+        buffer: &mut Vec<u8>,
+        inflight: &mut InflightGuard,
+    ) -> Result<Head, CallError> {
+        buffer.clear();
+        let mut head = None;
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|status| CallError::Body(status.message().to_owned()))?;
+            let Ok(mut chunk) = frame.into_data() else { continue };
+            if head.is_none() {
+                let missing = HEAD_BYTES.saturating_sub(buffer.len());
+                buffer.extend_from_slice(&chunk.split_to(missing.min(chunk.len())));
+                let Some(bytes) = buffer.first_chunk::<HEAD_BYTES>() else { continue };
+                let parsed = Head::parse(*bytes, encoding)?;
+                let (len, max) = (u64::from(parsed.len), self.message_bytes_max());
+                if len > max {
+                    return Err(MessageError::TooLarge { len, max }.into());
+                }
+                // The whole message must fit now, but is held only as it arrives.
+                self.options.admission.check(len)?;
+                head = Some(parsed);
+            }
+            let Some(Head { len, .. }) = head else { continue };
+            let end = HEAD_BYTES + len as usize;
+            chunk.truncate(end.saturating_sub(buffer.len()));
+            reserve(buffer, chunk.len(), end);
+            inflight.resize(REQUEST_BYTES_MIN + (buffer.len() + chunk.len()) as u64)?;
+            buffer.extend_from_slice(&chunk);
+        }
+        head.filter(|head| buffer.len() == HEAD_BYTES + head.len as usize)
+            .ok_or(MessageError::CutShort.into())
+    }
+
+    /// A message must fit the budget, or its sender would be told to come again for ever.
+    fn message_bytes_max(&self) -> u64 {
+        let room = self.options.admission.bytes_max().saturating_sub(REQUEST_BYTES_MIN);
+        MESSAGE_BYTES_MAX.min(room)
+    }
+}
+
+/// Doubles the buffer, but not beyond `end`.
+fn reserve(buffer: &mut Vec<u8>, more: usize, end: usize) {
+    if buffer.capacity() - buffer.len() < more {
+        let doubled = buffer.len().max(BUFFER_STEP_BYTES);
+        buffer.reserve_exact(doubled.min(end.saturating_sub(buffer.len())).max(more));
+    }
+}
+
+/// An empty `thanos.WriteResponse`. One to an encoded request says that it is encoded, too, as
+/// grpc-go's does, though an empty message never is.
+fn success(encoding: Option<Encoding>) -> Response<Body> {
+    let message = Full::new(Bytes::from_static(&[0; HEAD_BYTES]));
+    let mut trailers = HeaderMap::new();
+    trailers.insert(tonic::Status::GRPC_STATUS, HeaderValue::from_static("0"));
+    let body = message.with_trailers(std::future::ready(Some(Ok(trailers))));
+    let mut response = Response::new(Body::new(body));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    if let Some(encoding) = encoding {
+        headers.insert(GRPC_ENCODING, encoding.name());
+    }
+    response
+}
+
+impl<S> Clone for RemoteWriteServer<S> {
+    fn clone(&self) -> RemoteWriteServer<S> {
+        RemoteWriteServer(self.0.clone())
+    }
+}
+
+impl<S> NamedService for RemoteWriteServer<S> {
+    const NAME: &'static str = SERVICE;
+}
+
+impl<S: PeerSink> tower::Service<Request<Body>> for RemoteWriteServer<S> {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let inner = self.0.clone();
+        Box::pin(async move { Ok(inner.call(request).await) })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,248 @@
+//! Messages in gRPC streams and their encodings: snappy (framed) and gzip, those that Thanos' nodes
+//! speak.
+//!
+//! ```text
+//! message = flag (1 byte; 1: encoded)  length (4 bytes, big endian)  so many bytes
+//! ```
+
+use std::cell::RefCell;
+use std::io::{Read as _, Write as _};
+
+use flate2::Compression;
+use flate2::read::MultiGzDecoder;
+use flate2::write::GzEncoder;
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+use crate::wire::snappy::SnappyError;
+use crate::wire::snappy::framed::{self, Deflater};
+
+pub const GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
+pub const GRPC_ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encoding");
+/// What is put there: the encodings that are understood.
+pub const ACCEPTED: HeaderValue = HeaderValue::from_static("snappy,gzip");
+
+/// Flag and length before each message.
+pub const HEAD_BYTES: usize = 5;
+
+/// A message inflates in steps of this many bytes where it does not say how long it gets.
+const STEP_BYTES: usize = 256 << 10;
+
+/// How the messages of a call with flag 1 are encoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encoding {
+    Snappy,
+    Gzip,
+}
+
+/// Why a message cannot be taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MessageError {
+    #[error("grpc: Decompressor is not installed for grpc-encoding {0:?}")]
+    UnknownEncoding(String),
+    #[error("grpc: received unexpected payload format {0}")]
+    UnknownFlag(u8),
+    #[error("grpc: compressed flag set with identity or empty encoding")]
+    NoEncoding,
+    #[error("grpc: failed to read decompressed data: {0}")]
+    Corrupt(&'static str),
+    /// The call ended within a message, or without any.
+    #[error("grpc: message is cut short")]
+    CutShort,
+    #[error("grpc: received message larger than max ({len} vs. {max})")]
+    TooLarge { len: u64, max: u64 },
+}
+
+/// A message's head, judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    pub is_encoded: bool,
+    pub len: u32,
+}
+
+impl Head {
+    /// `encoding` is that of the call.
+    pub fn parse(head: [u8; HEAD_BYTES], encoding: Option<Encoding>) -> Result<Head, MessageError> {
+        let [flag, len @ ..] = head;
+        let is_encoded = match flag {
+            0 => false,
+            1 if encoding.is_none() => return Err(MessageError::NoEncoding),
+            1 => true,
+            _ => return Err(MessageError::UnknownFlag(flag)),
+        };
+        Ok(Head { is_encoded, len: u32::from_be_bytes(len) })
+    }
+
+    pub fn to_bytes(self) -> [u8; HEAD_BYTES] {
+        let [a, b, c, d] = self.len.to_be_bytes();
+        [u8::from(self.is_encoded), a, b, c, d]
+    }
+}
+
+impl Encoding {
+    /// The encoding that a call's headers announce, if any.
+    pub fn of(headers: &HeaderMap) -> Result<Option<Encoding>, MessageError> {
+        match headers.get(GRPC_ENCODING).map(HeaderValue::as_bytes) {
+            None | Some(b"" | b"identity") => Ok(None),
+            Some(b"snappy") => Ok(Some(Encoding::Snappy)),
+            Some(b"gzip") => Ok(Some(Encoding::Gzip)),
+            Some(other) => {
+                let name = String::from_utf8_lossy(other).into_owned();
+                Err(MessageError::UnknownEncoding(name))
+            }
+        }
+    }
+
+    pub fn name(self) -> HeaderValue {
+        HeaderValue::from_static(match self {
+            Encoding::Snappy => "snappy",
+            Encoding::Gzip => "gzip",
+        })
+    }
+
+    /// Inflates a message into the first bytes of `buffer` and returns those. Before `buffer` is
+    /// made to hold `bytes`, `admit(bytes)` is asked, which ends the work with its error.
+    pub fn inflate<'a, E: From<MessageError>>(
+        self,
+        message: &[u8],
+        max: u64,
+        buffer: &'a mut Vec<u8>,
+        admit: impl FnMut(u64) -> Result<(), E>,
+    ) -> Result<&'a [u8], E> {
+        match self {
+            Encoding::Snappy => inflate_snappy(message, max, buffer, admit),
+            Encoding::Gzip => inflate_gzip(message, max, buffer, admit),
+        }
+    }
+
+    /// Deflates a message.
+    pub fn deflate(self, message: &[u8]) -> Vec<u8> {
+        match self {
+            Encoding::Snappy => {
+                let mut out = Vec::with_capacity(message.len() / 2);
+                deflate_snappy([message], &mut out);
+                out
+            }
+            Encoding::Gzip => {
+                let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+                // A vector takes whatever is written to it.
+                let _ = encoder.write_all(message);
+                encoder.finish().unwrap_or_default()
+            }
+        }
+    }
+}
+
+/// Appends the framed snappy stream of `parts` to `out`.
+pub fn deflate_snappy<'a>(parts: impl IntoIterator<Item = &'a [u8]>, out: &mut Vec<u8>) {
+    thread_local! {
+        static DEFLATER: RefCell<Deflater> = RefCell::default();
+    }
+    DEFLATER.with_borrow_mut(|deflater| deflater.deflate(parts, out));
+}
+
+fn inflate_snappy<'a, E: From<MessageError>>(
+    message: &[u8],
+    max: u64,
+    buffer: &'a mut Vec<u8>,
+    mut admit: impl FnMut(u64) -> Result<(), E>,
+) -> Result<&'a [u8], E> {
+    let len = framed::inflated_len(message, max).map_err(MessageError::from)?;
+    admit(len as u64)?;
+    Ok(framed::inflate(message, len, buffer).map_err(MessageError::from)?)
+}
+
+fn inflate_gzip<'a, E: From<MessageError>>(
+    message: &[u8],
+    max: u64,
+    buffer: &'a mut Vec<u8>,
+    mut admit: impl FnMut(u64) -> Result<(), E>,
+) -> Result<&'a [u8], E> {
+    let mut decoder = MultiGzDecoder::new(message);
+    let mut len = 0;
+    loop {
+        if len == buffer.len() {
+            let longer = len.saturating_add(len.max(STEP_BYTES));
+            // One byte more than the cap, so that a message that fills it is seen to end there.
+            let longer = longer.min(usize::try_from(max.saturating_add(1)).unwrap_or(usize::MAX));
+            admit(longer as u64)?;
+            buffer.resize(longer, 0);
+        }
+        let read = decoder
+            .read(buffer.get_mut(len..).unwrap_or_default())
+            .map_err(|_| MessageError::Corrupt("gzip: corrupt input"))?;
+        if read == 0 {
+            break;
+        }
+        len += read;
+        if len as u64 > max {
+            return Err(MessageError::TooLarge { len: len as u64, max }.into());
+        }
+    }
+    Ok(buffer.get(..len).unwrap_or_default())
+}
+
+impl From<SnappyError> for MessageError {
+    fn from(error: SnappyError) -> MessageError {
+        match error {
+            SnappyError::Corrupt => MessageError::Corrupt("snappy: corrupt input"),
+            SnappyError::TooLarge { len, max } => MessageError::TooLarge { len, max },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn inflate(encoding: Encoding, message: &[u8], max: u64) -> Result<Vec<u8>, MessageError> {
+        let mut buffer = Vec::new();
+        encoding.inflate(message, max, &mut buffer, |_| Ok(())).map(<[u8]>::to_vec)
+    }
+
+    #[test]
+    fn messages_round_trip_up_to_the_cap() {
+        for encoding in [Encoding::Snappy, Encoding::Gzip] {
+            for len in [0, 1, STEP_BYTES - 1, STEP_BYTES, STEP_BYTES + 1, 3 * STEP_BYTES] {
+                let message = vec![b'a'; len];
+                let deflated = encoding.deflate(&message);
+                let max = len as u64;
+                assert!(
+                    inflate(encoding, &deflated, max).unwrap() == message,
+                    "{encoding:?} {len}"
+                );
+                if len > 0 {
+                    let refused = inflate(encoding, &deflated, max - 1);
+                    assert_eq!(refused, Err(MessageError::TooLarge { len: max, max: max - 1 }));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn no_more_memory_is_taken_than_admitted() {
+        for encoding in [Encoding::Snappy, Encoding::Gzip] {
+            let deflated = encoding.deflate(&vec![0; 10 << 20]);
+            let mut buffer = Vec::new();
+            let budget = 1 << 20;
+            let admit = |bytes| match bytes <= budget {
+                true => Ok(()),
+                false => Err(MessageError::CutShort),
+            };
+            let refused = encoding.inflate(&deflated, u64::MAX, &mut buffer, admit).err();
+            assert_eq!(refused, Some(MessageError::CutShort));
+            assert!(buffer.capacity() as u64 <= budget, "{encoding:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_encoded_so_is_corrupt() {
+        for encoding in [Encoding::Snappy, Encoding::Gzip] {
+            let deflated = encoding.deflate(b"some bytes some bytes");
+            let cut = &deflated[..deflated.len() - 3];
+            for bytes in [b"some bytes", cut] {
+                let refused = inflate(encoding, bytes, 1000);
+                assert!(matches!(refused, Err(MessageError::Corrupt(_))), "{encoding:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! Writes that arrive from peers: decoded, the replica number checked, each tenant's series stored.
+//!
+//! A peer's write has been through relabelling, the gate and the request limits where it entered
+//! the ring, so none of these apply here.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::model::tenant::{TenantId, TenantNameError};
+use crate::wire::peer_write::{PeerWriteRequest, TenantSeries};
+use crate::wire::remote_write_v1::DecodeError;
+use crate::write::WriteOutcome;
+use crate::write::error::{Refusals, WriteError};
+use crate::write::local::LocalWriter;
+
+/// Where series from peers go.
+pub trait PeerSink: Send + Sync + 'static {
+    /// Stores the series in field 1 of `message`, see
+    /// [`RequestFields::of_peer`](crate::wire::remote_write_v1::RequestFields::of_peer). `replica`
+    /// is as on the wire, 0 for series that no peer has placed yet. Dropped when the peer gives the
+    /// call up; what it has stored by then stays stored.
+    fn write(
+        &self,
+        tenant: &TenantId,
+        message: Bytes,
+        replica: u64,
+    ) -> impl Future<Output = Result<WriteOutcome, WriteError>> + Send;
+}
+
+/// A node without a ring stores whatever comes.
+impl PeerSink for LocalWriter {
+    async fn write(
+        &self,
+        tenant: &TenantId,
+        message: Bytes,
+        _replica: u64,
+    ) -> Result<WriteOutcome, WriteError> {
+        self.write_from_peer(tenant, &message).await
+    }
+}
+
+/// Why a peer's write was not stored, or not all of it.
+#[derive(Debug, thiserror::Error)]
+pub enum PeerWriteError {
+    /// The bytes are no request.
+    #[error("{0}")]
+    Malformed(#[from] DecodeError),
+    /// Most likely the replication factors of the two nodes differ, while a change rolls out.
+    #[error("replica {replica} is above the replication factor of {factor}")]
+    BadReplica { replica: u64, factor: u64 },
+    #[error("tenant: {0}")]
+    TenantName(#[from] TenantNameError),
+    #[error("{0}")]
+    Write(#[from] WriteError),
+    /// Some series or samples were refused for good; the others are stored.
+    #[error("tenant {tenant}: {refusals}")]
+    Refused { tenant: TenantId, refusals: Box<Refusals> },
+}
+
+/// Takes the requests of peers apart.
+pub struct PeerWrites<S> {
+    sink: Arc<S>,
+    /// `None` where the replica number is not looked at: on a node that only ingests and on one
+    /// that only routes.
+    replication_factor: Option<u64>,
+}
+
+impl<S: PeerSink> PeerWrites<S> {
+    pub fn new(sink: Arc<S>, replication_factor: Option<u64>) -> PeerWrites<S> {
+        PeerWrites { sink, replication_factor }
+    }
+
+    /// Stores a `thanos.WriteRequest`. Everything that can be stored is; of several failures the
+    /// worst is told.
+    pub async fn write(&self, message: Bytes) -> Result<(), PeerWriteError> {
+        let request = PeerWriteRequest::parse(&message)?;
+        // A negative number is as good as a huge one.
+        let replica = request.replica as u64;
+        if let Some(factor) = self.replication_factor.filter(|factor| replica > *factor) {
+            return Err(PeerWriteError::BadReplica { replica, factor });
+        }
+        let mut result = Ok(());
+        for tenant in request.tenants() {
+            match self.write_tenant(&message, &tenant?, replica).await {
+                Err(error) if result.as_ref().is_err_and(|worst| rank(worst) >= rank(&error)) => {}
+                Err(error) => result = Err(error),
+                Ok(()) => {}
+            }
+        }
+        result
+    }
+
+    async fn write_tenant(
+        &self,
+        message: &Bytes,
+        series: &TenantSeries<'_>,
+        replica: u64,
+    ) -> Result<(), PeerWriteError> {
+        if !series.has_series {
+            return Ok(());
+        }
+        let tenant = TenantId::parse(series.tenant)?;
+        let shared = message.slice_ref(series.message);
+        let outcome = self.sink.write(&tenant, shared, replica).await?;
+        if outcome.refusals.is_empty() {
+            return Ok(());
+        }
+        Err(PeerWriteError::Refused { tenant, refusals: Box::new(outcome.refusals) })
+    }
+}
+
+/// Which of two failures is told. What a retry may cure goes before what it cannot, since a peer
+/// that hears of a final refusal does not send the request again.
+fn rank(error: &PeerWriteError) -> u8 {
+    match error {
+        PeerWriteError::Refused { .. } => 0,
+        PeerWriteError::TenantName(_)
+        | PeerWriteError::BadReplica { .. }
+        | PeerWriteError::Malformed(_)
+        | PeerWriteError::Write(
+            WriteError::Invalid { .. }
+            | WriteError::TenantName(_)
+            | WriteError::TooLarge { .. }
+            | WriteError::BadReplica { .. },
+        ) => 1,
+        PeerWriteError::Write(WriteError::TenantNotReady { .. } | WriteError::Placement(_)) => 2,
+        PeerWriteError::Write(
+            WriteError::Unavailable(_) | WriteError::NoHashring | WriteError::NoQuorum(_),
+        ) => 3,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use parking_lot::Mutex;
+
+    use super::*;
+    use crate::write::error::Reason;
+
+    /// Answers by the tenant's name, and keeps what it was given.
+    #[derive(Default)]
+    struct Sink(Mutex<Vec<(String, Vec<u8>, u64)>>);
+
+    impl PeerSink for Sink {
+        async fn write(
+            &self,
+            tenant: &TenantId,
+            message: Bytes,
+            replica: u64,
+        ) -> Result<WriteOutcome, WriteError> {
+            self.0.lock().push((tenant.to_string(), message.to_vec(), replica));
+            let mut outcome = WriteOutcome::default();
+            match tenant.as_str() {
+                "conflict" => outcome.refusals.add(Reason::OutOfOrder, 1, String::new),
+                "opening" => {
+                    let (tenant, detail) = (tenant.to_string(), String::new());
+                    return Err(WriteError::TenantNotReady { tenant, detail });
+                }
+                "down" => return Err(WriteError::Unavailable(String::new())),
+                _ => {}
+            }
+            Ok(outcome)
+        }
+    }
+
+    fn tuples(tenants: &[&str]) -> Vec<u8> {
+        let tuple = |tenant: &&str| {
+            let len = tenant.len() as u8;
+            [&[0x22, len + 5, 0x0a, 1, b's', 0x12, len], tenant.as_bytes()].concat()
+        };
+        tenants.iter().flat_map(tuple).collect()
+    }
+
+    async fn write(tenants: &[&str]) -> (Result<(), u8>, usize) {
+        let sink = Arc::new(Sink::default());
+        let writes = PeerWrites::new(sink.clone(), None);
+        let result = writes.write(tuples(tenants).into()).await;
+        let written = sink.0.lock().len();
+        (result.map_err(|error| rank(&error)), written)
+    }
+
+    #[tokio::test]
+    async fn every_tenant_is_written_and_the_worst_failure_told() {
+        assert_eq!(write(&["a", "b"]).await, (Ok(()), 2));
+        assert_eq!(write(&["conflict", "b"]).await, (Err(0), 2));
+        for order in [["conflict", "down", "opening"], ["down", "opening", "conflict"]] {
+            assert_eq!(write(&order).await, (Err(3), 3), "{order:?}");
+        }
+        assert_eq!(write(&["opening", "..", "conflict"]).await, (Err(2), 2));
+        assert_eq!(write(&["conflict", "..", "a"]).await, (Err(1), 2));
+    }
+
+    #[tokio::test]
+    async fn a_replica_number_is_judged_where_there_is_a_ring() {
+        let request = |replica: u8| [&[0x18, replica][..], &tuples(&["a"])].concat();
+        let sink = Arc::new(Sink::default());
+        let with_ring = PeerWrites::new(sink.clone(), Some(3));
+        with_ring.write(request(3).into()).await.unwrap();
+        with_ring.write(request(0).into()).await.unwrap();
+        let refused = with_ring.write(request(4).into()).await;
+        let expected = PeerWriteError::BadReplica { replica: 4, factor: 3 };
+        assert_eq!(refused.unwrap_err().to_string(), expected.to_string());
+        PeerWrites::new(sink.clone(), None).write(request(4).into()).await.unwrap();
+        let replicas: Vec<_> = sink.0.lock().iter().map(|written| written.2).collect();
+        assert_eq!(replicas, [3, 0, 4]);
+    }
+
+    #[tokio::test]
+    async fn nothing_is_asked_of_a_tenant_without_series() {
+        let sink = Arc::new(Sink::default());
+        let writes = PeerWrites::new(sink.clone(), None);
+        for request in [&b""[..], b"\x12\x02..", b"\x22\x04\x12\x02.."] {
+            writes.write(Bytes::from_static(request)).await.unwrap();
+        }
+        assert!(sink.0.lock().is_empty());
+    }
+}
