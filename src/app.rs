@@ -8,6 +8,7 @@
 //! grace periods, then the log is synced and closed. The head stays on disk as its log.
 
 mod listeners;
+mod ring;
 mod servers;
 
 use std::convert::Infallible;
@@ -22,10 +23,12 @@ use rustix::fs::FlockOperation;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::clock::SystemClock;
-use crate::config::{Config, StorageConfig, io_cause};
+use crate::config::{Config, Mode, StorageConfig, io_cause};
 use crate::disk::SystemDisk;
+use crate::hashring::CurrentHashring;
 use crate::metrics::{Registry, process};
 use crate::multi_tsdb::{MultiTsdb, MultiTsdbOptions, StartError};
 use listeners::{BindError, Listeners};
@@ -68,13 +71,25 @@ pub fn run(config: Config) -> Result<(), AppError> {
     })
 }
 
+/// What a node consists of.
+struct Node {
+    storage: Option<Arc<MultiTsdb>>,
+    ring: Option<ring::RingParts>,
+    /// What goes on after a request was answered: forwards to slow replicas.
+    tasks: TaskTracker,
+}
+
 /// The receiver, started.
 struct App {
-    storage: Arc<MultiTsdb>,
+    /// None on a node that only routes.
+    storage: Option<Arc<MultiTsdb>>,
     /// Cancelled when no new work is to be taken.
     draining: CancellationToken,
     /// The listeners. Once draining, each ends by itself within its grace period.
     servers: JoinSet<Result<(), AppError>>,
+    /// Forwards that go on after their requests were answered, each for so long at most.
+    tasks: TaskTracker,
+    forward_timeout: Duration,
     /// Held until everything else is gone.
     _data_lock: Option<File>,
 }
@@ -82,22 +97,29 @@ struct App {
 impl App {
     async fn start(config: Config) -> Result<App, AppError> {
         let listeners = Listeners::bind(&config).await?;
-        let data_lock = lock_data_directory(&config.storage)?;
-        tracing::info!(mode = "IngestorOnly", "starting receive");
+        let mode = config.ring.mode();
+        let has_storage = mode != Mode::RouterOnly;
+        let data_lock = if has_storage { lock_data_directory(&config.storage)? } else { None };
+        tracing::info!(mode = mode.as_str(), "starting receive");
         for notice in &config.notices {
             tracing::info!("{notice}");
         }
         let registry = Registry::new();
         process::register(&registry);
-        let storage = open_storage(&config, &registry)?;
         let draining = CancellationToken::new();
-        let servers = servers::spawn(listeners, &config, &registry, &storage, &draining);
-        Ok(App { storage, draining, servers, _data_lock: data_lock })
+        let ring = ring::start(&config.ring, &registry, &draining);
+        let rings = ring.as_ref().map(|ring| ring.current.clone());
+        let storage = has_storage.then(|| open_storage(&config, rings, &registry)).transpose()?;
+        let tasks = TaskTracker::new();
+        let node = Node { storage: storage.clone(), ring, tasks: tasks.clone() };
+        let servers = servers::spawn(listeners, &config, &registry, node, &draining);
+        let forward_timeout = config.ring.forward_timeout;
+        Ok(App { storage, draining, servers, tasks, forward_timeout, _data_lock: data_lock })
     }
 
     async fn run(mut self, stop: &mut StopSignals) -> Result<(), AppError> {
         let stopped = tokio::select! {
-            signal = serve_until(&self.storage, stop) => {
+            signal = serve_until(self.storage.as_deref(), stop) => {
                 tracing::info!(signal, "caught a signal, stopping");
                 Ok(())
             }
@@ -107,11 +129,12 @@ impl App {
         self.draining.cancel();
         tracing::warn!(status = "not-ready", reason = "stopping", "probe status changed");
         let drained = self.drain().await;
-        let storage = self.storage.clone();
-        let closed = tokio::task::spawn_blocking(move || storage.close()).await;
-        tracing::info!("storage is synced and closed");
-        stopped.and(drained)?;
-        Ok(closed?)
+        if let Some(storage) = self.storage.take() {
+            let closed = tokio::task::spawn_blocking(move || storage.close()).await;
+            tracing::info!("storage is synced and closed");
+            return stopped.and(drained).and(closed.map_err(AppError::from));
+        }
+        stopped.and(drained)
     }
 
     /// Waits for the listeners, all of which are draining at the same time.
@@ -119,6 +142,10 @@ impl App {
         let mut result = Ok(());
         while let Some(ended) = self.servers.join_next().await {
             result = result.and(flatten(ended));
+        }
+        self.tasks.close();
+        if tokio::time::timeout(self.forward_timeout, self.tasks.wait()).await.is_err() {
+            tracing::warn!(forwards = self.tasks.len(), "gave up forwards that did not end");
         }
         result
     }
@@ -129,12 +156,12 @@ fn flatten(ended: Result<Result<(), AppError>, JoinError>) -> Result<(), AppErro
 }
 
 /// Tells when the storage is open; returns the name of the signal that came.
-async fn serve_until(storage: &MultiTsdb, stop: &mut StopSignals) -> &'static str {
+async fn serve_until(storage: Option<&MultiTsdb>, stop: &mut StopSignals) -> &'static str {
     let report_open = async {
-        while !storage.is_ready() {
+        while !storage.is_none_or(MultiTsdb::is_ready) {
             tokio::time::sleep(OPEN_POLL_INTERVAL).await;
         }
-        tracing::info!(status = "ready", "probe status changed");
+        tracing::info!(status = "ready", "storage is open");
         std::future::pending::<Infallible>().await
     };
     tokio::select! {
@@ -143,12 +170,17 @@ async fn serve_until(storage: &MultiTsdb, stop: &mut StopSignals) -> &'static st
     }
 }
 
-fn open_storage(config: &Config, registry: &Registry) -> Result<Arc<MultiTsdb>, AppError> {
+fn open_storage(
+    config: &Config,
+    rings: Option<CurrentHashring>,
+    registry: &Registry,
+) -> Result<Arc<MultiTsdb>, AppError> {
     let options = MultiTsdbOptions {
         dir: config.storage.dir.clone(),
         db: config.storage.db.clone(),
         labels: config.storage.labels.clone(),
         tenant_label_name: config.tenancy.tenant_label_name.clone(),
+        rings,
         default_tenant: config.tenancy.default_tenant.clone(),
         tenants_max: config.tenancy.tenants_max,
     };

@@ -11,15 +11,20 @@ use http::HeaderName;
 use crate::config::command_line::{Value, Values};
 use crate::config::flags::{FLAGS, Flag, Kind, Support};
 use crate::config::grammar::LabelError;
+use crate::config::hashrings::HashringsError;
 use crate::model::tenant::{TenantId, TenantNameError};
 use crate::tsdb::options::DbOptions;
 use crate::tsdb::wal::{Compression, SyncPolicy};
+use crate::write::quorum::REPLICATION_FACTOR_MAX;
 
 pub mod command_line;
 pub mod flags;
 pub mod grammar;
 pub mod hashrings;
+pub mod ring;
 pub mod usage;
+
+pub use ring::{Mode, RingConfig, RingSource};
 
 /// What an operator asked for.
 #[derive(Clone, Debug)]
@@ -32,6 +37,7 @@ pub struct Config {
     pub remote_write: RemoteWriteConfig,
     pub tenancy: TenancyConfig,
     pub storage: StorageConfig,
+    pub ring: RingConfig,
     /// What the operator should know about the settings; logged once, at start.
     pub notices: Vec<String>,
 }
@@ -152,6 +158,14 @@ pub enum ConfigError {
     BufferedResponses,
     #[error("--{0} must be above 0")]
     Zero(&'static str),
+    #[error("--receive.hashrings: {0}")]
+    Hashrings(#[from] HashringsError),
+    #[error(
+        "--receive.hashrings: null is a ring of this node, so --receive.local-endpoint is needed"
+    )]
+    OneNode,
+    #[error("--receive.replication-factor must be at most {max}", max = REPLICATION_FACTOR_MAX)]
+    ReplicationFactor,
     #[error(
         "--receive.inflight-bytes-max must leave room for one request: it must be at least \
          --receive.request-bytes-max and --receive.decoded-bytes-max together, {0} bytes"
@@ -199,6 +213,7 @@ impl Config {
             remote_write: RemoteWriteConfig::from_values(values)?,
             tenancy: TenancyConfig::from_values(values)?,
             storage: StorageConfig::from_values(values, hostname, &mut notices)?,
+            ring: RingConfig::from_values(values)?,
             notices,
         })
     }

@@ -1,7 +1,6 @@
 //! The gRPC listener: which services there are, their message limits, health, reflection, drain.
 
 pub mod compression;
-pub mod encoding;
 pub mod health;
 pub mod metrics;
 pub mod reflection;

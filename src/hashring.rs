@@ -96,6 +96,8 @@ pub enum RingState {
 pub struct RingView<'a> {
     pub name: &'a str,
     pub options: &'a RingOptions,
+    /// Of the ring in force, which may be an older one than the file's. Empty if none was built.
+    pub endpoints: &'a [Endpoint],
     pub state: RingState,
     /// The ring over all endpoints. None if it is not built, or each tenant has its own.
     pub whole: Option<&'a Arc<Ring>>,
@@ -189,6 +191,10 @@ impl Hashring {
         self.rings.iter().map(|member| RingView {
             name: &member.options.name,
             options: &member.options,
+            endpoints: match member.placement {
+                Ok(_) => &member.built_from.endpoints,
+                Err(_) => &[],
+            },
             state: member.state(),
             whole: match &member.placement {
                 Ok(Placement::Whole(ring)) => Some(ring),

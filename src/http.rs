@@ -15,6 +15,7 @@ mod path;
 pub mod read;
 pub mod remote_write;
 pub mod respond;
+pub mod ring;
 pub mod status;
 pub mod tenant;
 

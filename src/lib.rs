@@ -102,6 +102,7 @@ pub mod write;
 
 pub mod hashring;
 pub mod multi_tsdb;
+pub mod peer;
 
 pub mod tsdb;
 

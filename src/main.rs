@@ -8,13 +8,18 @@ use ringest::app;
 use ringest::config::command_line::{self, Invocation, UsageError, Values};
 use ringest::config::usage::{self, Extent};
 use ringest::config::{Config, LogConfig};
-use ringest::{load, log};
+use ringest::{load, log, ring_tool};
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
     let words: Vec<OsString> = std::env::args_os().skip(1).collect();
+    if words.first().is_some_and(|word| word == "ring") {
+        return ring_tool::run(
+            &ring_tool::command().bin_name("ringest ring").get_matches_from(words),
+        );
+    }
     if words.first().is_some_and(|word| word == "load") {
         return load::run(&load::command().bin_name("ringest load").get_matches_from(words));
     }

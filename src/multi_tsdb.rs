@@ -22,11 +22,13 @@ use tokio::sync::watch;
 
 use crate::clock::Clock;
 use crate::disk::{DirLock, Disk};
+use crate::hashring::CurrentHashring;
 use crate::metrics::{Counter, Gauge, Registry};
 use crate::model::key_table::KeyHasher;
 use crate::model::tenant::TenantId;
 use crate::multi_tsdb::periodic::Periodic;
-pub use crate::multi_tsdb::tenant::Tenant;
+use crate::multi_tsdb::tenant::ExternalLabels;
+pub use crate::multi_tsdb::tenant::{LabelSet, Tenant};
 use crate::tsdb::options::DbOptions;
 use crate::tsdb::wal::SyncPolicy;
 use crate::tsdb::{Db, OpenError};
@@ -40,6 +42,8 @@ pub struct MultiTsdbOptions {
     pub labels: Vec<(String, String)>,
     /// `--receive.tenant-label-name`
     pub tenant_label_name: String,
+    /// Rings may give the tenants they name further labels.
+    pub rings: Option<CurrentHashring>,
     /// `--receive.default-tenant-id`: its directory is made at start.
     pub default_tenant: TenantId,
     /// Tenants beyond this are refused.
@@ -323,8 +327,8 @@ impl MultiTsdb {
             id.as_str(),
         )?;
         tenant::log_opened(id, &opened);
-        let labels = tenant::external_labels(&self.options, id);
-        Ok(Arc::new(Tenant { id: id.clone(), db: Arc::new(opened.db), external_labels: labels }))
+        let external_labels = ExternalLabels::new(&self.options, id);
+        Ok(Arc::new(Tenant { id: id.clone(), db: Arc::new(opened.db), external_labels }))
     }
 
     fn dir_of(&self, id: &TenantId) -> PathBuf {

@@ -1,7 +1,9 @@
 //! The nouns of the write path.
 
 pub mod admission;
+pub mod distribute;
 pub mod error;
+pub mod fanout;
 pub mod known;
 pub mod local;
 pub mod quorum;

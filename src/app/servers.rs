@@ -8,47 +8,45 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::app::AppError;
 use crate::app::listeners::Listeners;
+use crate::app::{AppError, Node};
 use crate::config::{Config, TenancyConfig};
 use crate::grpc::metrics::GrpcMetrics;
 use crate::grpc::remote_write::{RemoteWriteOptions as PeerWriteOptions, RemoteWriteServer};
 use crate::grpc::{self, GrpcOptions, Services};
 use crate::http::read::{self, RemoteRead};
-use crate::http::remote_write::{RemoteWriteOptions, RequestLimits, WriteService};
+use crate::http::remote_write::{RemoteWriteOptions, RequestLimits, WriteService, WriteSink};
+use crate::http::ring::RingPage;
 use crate::http::tenant::TenantRules;
 use crate::http::{self, ConnectionLimits, Probe, remote_write_router, status_router};
 use crate::metrics::Registry;
 use crate::multi_tsdb::MultiTsdb;
 use crate::store::budget::ReadBudget;
-use crate::write::admission::Admission;
+use crate::store::source::{NoTenants, TenantSource};
+use crate::write::fanout::{Fanout, FanoutOptions, LocalNode};
 use crate::write::known::LabelCaps;
 use crate::write::local::LocalWriter;
-use crate::write::service::PeerWrites;
+use crate::write::service::{PeerSink, PeerWrites};
 
 /// Serves on all listeners until `draining`, then ends each within its grace period.
 pub(super) fn spawn(
     listeners: Listeners,
     config: &Config,
     registry: &Registry,
-    storage: &Arc<MultiTsdb>,
+    node: Node,
     draining: &CancellationToken,
 ) -> JoinSet<Result<(), AppError>> {
     let budget = ReadBudget::new(config.query_inflight_bytes_max);
     let grace = config.http.grace_period;
-    let operator = operator_router(config, registry, storage, &budget, draining);
-    let caps = LabelCaps {
-        labels_max: config.remote_write.series_labels_max,
-        bytes_max: config.remote_write.label_bytes_max,
+    let source: Arc<dyn TenantSource> = match &node.storage {
+        Some(storage) => storage.clone(),
+        None => Arc::new(NoTenants),
     };
-    let writer = Arc::new(LocalWriter::new(storage.clone(), caps, config.storage.db.wal_sync));
-    let write = write_service(config, registry, &writer, draining);
-    let services = Services::of_reads(storage.clone(), budget).with(peer_write_server(
-        config,
-        writer,
-        write.admission(),
-        draining,
-    ));
+    let ready = ready_probe(&source, &node, draining);
+    let operator = operator_router(config, registry, &source, &budget, ready)
+        .merge(http::ring::router(ring_page(config, &node)));
+    let services = Services::of_reads(source, budget);
+    let (write, services) = add_writes(config, registry, &node, services, draining);
     let grpc_metrics = GrpcMetrics::new(registry, services.names());
     let grpc_options = GrpcOptions {
         grace_period: config.grpc.grace_period,
@@ -60,7 +58,7 @@ pub(super) fn spawn(
     servers.spawn(serve_http(
         "remote-write/server",
         listeners.remote_write,
-        remote_write_router(write),
+        write,
         draining(),
         grace,
     ));
@@ -68,18 +66,35 @@ pub(super) fn spawn(
     servers
 }
 
+/// Ready once all storage is open and there is a ring, where there is to be one.
+fn ready_probe(source: &Arc<dyn TenantSource>, node: &Node, draining: &CancellationToken) -> Probe {
+    let (source, accepting) = (source.clone(), accepting(node, draining));
+    Probe::new(move || source.is_ready() && accepting())
+}
+
+/// Whether writes are taken at all. They are while storage opens: each tenant answers for itself.
+fn accepting(
+    node: &Node,
+    draining: &CancellationToken,
+) -> impl Fn() -> bool + Clone + Send + Sync + use<> {
+    let ring = node.ring.as_ref().map(|ring| ring.current.clone());
+    let stopping = draining.clone();
+    move || {
+        let has_ring = ring.as_ref().is_none_or(|ring| ring.load().is_some());
+        has_ring && !stopping.is_cancelled()
+    }
+}
+
 /// Metrics, probes and remote read.
 fn operator_router(
     config: &Config,
     registry: &Registry,
-    storage: &Arc<MultiTsdb>,
+    source: &Arc<dyn TenantSource>,
     budget: &ReadBudget,
-    draining: &CancellationToken,
+    ready: Probe,
 ) -> Router {
-    let (source, stopping) = (storage.clone(), draining.clone());
-    let ready = Probe::new(move || source.is_ready() && !stopping.is_cancelled());
     let remote_read = read::router(RemoteRead {
-        source: storage.clone(),
+        source: source.clone(),
         budget: budget.clone(),
         tenant_header: config.tenancy.tenant_header.clone(),
         default_tenant: config.tenancy.default_tenant.clone(),
@@ -87,13 +102,74 @@ fn operator_router(
     remote_read.merge(status_router(registry, ready))
 }
 
-/// Remote write. Taken while storage opens: each tenant answers for itself.
-fn write_service(
+fn ring_page(config: &Config, node: &Node) -> RingPage {
+    let rings = node.ring.as_ref();
+    RingPage {
+        mode: config.ring.mode().as_str(),
+        local_endpoint: config.ring.local_endpoint.clone(),
+        rings: rings.map(|ring| (ring.current.clone(), ring.peers.clone(), ring.status.clone())),
+    }
+}
+
+/// The endpoints that take writes, over HTTP and from peers: with a ring they hand series to the
+/// nodes they belong to, without one they store them.
+fn add_writes(
     config: &Config,
     registry: &Registry,
-    writer: &Arc<LocalWriter>,
+    node: &Node,
+    services: Services,
     draining: &CancellationToken,
-) -> Arc<WriteService<LocalWriter>> {
+) -> (Router, Services) {
+    registry
+        .gauge(
+            "thanos_receive_replication_factor",
+            "The number of times to replicate incoming write requests.",
+        )
+        .set(f64::from(config.ring.replication_factor));
+    let caps = LabelCaps {
+        labels_max: config.remote_write.series_labels_max,
+        bytes_max: config.remote_write.label_bytes_max,
+    };
+    let wal_sync = config.storage.db.wal_sync;
+    let writer = |storage: &Arc<MultiTsdb>| LocalWriter::new(storage.clone(), caps, wal_sync);
+    let accepting = accepting(node, draining);
+    let Some(ring) = &node.ring else {
+        let Some(storage) = &node.storage else {
+            unreachable!("a node has a ring or storage");
+        };
+        // Stores whatever replica it is told to be.
+        return write_endpoints(
+            config,
+            registry,
+            Arc::new(writer(storage)),
+            None,
+            accepting,
+            services,
+        );
+    };
+    let local = node.storage.as_ref().zip(config.ring.local_endpoint.clone());
+    let local =
+        local.map(|(storage, endpoint)| LocalNode { endpoint, store: Arc::new(writer(storage)) });
+    let factor = local.is_some().then_some(u64::from(config.ring.replication_factor));
+    let options = FanoutOptions {
+        replication_factor: config.ring.replication_factor,
+        forward_timeout: config.ring.forward_timeout,
+        caps,
+    };
+    let (current, peers, tasks) = (ring.current.clone(), ring.peers.clone(), node.tasks.clone());
+    let fanout = Fanout::new(options, current, peers, local, tasks, registry);
+    write_endpoints(config, registry, Arc::new(fanout), factor, accepting, services)
+}
+
+/// `sink` behind both kinds of endpoints.
+fn write_endpoints<S: WriteSink + PeerSink>(
+    config: &Config,
+    registry: &Registry,
+    sink: Arc<S>,
+    replication_factor: Option<u64>,
+    accepting: impl Fn() -> bool + Clone + Send + Sync + 'static,
+    services: Services,
+) -> (Router, Services) {
     let TenancyConfig { tenant_header, default_tenant, replica_header, .. } = &config.tenancy;
     let options = RemoteWriteOptions {
         tenants: TenantRules::new(tenant_header.clone(), default_tenant.clone()),
@@ -105,25 +181,15 @@ fn write_service(
             body_read_timeout: config.remote_write.body_read_timeout,
         },
     };
-    let stopping = draining.clone();
-    let accepting = Probe::new(move || !stopping.is_cancelled());
-    Arc::new(WriteService::new(writer.clone(), accepting, options, registry))
-}
-
-/// Writes of peers, stored whatever replica they say they are: this node has no ring.
-fn peer_write_server(
-    config: &Config,
-    writer: Arc<LocalWriter>,
-    admission: Arc<Admission>,
-    draining: &CancellationToken,
-) -> RemoteWriteServer<LocalWriter> {
-    let stopping = draining.clone();
+    let probe = Probe::new(accepting.clone());
+    let write = Arc::new(WriteService::new(sink.clone(), probe, options, registry));
     let options = PeerWriteOptions {
-        is_accepting: Box::new(move || !stopping.is_cancelled()),
-        admission,
+        is_accepting: Box::new(accepting),
+        admission: write.admission(),
         body_read_timeout: config.remote_write.body_read_timeout,
     };
-    RemoteWriteServer::new(PeerWrites::new(writer, None), options)
+    let server = RemoteWriteServer::new(PeerWrites::new(sink, replication_factor), options);
+    (remote_write_router(write), services.with(server))
 }
 
 async fn serve_http(

@@ -144,6 +144,7 @@ pub const CONTENT_PAIRS: [&str; 5] = [
 const GO_RUNTIME: &str = "it sets a memory limit of Go's runtime";
 const NOTHING_PRUNED: &str = "this version cuts no blocks and deletes nothing";
 const NO_CAPNPROTO: &str = "this version takes no Cap'n Proto replication";
+const BYTES_NOT_WORKERS: &str = "forwards to a peer are bounded in bytes, not in number";
 const NO_EFFECT_IN_THANOS: &str = "it has no effect in Thanos either";
 
 /// The table.
@@ -197,11 +198,11 @@ pub static FLAGS: &[Flag] = &[
     flag("objstore.config-file", Kind::Path, NONE, "File with the object storage configuration (YAML).").not_yet(),
     flag("objstore.config", Kind::Content, NONE, "Object storage configuration (YAML), instead of the file.").not_yet(),
     flag("tsdb.retention", Kind::DurationModel, "15d", "How long data is kept; 0 for ever.").awaited(NOTHING_PRUNED),
-    flag("receive.hashrings-file", Kind::Path, NONE, "File with the hashrings (JSON); watched.").not_yet(),
-    flag("receive.hashrings", Kind::Content, NONE, "Hashrings (JSON); the file wins.").not_yet(),
-    flag("receive.hashrings-algorithm", Kind::Choice(&["hashmod", "ketama"]), "hashmod", "Placement in rings that name none: hashmod or ketama.").not_yet(),
-    flag("receive.hashrings-file-refresh-interval", Kind::DurationModel, "5m", "How often the hashrings file is read in any case.").not_yet(),
-    flag("receive.local-endpoint", Kind::Text, NONE, "This node's endpoint as the hashrings name it.").not_yet(),
+    flag("receive.hashrings-file", Kind::Path, NONE, "File with the hashrings (JSON); watched."),
+    flag("receive.hashrings", Kind::Content, NONE, "Hashrings (JSON); the file wins."),
+    flag("receive.hashrings-algorithm", Kind::Choice(&["hashmod", "ketama"]), "hashmod", "Placement in rings that name none: hashmod or ketama."),
+    flag("receive.hashrings-file-refresh-interval", Kind::DurationModel, "5m", "How often the hashrings file is read in any case."),
+    flag("receive.local-endpoint", Kind::Text, NONE, "This node's endpoint as the hashrings name it."),
     flag("receive.tenant-header", Kind::Text, "THANOS-TENANT", "HTTP header that names the tenant of a write."),
     flag("receive.artificial-max-delay", Kind::DurationModel, "0s", "Random delay of forwards, for tests.").hidden().not_yet(),
     flag("receive.tenant-certificate-field", Kind::Choice(&["", "organization", "organizationalUnit", "commonName"]), NONE, "Field of the client certificate that names the tenant.").not_yet(),
@@ -209,14 +210,14 @@ pub static FLAGS: &[Flag] = &[
     flag("receive.split-tenant-label-name", Kind::Text, NONE, "Label that names the tenant of each series.").not_yet(),
     flag("receive.tenant-label-name", Kind::Text, "tenant_id", "External label that names the tenant to queriers."),
     flag("receive.replica-header", Kind::Text, "THANOS-REPLICA", "HTTP header with the replica number of a write."),
-    flag("receive.forward.async-workers", Kind::Uint, "5", "Concurrent forwards per peer.").not_yet(),
-    flag("receive.grpc-compression", Kind::Choice(&["snappy", "none"]), "snappy", "Compression towards peers: snappy or none.").not_yet(),
-    flag("receive.replication-factor", Kind::Uint, "1", "Copies of each series.").not_yet(),
+    flag("receive.forward.async-workers", Kind::Uint, "5", "Accepted; forwards to a peer are bounded in bytes.").no_meaning(BYTES_NOT_WORKERS),
+    flag("receive.grpc-compression", Kind::Choice(&["snappy", "none"]), "snappy", "Compression towards peers: snappy or none."),
+    flag("receive.replication-factor", Kind::Uint, "1", "Copies of each series."),
     flag("receive.replication-protocol", Kind::Choice(&["protobuf", "capnproto"]), "protobuf", "Protocol towards peers: protobuf or capnproto.").not_yet(),
     flag("receive.capnproto-address", Kind::Address, "0.0.0.0:19391", "host:port for Cap'n Proto replication.").awaited(NO_CAPNPROTO),
     flag("receive.grpc-service-config", Kind::Content, NONE, "gRPC service configuration towards peers (JSON).").not_yet(),
-    flag("receive-forward-timeout", Kind::DurationModel, "5s", "Deadline of forwarding one request.").hidden().not_yet(),
-    flag("receive-forward-max-backoff", Kind::DurationModel, "5s", "Longest back-off from a failing peer.").hidden().not_yet(),
+    flag("receive-forward-timeout", Kind::DurationModel, "5s", "Deadline of forwarding one request.").hidden(),
+    flag("receive-forward-max-backoff", Kind::DurationModel, "5s", "Longest back-off from a failing peer.").hidden(),
     flag("receive.relabel-config-file", Kind::Path, NONE, "File with relabelling rules (YAML).").not_yet(),
     flag("receive.relabel-config", Kind::Content, NONE, "Relabelling rules (YAML), instead of the file.").not_yet(),
     flag("tsdb.min-block-duration", Kind::DurationModel, "2h", "Time range of a head's block, at least 30s.").hidden(),

@@ -14,9 +14,9 @@ use tonic::body::Body;
 use tonic::server::NamedService;
 use tower::Service;
 
-use crate::grpc::encoding::{ACCEPTED, Encoding, GRPC_ACCEPT_ENCODING, GRPC_ENCODING};
-use crate::grpc::encoding::{HEAD_BYTES, Head, MessageError};
 use crate::grpc::{READ_REQUEST_BYTES_MAX, respond};
+use crate::wire::grpc::{ACCEPTED, Encoding, GRPC_ACCEPT_ENCODING, GRPC_ENCODING};
+use crate::wire::grpc::{HEAD_BYTES, Head, MessageError};
 
 /// A generated server whose messages may be encoded.
 #[derive(Clone)]

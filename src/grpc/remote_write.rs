@@ -18,11 +18,11 @@ use http_body_util::{BodyExt as _, Full};
 use tonic::body::Body;
 use tonic::server::NamedService;
 
-use crate::grpc::encoding::{ACCEPTED, Encoding, GRPC_ACCEPT_ENCODING, GRPC_ENCODING};
-use crate::grpc::encoding::{HEAD_BYTES, Head, MessageError};
 use crate::grpc::respond;
+use crate::wire::grpc::{ACCEPTED, Encoding, GRPC_ACCEPT_ENCODING, GRPC_ENCODING};
+use crate::wire::grpc::{HEAD_BYTES, Head, MessageError};
 use crate::wire::snappy::BufferPool;
-use crate::write::admission::{Admission, InflightGuard, Overloaded};
+use crate::write::admission::{Admission, InflightGuard, Overloaded, share};
 use crate::write::service::{PeerSink, PeerWriteError, PeerWrites};
 
 const SERVICE: &str = "thanos.WriteableStore";
@@ -130,12 +130,11 @@ impl<S: PeerSink> Inner<S> {
         let head =
             tokio::time::timeout(timeout, read).await.map_err(|_| CallError::Slow(timeout))??;
         let end = HEAD_BYTES + head.len as usize;
-        let message = buffer.as_mut_vec().get(HEAD_BYTES..end).ok_or(MessageError::CutShort)?;
-
         // Inflate.
         let Some(encoding) = encoding.filter(|_| head.is_encoded) else {
-            return Ok(self.writes.write(message).await?);
+            return Ok(self.writes.write(share(buffer, HEAD_BYTES..end, inflight)).await?);
         };
+        let message = buffer.as_slice().get(HEAD_BYTES..end).ok_or(MessageError::CutShort)?;
         let held = REQUEST_BYTES_MIN + u64::from(head.len);
         let mut inflated = self.inflated.take();
         let admit = |bytes| Ok::<(), CallError>(inflight.resize(held.saturating_add(bytes))?);
@@ -143,10 +142,11 @@ impl<S: PeerSink> Inner<S> {
         let request = encoding.inflate(message, max, inflated.as_mut_vec(), admit)?;
         drop(buffer);
         // Shrinking always succeeds.
-        inflight.resize(REQUEST_BYTES_MIN + request.len() as u64)?;
+        let request_bytes = request.len();
+        inflight.resize(REQUEST_BYTES_MIN + request_bytes as u64)?;
 
         // Decode and store.
-        Ok(self.writes.write(request).await?)
+        Ok(self.writes.write(share(inflated, 0..request_bytes, inflight)).await?)
     }
 
     /// Collects the first message, with its head, in the first bytes of `buffer`.

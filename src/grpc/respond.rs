@@ -2,9 +2,9 @@
 
 use tonic::{Code, Status};
 
-use crate::grpc::encoding::MessageError;
 use crate::grpc::remote_write::CallError;
 use crate::store::error::QueryError;
+use crate::wire::grpc::MessageError;
 use crate::write::error::WriteError;
 use crate::write::service::PeerWriteError;
 
@@ -55,10 +55,13 @@ pub fn write(error: &CallError) -> Status {
             }
             PeerWriteError::Malformed(_) => Code::Internal,
             PeerWriteError::Write(error) => match error {
-                WriteError::TenantName(_) => Code::InvalidArgument,
-                WriteError::Unavailable(_) => Code::Unavailable,
+                WriteError::TenantName(_) | WriteError::BadReplica { .. } => Code::InvalidArgument,
+                WriteError::Unavailable(_) | WriteError::NoHashring | WriteError::NoQuorum(_) => {
+                    Code::Unavailable
+                }
                 WriteError::Invalid { .. }
                 | WriteError::TooLarge { .. }
+                | WriteError::Placement(_)
                 | WriteError::TenantNotReady { .. } => Code::Internal,
             },
         },
@@ -87,7 +90,6 @@ fn of_message(error: &MessageError) -> Code {
 mod tests {
     use super::*;
     use crate::model::tenant::{TenantId, TenantNameError};
-    use crate::write::error::Refusals;
 
     #[test]
     fn only_a_node_that_cannot_write_at_all_is_backed_off() {
@@ -101,7 +103,7 @@ mod tests {
             Code::InvalidArgument
         );
         let tenant = TenantId::parse(b"a").unwrap();
-        let refused = PeerWriteError::Refused { tenant, refusals: Refusals::default() };
+        let refused = PeerWriteError::Refused { tenant, refusals: Box::default() };
         assert_eq!(code(refused), Code::AlreadyExists);
         assert_eq!(write(&CallError::NotAccepting).code(), Code::Unavailable);
     }

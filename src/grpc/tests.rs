@@ -335,7 +335,7 @@ async fn calls_are_counted_by_method_and_code() {
 /// plainly.
 #[tokio::test]
 async fn readers_may_ask_in_encodings() {
-    use crate::grpc::encoding::Encoding;
+    use crate::wire::grpc::Encoding;
     let server = start(recorded_data_set(), GrpcOptions::default());
     let method = "/thanos.Store/Series";
     let plain = everything();
@@ -352,7 +352,7 @@ async fn readers_may_ask_in_encodings() {
             assert_eq!((code, replies.len()), (Code::Ok, expected.len()), "{name}");
             for (reply, expected) in replies.iter().zip(&expected) {
                 let mut buffer = Vec::new();
-                let admit = |_| Ok::<(), crate::grpc::encoding::MessageError>(());
+                let admit = |_| Ok::<(), crate::wire::grpc::MessageError>(());
                 let inflated = encoding.inflate(reply, 1 << 20, &mut buffer, admit).unwrap();
                 assert_eq!(inflated, &expected[..], "{name}");
             }

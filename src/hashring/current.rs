@@ -14,12 +14,24 @@ pub struct CurrentHashring {
     snapshot: Arc<ArcSwapOption<Hashring>>,
     /// For those who act on a change, such as dropping connections to peers that left.
     changes: watch::Sender<Option<Arc<Hashring>>>,
+    /// Called with a snapshot before anybody is given it.
+    prepare: Arc<dyn Fn(&Hashring) + Send + Sync>,
 }
 
 impl CurrentHashring {
     /// Nothing is in force yet: the node is not ready.
     pub fn none_yet() -> CurrentHashring {
-        CurrentHashring { snapshot: Arc::default(), changes: watch::Sender::new(None) }
+        CurrentHashring::prepared_by(|_| ())
+    }
+
+    /// As [`CurrentHashring::none_yet`]. `prepare` is called with each snapshot before anybody is
+    /// given it, so that the peers it needs are there.
+    pub fn prepared_by(prepare: impl Fn(&Hashring) + Send + Sync + 'static) -> CurrentHashring {
+        CurrentHashring {
+            snapshot: Arc::default(),
+            changes: watch::Sender::new(None),
+            prepare: Arc::new(prepare),
+        }
     }
 
     /// A hashring that is given once and for all.
@@ -40,6 +52,7 @@ impl CurrentHashring {
     }
 
     pub fn replace(&self, hashring: Hashring) {
+        (self.prepare)(&hashring);
         let hashring = Arc::new(hashring);
         self.snapshot.store(Some(hashring.clone()));
         self.changes.send_replace(Some(hashring));

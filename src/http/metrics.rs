@@ -105,10 +105,6 @@ impl WriteMetrics {
             let family = registry.counter_vec(name, help, &["result"]);
             [family.with(&["success"]), family.with(&["error"])]
         };
-        // Without a ring there is one copy.
-        registry
-            .gauge("thanos_receive_replication_factor", "Copies of each series in the ring.")
-            .set(1.0);
         WriteMetrics {
             invalid: Arc::new(TenantMetrics::new(&families, INVALID_TENANT)),
             other: Arc::new(TenantMetrics::new(&families, OTHER_TENANTS)),

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
 use axum::response::Response;
 use axum::routing::any;
@@ -27,8 +27,9 @@ use crate::http::{Probe, respond, status};
 use crate::metrics::Registry;
 use crate::model::tenant::{TenantId, TenantNameError};
 use crate::wire::snappy::{self, BufferPool, SnappyError};
-use crate::write::admission::{Admission, InflightGuard, Overloaded};
+use crate::write::admission::{Admission, InflightGuard, Overloaded, share};
 use crate::write::error::WriteError;
+use crate::write::fanout::{Fanout, Forward, LocalStore};
 use crate::write::local::LocalWriter;
 use crate::write::{Manners, WriteOutcome};
 
@@ -116,12 +117,18 @@ impl RemoteWriteOptions {
 
 /// Where an inflated request goes.
 pub trait WriteSink: Send + Sync + 'static {
-    /// Decodes and stores `request`. The future is dropped when the client goes away; what it has
+    /// Whether it counts forwards and replications itself. Where it does not, each request counts
+    /// as one of both.
+    const COUNTS_FORWARDS: bool = false;
+
+    /// Decodes and stores `request`. `replica` is as in the header: counted from 1, 0 for a request
+    /// that nobody has replicated yet. The future is dropped when the client goes away; what it has
     /// stored by then stays stored.
     fn write(
         &self,
         tenant: &TenantId,
-        request: &[u8],
+        request: Bytes,
+        replica: u64,
         manners: Manners,
     ) -> impl Future<Output = Result<WriteOutcome, WriteError>> + Send;
 }
@@ -130,10 +137,25 @@ impl WriteSink for LocalWriter {
     async fn write(
         &self,
         tenant: &TenantId,
-        request: &[u8],
+        request: Bytes,
+        _replica: u64,
         manners: Manners,
     ) -> Result<WriteOutcome, WriteError> {
-        LocalWriter::write(self, tenant, request, manners).await
+        LocalWriter::write(self, tenant, &request, manners).await
+    }
+}
+
+impl<F: Forward, L: LocalStore> WriteSink for Fanout<F, L> {
+    const COUNTS_FORWARDS: bool = true;
+
+    async fn write(
+        &self,
+        tenant: &TenantId,
+        request: Bytes,
+        replica: u64,
+        manners: Manners,
+    ) -> Result<WriteOutcome, WriteError> {
+        Fanout::write(self, tenant, request, replica, manners).await
     }
 }
 
@@ -220,8 +242,10 @@ impl<S: WriteSink> WriteService<S> {
         let inflated_bytes = inflated_len as u64;
         inflight.resize(REQUEST_BYTES_MIN + block_bytes + inflated_bytes).map_err(overloaded)?;
         let mut inflated = self.inflated.take();
-        let request = snappy::inflate(block.as_mut_vec(), inflated_len, inflated.as_mut_vec())
-            .map_err(snappy_error)?;
+        let request_bytes =
+            snappy::inflate(block.as_mut_vec(), inflated_len, inflated.as_mut_vec())
+                .map_err(snappy_error)?
+                .len();
         drop(block);
         // Shrinking always succeeds.
         inflight.resize(REQUEST_BYTES_MIN + inflated_bytes).map_err(overloaded)?;
@@ -232,17 +256,20 @@ impl<S: WriteSink> WriteService<S> {
         }
 
         // Replica header. Thanos decodes first, but either fault is the same 400.
-        check_replica(&head.headers, &self.options.replica_header)?;
+        let replica = replica(&head.headers, &self.options.replica_header)?;
 
         // Empty request.
-        if request.is_empty() {
+        if request_bytes == 0 {
             return Ok(WriteOutcome::default());
         }
 
         // Decode and store.
-        let result = self.sink.write(&tenant.id, request, manners).await;
-        let success = result.as_ref().is_ok_and(|outcome| outcome.refusals.is_empty());
-        self.metrics.count_stored(success);
+        let request = share(inflated, 0..request_bytes, inflight);
+        let result = self.sink.write(&tenant.id, request, replica, manners).await;
+        if !S::COUNTS_FORWARDS {
+            let success = result.as_ref().is_ok_and(|outcome| outcome.refusals.is_empty());
+            self.metrics.count_stored(success);
+        }
         Ok(result?)
     }
 
@@ -455,13 +482,16 @@ impl MediaType {
 
 /// A replica number must be one even where it is then ignored, as it is on a node without a ring.
 /// Digits only, in 64 bits; an empty header counts as absent.
-fn check_replica(headers: &HeaderMap, header: &HeaderName) -> Result<(), WriteError> {
-    let Some(value) = headers.get(header) else { return Ok(()) };
+fn replica(headers: &HeaderMap, header: &HeaderName) -> Result<u64, WriteError> {
+    let Some(value) = headers.get(header) else { return Ok(0) };
     let digits = value.as_bytes().trim_ascii();
     let all_digits = digits.iter().all(u8::is_ascii_digit);
     let number = std::str::from_utf8(digits).ok().and_then(|text| text.parse::<u64>().ok());
-    if digits.is_empty() || (all_digits && number.is_some()) {
-        return Ok(());
+    if digits.is_empty() {
+        return Ok(0);
+    }
+    if let Some(number) = number.filter(|_| all_digits) {
+        return Ok(number);
     }
     let detail = format!("{:?} is no replica number", String::from_utf8_lossy(digits));
     Err(WriteError::Invalid { stage: "replica header", detail })

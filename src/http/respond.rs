@@ -8,7 +8,9 @@
 //! | no write request, bad tenant | 400 | 400 |
 //! | over a size cap | 413 | 413 |
 //! | media type or encoding not known | 415 | 415 |
+//! | replica number above the factor | 400 | 400 |
 //! | tenant or node not ready, overload, disk | 503, `Retry-After` | 503, `Retry-After` |
+//! | no ring, no place in it, no quorum | 503, `Retry-After` | 503, `Retry-After` |
 //!
 //! Overload is never 429: Prometheus drops a batch on 429 by default.
 
@@ -79,14 +81,17 @@ fn status_of(error: &RequestError) -> (StatusCode, Option<u16>) {
     match error {
         RequestError::UnsupportedMediaType { .. } => (StatusCode::UNSUPPORTED_MEDIA_TYPE, None),
         RequestError::Write(error) => match error {
-            WriteError::Invalid { .. } | WriteError::TenantName(_) => {
-                (StatusCode::BAD_REQUEST, None)
-            }
+            WriteError::Invalid { .. }
+            | WriteError::TenantName(_)
+            | WriteError::BadReplica { .. } => (StatusCode::BAD_REQUEST, None),
             WriteError::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, None),
             WriteError::TenantNotReady { .. } => {
                 (StatusCode::SERVICE_UNAVAILABLE, Some(TENANT_RETRY_SECONDS))
             }
-            WriteError::Unavailable(_) => {
+            WriteError::Unavailable(_)
+            | WriteError::NoHashring
+            | WriteError::Placement(_)
+            | WriteError::NoQuorum(_) => {
                 (StatusCode::SERVICE_UNAVAILABLE, Some(NODE_RETRY_SECONDS))
             }
         },
@@ -97,11 +102,14 @@ fn status_of(error: &RequestError) -> (StatusCode, Option<u16>) {
 fn refusal_text(refusals: &Refusals, tenant: &str) -> String {
     let mut text = String::with_capacity(256);
     // Writing to a String cannot fail.
-    let _ = write!(
-        text,
-        "append: {} refused for tenant {tenant:?}, the rest is stored: {refusals}",
-        refusals.total()
-    );
+    let _ = match refusals.total() {
+        // Only other nodes refused some, and they tell no numbers.
+        0 => write!(text, "append: some refused for tenant {tenant:?}: {refusals}"),
+        total => write!(
+            text,
+            "append: {total} refused for tenant {tenant:?}, the rest is stored: {refusals}"
+        ),
+    };
     text
 }
 
@@ -152,6 +160,7 @@ mod tests {
     use axum::body::to_bytes;
 
     use super::*;
+    use crate::hashring::PlacementError;
     use crate::model::tenant::TenantNameError;
     use crate::write::error::Reason;
 
@@ -175,6 +184,10 @@ mod tests {
                 503,
             ),
             (failed(WriteError::Unavailable("x".into())), 503, 503),
+            (failed(WriteError::BadReplica { replica: 4, factor: 3 }), 400, 400),
+            (failed(WriteError::NoHashring), 503, 503),
+            (failed(WriteError::Placement(PlacementError::NoHashring)), 503, 503),
+            (failed(WriteError::NoQuorum("x".into())), 503, 503),
             (
                 Err(RequestError::UnsupportedMediaType { stage: "version", detail: "x".into() }),
                 415,

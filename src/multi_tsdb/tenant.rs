@@ -2,6 +2,9 @@
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
+
+use crate::hashring::{CurrentHashring, Hashring};
 use crate::model::tenant::TenantId;
 use crate::multi_tsdb::MultiTsdbOptions;
 use crate::tsdb::{Db, Opened};
@@ -10,20 +13,63 @@ use crate::tsdb::{Db, Opened};
 pub struct Tenant {
     pub id: TenantId,
     pub db: Arc<Db>,
-    /// `--label`s and the tenant label, sorted by name: added to every series a querier sees.
-    pub external_labels: Vec<(Vec<u8>, Vec<u8>)>,
+    pub(super) external_labels: ExternalLabels,
 }
 
-pub(super) fn external_labels(
-    options: &MultiTsdbOptions,
-    id: &TenantId,
-) -> Vec<(Vec<u8>, Vec<u8>)> {
-    let labels = options.labels.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-    let tenant = (options.tenant_label_name.as_str(), id.as_str());
-    let mut labels: Vec<(Vec<u8>, Vec<u8>)> =
-        labels.chain([tenant]).map(|(name, value)| (name.into(), value.into())).collect();
-    labels.sort();
-    labels
+/// Names and values, sorted by name.
+pub type LabelSet = Vec<(Vec<u8>, Vec<u8>)>;
+
+impl Tenant {
+    /// Added to every series a querier sees: `--label`s, the tenant label, and those of the ring
+    /// that names the tenant.
+    pub fn external_labels(&self) -> Arc<LabelSet> {
+        self.external_labels.under_current_ring(&self.id)
+    }
+}
+
+/// A tenant's external labels, kept until the rings change.
+pub(super) struct ExternalLabels {
+    /// `--label`s and the tenant label.
+    own: LabelSet,
+    rings: Option<CurrentHashring>,
+    /// The labels under these rings.
+    current: ArcSwap<(Option<Arc<Hashring>>, Arc<LabelSet>)>,
+}
+
+impl ExternalLabels {
+    pub(super) fn new(options: &MultiTsdbOptions, id: &TenantId) -> ExternalLabels {
+        let labels = options.labels.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        let tenant = (options.tenant_label_name.as_str(), id.as_str());
+        let mut own: LabelSet =
+            labels.chain([tenant]).map(|(name, value)| (name.into(), value.into())).collect();
+        own.sort();
+        let current = ArcSwap::from_pointee((None, Arc::new(own.clone())));
+        ExternalLabels { own, rings: options.rings.clone(), current }
+    }
+
+    fn under_current_ring(&self, id: &TenantId) -> Arc<LabelSet> {
+        let hashring = self.rings.as_ref().and_then(CurrentHashring::load);
+        let current = self.current.load();
+        let is_current = match (&current.0, &hashring) {
+            (Some(of), Some(now)) => Arc::ptr_eq(of, now),
+            (of, now) => of.is_none() && now.is_none(),
+        };
+        if is_current {
+            return current.1.clone();
+        }
+        let mut labels = self.own.clone();
+        let more = hashring.as_ref().and_then(|hashring| hashring.external_labels(id.as_str()));
+        for (name, value) in more.into_iter().flatten() {
+            // A name that is already there keeps its value, or a series could carry it twice.
+            if !labels.iter().any(|(own, _)| own == name.as_bytes()) {
+                labels.push((name.as_bytes().to_vec(), value.as_bytes().to_vec()));
+            }
+        }
+        labels.sort();
+        let labels = Arc::new(labels);
+        self.current.store(Arc::new((hashring, labels.clone())));
+        labels
+    }
 }
 
 /// Says what opening found, loudly if anything was damaged.

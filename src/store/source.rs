@@ -7,7 +7,7 @@ use bytes::Bytes;
 use crate::model::Timestamp;
 use crate::model::matcher::Matcher;
 use crate::model::tenant::TenantId;
-use crate::multi_tsdb::{MultiTsdb, Tenant};
+use crate::multi_tsdb::{LabelSet, MultiTsdb, Tenant};
 use crate::tsdb::querier::{ChunkData, Querier, SelectedSeries};
 
 /// The tenants of this node.
@@ -47,11 +47,11 @@ pub(crate) fn chunk_bytes(chunk: &ChunkData) -> Bytes {
 impl TenantSource for MultiTsdb {
     fn tenants(&self) -> Vec<Arc<dyn ReadTenant>> {
         let tenants = MultiTsdb::tenants(self).into_iter();
-        tenants.map(|tenant| tenant as Arc<dyn ReadTenant>).collect()
+        tenants.map(ReadableTenant::of).collect()
     }
 
     fn tenant(&self, id: &TenantId) -> Option<Arc<dyn ReadTenant>> {
-        MultiTsdb::tenant(self, id).map(|tenant| tenant as Arc<dyn ReadTenant>)
+        MultiTsdb::tenant(self, id).map(ReadableTenant::of)
     }
 
     fn is_ready(&self) -> bool {
@@ -59,9 +59,39 @@ impl TenantSource for MultiTsdb {
     }
 }
 
-impl ReadTenant for Tenant {
+/// A node that only routes has none.
+pub struct NoTenants;
+
+impl TenantSource for NoTenants {
+    fn tenants(&self) -> Vec<Arc<dyn ReadTenant>> {
+        Vec::new()
+    }
+
+    fn tenant(&self, _: &TenantId) -> Option<Arc<dyn ReadTenant>> {
+        None
+    }
+
+    fn is_ready(&self) -> bool {
+        true
+    }
+}
+
+/// A tenant with the external labels that hold for one call.
+struct ReadableTenant {
+    tenant: Arc<Tenant>,
+    external_labels: Arc<LabelSet>,
+}
+
+impl ReadableTenant {
+    fn of(tenant: Arc<Tenant>) -> Arc<dyn ReadTenant> {
+        let external_labels = tenant.external_labels();
+        Arc::new(ReadableTenant { tenant, external_labels })
+    }
+}
+
+impl ReadTenant for ReadableTenant {
     fn name(&self) -> &str {
-        self.id.as_str()
+        self.tenant.id.as_str()
     }
 
     fn external_labels(&self) -> &[(Vec<u8>, Vec<u8>)] {
@@ -69,11 +99,11 @@ impl ReadTenant for Tenant {
     }
 
     fn time_range(&self) -> Option<(Timestamp, Timestamp)> {
-        self.db.time_range()
+        self.tenant.db.time_range()
     }
 
     fn reader(&self, mint: Timestamp, maxt: Timestamp) -> Box<dyn SeriesReader> {
-        Box::new(self.db.querier(mint, maxt))
+        Box::new(self.tenant.db.querier(mint, maxt))
     }
 }
 

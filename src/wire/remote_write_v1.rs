@@ -123,12 +123,6 @@ pub struct RequestFields<'a> {
 }
 
 impl<'a> RequestFields<'a> {
-    /// Bytes not yet read.
-    #[allow(clippy::len_without_is_empty)]
-    pub fn len(&self) -> usize {
-        self.rest.len()
-    }
-
     pub fn new(request: &'a [u8]) -> RequestFields<'a> {
         RequestFields { rest: request, has_metadata: true }
     }
@@ -137,6 +131,11 @@ impl<'a> RequestFields<'a> {
     /// no metadata: its other fields are skipped.
     pub fn of_peer(message: &'a [u8]) -> RequestFields<'a> {
         RequestFields { rest: message, has_metadata: false }
+    }
+
+    /// Bytes not yet read.
+    pub fn rest(&self) -> &'a [u8] {
+        self.rest
     }
 
     /// The next field that we know; `None` at the end of the request.
@@ -162,6 +161,20 @@ impl<'a> RequestFields<'a> {
                 _ => {}
             }
         }
+    }
+}
+
+impl<'a> Iterator for RequestFields<'a> {
+    type Item = Result<RequestField<'a>, DecodeError>;
+
+    /// As [`RequestFields::next_field`]. Nothing comes after an error.
+    #[inline]
+    fn next(&mut self) -> Option<Self::Item> {
+        let field = self.next_field();
+        if field.is_err() {
+            self.rest = &[];
+        }
+        field.transpose()
     }
 }
 

@@ -108,6 +108,10 @@ impl BufferPool {
 }
 
 impl PooledBuffer {
+    pub fn as_slice(&self) -> &[u8] {
+        &self.bytes
+    }
+
     pub fn as_mut_vec(&mut self) -> &mut Vec<u8> {
         &mut self.bytes
     }

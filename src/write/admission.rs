@@ -4,8 +4,13 @@
 //! takes. It never queues: what does not fit is refused at once, and the sender, told when to come
 //! again, is the queue.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+
+use crate::wire::snappy::PooledBuffer;
 
 /// The bytes that are in flight over all requests.
 pub struct Admission {
@@ -82,6 +87,25 @@ impl InflightGuard {
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
+}
+
+/// A request's bytes and what they count for: both are given back when the last who shares them is
+/// done.
+struct HeldRequest {
+    buffer: PooledBuffer,
+    range: Range<usize>,
+    _inflight: InflightGuard,
+}
+
+impl AsRef<[u8]> for HeldRequest {
+    fn as_ref(&self) -> &[u8] {
+        self.buffer.as_slice().get(self.range.clone()).unwrap_or_default()
+    }
+}
+
+/// The bytes of `buffer` in `range`, to be shared. Empty if the buffer is shorter.
+pub fn share(buffer: PooledBuffer, range: Range<usize>, inflight: InflightGuard) -> Bytes {
+    Bytes::from_owner(HeldRequest { buffer, range, _inflight: inflight })
 }
 
 impl Drop for InflightGuard {

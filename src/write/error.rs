@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::hashring::PlacementError;
 use crate::model::tenant::TenantNameError;
 
 /// A request that failed as a whole. What each becomes on the wire is decided in `http/respond.rs`
@@ -22,6 +23,19 @@ pub enum WriteError {
     /// The node as a whole cannot take writes now: starting, stopping, overloaded, disk full.
     #[error("unavailable: {0}")]
     Unavailable(String),
+    /// Most likely the replication factors of two nodes differ, while a change rolls out.
+    #[error("replica {replica} is above the replication factor of {factor}")]
+    BadReplica { replica: u64, factor: u64 },
+    /// There was no usable hashring configuration so far.
+    #[error("no hashring is in force yet")]
+    NoHashring,
+    /// The tenant's series have no place, as the hashrings are now.
+    #[error("hashring: {0}")]
+    Placement(#[source] PlacementError),
+    /// Too few replicas stored some of the series, and a retry may succeed. With what some of the
+    /// replicas said.
+    #[error("no quorum: {0}")]
+    NoQuorum(String),
 }
 
 /// Why one series or sample was refused for good.
@@ -91,6 +105,8 @@ impl Reason {
 pub struct Refusals {
     /// In the order of the reasons' numbers.
     by_reason: Vec<Refused>,
+    /// What other nodes said that refused series. They tell no counts.
+    replicas: Vec<Box<str>>,
 }
 
 #[derive(Debug)]
@@ -121,10 +137,24 @@ impl Refusals {
         }
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.total() == 0
+    /// Notes what another node said that refused some of the series.
+    pub fn add_replica(&mut self, said: String) {
+        self.replicas.push(said.into_boxed_str());
     }
 
+    /// Takes in what `other` counted.
+    pub fn merge(&mut self, other: Refusals) {
+        for Refused { reason, count, example } in other.by_reason {
+            self.add(reason, count, || example.into_string());
+        }
+        self.replicas.extend(other.replicas);
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.total() == 0 && self.replicas.is_empty()
+    }
+
+    /// Those that this node counted.
     pub fn total(&self) -> u64 {
         self.by_reason.iter().map(|refused| refused.count).sum()
     }
@@ -142,6 +172,12 @@ impl fmt::Display for Refusals {
                 f.write_str("; ")?;
             }
             write!(f, "{} {count} ({example})", reason.as_str())?;
+        }
+        for (i, said) in self.replicas.iter().enumerate() {
+            if i > 0 || self.total() > 0 {
+                f.write_str("; ")?;
+            }
+            f.write_str(said)?;
         }
         Ok(())
     }

@@ -51,9 +51,9 @@ pub fn decode_request(
     decode_fields(RequestFields::new(request), known, manners, caps, batch)
 }
 
-/// As [`decode_request`], for any message that carries series as a write request does.
-pub fn decode_fields(
-    mut fields: RequestFields<'_>,
+/// As [`decode_request`], for any fields that carry series as those of a write request do.
+pub fn decode_fields<'r>(
+    fields: impl IntoIterator<Item = Result<RequestField<'r>, DecodeError>>,
     known: &SeriesSet,
     manners: Manners,
     caps: LabelCaps,
@@ -63,7 +63,7 @@ pub fn decode_fields(
         known,
         manners,
         caps,
-        samples_max: (fields.len() / SAMPLE_BYTES_MIN).max(SAMPLES_ALLOWED),
+        series_bytes: 0,
         batch,
         outcome: WriteOutcome::default(),
         guess: Guess::default(),
@@ -73,8 +73,8 @@ pub fn decode_fields(
     };
     let mut window = [&[][..]; WINDOW];
     let mut filled = 0;
-    while let Some(field) = fields.next_field()? {
-        match field {
+    for field in fields {
+        match field? {
             RequestField::TimeSeries(series) => {
                 window[filled] = series;
                 filled += 1;
@@ -97,9 +97,9 @@ struct Decoder<'r, 'k> {
     known: &'k SeriesSet,
     manners: Manners,
     caps: LabelCaps,
-    /// A sample takes 72 bytes on its way to the log, and two of a request if it is all zero. So
-    /// there may be no more than a request of its length can have in earnest.
-    samples_max: usize,
+    /// Bytes of the series taken so far. A sample takes 72 bytes on its way to the log, and two of
+    /// a request if it is all zero: there may be no more than so many bytes can have in earnest.
+    series_bytes: usize,
     batch: &'k mut Batch,
     outcome: WriteOutcome,
     guess: Guess,
@@ -135,6 +135,7 @@ type Sought<'r> = (KeyHash, &'r [u8], i64, u64);
 impl<'r> Decoder<'r, '_> {
     fn decode_window(&mut self, window: &[&'r [u8]]) -> Result<(), DecodeError> {
         self.outcome.series += window.len() as u64;
+        self.series_bytes += window.iter().map(|series| series.len()).sum::<usize>();
         let guessed = if self.guess.is_worth_trying() { self.take_guessed(window) } else { 0 };
         let window = &window[guessed..];
         let mut sought: [Option<Sought<'r>>; WINDOW] = [None; WINDOW];
@@ -212,7 +213,8 @@ impl<'r> Decoder<'r, '_> {
     }
 
     fn push_sample(&mut self, series: u32, t: i64, v: u64) -> Result<(), DecodeError> {
-        if self.batch.samples.len() >= self.samples_max {
+        let samples_max = (self.series_bytes / SAMPLE_BYTES_MIN).max(SAMPLES_ALLOWED);
+        if self.batch.samples.len() >= samples_max {
             return Err(DecodeError { field: "timeseries", what: "a storm of empty samples" });
         }
         self.batch.push(series, t, v);
@@ -245,7 +247,7 @@ impl<'r> Decoder<'r, '_> {
                 other => others.count(other)?,
             }
         }
-        if let Err(reason) = self.judge_labels() {
+        if let Err(reason) = judge_labels(&mut self.labels, self.manners, self.caps) {
             self.batch.samples.truncate(first_sample);
             let (labels, count) = (&self.labels, self.label_count);
             self.outcome.refusals.add(reason, 1, || display(labels, count));
@@ -284,54 +286,57 @@ impl<'r> Decoder<'r, '_> {
         }
     }
 
-    /// Checks the labels at hand; leaves them sorted and without empty values where that is allowed.
-    fn judge_labels(&mut self) -> Result<(), Reason> {
-        let labels = &mut self.labels;
-        if labels.is_empty() {
-            return Err(Reason::EmptyLabels);
-        }
-        let bytes: usize = labels.iter().map(|(name, value)| name.len() + value.len()).sum();
-        if labels.len() > self.caps.labels_max || bytes > self.caps.bytes_max {
-            return Err(Reason::TooManyLabels);
-        }
-        match self.manners {
-            Manners::Thanos => {
-                if labels[0].0.is_empty() || labels[0].1.is_empty() {
-                    return Err(Reason::EmptyLabel);
-                }
-                for pair in labels.windows(2) {
-                    let ((before, _), (name, value)) = (pair[0], pair[1]);
-                    if name.is_empty() || value.is_empty() {
-                        return Err(Reason::EmptyLabel);
-                    }
-                    match before.cmp(name) {
-                        std::cmp::Ordering::Less => {}
-                        std::cmp::Ordering::Equal => return Err(Reason::DuplicateLabel),
-                        std::cmp::Ordering::Greater => return Err(Reason::OutOfOrderLabels),
-                    }
-                }
-            }
-            Manners::Prometheus => {
-                labels.sort_by(|a, b| a.0.cmp(b.0));
-                if labels.windows(2).any(|pair| pair[0].0 == pair[1].0) {
-                    return Err(Reason::DuplicateLabel);
-                }
-                labels.retain(|(_, value)| !value.is_empty());
-                let utf8 = |bytes| std::str::from_utf8(bytes).is_ok();
-                if labels.iter().any(|(name, value)| name.is_empty() || !utf8(name) || !utf8(value))
-                    || !labels.iter().any(|(name, _)| *name == METRIC_NAME)
-                {
-                    return Err(Reason::InvalidLabels);
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// The rules under which an alias holds. Caps do not change while the process runs.
     fn rules(&self) -> Rules {
         Rules(self.manners as u8)
     }
+}
+
+/// Checks a series' labels; leaves them sorted and without empty values where that is allowed.
+pub(super) fn judge_labels(
+    labels: &mut Vec<(&[u8], &[u8])>,
+    manners: Manners,
+    caps: LabelCaps,
+) -> Result<(), Reason> {
+    if labels.is_empty() {
+        return Err(Reason::EmptyLabels);
+    }
+    let bytes: usize = labels.iter().map(|(name, value)| name.len() + value.len()).sum();
+    if labels.len() > caps.labels_max || bytes > caps.bytes_max {
+        return Err(Reason::TooManyLabels);
+    }
+    match manners {
+        Manners::Thanos => {
+            if labels[0].0.is_empty() || labels[0].1.is_empty() {
+                return Err(Reason::EmptyLabel);
+            }
+            for pair in labels.windows(2) {
+                let ((before, _), (name, value)) = (pair[0], pair[1]);
+                if name.is_empty() || value.is_empty() {
+                    return Err(Reason::EmptyLabel);
+                }
+                match before.cmp(name) {
+                    std::cmp::Ordering::Less => {}
+                    std::cmp::Ordering::Equal => return Err(Reason::DuplicateLabel),
+                    std::cmp::Ordering::Greater => return Err(Reason::OutOfOrderLabels),
+                }
+            }
+        }
+        Manners::Prometheus => {
+            labels.sort_by(|a, b| a.0.cmp(b.0));
+            if labels.windows(2).any(|pair| pair[0].0 == pair[1].0) {
+                return Err(Reason::DuplicateLabel);
+            }
+            labels.retain(|(_, value)| !value.is_empty());
+            let utf8 = |bytes| std::str::from_utf8(bytes).is_ok();
+            if labels.iter().any(|(name, value)| name.is_empty() || !utf8(name) || !utf8(value))
+                || !labels.iter().any(|(name, _)| *name == METRIC_NAME)
+            {
+                return Err(Reason::InvalidLabels);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Fields of a series that are counted only.
@@ -374,7 +379,7 @@ impl Others {
 }
 
 /// The label fields at a series message's start, and what follows them.
-fn split_labels(series: &[u8]) -> (&[u8], &[u8]) {
+pub(super) fn split_labels(series: &[u8]) -> (&[u8], &[u8]) {
     let mut rest = series;
     while let Some(after_tag) = rest.strip_prefix(&[crate::model::labels::TAG_FIELD_1]) {
         match split_len_prefixed(after_tag) {
@@ -396,7 +401,7 @@ fn has_no_label(fields: &[u8]) -> bool {
 }
 
 /// The first of `count` labels, as a refusal's example. A storm is cut before it is written out.
-fn display(labels: &[(&[u8], &[u8])], count: usize) -> String {
+pub(super) fn display(labels: &[(&[u8], &[u8])], count: usize) -> String {
     const SHOWN_MAX: usize = 32;
     let mut text = String::new();
     // Writing to a String cannot fail.

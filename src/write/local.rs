@@ -10,7 +10,8 @@ use crate::tsdb::head::append::{AppendReport, Refusal};
 use crate::tsdb::head::batch::Batch;
 use crate::tsdb::head::series::SeriesSet;
 use crate::tsdb::wal::{SyncPolicy, WalError};
-use crate::wire::remote_write_v1::RequestFields;
+use crate::wire::remote_write_v1::{DecodeError, RequestField, RequestFields};
+use crate::write::distribute::PlacedSeries;
 use crate::write::error::{Reason, Refusals, WriteError};
 use crate::write::known::{LabelCaps, decode_fields};
 use crate::write::{Manners, WriteOutcome};
@@ -55,10 +56,22 @@ impl LocalWriter {
         self.write_fields(tenant, RequestFields::of_peer(message), Manners::Thanos).await
     }
 
-    async fn write_fields(
+    /// Stores the series that were placed here, of a request that was already judged by `manners`.
+    pub async fn write_placed(
         &self,
         tenant: &TenantId,
-        request: RequestFields<'_>,
+        series: &PlacedSeries,
+        numbers: &[u32],
+        manners: Manners,
+    ) -> Result<WriteOutcome, WriteError> {
+        let fields = series.fields(numbers).flat_map(RequestFields::of_peer);
+        self.write_fields(tenant, fields, manners).await
+    }
+
+    async fn write_fields<'r>(
+        &self,
+        tenant: &TenantId,
+        request: impl Iterator<Item = Result<RequestField<'r>, DecodeError>> + Send,
         manners: Manners,
     ) -> Result<WriteOutcome, WriteError> {
         let mut batch = self.batches.lock().pop().unwrap_or_default();
@@ -71,10 +84,10 @@ impl LocalWriter {
         outcome
     }
 
-    async fn write_batch(
+    async fn write_batch<'r>(
         &self,
         id: &TenantId,
-        request: RequestFields<'_>,
+        request: impl Iterator<Item = Result<RequestField<'r>, DecodeError>> + Send,
         manners: Manners,
         batch: &mut Batch,
     ) -> Result<WriteOutcome, WriteError> {

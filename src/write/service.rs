@@ -6,6 +6,8 @@
 use std::future::Future;
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use crate::model::tenant::{TenantId, TenantNameError};
 use crate::wire::peer_write::{PeerWriteRequest, TenantSeries};
 use crate::wire::remote_write_v1::DecodeError;
@@ -22,7 +24,7 @@ pub trait PeerSink: Send + Sync + 'static {
     fn write(
         &self,
         tenant: &TenantId,
-        message: &[u8],
+        message: Bytes,
         replica: u64,
     ) -> impl Future<Output = Result<WriteOutcome, WriteError>> + Send;
 }
@@ -32,10 +34,10 @@ impl PeerSink for LocalWriter {
     async fn write(
         &self,
         tenant: &TenantId,
-        message: &[u8],
+        message: Bytes,
         _replica: u64,
     ) -> Result<WriteOutcome, WriteError> {
-        self.write_from_peer(tenant, message).await
+        self.write_from_peer(tenant, &message).await
     }
 }
 
@@ -54,7 +56,7 @@ pub enum PeerWriteError {
     Write(#[from] WriteError),
     /// Some series or samples were refused for good; the others are stored.
     #[error("tenant {tenant}: {refusals}")]
-    Refused { tenant: TenantId, refusals: Refusals },
+    Refused { tenant: TenantId, refusals: Box<Refusals> },
 }
 
 /// Takes the requests of peers apart.
@@ -72,8 +74,8 @@ impl<S: PeerSink> PeerWrites<S> {
 
     /// Stores a `thanos.WriteRequest`. Everything that can be stored is; of several failures the
     /// worst is told.
-    pub async fn write(&self, message: &[u8]) -> Result<(), PeerWriteError> {
-        let request = PeerWriteRequest::parse(message)?;
+    pub async fn write(&self, message: Bytes) -> Result<(), PeerWriteError> {
+        let request = PeerWriteRequest::parse(&message)?;
         // A negative number is as good as a huge one.
         let replica = request.replica as u64;
         if let Some(factor) = self.replication_factor.filter(|factor| replica > *factor) {
@@ -81,7 +83,7 @@ impl<S: PeerSink> PeerWrites<S> {
         }
         let mut result = Ok(());
         for tenant in request.tenants() {
-            match self.write_tenant(&tenant?, replica).await {
+            match self.write_tenant(&message, &tenant?, replica).await {
                 Err(error) if result.as_ref().is_err_and(|worst| rank(worst) >= rank(&error)) => {}
                 Err(error) => result = Err(error),
                 Ok(()) => {}
@@ -92,6 +94,7 @@ impl<S: PeerSink> PeerWrites<S> {
 
     async fn write_tenant(
         &self,
+        message: &Bytes,
         series: &TenantSeries<'_>,
         replica: u64,
     ) -> Result<(), PeerWriteError> {
@@ -99,11 +102,12 @@ impl<S: PeerSink> PeerWrites<S> {
             return Ok(());
         }
         let tenant = TenantId::parse(series.tenant)?;
-        let outcome = self.sink.write(&tenant, series.message, replica).await?;
+        let shared = message.slice_ref(series.message);
+        let outcome = self.sink.write(&tenant, shared, replica).await?;
         if outcome.refusals.is_empty() {
             return Ok(());
         }
-        Err(PeerWriteError::Refused { tenant, refusals: outcome.refusals })
+        Err(PeerWriteError::Refused { tenant, refusals: Box::new(outcome.refusals) })
     }
 }
 
@@ -116,10 +120,15 @@ fn rank(error: &PeerWriteError) -> u8 {
         | PeerWriteError::BadReplica { .. }
         | PeerWriteError::Malformed(_)
         | PeerWriteError::Write(
-            WriteError::Invalid { .. } | WriteError::TenantName(_) | WriteError::TooLarge { .. },
+            WriteError::Invalid { .. }
+            | WriteError::TenantName(_)
+            | WriteError::TooLarge { .. }
+            | WriteError::BadReplica { .. },
         ) => 1,
-        PeerWriteError::Write(WriteError::TenantNotReady { .. }) => 2,
-        PeerWriteError::Write(WriteError::Unavailable(_)) => 3,
+        PeerWriteError::Write(WriteError::TenantNotReady { .. } | WriteError::Placement(_)) => 2,
+        PeerWriteError::Write(
+            WriteError::Unavailable(_) | WriteError::NoHashring | WriteError::NoQuorum(_),
+        ) => 3,
     }
 }
 
@@ -138,7 +147,7 @@ mod tests {
         async fn write(
             &self,
             tenant: &TenantId,
-            message: &[u8],
+            message: Bytes,
             replica: u64,
         ) -> Result<WriteOutcome, WriteError> {
             self.0.lock().push((tenant.to_string(), message.to_vec(), replica));
@@ -167,7 +176,7 @@ mod tests {
     async fn write(tenants: &[&str]) -> (Result<(), u8>, usize) {
         let sink = Arc::new(Sink::default());
         let writes = PeerWrites::new(sink.clone(), None);
-        let result = writes.write(&tuples(tenants)).await;
+        let result = writes.write(tuples(tenants).into()).await;
         let written = sink.0.lock().len();
         (result.map_err(|error| rank(&error)), written)
     }
@@ -188,12 +197,12 @@ mod tests {
         let request = |replica: u8| [&[0x18, replica][..], &tuples(&["a"])].concat();
         let sink = Arc::new(Sink::default());
         let with_ring = PeerWrites::new(sink.clone(), Some(3));
-        with_ring.write(&request(3)).await.unwrap();
-        with_ring.write(&request(0)).await.unwrap();
-        let refused = with_ring.write(&request(4)).await;
+        with_ring.write(request(3).into()).await.unwrap();
+        with_ring.write(request(0).into()).await.unwrap();
+        let refused = with_ring.write(request(4).into()).await;
         let expected = PeerWriteError::BadReplica { replica: 4, factor: 3 };
         assert_eq!(refused.unwrap_err().to_string(), expected.to_string());
-        PeerWrites::new(sink.clone(), None).write(&request(4)).await.unwrap();
+        PeerWrites::new(sink.clone(), None).write(request(4).into()).await.unwrap();
         let replicas: Vec<_> = sink.0.lock().iter().map(|written| written.2).collect();
         assert_eq!(replicas, [3, 0, 4]);
     }
@@ -203,7 +212,7 @@ mod tests {
         let sink = Arc::new(Sink::default());
         let writes = PeerWrites::new(sink.clone(), None);
         for request in [&b""[..], b"\x12\x02..", b"\x22\x04\x12\x02.."] {
-            writes.write(request).await.unwrap();
+            writes.write(Bytes::from_static(request)).await.unwrap();
         }
         assert!(sink.0.lock().is_empty());
     }

@@ -43,6 +43,7 @@ fn open(disk: &FaultyDisk, policy: SyncPolicy, clock: i64) -> Storage {
         tenant_label_name: "tenant_id".into(),
         default_tenant: TenantId::parse(b"default-tenant").unwrap(),
         tenants_max: 100,
+        rings: None,
     };
     let clock = ManualClock::at(clock);
     let (disk, registry): (Arc<dyn Disk>, _) = (Arc::new(disk.clone()), Registry::new());

@@ -19,12 +19,13 @@ impl WriteSink for Recorder {
     async fn write(
         &self,
         tenant: &TenantId,
-        request: &[u8],
+        request: Bytes,
+        _replica: u64,
         _manners: Manners,
     ) -> Result<WriteOutcome, WriteError> {
         self.0.lock().push((tenant.as_str().to_owned(), request.to_vec()));
         let mut outcome = WriteOutcome { series: 1, samples_stored: 1, ..Default::default() };
-        match request {
+        match &request[..] {
             b"refuse" => outcome.refusals.add(Reason::OutOfBounds, 1, || "{a=\"b\"}".into()),
             b"broken" => {
                 return Err(WriteError::Invalid { stage: "decode", detail: "no message".into() });

@@ -1,4 +1,9 @@
-//! Encodings of gRPC messages: snappy (framed) and gzip, those that Thanos' nodes speak.
+//! Messages in gRPC streams and their encodings: snappy (framed) and gzip, those that Thanos' nodes
+//! speak.
+//!
+//! ```text
+//! message = flag (1 byte; 1: encoded)  length (4 bytes, big endian)  so many bytes
+//! ```
 
 use std::cell::RefCell;
 use std::io::{Read as _, Write as _};
@@ -16,7 +21,7 @@ pub const GRPC_ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accep
 /// What is put there: the encodings that are understood.
 pub const ACCEPTED: HeaderValue = HeaderValue::from_static("snappy,gzip");
 
-/// The head of a message: a flag (1 byte; 1: encoded) and its length (4 bytes, big endian).
+/// Flag and length before each message.
 pub const HEAD_BYTES: usize = 5;
 
 /// A message inflates in steps of this many bytes where it does not say how long it gets.

@@ -1,0 +1,124 @@
+//! Flags of the ring: which nodes there are, which of them this is, how series reach the others.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::config::command_line::Values;
+use crate::config::hashrings::{self, InlineHashrings};
+use crate::config::{ConfigError, duration};
+use crate::hashring::{Algorithm, Endpoint, RingDefaults, RingOptions};
+use crate::peer::message::Compression;
+use crate::write::quorum::REPLICATION_FACTOR_MAX;
+
+/// What a node does with the series it is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Hands all of them to others; has no storage.
+    RouterOnly,
+    /// Hands them to the nodes of the ring, of which it is one.
+    RouterIngestor,
+    /// Stores all of them.
+    IngestorOnly,
+}
+
+impl Mode {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Mode::RouterOnly => "RouterOnly",
+            Mode::RouterIngestor => "RouterIngestor",
+            Mode::IngestorOnly => "IngestorOnly",
+        }
+    }
+}
+
+/// Where the hashrings come from.
+#[derive(Clone, Debug)]
+pub enum RingSource {
+    /// Nowhere: this node is the ring.
+    None,
+    /// `--receive.hashrings-file`
+    File { path: PathBuf, refresh_interval: Duration },
+    /// `--receive.hashrings`
+    Inline { content: String, rings: Vec<RingOptions> },
+}
+
+#[derive(Clone, Debug)]
+pub struct RingConfig {
+    pub source: RingSource,
+    /// This node as the rings name it.
+    pub local_endpoint: Option<String>,
+    pub algorithm: Algorithm,
+    /// At least 1.
+    pub replication_factor: u8,
+    pub forward_timeout: Duration,
+    pub backoff_max: Duration,
+    pub compression: Compression,
+}
+
+impl RingConfig {
+    pub(super) fn from_values(values: &Values) -> Result<RingConfig, ConfigError> {
+        // 0 is as good as 1, which Thanos says in its metric.
+        let factor = values.uint("receive.replication-factor").max(1);
+        let replication_factor = u8::try_from(factor)
+            .ok()
+            .filter(|factor| usize::from(*factor) <= REPLICATION_FACTOR_MAX)
+            .ok_or(ConfigError::ReplicationFactor)?;
+        let local_endpoint =
+            Some(values.text("receive.local-endpoint")).filter(|endpoint| !endpoint.is_empty());
+        Ok(RingConfig {
+            source: RingSource::from_values(values, local_endpoint.as_deref())?,
+            local_endpoint,
+            algorithm: match values.text("receive.hashrings-algorithm").as_str() {
+                "ketama" => Algorithm::Ketama,
+                _ => Algorithm::Hashmod,
+            },
+            replication_factor,
+            forward_timeout: duration(values, "receive-forward-timeout"),
+            backoff_max: duration(values, "receive-forward-max-backoff"),
+            compression: match values.text("receive.grpc-compression").as_str() {
+                "none" => Compression::None,
+                _ => Compression::Snappy,
+            },
+        })
+    }
+
+    pub fn mode(&self) -> Mode {
+        match (&self.source, &self.local_endpoint) {
+            (RingSource::None, _) => Mode::IngestorOnly,
+            (_, Some(_)) => Mode::RouterIngestor,
+            (_, None) => Mode::RouterOnly,
+        }
+    }
+
+    pub fn defaults(&self) -> RingDefaults {
+        RingDefaults {
+            algorithm: self.algorithm,
+            replication_factor: usize::from(self.replication_factor),
+        }
+    }
+}
+
+impl RingSource {
+    /// The file has the higher priority.
+    fn from_values(
+        values: &Values,
+        local_endpoint: Option<&str>,
+    ) -> Result<RingSource, ConfigError> {
+        let path = values.text("receive.hashrings-file");
+        if !path.is_empty() {
+            let refresh_interval = duration(values, "receive.hashrings-file-refresh-interval");
+            return Ok(RingSource::File { path: path.into(), refresh_interval });
+        }
+        let content = values.text("receive.hashrings");
+        Ok(match hashrings::parse_inline(&content)? {
+            InlineHashrings::NotGiven => RingSource::None,
+            InlineHashrings::OneNode => {
+                let endpoint = local_endpoint.ok_or(ConfigError::OneNode)?;
+                let endpoints = vec![Endpoint::at(endpoint)];
+                let rings = vec![RingOptions { endpoints, ..RingOptions::default() }];
+                RingSource::Inline { content, rings }
+            }
+            InlineHashrings::Rings(rings) => RingSource::Inline { content, rings },
+        })
+    }
+}

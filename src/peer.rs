@@ -1,0 +1,414 @@
+//! The other nodes of the ring, as this one sees them: one [`Peer`] per endpoint, made and dropped
+//! with the ring.
+//!
+//! A peer that fails costs its own series their copy and nobody else anything. Every call has a
+//! deadline; the bytes under way to one peer are bounded, and what does not fit is refused, not
+//! queued; a peer that cannot be reached, says it is unavailable or answers nothing in time is left
+//! alone for a while ([`breaker`]).
+
+pub mod breaker;
+pub mod client;
+pub mod link;
+pub mod message;
+pub mod metrics;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use tokio::time::{Instant, timeout_at};
+use tonic::Code;
+
+use crate::metrics::Registry;
+use crate::peer::breaker::{Admitted, Blamed, Breaker, Ended, Refused, State};
+use crate::peer::client::CallFailure;
+use crate::peer::link::{Link, LinkKeeper};
+use crate::peer::message::{Compression, ForwardMessage};
+use crate::peer::metrics::{PeerMetrics, PoolMetrics};
+
+/// Bytes that may be under way to one peer: some hundred requests of 2,000 series.
+pub const INFLIGHT_BYTES_MAX_DEFAULT: u64 = 64 << 20;
+
+/// Connections tried for one call. Another is tried only where the peer cannot have seen the call.
+const ATTEMPTS_MAX: u32 = 3;
+
+/// A longer deadline is none.
+const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// How peers are treated.
+#[derive(Clone, Copy, Debug)]
+pub struct PeerOptions {
+    /// `--receive.grpc-compression`
+    pub compression: Compression,
+    /// `--receive-forward-max-backoff`
+    pub backoff_max: Duration,
+    /// Bytes of messages under way to one peer. A single larger message may go alone.
+    pub inflight_bytes_max: u64,
+}
+
+impl Default for PeerOptions {
+    fn default() -> PeerOptions {
+        PeerOptions {
+            compression: Compression::Snappy,
+            backoff_max: Duration::from_secs(5),
+            inflight_bytes_max: INFLIGHT_BYTES_MAX_DEFAULT,
+        }
+    }
+}
+
+/// Why a forward did not succeed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ForwardError {
+    /// Refused for good, and everything else of the message is stored.
+    #[error("peer {peer}: conflict: {detail}")]
+    Conflict { peer: Arc<str>, detail: String },
+    /// The peer has a smaller replication factor, or does not like the tenant's name.
+    #[error("peer {peer}: bad replica: {detail}")]
+    BadReplica { peer: Arc<str>, detail: String },
+    /// The peer said that it cannot take writes now, or the connection failed.
+    #[error("peer {peer} is unavailable: {detail}")]
+    Unavailable { peer: Arc<str>, detail: String },
+    /// Not sent: earlier calls, of anybody or of this tenant, failed a moment ago.
+    #[error("peer {peer} is backed off")]
+    BackedOff { peer: Arc<str>, retry_after: Option<Duration> },
+    /// Not sent: too much is under way to this peer.
+    #[error("peer {peer}: {inflight} bytes of at most {max} are under way")]
+    Full { peer: Arc<str>, inflight: u64, max: u64 },
+    #[error("peer {peer} did not answer in time")]
+    TimedOut { peer: Arc<str> },
+    /// Any other answer, of one tenant's storage, say. A retry may help.
+    #[error("peer {peer}: {code:?}: {detail}")]
+    Failed { peer: Arc<str>, code: Code, detail: String },
+}
+
+/// All peers of the ring in force.
+pub struct PeerPool {
+    options: PeerOptions,
+    metrics: PoolMetrics,
+    peers: ArcSwap<HashMap<Arc<str>, Arc<Peer>>>,
+    updating: Mutex<()>,
+}
+
+impl PeerPool {
+    pub fn new(options: PeerOptions, registry: &Registry) -> PeerPool {
+        PeerPool {
+            options,
+            metrics: PoolMetrics::new(registry),
+            peers: ArcSwap::default(),
+            updating: Mutex::new(()),
+        }
+    }
+
+    /// Makes the peers those at `addresses` (`host:port`): connections to others are closed once
+    /// their calls have ended, and those that stay are not touched. Must be called within a
+    /// runtime.
+    pub fn update<'a>(&self, addresses: impl IntoIterator<Item = &'a str>) {
+        let _updating = self.updating.lock();
+        let before = self.peers.load();
+        let mut peers = HashMap::new();
+        for address in addresses {
+            let peer = match before.get(address) {
+                Some(peer) => peer.clone(),
+                None if peers.contains_key(address) => continue,
+                None => Arc::new(Peer::start(address, &self.options, &self.metrics)),
+            };
+            peers.insert(peer.address.clone(), peer);
+        }
+        for address in before.keys().filter(|address| !peers.contains_key(*address)) {
+            self.metrics.remove_peer(address);
+        }
+        self.peers.store(Arc::new(peers));
+    }
+
+    pub fn peer(&self, address: &str) -> Option<Arc<Peer>> {
+        self.peers.load().get(address).cloned()
+    }
+
+    pub fn options(&self) -> &PeerOptions {
+        &self.options
+    }
+
+    pub fn metrics(&self) -> &PoolMetrics {
+        &self.metrics
+    }
+
+    /// The peers as they are now, sorted by address.
+    pub fn snapshot(&self) -> Vec<PeerSnapshot> {
+        let mut peers: Vec<_> = self.peers.load().values().map(|peer| peer.snapshot()).collect();
+        peers.sort_by(|a, b| a.address.cmp(&b.address));
+        peers
+    }
+}
+
+/// Another node.
+pub struct Peer {
+    address: Arc<str>,
+    inflight_bytes_max: u64,
+    metrics: PeerMetrics,
+    link: LinkKeeper,
+    inflight: Inflight,
+    breaker: Mutex<Breaker>,
+    last_error: Mutex<Option<ForwardError>>,
+}
+
+/// What an operator sees of a peer.
+#[derive(Clone, Debug)]
+pub struct PeerSnapshot {
+    pub address: Arc<str>,
+    pub state: PeerState,
+    /// Tenants that are backed off alone.
+    pub tenants_shut: usize,
+    pub inflight_requests: u64,
+    pub inflight_bytes: u64,
+    pub last_error: Option<ForwardError>,
+}
+
+/// Whether a peer would be called now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PeerState {
+    Open,
+    Shut,
+    Probation,
+    /// No connection can be had.
+    Unreachable(Arc<str>),
+}
+
+impl PeerState {
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            PeerState::Open => "open",
+            PeerState::Shut => "shut",
+            PeerState::Probation => "probation",
+            PeerState::Unreachable(_) => "unreachable",
+        }
+    }
+}
+
+impl Peer {
+    fn start(address: &str, options: &PeerOptions, metrics: &PoolMetrics) -> Peer {
+        let address: Arc<str> = address.into();
+        Peer {
+            inflight_bytes_max: options.inflight_bytes_max,
+            metrics: metrics.peer(&address),
+            link: LinkKeeper::start(address.clone()),
+            inflight: Inflight::default(),
+            breaker: Mutex::new(Breaker::new(options.backoff_max)),
+            last_error: Mutex::default(),
+            address,
+        }
+    }
+
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Sends `message` and waits for the peer's verdict, `timeout` at most. A call that is dropped
+    /// is given up, and counts neither for nor against the peer.
+    pub async fn remote_write(
+        &self,
+        message: &ForwardMessage,
+        timeout: Duration,
+    ) -> Result<(), ForwardError> {
+        let result = self.try_remote_write(message, timeout).await;
+        match &result {
+            Ok(()) => self.metrics.count_forward(true),
+            // Neither a success nor a fault of the peer; Thanos counts it as neither.
+            Err(ForwardError::Conflict { .. }) => {}
+            Err(error) => {
+                self.metrics.count_forward(false);
+                // What is told of calls that were not made is the cause that came before.
+                if !matches!(error, ForwardError::BackedOff { .. } | ForwardError::Full { .. }) {
+                    *self.last_error.lock() = Some(error.clone());
+                }
+            }
+        }
+        result
+    }
+
+    async fn try_remote_write(
+        &self,
+        message: &ForwardMessage,
+        timeout: Duration,
+    ) -> Result<(), ForwardError> {
+        let bytes = message.bytes().len() as u64;
+        let max = self.inflight_bytes_max;
+        let _held = self.inflight.take(bytes, max).map_err(|inflight| ForwardError::Full {
+            peer: self.address.clone(),
+            inflight,
+            max,
+        })?;
+        let mut call = self.begin(message)?;
+        let mut used = None;
+        let deadline = Instant::now() + timeout.min(TIMEOUT_MAX);
+        let result = self.exchange(message, deadline, &mut used).await;
+        let ended = match &result {
+            Err(ForwardError::Unavailable { .. }) => Ended::Unavailable,
+            Err(ForwardError::TimedOut { .. }) => Ended::TimedOut,
+            _ => Ended::Answered,
+        };
+        let blamed = call.end(ended);
+        if let (Ended::TimedOut, Blamed::Peer, Some(number)) = (ended, blamed, used) {
+            // It may be the connection that is dead, and the peer under a new address.
+            self.link.leave(number);
+        }
+        result
+    }
+
+    fn begin<'a>(&'a self, message: &'a ForwardMessage) -> Result<Call<'a>, ForwardError> {
+        let now = Instant::now();
+        let admitted = self.breaker.lock().admit(message.tenants(), now);
+        match admitted {
+            Ok(admitted) => Ok(Call { peer: self, message, admitted: Some(admitted) }),
+            Err(refused) => {
+                let until = match refused {
+                    Refused::PeerShut { until } => until,
+                    Refused::TenantShut { until } => Some(until),
+                };
+                let retry_after = until.map(|until| until.saturating_duration_since(now));
+                Err(ForwardError::BackedOff { peer: self.address.clone(), retry_after })
+            }
+        }
+    }
+
+    /// Calls over the connection there is. `used` is told its number.
+    async fn exchange(
+        &self,
+        message: &ForwardMessage,
+        deadline: Instant,
+        used: &mut Option<u64>,
+    ) -> Result<(), ForwardError> {
+        let timed_out = |_| ForwardError::TimedOut { peer: self.address.clone() };
+        let begun = Instant::now();
+        let mut attempt = 1;
+        loop {
+            let connection = timeout_at(deadline, self.link.connection(*used)).await;
+            let mut connection = connection.map_err(timed_out)?.map_err(|reason| {
+                let detail = reason.to_string();
+                ForwardError::Unavailable { peer: self.address.clone(), detail }
+            })?;
+            *used = Some(connection.number);
+            self.metrics.observe_delay(begun.elapsed());
+            let counted = self.metrics.begin();
+            let left = deadline.saturating_duration_since(Instant::now());
+            let call = client::call(&mut connection, &self.address, message, left);
+            let result = timeout_at(deadline, call).await;
+            counted.end(match &result {
+                Ok(Ok(())) => Code::Ok,
+                Ok(Err(CallFailure::Status(code, _))) => *code,
+                Ok(Err(_)) => Code::Unavailable,
+                Err(_) => Code::DeadlineExceeded,
+            });
+            match result.map_err(timed_out)? {
+                Err(CallFailure::NotSent) if attempt < ATTEMPTS_MAX => {
+                    attempt += 1;
+                    self.link.leave(connection.number);
+                }
+                result => return result.map_err(|failure| self.judge(failure)),
+            }
+        }
+    }
+
+    fn judge(&self, failure: CallFailure) -> ForwardError {
+        let peer = self.address.clone();
+        match failure {
+            CallFailure::Status(code, detail) => match code {
+                Code::AlreadyExists => ForwardError::Conflict { peer, detail },
+                Code::InvalidArgument => ForwardError::BadReplica { peer, detail },
+                Code::Unavailable => ForwardError::Unavailable { peer, detail },
+                Code::DeadlineExceeded => ForwardError::TimedOut { peer },
+                code => ForwardError::Failed { peer, code, detail },
+            },
+            failure @ (CallFailure::Broken(_) | CallFailure::NotSent) => {
+                ForwardError::Unavailable { peer, detail: failure.to_string() }
+            }
+        }
+    }
+
+    pub fn snapshot(&self) -> PeerSnapshot {
+        let (state, tenants_shut) = {
+            let breaker = self.breaker.lock();
+            (breaker.state(), breaker.tenants_shut(Instant::now()))
+        };
+        let state = match (self.link.state(), state) {
+            (Link::Down(reason), _) => PeerState::Unreachable(reason),
+            (_, State::Open) => PeerState::Open,
+            (_, State::Shut { .. }) => PeerState::Shut,
+            (_, State::Probation { .. }) => PeerState::Probation,
+        };
+        PeerSnapshot {
+            address: self.address.clone(),
+            state,
+            tenants_shut,
+            inflight_requests: self.inflight.requests.load(Ordering::Relaxed),
+            inflight_bytes: self.inflight.bytes.load(Ordering::Relaxed),
+            last_error: self.last_error.lock().clone(),
+        }
+    }
+}
+
+/// A call under way, which the breaker hears of when it ends, and be it by being dropped.
+struct Call<'a> {
+    peer: &'a Peer,
+    message: &'a ForwardMessage,
+    admitted: Option<Admitted>,
+}
+
+impl Call<'_> {
+    fn end(&mut self, ended: Ended) -> Blamed {
+        let Some(admitted) = self.admitted.take() else { return Blamed::Nobody };
+        let tenants = self.message.tenants();
+        self.peer.breaker.lock().end(admitted, ended, tenants, Instant::now(), jitter())
+    }
+}
+
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        self.end(Ended::Cancelled);
+    }
+}
+
+/// What is under way to a peer.
+#[derive(Default)]
+struct Inflight {
+    bytes: AtomicU64,
+    requests: AtomicU64,
+}
+
+/// Given back on drop.
+struct Held<'a> {
+    inflight: &'a Inflight,
+    bytes: u64,
+}
+
+impl Inflight {
+    /// Takes `bytes`, or tells how many are held. A message over `max` may go when nothing else is
+    /// under way, or it never could.
+    fn take(&self, bytes: u64, max: u64) -> Result<Held<'_>, u64> {
+        let fits = |held: u64| {
+            let sum = held.checked_add(bytes)?;
+            (held == 0 || sum <= max).then_some(sum)
+        };
+        self.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits)?;
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        Ok(Held { inflight: self, bytes })
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.inflight.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.inflight.requests.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// From 0 to 1, at random.
+fn jitter() -> f64 {
+    // Without a source of randomness peers are tried together, which works as well.
+    getrandom::u32().map_or(1.0, |random| f64::from(random) / f64::from(u32::MAX))
+}
+
+#[cfg(test)]
+mod tests;

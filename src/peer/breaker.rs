@@ -1,0 +1,340 @@
+//! Whether calls go to a peer, judged by how earlier ones ended.
+//!
+//! ```text
+//!            unavailable, or nothing answered in time
+//!      Open ------------------------------------------> Shut until a time
+//!       ^  ^                                             |   ^
+//!       |  '---------- any answer, even a late one ------|   | the trial failed: twice as long
+//!       |                                                v   |
+//!       '------------- answered ------------------ Probation-'
+//! ```
+//!
+//! Shut lasts 100 ms at first and twice as long each time, up to a maximum, with jitter. In
+//! probation one call is on trial, others are refused until it ends. A time-out shuts the peer only
+//! if it answered no call at all since that call began; if it answered others, the time-out is held
+//! against the tenants of the call (their logs may be read at the moment), which are backed off
+//! alone. Calls that we gave up ourselves count for nothing.
+//!
+//! Pure: it has no clock and no dice of its own.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// The first back-off.
+const BACKOFF_MIN: Duration = Duration::from_millis(100);
+
+/// Tenants backed off at the same time. More than that are too many to be told apart, and their
+/// calls go through and time out.
+const TENANTS_MAX: usize = 1024;
+
+/// What the breaker of a peer lets through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Calls go through.
+    Open,
+    /// None does until then.
+    Shut { until: Instant, backoff: Backoff },
+    /// One does, and decides. `backoff` is the one it came from.
+    Probation { backoff: Backoff },
+}
+
+/// A length of time that doubles.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Backoff(Duration);
+
+impl Backoff {
+    fn after(previous: Option<Backoff>, max: Duration) -> Backoff {
+        let next = previous.map_or(BACKOFF_MIN, |Backoff(previous)| previous.saturating_mul(2));
+        Backoff(next.min(max))
+    }
+
+    /// From half of it to all of it, as `jitter` goes from 0 to 1, so that peers that failed
+    /// together are not tried together.
+    fn jittered(self, jitter: f64) -> Duration {
+        self.0.mul_f64(0.5 + 0.5 * jitter.clamp(0.0, 1.0))
+    }
+}
+
+/// A call that was let through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Admitted {
+    begun: Instant,
+    on_trial: bool,
+}
+
+/// A call that was not. Retrying before `until` is in vain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    PeerShut { until: Option<Instant> },
+    TenantShut { until: Instant },
+}
+
+/// How a call ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// With any status but `Unavailable`.
+    Answered,
+    /// With `Unavailable`, or the connection failed.
+    Unavailable,
+    TimedOut,
+    /// We gave it up.
+    Cancelled,
+}
+
+/// What a time-out was held against.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blamed {
+    Nobody,
+    Peer,
+    Tenants,
+}
+
+/// One peer's breaker.
+#[derive(Debug)]
+pub struct Breaker {
+    backoff_max: Duration,
+    state: State,
+    last_answer: Option<Instant>,
+    /// Tenants whose calls hang at this peer: shut until, after this back-off.
+    tenants: HashMap<Box<str>, (Instant, Backoff)>,
+}
+
+impl Breaker {
+    pub fn new(backoff_max: Duration) -> Breaker {
+        Breaker {
+            backoff_max: backoff_max.max(BACKOFF_MIN),
+            state: State::Open,
+            last_answer: None,
+            tenants: HashMap::new(),
+        }
+    }
+
+    pub fn state(&self) -> State {
+        self.state
+    }
+
+    /// Tenants that are backed off alone.
+    pub fn tenants_shut(&self, now: Instant) -> usize {
+        self.tenants.values().filter(|(until, _)| *until > now).count()
+    }
+
+    /// Asks to call the peer for `tenants`. Who is let through must say how it ended.
+    pub fn admit<'t>(
+        &mut self,
+        tenants: impl IntoIterator<Item = &'t str>,
+        now: Instant,
+    ) -> Result<Admitted, Refused> {
+        if !self.tenants.is_empty() {
+            let shut = tenants.into_iter().filter_map(|tenant| self.tenants.get(tenant));
+            if let Some((until, _)) = shut.max().filter(|(until, _)| *until > now) {
+                return Err(Refused::TenantShut { until: *until });
+            }
+        }
+        match self.state {
+            State::Open => Ok(Admitted { begun: now, on_trial: false }),
+            State::Shut { until, backoff } if until <= now => {
+                self.state = State::Probation { backoff };
+                Ok(Admitted { begun: now, on_trial: true })
+            }
+            State::Shut { until, .. } => Err(Refused::PeerShut { until: Some(until) }),
+            State::Probation { .. } => Err(Refused::PeerShut { until: None }),
+        }
+    }
+
+    /// Takes note of a call's end. `jitter` is from 0 to 1.
+    pub fn end<'t>(
+        &mut self,
+        call: Admitted,
+        ended: Ended,
+        tenants: impl IntoIterator<Item = &'t str>,
+        now: Instant,
+        jitter: f64,
+    ) -> Blamed {
+        match ended {
+            Ended::Answered => {
+                self.last_answer = Some(now);
+                self.state = State::Open;
+                if !self.tenants.is_empty() {
+                    for tenant in tenants {
+                        self.tenants.remove(tenant);
+                    }
+                }
+                Blamed::Nobody
+            }
+            Ended::Unavailable => {
+                self.shut(call, now, jitter);
+                Blamed::Peer
+            }
+            Ended::TimedOut if self.last_answer.is_some_and(|answer| answer >= call.begun) => {
+                self.shut_tenants(tenants, now, jitter);
+                if call.on_trial {
+                    self.state = State::Open;
+                }
+                Blamed::Tenants
+            }
+            Ended::TimedOut => {
+                self.shut(call, now, jitter);
+                Blamed::Peer
+            }
+            Ended::Cancelled => {
+                if let (true, State::Probation { backoff }) = (call.on_trial, self.state) {
+                    self.state = State::Shut { until: now, backoff };
+                }
+                Blamed::Nobody
+            }
+        }
+    }
+
+    fn shut(&mut self, call: Admitted, now: Instant, jitter: f64) {
+        let previous = match self.state {
+            State::Open => None,
+            State::Probation { backoff } if call.on_trial => Some(backoff),
+            // Calls from before end one after another; one of them has been counted.
+            State::Shut { .. } | State::Probation { .. } => return,
+        };
+        let backoff = Backoff::after(previous, self.backoff_max);
+        self.state = State::Shut { until: now + backoff.jittered(jitter), backoff };
+    }
+
+    fn shut_tenants<'t>(
+        &mut self,
+        tenants: impl IntoIterator<Item = &'t str>,
+        now: Instant,
+        jitter: f64,
+    ) {
+        for tenant in tenants {
+            let previous = self.tenants.get(tenant).map(|(_, backoff)| *backoff);
+            if previous.is_none() && self.tenants.len() >= TENANTS_MAX {
+                self.tenants.retain(|_, (until, _)| *until > now);
+                if self.tenants.len() >= TENANTS_MAX {
+                    return;
+                }
+            }
+            let backoff = Backoff::after(previous, self.backoff_max);
+            self.tenants.insert(tenant.into(), (now + backoff.jittered(jitter), backoff));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAX: Duration = Duration::from_secs(5);
+    const NO_TENANT: [&str; 0] = [];
+
+    fn ms(millis: u64) -> Duration {
+        Duration::from_millis(millis)
+    }
+
+    #[test]
+    fn backoffs_double_up_to_the_maximum() {
+        let mut breaker = Breaker::new(MAX);
+        let mut now = Instant::now();
+        for expected in [100, 200, 400, 800, 1600, 3200, 5000, 5000] {
+            let call = breaker.admit(["a"], now).unwrap();
+            assert_eq!(breaker.end(call, Ended::Unavailable, ["a"], now, 1.0), Blamed::Peer);
+            let until = now + ms(expected);
+            let State::Shut { until: found, .. } = breaker.state() else { panic!("open") };
+            assert_eq!(found, until);
+            let refused = breaker.admit(["a"], until - ms(1)).unwrap_err();
+            assert_eq!(refused, Refused::PeerShut { until: Some(until) });
+            now = until;
+        }
+        let call = breaker.admit(["a"], now).unwrap();
+        breaker.end(call, Ended::Answered, ["a"], now, 1.0);
+        let call = breaker.admit(["a"], now).unwrap();
+        breaker.end(call, Ended::Unavailable, ["a"], now, 0.0);
+        let State::Shut { until, .. } = breaker.state() else { panic!("open") };
+        assert_eq!(until, now + ms(50), "from the start again, and half of it at least");
+    }
+
+    #[test]
+    fn in_probation_one_call_decides() {
+        let mut breaker = Breaker::new(MAX);
+        let begin = Instant::now();
+        let older = breaker.admit(NO_TENANT, begin).unwrap();
+        let call = breaker.admit(NO_TENANT, begin).unwrap();
+        breaker.end(call, Ended::Unavailable, NO_TENANT, begin, 1.0);
+        let now = begin + ms(100);
+        let trial = breaker.admit(NO_TENANT, now).unwrap();
+        assert_eq!(breaker.admit(NO_TENANT, now), Err(Refused::PeerShut { until: None }));
+        // A call from before ends badly: it decides nothing.
+        breaker.end(older, Ended::Unavailable, NO_TENANT, now, 1.0);
+        assert!(matches!(breaker.state(), State::Probation { .. }));
+        // The trial is given up by us: the next call is on trial at once.
+        breaker.end(trial, Ended::Cancelled, NO_TENANT, now, 1.0);
+        let trial = breaker.admit(NO_TENANT, now).unwrap();
+        breaker.end(trial, Ended::TimedOut, NO_TENANT, now + ms(1), 1.0);
+        let Err(Refused::PeerShut { until: Some(until) }) = breaker.admit(NO_TENANT, now) else {
+            panic!("open")
+        };
+        assert_eq!(until, now + ms(201));
+    }
+
+    #[test]
+    fn a_late_answer_opens() {
+        let mut breaker = Breaker::new(MAX);
+        let now = Instant::now();
+        let late = breaker.admit(["a"], now).unwrap();
+        let call = breaker.admit(["a"], now).unwrap();
+        breaker.end(call, Ended::Unavailable, ["a"], now, 1.0);
+        breaker.end(late, Ended::Answered, ["a"], now + ms(10), 1.0);
+        assert_eq!(breaker.state(), State::Open);
+    }
+
+    #[test]
+    fn a_peer_that_answers_others_is_not_stuck() {
+        let mut breaker = Breaker::new(MAX);
+        let begin = Instant::now();
+        let hangs = breaker.admit(["opening"], begin).unwrap();
+        let answered = breaker.admit(["a"], begin).unwrap();
+        breaker.end(answered, Ended::Answered, ["a"], begin + ms(2), 1.0);
+        let now = begin + ms(5000);
+        assert_eq!(breaker.end(hangs, Ended::TimedOut, ["opening"], now, 1.0), Blamed::Tenants);
+        assert_eq!(breaker.state(), State::Open);
+        let refused = breaker.admit(["a", "opening"], now).unwrap_err();
+        assert_eq!(refused, Refused::TenantShut { until: now + ms(100) });
+        assert!(breaker.admit(["a"], now).is_ok());
+        assert_eq!(breaker.tenants_shut(now), 1);
+        // It hangs again while others are answered: twice as long.
+        let hangs = breaker.admit(["opening"], now + ms(100)).unwrap();
+        let answered = breaker.admit(["a"], now + ms(100)).unwrap();
+        breaker.end(answered, Ended::Answered, ["a"], now + ms(101), 1.0);
+        breaker.end(hangs, Ended::TimedOut, ["opening"], now + ms(200), 1.0);
+        let refused = breaker.admit(["opening"], now + ms(200)).unwrap_err();
+        assert_eq!(refused, Refused::TenantShut { until: now + ms(400) });
+        // An answer ends it.
+        let call = breaker.admit(["opening"], now + ms(400)).unwrap();
+        breaker.end(call, Ended::Answered, ["opening"], now + ms(401), 1.0);
+        assert_eq!(breaker.tenants_shut(now), 0);
+    }
+
+    #[test]
+    fn a_peer_that_answers_nothing_in_time_is_shut() {
+        let mut breaker = Breaker::new(MAX);
+        let begin = Instant::now();
+        let before = breaker.admit(["a"], begin).unwrap();
+        breaker.end(before, Ended::Answered, ["a"], begin + ms(1), 1.0);
+        let calls = [(); 3].map(|()| breaker.admit(["a"], begin + ms(2)).unwrap());
+        for call in calls {
+            let blamed = breaker.end(call, Ended::TimedOut, ["a"], begin + ms(5002), 1.0);
+            assert_eq!(blamed, Blamed::Peer);
+        }
+        let State::Shut { until, .. } = breaker.state() else { panic!("open") };
+        assert_eq!(until, begin + ms(5102), "three time-outs at once count once");
+    }
+
+    #[test]
+    fn tenants_that_hang_are_remembered_up_to_a_bound() {
+        let mut breaker = Breaker::new(MAX);
+        let now = Instant::now();
+        let names: Vec<String> = (0..TENANTS_MAX + 10).map(|i| i.to_string()).collect();
+        breaker.shut_tenants(names.iter().map(String::as_str), now, 1.0);
+        assert_eq!(breaker.tenants.len(), TENANTS_MAX);
+        breaker.shut_tenants(["another"], now + MAX, 1.0);
+        assert_eq!(breaker.tenants.len(), 1, "those whose time is over make room");
+    }
+}

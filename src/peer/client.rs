@@ -1,0 +1,194 @@
+//! One forward call with its deadline, over gRPC.
+//!
+//! Below any gRPC library: the message is ready as bytes, and all that is wanted of the answer is
+//! its status.
+
+use std::fmt;
+use std::time::Duration;
+
+use http::uri::Scheme;
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, header};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use tonic::{Code, Status};
+
+use crate::peer::link::{CallBody, Connection};
+use crate::peer::message::{Compression, ForwardMessage};
+use crate::wire::grpc::{ACCEPTED, GRPC_ACCEPT_ENCODING, GRPC_ENCODING};
+
+const REMOTE_WRITE_PATH: &str = "/thanos.WriteableStore/RemoteWrite";
+const USER_AGENT: HeaderValue =
+    HeaderValue::from_static(concat!("ringest/", env!("CARGO_PKG_VERSION")));
+
+/// An answer's message is empty; more than this is not read.
+const ANSWER_BYTES_MAX: usize = 64 << 10;
+
+/// A peer's words are cut here.
+const DETAIL_BYTES_MAX: usize = 512;
+
+/// How a call that was sent ended without success.
+#[derive(Debug)]
+pub enum CallFailure {
+    /// The peer's answer.
+    Status(Code, String),
+    /// The connection failed, perhaps after the peer had stored everything.
+    Broken(String),
+    /// The connection was closed before the peer saw the call.
+    NotSent,
+}
+
+impl fmt::Display for CallFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            CallFailure::Status(code, detail) => write!(f, "{code:?}: {detail}"),
+            CallFailure::Broken(detail) => f.write_str(detail),
+            CallFailure::NotSent => f.write_str("the connection was closed"),
+        }
+    }
+}
+
+/// Sends `message` to the peer at `address` and waits for its answer.
+pub async fn call(
+    connection: &mut Connection,
+    address: &str,
+    message: &ForwardMessage,
+    timeout: Duration,
+) -> Result<(), CallFailure> {
+    let request = request(address, message, timeout)
+        .map_err(|error| CallFailure::Broken(format!("address {address:?}: {error}")))?;
+    let response = match connection.sender.try_send_request(request).await {
+        Ok(response) => response,
+        // A request that is handed back was never sent.
+        Err(mut error) => match error.take_message() {
+            Some(_) => return Err(CallFailure::NotSent),
+            None => return Err(broken(error.error())),
+        },
+    };
+    read_status(response).await
+}
+
+fn request(
+    address: &str,
+    message: &ForwardMessage,
+    timeout: Duration,
+) -> Result<Request<CallBody>, http::Error> {
+    let uri = Uri::builder()
+        .scheme(Scheme::HTTP)
+        .authority(address)
+        .path_and_query(REMOTE_WRITE_PATH)
+        .build()?;
+    let mut request = Request::post(uri)
+        .header(header::CONTENT_TYPE, "application/grpc")
+        .header(header::TE, "trailers")
+        .header(header::USER_AGENT, USER_AGENT)
+        .header(GRPC_ACCEPT_ENCODING, ACCEPTED)
+        .header("grpc-timeout", timeout_header(timeout));
+    if message.compression() == Compression::Snappy {
+        request = request.header(GRPC_ENCODING, "snappy");
+    }
+    request.body(Full::new(message.bytes().clone()))
+}
+
+/// At most eight digits and a unit.
+fn timeout_header(timeout: Duration) -> String {
+    const DIGITS_MAX: u128 = 99_999_999;
+    match timeout.as_millis() {
+        // Zero would be no deadline to some.
+        0 => "1m".to_owned(),
+        millis if millis <= DIGITS_MAX => format!("{millis}m"),
+        millis => format!("{}S", (millis / 1000).min(DIGITS_MAX)),
+    }
+}
+
+async fn read_status(response: Response<Incoming>) -> Result<(), CallFailure> {
+    let (head, mut body) = response.into_parts();
+    // Without a body the status is in the head.
+    if let Some(status) = status_of(&head.headers) {
+        return status;
+    }
+    let mut bytes = 0;
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| broken(&error))?;
+        match frame.into_data() {
+            Ok(data) => {
+                bytes += data.len();
+                if bytes > ANSWER_BYTES_MAX {
+                    return Err(CallFailure::Status(Code::Internal, "answer is too long".into()));
+                }
+            }
+            Err(frame) => {
+                let trailers = frame.into_trailers().unwrap_or_default();
+                if let Some(status) = status_of(&trailers) {
+                    return status;
+                }
+            }
+        }
+    }
+    Err(without_status(head.status))
+}
+
+fn status_of(headers: &HeaderMap) -> Option<Result<(), CallFailure>> {
+    let status = Status::from_header_map(headers)?;
+    Some(match status.code() {
+        Code::Ok => Ok(()),
+        code => Err(CallFailure::Status(code, cut(status.message()))),
+    })
+}
+
+/// An answer of something that does not speak gRPC, most likely a proxy in between.
+fn without_status(status: StatusCode) -> CallFailure {
+    let code = match status {
+        StatusCode::TOO_MANY_REQUESTS
+        | StatusCode::BAD_GATEWAY
+        | StatusCode::SERVICE_UNAVAILABLE
+        | StatusCode::GATEWAY_TIMEOUT => Code::Unavailable,
+        _ => Code::Internal,
+    };
+    CallFailure::Status(code, format!("HTTP status {} and no gRPC status", status.as_u16()))
+}
+
+/// A stream that was refused, or came after the peer said goodbye, was not looked at.
+fn broken(error: &hyper::Error) -> CallFailure {
+    use std::error::Error as _;
+    let reason = error.source().and_then(|source| source.downcast_ref::<h2::Error>());
+    let reset = reason.filter(|error| error.is_remote()).and_then(h2::Error::reason);
+    match reset {
+        Some(h2::Reason::REFUSED_STREAM) => CallFailure::NotSent,
+        _ => {
+            let detail = reason.map_or_else(|| error.to_string(), ToString::to_string);
+            CallFailure::Broken(cut(&detail))
+        }
+    }
+}
+
+fn cut(detail: &str) -> String {
+    detail[..detail.floor_char_boundary(DETAIL_BYTES_MAX)].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deadlines_have_eight_digits_at_most() {
+        for (timeout, header) in [
+            (Duration::ZERO, "1m"),
+            (Duration::from_secs(5), "5000m"),
+            (Duration::from_millis(99_999_999), "99999999m"),
+            (Duration::from_millis(100_000_000), "100000S"),
+            (Duration::MAX, "99999999S"),
+        ] {
+            assert_eq!(timeout_header(timeout), header);
+        }
+    }
+
+    #[test]
+    fn a_proxy_that_has_no_peer_is_unavailable() {
+        let code = |status| match without_status(status) {
+            CallFailure::Status(code, _) => code,
+            other => panic!("{other}"),
+        };
+        assert_eq!(code(StatusCode::BAD_GATEWAY), Code::Unavailable);
+        assert_eq!(code(StatusCode::OK), Code::Internal);
+    }
+}

@@ -1,0 +1,198 @@
+//! The connection to a peer: one HTTP/2 connection, kept by a task of its own.
+//!
+//! The task dials at once, and again whenever the connection ends, resolving the name anew each
+//! time, so that a peer is found under a new address and used as soon as it listens. While no
+//! connection can be had, callers are told at once instead of waiting. Nothing is sent on an idle
+//! connection: grpc-go closes those that are pinged.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::client::conn::http2::{self, SendRequest};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::net::TcpStream;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+/// Body of a call.
+pub type CallBody = Full<Bytes>;
+
+/// Between failed attempts: dialling costs a peer nothing, and one that is back is to be used soon.
+const DIAL_PAUSE_MIN: Duration = Duration::from_millis(50);
+const DIAL_PAUSE_MAX: Duration = Duration::from_secs(1);
+
+/// Time for one address to accept the connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The state of a connection.
+#[derive(Clone)]
+pub enum Link {
+    /// Being dialled, for the first time or after a connection that worked.
+    Dialling,
+    Up(Connection),
+    /// The last attempt failed; others follow.
+    Down(Arc<str>),
+}
+
+/// A connection that may be used by many calls at once.
+#[derive(Clone)]
+pub struct Connection {
+    pub sender: SendRequest<CallBody>,
+    /// Rises with each connection.
+    pub number: u64,
+}
+
+/// Keeps a connection to one address until dropped.
+pub struct LinkKeeper {
+    link: watch::Receiver<Link>,
+    leave: Arc<Leave>,
+    task: JoinHandle<()>,
+}
+
+impl LinkKeeper {
+    /// `address` is `host:port`. Must be called within a runtime.
+    pub fn start(address: Arc<str>) -> LinkKeeper {
+        let (sender, link) = watch::channel(Link::Dialling);
+        let leave = Arc::new(Leave::default());
+        let task = tokio::spawn(keep(address, sender, leave.clone()));
+        LinkKeeper { link, leave, task }
+    }
+
+    /// The connection, waited for while it is being dialled, and another than `except`. An error
+    /// tells why there is none.
+    pub async fn connection(&self, except: Option<u64>) -> Result<Connection, Arc<str>> {
+        let mut link = self.link.clone();
+        loop {
+            match &*link.borrow_and_update() {
+                Link::Up(connection) if Some(connection.number) == except => {}
+                Link::Up(connection) => return Ok(connection.clone()),
+                Link::Down(reason) => return Err(reason.clone()),
+                Link::Dialling => {}
+            }
+            if link.changed().await.is_err() {
+                return Err("the peer has left the ring".into());
+            }
+        }
+    }
+
+    /// The state at this moment.
+    pub fn state(&self) -> Link {
+        self.link.borrow().clone()
+    }
+
+    /// Leaves the connection with this number, which no longer answers, for a new one. Calls under
+    /// way on it may still finish.
+    pub fn leave(&self, number: u64) {
+        self.leave.number.store(number, Ordering::Relaxed);
+        self.leave.told.notify_one();
+    }
+}
+
+/// Which connection is to be left.
+#[derive(Default)]
+struct Leave {
+    number: AtomicU64,
+    told: Notify,
+}
+
+impl Leave {
+    async fn wait_for(&self, number: u64) {
+        loop {
+            self.told.notified().await;
+            // It may be a connection that has been left already.
+            if self.number.load(Ordering::Relaxed) == number {
+                return;
+            }
+        }
+    }
+}
+
+impl Drop for LinkKeeper {
+    fn drop(&mut self) {
+        // The connection ends when its last call has.
+        self.task.abort();
+    }
+}
+
+async fn keep(address: Arc<str>, link: watch::Sender<Link>, leave: Arc<Leave>) {
+    let mut number = 0;
+    let mut pause = DIAL_PAUSE_MIN;
+    loop {
+        let failure: Arc<str> = match dial(&address).await {
+            Ok((sender, ended)) => {
+                number += 1;
+                let begun = Instant::now();
+                link.send_replace(Link::Up(Connection { sender, number }));
+                tokio::select! {
+                    _ = ended => {}
+                    () = leave.wait_for(number) => {}
+                }
+                if begun.elapsed() >= DIAL_PAUSE_MAX {
+                    pause = DIAL_PAUSE_MIN;
+                    link.send_replace(Link::Dialling);
+                    continue;
+                }
+                "connection closed at once".into()
+            }
+            Err(error) => error.to_string().into(),
+        };
+        link.send_replace(Link::Down(failure));
+        tokio::time::sleep(pause.mul_f64(0.5 + 0.5 * super::jitter())).await;
+        pause = (pause * 2).min(DIAL_PAUSE_MAX);
+    }
+}
+
+/// Why an address could not be reached.
+#[derive(Debug)]
+enum DialError {
+    Resolve(io::Error),
+    NoAddress,
+    Connect(io::Error),
+    Handshake(hyper::Error),
+}
+
+impl fmt::Display for DialError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            DialError::Resolve(error) => write!(f, "resolve: {error}"),
+            DialError::NoAddress => write!(f, "resolve: the name has no address"),
+            DialError::Connect(error) => write!(f, "connect: {error}"),
+            DialError::Handshake(error) => write!(f, "handshake: {error}"),
+        }
+    }
+}
+
+/// Connects to the first address of the name that accepts. The second value ends with the
+/// connection.
+async fn dial(address: &str) -> Result<(SendRequest<CallBody>, JoinHandle<()>), DialError> {
+    let candidates = tokio::net::lookup_host(address).await.map_err(DialError::Resolve)?;
+    let mut failure = DialError::NoAddress;
+    for candidate in candidates {
+        let connected = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(candidate)).await;
+        match connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+            Ok(stream) => return handshake(stream).await,
+            Err(error) => failure = DialError::Connect(error),
+        }
+    }
+    Err(failure)
+}
+
+async fn handshake(
+    stream: TcpStream,
+) -> Result<(SendRequest<CallBody>, JoinHandle<()>), DialError> {
+    // Small frames must not wait for the answer to earlier ones.
+    stream.set_nodelay(true).map_err(DialError::Connect)?;
+    let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(DialError::Handshake)?;
+    // Why it ended is told to the calls that were under way.
+    let ended = tokio::spawn(async move { connection.await.unwrap_or_default() });
+    Ok((sender, ended))
+}

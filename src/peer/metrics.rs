@@ -1,0 +1,201 @@
+//! `thanos_receive_forward_*` and `grpc_client_*`, as Thanos counts them, and what is ours to say
+//! about peers.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tonic::Code;
+
+use crate::metrics::{Counter, CounterVec, Histogram, HistogramVec, Registry};
+
+const METHOD: &str = "RemoteWrite";
+const SERVICE: &str = "thanos.WriteableStore";
+const KIND: &str = "unary";
+
+/// The label that names a peer.
+const WORKER: &str = "worker";
+
+/// Thanos' buckets, in seconds.
+const HANDLING_SECONDS: [f64; 17] = [
+    0.001, 0.01, 0.1, 0.3, 0.6, 1.0, 3.0, 6.0, 9.0, 20.0, 30.0, 60.0, 90.0, 120.0, 240.0, 360.0,
+    720.0,
+];
+
+/// Metrics of all peers together.
+#[derive(Clone)]
+pub struct PoolMetrics(Arc<Inner>);
+
+struct Inner {
+    registry: Registry,
+    forwarded: Counter,
+    not_forwarded: Counter,
+    delay_seconds: HistogramVec,
+    calls: CallMetrics,
+}
+
+/// `grpc_client_*`.
+struct CallMetrics {
+    started: CounterVec,
+    handled: CounterVec,
+    handling_seconds: HistogramVec,
+    received: CounterVec,
+    sent: CounterVec,
+    /// Children of the only method that is called, made by its first call.
+    children: OnceLock<CallChildren>,
+}
+
+struct CallChildren {
+    started: Counter,
+    handling_seconds: Histogram,
+    received: Counter,
+    sent: Counter,
+}
+
+/// Metrics of one peer.
+#[derive(Clone)]
+pub struct PeerMetrics {
+    pool: PoolMetrics,
+    delay_seconds: Histogram,
+}
+
+impl PoolMetrics {
+    pub fn new(registry: &Registry) -> PoolMetrics {
+        const OF_METHOD: [&str; 3] = ["grpc_method", "grpc_service", "grpc_type"];
+        let counter = |name, help| registry.counter_vec(name, help, &OF_METHOD);
+        let forwards = registry.counter_vec(
+            "thanos_receive_forward_requests_total",
+            "The number of forward requests.",
+            &["result"],
+        );
+        let delay_seconds: Vec<f64> =
+            (0..16).map(|power| 0.001 * f64::from(1u32 << power)).collect();
+        PoolMetrics(Arc::new(Inner {
+            registry: registry.clone(),
+            forwarded: forwards.with(&["success"]),
+            not_forwarded: forwards.with(&["error"]),
+            delay_seconds: registry.histogram_vec(
+                "thanos_receive_forward_delay_seconds",
+                "The delay between the time the request was received and the time it was forwarded \
+                 to a worker.",
+                &[WORKER],
+                &delay_seconds,
+            ),
+            calls: CallMetrics {
+                started: counter(
+                    "grpc_client_started_total",
+                    "Total number of RPCs started on the client.",
+                ),
+                handled: registry.counter_vec(
+                    "grpc_client_handled_total",
+                    "Total number of RPCs completed by the client, regardless of success or \
+                     failure.",
+                    &["grpc_code", "grpc_method", "grpc_service", "grpc_type"],
+                ),
+                handling_seconds: registry.histogram_vec(
+                    "grpc_client_handling_seconds",
+                    "Histogram of response latency (seconds) of the gRPC until it is finished by \
+                     the application.",
+                    &OF_METHOD,
+                    &HANDLING_SECONDS,
+                ),
+                received: counter(
+                    "grpc_client_msg_received_total",
+                    "Total number of RPC stream messages received by the client.",
+                ),
+                sent: counter(
+                    "grpc_client_msg_sent_total",
+                    "Total number of gRPC stream messages sent by the client.",
+                ),
+                children: OnceLock::new(),
+            },
+        }))
+    }
+
+    /// Counts a forward that needs no call: one to this node itself.
+    pub fn count_forward(&self, is_success: bool) {
+        if is_success { &self.0.forwarded } else { &self.0.not_forwarded }.inc();
+    }
+
+    pub(super) fn peer(&self, address: &str) -> PeerMetrics {
+        PeerMetrics { pool: self.clone(), delay_seconds: self.0.delay_seconds.with(&[address]) }
+    }
+
+    pub(super) fn remove_peer(&self, address: &str) {
+        self.0.registry.remove(WORKER, address);
+    }
+}
+
+impl PeerMetrics {
+    pub(super) fn count_forward(&self, is_success: bool) {
+        self.pool.count_forward(is_success);
+    }
+
+    /// How long a call waited for a connection.
+    pub(super) fn observe_delay(&self, delay: Duration) {
+        self.delay_seconds.observe(delay.as_secs_f64());
+    }
+
+    pub(super) fn begin(&self) -> CallInFlight<'_> {
+        let calls = &self.pool.0.calls;
+        let children = calls.children.get_or_init(|| {
+            let labels = [METHOD, SERVICE, KIND];
+            CallChildren {
+                started: calls.started.with(&labels),
+                handling_seconds: calls.handling_seconds.with(&labels),
+                received: calls.received.with(&labels),
+                sent: calls.sent.with(&labels),
+            }
+        });
+        children.started.inc();
+        children.sent.inc();
+        CallInFlight { calls, children, begun: Instant::now(), code: Code::Cancelled }
+    }
+}
+
+/// A call; counted as cancelled if it is dropped before its end is told.
+pub(super) struct CallInFlight<'a> {
+    calls: &'a CallMetrics,
+    children: &'a CallChildren,
+    begun: Instant,
+    code: Code,
+}
+
+impl CallInFlight<'_> {
+    pub(super) fn end(mut self, code: Code) {
+        self.code = code;
+    }
+}
+
+impl Drop for CallInFlight<'_> {
+    fn drop(&mut self) {
+        if self.code == Code::Ok {
+            self.children.received.inc();
+        }
+        self.calls.handled.with(&[code_name(self.code), METHOD, SERVICE, KIND]).inc();
+        self.children.handling_seconds.observe(self.begun.elapsed().as_secs_f64());
+    }
+}
+
+/// A code as grpc-go writes it.
+fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "Canceled",
+        Code::Unknown => "Unknown",
+        Code::InvalidArgument => "InvalidArgument",
+        Code::DeadlineExceeded => "DeadlineExceeded",
+        Code::NotFound => "NotFound",
+        Code::AlreadyExists => "AlreadyExists",
+        Code::PermissionDenied => "PermissionDenied",
+        Code::ResourceExhausted => "ResourceExhausted",
+        Code::FailedPrecondition => "FailedPrecondition",
+        Code::Aborted => "Aborted",
+        Code::OutOfRange => "OutOfRange",
+        Code::Unimplemented => "Unimplemented",
+        Code::Internal => "Internal",
+        Code::Unavailable => "Unavailable",
+        Code::DataLoss => "DataLoss",
+        Code::Unauthenticated => "Unauthenticated",
+    }
+}

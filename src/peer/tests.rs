@@ -1,0 +1,268 @@
+use std::net::{SocketAddr, TcpListener};
+
+use tokio::sync::{Notify, oneshot};
+use tokio::task::JoinHandle;
+
+use super::*;
+use crate::grpc::metrics::GrpcMetrics;
+use crate::grpc::remote_write::{RemoteWriteOptions, RemoteWriteServer};
+use crate::grpc::{GrpcOptions, Services};
+use crate::model::tenant::TenantId;
+use crate::peer::message::TenantBatch;
+use crate::write::WriteOutcome;
+use crate::write::admission::Admission;
+use crate::write::error::{Reason, WriteError};
+use crate::write::service::{PeerSink, PeerWrites};
+
+/// Long enough for anything that is to succeed.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// For calls that are to time out.
+const SHORT: Duration = Duration::from_millis(100);
+
+/// Answers by the tenant's name, and keeps what it was given.
+#[derive(Default)]
+struct Sink {
+    written: Mutex<Vec<(String, Vec<u8>, u64)>>,
+    /// Lets calls for tenant "hangs" go on.
+    go_on: Notify,
+}
+
+impl PeerSink for Sink {
+    async fn write(
+        &self,
+        tenant: &TenantId,
+        message: bytes::Bytes,
+        replica: u64,
+    ) -> Result<WriteOutcome, WriteError> {
+        let mut outcome = WriteOutcome::default();
+        match tenant.as_str() {
+            "conflict" => outcome.refusals.add(Reason::OutOfOrder, 1, String::new),
+            "down" => return Err(WriteError::Unavailable("disk full".into())),
+            "opening" => {
+                let (tenant, detail) = (tenant.to_string(), "opening".into());
+                return Err(WriteError::TenantNotReady { tenant, detail });
+            }
+            "hangs" => self.go_on.notified().await,
+            _ => {}
+        }
+        self.written.lock().push((tenant.to_string(), message.to_vec(), replica));
+        Ok(outcome)
+    }
+}
+
+struct Server {
+    address: SocketAddr,
+    sink: Arc<Sink>,
+    stop: oneshot::Sender<()>,
+    serving: JoinHandle<std::io::Result<()>>,
+}
+
+impl Server {
+    fn start(address: SocketAddr) -> Server {
+        let listener = TcpListener::bind(address).unwrap();
+        let address = listener.local_addr().unwrap();
+        let sink = Arc::new(Sink::default());
+        let options = RemoteWriteOptions {
+            is_accepting: Box::new(|| true),
+            admission: Admission::new(64 << 20),
+            body_read_timeout: PATIENCE,
+        };
+        // A ring with three copies of each series.
+        let writes = PeerWrites::new(sink.clone(), Some(3));
+        let services = Services::default().with(RemoteWriteServer::new(writes, options));
+        let metrics = GrpcMetrics::new(&Registry::new(), services.names());
+        let options =
+            GrpcOptions { grace_period: Duration::from_millis(10), ..GrpcOptions::default() };
+        let (stop, stopped) = oneshot::channel::<()>();
+        let shutdown = async move { stopped.await.unwrap_or_default() };
+        let serving =
+            tokio::spawn(crate::grpc::serve(listener, services, metrics, options, shutdown));
+        Server { address, sink, stop, serving }
+    }
+
+    async fn stop(self) {
+        self.stop.send(()).unwrap();
+        self.serving.await.unwrap().unwrap();
+    }
+}
+
+fn any_port() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 0))
+}
+
+fn pool_of(address: SocketAddr, options: PeerOptions) -> (PeerPool, Registry, Arc<Peer>) {
+    let registry = Registry::new();
+    let pool = PeerPool::new(options, &registry);
+    let address = address.to_string();
+    pool.update([&address[..]]);
+    let peer = pool.peer(&address).unwrap();
+    (pool, registry, peer)
+}
+
+/// A series of `bytes` bytes, with its tag.
+fn series(bytes: usize) -> Vec<u8> {
+    let mut series = vec![0x0a];
+    crate::wire::reader::push_varint(&mut series, bytes as u64);
+    series.resize(series.len() + bytes, b's');
+    series
+}
+
+fn message_of(replica: u64, tenant: &str, series: &[u8], with: Compression) -> ForwardMessage {
+    let batch = TenantBatch { tenant, series: [series].into_iter() };
+    ForwardMessage::gather(replica, &[batch], with).unwrap()
+}
+
+fn to(tenant: &str) -> ForwardMessage {
+    message_of(1, tenant, &series(10), Compression::Snappy)
+}
+
+#[tokio::test]
+async fn series_arrive_as_they_are() {
+    let server = Server::start(any_port());
+    let (_pool, registry, peer) = pool_of(server.address, PeerOptions::default());
+    for compression in [Compression::None, Compression::Snappy] {
+        for bytes in [1, 70_000, 5 << 20] {
+            let series = series(bytes);
+            let message = message_of(2, "a", &series, compression);
+            peer.remote_write(&message, PATIENCE).await.unwrap();
+            let (tenant, written, replica) = server.sink.written.lock().pop().unwrap();
+            assert_eq!((&tenant[..], replica), ("a", 2));
+            assert!(written == [&series[..], b"\x12\x01a"].concat(), "{compression:?} {bytes}");
+        }
+    }
+    let page = registry.expose();
+    let of_method = "grpc_method=\"RemoteWrite\",grpc_service=\"thanos.WriteableStore\",\
+                     grpc_type=\"unary\"";
+    for line in [
+        "thanos_receive_forward_requests_total{result=\"success\"} 6\n".to_owned(),
+        "thanos_receive_forward_requests_total{result=\"error\"} 0\n".to_owned(),
+        format!("grpc_client_handled_total{{grpc_code=\"OK\",{of_method}}} 6\n"),
+        format!("grpc_client_started_total{{{of_method}}} 6\n"),
+        format!("grpc_client_msg_received_total{{{of_method}}} 6\n"),
+        format!("thanos_receive_forward_delay_seconds_count{{worker=\"{}\"}} 6\n", server.address),
+    ] {
+        assert!(page.contains(&line), "{line}{page}");
+    }
+}
+
+#[tokio::test]
+async fn every_status_has_its_meaning() {
+    let server = Server::start(any_port());
+    let (pool, registry, peer) = pool_of(server.address, PeerOptions::default());
+    let write = async |tenant| peer.remote_write(&to(tenant), PATIENCE).await.unwrap_err();
+    assert!(matches!(write("conflict").await, ForwardError::Conflict { .. }));
+    assert!(matches!(write("..").await, ForwardError::BadReplica { .. }));
+    let opening = write("opening").await;
+    assert!(matches!(opening, ForwardError::Failed { code: Code::Internal, .. }), "{opening}");
+    let replica = message_of(4, "a", &series(1), Compression::None);
+    let refused = peer.remote_write(&replica, PATIENCE).await.unwrap_err();
+    assert!(matches!(refused, ForwardError::BadReplica { .. }), "{refused}");
+    assert_eq!(pool.snapshot()[0].state, PeerState::Open);
+
+    let down = write("down").await;
+    assert!(matches!(&down, ForwardError::Unavailable { detail, .. } if detail.contains("disk")));
+    assert!(matches!(write("a").await, ForwardError::BackedOff { .. }));
+    let [snapshot] = &pool.snapshot()[..] else { panic!("one peer") };
+    assert_eq!((&snapshot.state, &snapshot.last_error), (&PeerState::Shut, &Some(down)));
+    let page = registry.expose();
+    // The conflict is neither.
+    assert!(page.contains("thanos_receive_forward_requests_total{result=\"error\"} 5\n"), "{page}");
+}
+
+/// Calls until one succeeds; refusals and failures meanwhile are part of the plan.
+async fn succeed(peer: &Peer) {
+    let begun = Instant::now();
+    while let Err(error) = peer.remote_write(&to("a"), PATIENCE).await {
+        assert!(begun.elapsed() < PATIENCE, "{error}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_peer_is_used_as_soon_as_it_listens_and_again_after_a_restart() {
+    let address = TcpListener::bind(any_port()).unwrap().local_addr().unwrap();
+    let (pool, _, peer) = pool_of(address, PeerOptions::default());
+    let refused = peer.remote_write(&to("a"), PATIENCE).await.unwrap_err();
+    assert!(matches!(refused, ForwardError::Unavailable { .. }), "{refused}");
+    assert!(matches!(pool.snapshot()[0].state, PeerState::Unreachable(_)));
+    let server = Server::start(address);
+    succeed(&peer).await;
+    server.stop().await;
+    let server = Server::start(address);
+    succeed(&peer).await;
+    assert_eq!(server.sink.written.lock().len(), 1);
+    assert_eq!(pool.snapshot()[0].state, PeerState::Open);
+}
+
+#[tokio::test]
+async fn a_peer_that_answers_nothing_is_backed_off_and_found_again() {
+    let server = Server::start(any_port());
+    let (pool, _, peer) = pool_of(server.address, PeerOptions::default());
+    let timed_out = peer.remote_write(&to("hangs"), SHORT).await.unwrap_err();
+    assert!(matches!(timed_out, ForwardError::TimedOut { .. }), "{timed_out}");
+    let refused = peer.remote_write(&to("a"), PATIENCE).await.unwrap_err();
+    assert!(matches!(refused, ForwardError::BackedOff { retry_after: Some(_), .. }), "{refused}");
+    assert_eq!(pool.snapshot()[0].state, PeerState::Shut);
+    succeed(&peer).await;
+    assert_eq!(pool.snapshot()[0].state, PeerState::Open);
+}
+
+#[tokio::test]
+async fn a_tenant_that_hangs_is_backed_off_alone() {
+    let server = Server::start(any_port());
+    let (pool, _, peer) = pool_of(server.address, PeerOptions::default());
+    let hangs = to("hangs");
+    let hanging = peer.remote_write(&hangs, SHORT);
+    let others = async { peer.remote_write(&to("a"), PATIENCE).await };
+    let (hanging, others) = tokio::join!(hanging, others);
+    assert!(matches!(hanging, Err(ForwardError::TimedOut { .. })));
+    others.unwrap();
+    assert_eq!(pool.snapshot()[0].state, PeerState::Open);
+    peer.remote_write(&to("a"), PATIENCE).await.unwrap();
+    let refused = peer.remote_write(&hangs, PATIENCE).await.unwrap_err();
+    assert!(matches!(refused, ForwardError::BackedOff { .. }), "{refused}");
+}
+
+#[tokio::test]
+async fn bytes_under_way_are_bounded_and_given_back() {
+    let server = Server::start(any_port());
+    let options = PeerOptions { inflight_bytes_max: 100, ..PeerOptions::default() };
+    let (pool, _, peer) = pool_of(server.address, options);
+    let large = message_of(1, "hangs", &series(1000), Compression::None);
+    let mut hanging = Box::pin(peer.remote_write(&large, PATIENCE));
+    assert!(futures::poll!(&mut hanging).is_pending());
+    let full = peer.remote_write(&to("a"), PATIENCE).await.unwrap_err();
+    let inflight = large.bytes().len() as u64;
+    let address: Arc<str> = server.address.to_string().into();
+    assert_eq!(full, ForwardError::Full { peer: address, inflight, max: 100 });
+    assert_eq!(pool.snapshot()[0].inflight_requests, 1);
+    // Given up by us, it counts for nothing.
+    drop(hanging);
+    let [snapshot] = &pool.snapshot()[..] else { panic!("one peer") };
+    assert_eq!((snapshot.inflight_requests, snapshot.inflight_bytes), (0, 0));
+    assert_eq!((&snapshot.state, &snapshot.last_error), (&PeerState::Open, &None));
+    peer.remote_write(&to("a"), PATIENCE).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_ring_that_changes_leaves_those_alone_that_stay() {
+    let (first, second) = (Server::start(any_port()), Server::start(any_port()));
+    let (stays, leaves) = (first.address.to_string(), second.address.to_string());
+    let registry = Registry::new();
+    let pool = PeerPool::new(PeerOptions::default(), &registry);
+    pool.update([&stays[..], &leaves, &stays]);
+    let before = pool.peer(&stays).unwrap();
+    let leaving = pool.peer(&leaves).unwrap();
+    leaving.remote_write(&to("a"), PATIENCE).await.unwrap();
+    // A call under way to a peer that leaves may finish.
+    let hangs = to("hangs");
+    let mut hanging = Box::pin(leaving.remote_write(&hangs, PATIENCE));
+    assert!(futures::poll!(&mut hanging).is_pending());
+    pool.update([&stays[..]]);
+    assert!(Arc::ptr_eq(&before, &pool.peer(&stays).unwrap()));
+    assert!(pool.peer(&leaves).is_none());
+    assert_eq!(pool.snapshot().len(), 1);
+    second.sink.go_on.notify_one();
+    hanging.await.unwrap();
+    assert!(!registry.expose().contains(&format!("worker=\"{leaves}\"")));
+}

@@ -1,0 +1,495 @@
+//! One request to all its replicas: starts a call per endpoint and replica, counts the answers, and
+//! returns as soon as the verdict is fixed.
+//!
+//! A verdict answers the client and cancels nothing. Every batch is a task of its own, which goes
+//! on until it is answered or its deadline has come: good series that share a batch with bad ones
+//! would be a copy short for ever otherwise. So a slow replica holds nobody, and what it holds is
+//! counted: until a batch has been gathered into its message the request's bytes are held against
+//! the node's in-flight budget, from then on the message against the peer's.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout_at};
+use tokio_util::task::TaskTracker;
+
+use crate::hashring::{CurrentHashring, Hashring};
+use crate::metrics::{Counter, Registry};
+use crate::model::tenant::TenantId;
+use crate::peer::message::{Compression, ForwardMessage, TenantBatch};
+use crate::peer::{ForwardError, PeerPool};
+use crate::write::distribute::{
+    Batch, DistributeError, PlacedSeries, Replicas, Unplaced, distribute,
+};
+use crate::write::error::{Refusals, WriteError};
+use crate::write::known::LabelCaps;
+use crate::write::local::LocalWriter;
+use crate::write::quorum::{QuorumLedger, ReplicaOutcome, Verdict, WriteQuorum};
+use crate::write::service::PeerSink;
+use crate::write::{Manners, WriteOutcome};
+
+/// Failures of replicas that an answer names.
+const FAILURES_TOLD_MAX: usize = 4;
+
+/// A longer deadline is none.
+const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// How messages reach peers.
+pub trait Forward: Send + Sync + 'static {
+    fn compression(&self) -> Compression;
+
+    /// Sends `message` to the peer at `address` and waits for its answer, `timeout` at most.
+    fn forward(
+        &self,
+        address: &str,
+        message: &ForwardMessage,
+        timeout: Duration,
+    ) -> impl Future<Output = Result<(), ForwardError>> + Send;
+}
+
+impl Forward for PeerPool {
+    fn compression(&self) -> Compression {
+        self.options().compression
+    }
+
+    async fn forward(
+        &self,
+        address: &str,
+        message: &ForwardMessage,
+        timeout: Duration,
+    ) -> Result<(), ForwardError> {
+        match self.peer(address) {
+            Some(peer) => peer.remote_write(message, timeout).await,
+            // The ring has changed since the request took its snapshot.
+            None => Err(ForwardError::Unavailable {
+                peer: address.into(),
+                detail: "it has left the ring".into(),
+            }),
+        }
+    }
+}
+
+/// What series are stored with on this node.
+pub trait LocalStore: Send + Sync + 'static {
+    /// Stores those of `series` that are numbered in `numbers`.
+    fn store(
+        &self,
+        tenant: &TenantId,
+        series: &PlacedSeries,
+        numbers: &[u32],
+        manners: Manners,
+    ) -> impl Future<Output = Result<WriteOutcome, WriteError>> + Send;
+
+    /// Stores a peer's message, see [`LocalWriter::write_from_peer`].
+    fn store_from_peer(
+        &self,
+        tenant: &TenantId,
+        message: &[u8],
+    ) -> impl Future<Output = Result<WriteOutcome, WriteError>> + Send;
+}
+
+impl LocalStore for LocalWriter {
+    async fn store(
+        &self,
+        tenant: &TenantId,
+        series: &PlacedSeries,
+        numbers: &[u32],
+        manners: Manners,
+    ) -> Result<WriteOutcome, WriteError> {
+        self.write_placed(tenant, series, numbers, manners).await
+    }
+
+    async fn store_from_peer(
+        &self,
+        tenant: &TenantId,
+        message: &[u8],
+    ) -> Result<WriteOutcome, WriteError> {
+        self.write_from_peer(tenant, message).await
+    }
+}
+
+/// This node's own place in the ring.
+pub struct LocalNode<L> {
+    /// `--receive.local-endpoint`: as the ring names it.
+    pub endpoint: String,
+    pub store: Arc<L>,
+}
+
+impl<L> Clone for LocalNode<L> {
+    fn clone(&self) -> LocalNode<L> {
+        LocalNode { endpoint: self.endpoint.clone(), store: self.store.clone() }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct FanoutOptions {
+    /// `--receive.replication-factor`
+    pub replication_factor: u8,
+    /// `--receive-forward-timeout`
+    pub forward_timeout: Duration,
+    pub caps: LabelCaps,
+}
+
+/// Writes requests to the nodes that their series belong to.
+pub struct Fanout<F, L> {
+    options: FanoutOptions,
+    ring: CurrentHashring,
+    forward: Arc<F>,
+    /// None on a node that only routes.
+    local: Option<LocalNode<L>>,
+    /// Calls under way, those of answered requests included.
+    tasks: TaskTracker,
+    metrics: FanoutMetrics,
+}
+
+/// One request on its way in.
+struct Incoming<'a> {
+    tenant: &'a TenantId,
+    request: Bytes,
+    is_of_peer: bool,
+    /// As on the wire: counted from 1, 0 for a request that is not replicated yet.
+    replica: u64,
+    manners: Manners,
+}
+
+/// What became of one batch.
+struct Answer {
+    /// Which one.
+    batch: usize,
+    outcome: ReplicaOutcome,
+    /// What this node's storage refused.
+    refusals: Refusals,
+    /// In words, if it is no success.
+    failure: Option<String>,
+}
+
+impl<F: Forward, L: LocalStore> Fanout<F, L> {
+    pub fn new(
+        options: FanoutOptions,
+        ring: CurrentHashring,
+        forward: Arc<F>,
+        local: Option<LocalNode<L>>,
+        tasks: TaskTracker,
+        registry: &Registry,
+    ) -> Fanout<F, L> {
+        Fanout { options, ring, forward, local, tasks, metrics: FanoutMetrics::new(registry) }
+    }
+
+    /// Writes an inflated `prometheus.WriteRequest`. `replica` is as in the header: counted from 1,
+    /// 0 for a request that nobody has replicated yet.
+    pub async fn write(
+        &self,
+        tenant: &TenantId,
+        request: Bytes,
+        replica: u64,
+        manners: Manners,
+    ) -> Result<WriteOutcome, WriteError> {
+        self.fan_out(Incoming { tenant, request, is_of_peer: false, replica, manners }).await
+    }
+
+    /// Places a request and hands it to all its replicas.
+    async fn fan_out(&self, incoming: Incoming<'_>) -> Result<WriteOutcome, WriteError> {
+        let (replicas, quorum) = self.replicas_of(incoming.replica)?;
+        let hashring = self.ring.load().ok_or(WriteError::NoHashring)?;
+        let ring = hashring.ring_of(incoming.tenant.as_str()).map_err(WriteError::Placement)?;
+        let asked_for = match replicas {
+            Replicas::All(count) => usize::from(count),
+            Replicas::One(replica) => usize::from(replica) + 1,
+        };
+        ring.require_replicas(asked_for).map_err(WriteError::Placement)?;
+        let unplaced = Unplaced {
+            request: incoming.request,
+            is_of_peer: incoming.is_of_peer,
+            tenant: incoming.tenant.as_str(),
+            manners: incoming.manners,
+            caps: self.options.caps,
+        };
+        let placed = distribute(unplaced, &ring, hashring.endpoints().len(), replicas)
+            .map_err(not_placed)?;
+        let ledger = QuorumLedger::new(placed.series_count(), quorum);
+        let (series, batches, outcome) = placed.into_parts();
+        let batches: Arc<[Batch]> = batches.into();
+        let call = Call {
+            tenant: incoming.tenant.clone(),
+            series: Arc::new(series),
+            batches: batches.clone(),
+            manners: incoming.manners,
+            deadline: Instant::now() + self.options.forward_timeout.min(TIMEOUT_MAX),
+            is_replicated: quorum == WriteQuorum::REPLICATED && incoming.replica > 0,
+        };
+        let deadline = call.deadline;
+        let answers = self.start(call, &hashring);
+        wait(answers, ledger, &batches, outcome, deadline).await
+    }
+
+    /// Which replicas a request is for. A node that only routes does not look at the number.
+    fn replicas_of(&self, replica: u64) -> Result<(Replicas, WriteQuorum), WriteError> {
+        let factor = self.options.replication_factor;
+        if replica == 0 || self.local.is_none() {
+            return Ok((Replicas::All(factor), WriteQuorum::of(usize::from(factor))));
+        }
+        match u8::try_from(replica - 1).ok().filter(|replica| *replica < factor) {
+            Some(replica) => Ok((Replicas::One(replica), WriteQuorum::REPLICATED)),
+            None => Err(WriteError::BadReplica { replica, factor: u64::from(factor) }),
+        }
+    }
+
+    /// Starts a task for each batch.
+    fn start(&self, call: Call, hashring: &Hashring) -> mpsc::Receiver<Answer> {
+        let call = Arc::new(call);
+        let (sender, answers) = mpsc::channel(call.batches.len().max(1));
+        for (batch, Batch { endpoint, .. }) in call.batches.iter().enumerate() {
+            let address = &hashring.endpoint(*endpoint).address;
+            let local = self.local.clone().filter(|local| local.endpoint == *address);
+            let (call, sender) = (call.clone(), sender.clone());
+            let metrics = self.metrics.clone();
+            match local {
+                Some(local) => {
+                    self.tasks.spawn(async move {
+                        let is_replicated = call.is_replicated;
+                        let answer = call.store(batch, &*local.store).await;
+                        metrics.count(answer.outcome, true, is_replicated);
+                        // Nobody waits any more once the verdict is fixed.
+                        let _ = sender.send(answer).await;
+                    });
+                }
+                None => {
+                    let (forward, address) = (self.forward.clone(), address.clone());
+                    self.tasks.spawn(async move {
+                        let is_replicated = call.is_replicated;
+                        let answer = call.forward(batch, &*forward, &address).await;
+                        metrics.count(answer.outcome, false, is_replicated);
+                        let _ = sender.send(answer).await;
+                    });
+                }
+            }
+        }
+        answers
+    }
+}
+
+impl<F: Forward, L: LocalStore> PeerSink for Fanout<F, L> {
+    /// A series that a peer has placed here is stored here, whatever our own ring says, or two
+    /// nodes with different rings would send it to each other for ever. A node that only routes
+    /// has no other choice than to place it again.
+    async fn write(
+        &self,
+        tenant: &TenantId,
+        message: Bytes,
+        replica: u64,
+    ) -> Result<WriteOutcome, WriteError> {
+        match &self.local {
+            Some(local) if replica > 0 => local.store.store_from_peer(tenant, &message).await,
+            _ => {
+                self.fan_out(Incoming {
+                    tenant,
+                    request: message,
+                    is_of_peer: true,
+                    replica: 0,
+                    manners: Manners::Thanos,
+                })
+                .await
+            }
+        }
+    }
+}
+
+/// One request on its way out, shared by its batches.
+struct Call {
+    tenant: TenantId,
+    series: Arc<PlacedSeries>,
+    batches: Arc<[Batch]>,
+    manners: Manners,
+    deadline: Instant,
+    is_replicated: bool,
+}
+
+impl Call {
+    /// Stores a batch on this node.
+    async fn store<L: LocalStore>(self: Arc<Call>, batch: usize, store: &L) -> Answer {
+        let series = self.batches.get(batch).map_or(&[][..], |batch| &batch.series);
+        let stored = store.store(&self.tenant, &self.series, series, self.manners);
+        let (outcome, refusals, failure) = match timeout_at(self.deadline, stored).await {
+            Ok(Ok(outcome)) if outcome.refusals.is_empty() => {
+                (ReplicaOutcome::Stored, outcome.refusals, None)
+            }
+            Ok(Ok(outcome)) => (ReplicaOutcome::Conflict, outcome.refusals, None),
+            Ok(Err(error)) => {
+                let text = format!("this node: {error}");
+                (outcome_of_local(&error), Refusals::default(), Some(text))
+            }
+            Err(_) => {
+                let text = "this node did not store it in time".to_owned();
+                (ReplicaOutcome::TimedOut, Refusals::default(), Some(text))
+            }
+        };
+        Answer { batch, outcome, refusals, failure }
+    }
+
+    /// Sends a batch to the peer at `address`.
+    async fn forward<F: Forward>(
+        self: Arc<Call>,
+        batch: usize,
+        forward: &F,
+        address: &str,
+    ) -> Answer {
+        let deadline = self.deadline;
+        let message = self.gather(batch, forward.compression());
+        // The message is the peer's; the request's bytes are let go.
+        drop(self);
+        let result = match &message {
+            Ok(message) => {
+                let timeout = deadline.saturating_duration_since(Instant::now());
+                forward
+                    .forward(address, message, timeout)
+                    .await
+                    .map_err(|error| (outcome_of_peer(&error), error.to_string()))
+            }
+            Err(error) => Err((ReplicaOutcome::Failed, error.clone())),
+        };
+        let (outcome, failure) = match result {
+            Ok(()) => (ReplicaOutcome::Stored, None),
+            Err((outcome, text)) => (outcome, Some(text)),
+        };
+        Answer { batch, outcome, refusals: Refusals::default(), failure }
+    }
+
+    fn gather(&self, batch: usize, compression: Compression) -> Result<ForwardMessage, String> {
+        let Some(batch) = self.batches.get(batch) else {
+            return Err("no such batch".to_owned());
+        };
+        let series = self.series.fields(&batch.series);
+        let tenants = [TenantBatch { tenant: self.tenant.as_str(), series }];
+        ForwardMessage::gather(u64::from(batch.replica) + 1, &tenants, compression)
+            .map_err(|error| error.to_string())
+    }
+}
+
+/// Takes answers until the verdict is fixed.
+async fn wait(
+    mut answers: mpsc::Receiver<Answer>,
+    mut ledger: QuorumLedger,
+    batches: &[Batch],
+    mut outcome: WriteOutcome,
+    deadline: Instant,
+) -> Result<WriteOutcome, WriteError> {
+    let mut failures = Vec::new();
+    let mut conflicts = Vec::new();
+    let mut refusals = Refusals::default();
+    while ledger.verdict().is_none() {
+        // Every task ends by the deadline, but one that hangs must not hold the client.
+        let Ok(Some(answer)) = timeout_at(deadline, answers.recv()).await else { break };
+        let Some(batch) = batches.get(answer.batch) else { continue };
+        ledger.record(batch.series.iter().copied(), answer.outcome);
+        refusals.merge(answer.refusals);
+        if let Some(failure) = answer.failure {
+            match answer.outcome {
+                ReplicaOutcome::Conflict => conflicts.push(failure),
+                _ => failures.push(failure),
+            }
+        }
+    }
+    match ledger.verdict_at_deadline() {
+        Verdict::Success => Ok(outcome),
+        Verdict::Conflict => {
+            outcome.refusals.merge(refusals);
+            for conflict in conflicts.into_iter().take(FAILURES_TOLD_MAX) {
+                outcome.refusals.add_replica(conflict);
+            }
+            Ok(outcome)
+        }
+        Verdict::NotReady | Verdict::Unavailable => {
+            if ledger.verdict().is_none() {
+                failures.push("no answer in time".to_owned());
+            }
+            failures.truncate(FAILURES_TOLD_MAX);
+            Err(WriteError::NoQuorum(failures.join("; ")))
+        }
+    }
+}
+
+fn not_placed(error: DistributeError) -> WriteError {
+    match error {
+        DistributeError::Decode(error) => {
+            WriteError::Invalid { stage: "decode protobuf", detail: error.to_string() }
+        }
+        DistributeError::TooLong(_) => {
+            WriteError::TooLarge { stage: "place", detail: error.to_string() }
+        }
+    }
+}
+
+fn outcome_of_local(error: &WriteError) -> ReplicaOutcome {
+    match error {
+        WriteError::TenantNotReady { .. } => ReplicaOutcome::NotReady,
+        WriteError::Unavailable(_) => ReplicaOutcome::Unavailable,
+        WriteError::Invalid { .. }
+        | WriteError::TenantName(_)
+        | WriteError::TooLarge { .. }
+        | WriteError::BadReplica { .. }
+        | WriteError::NoHashring
+        | WriteError::Placement(_)
+        | WriteError::NoQuorum(_) => ReplicaOutcome::Failed,
+    }
+}
+
+fn outcome_of_peer(error: &ForwardError) -> ReplicaOutcome {
+    match error {
+        ForwardError::Conflict { .. } => ReplicaOutcome::Conflict,
+        ForwardError::Unavailable { .. }
+        | ForwardError::BackedOff { .. }
+        | ForwardError::Full { .. } => ReplicaOutcome::Unavailable,
+        ForwardError::TimedOut { .. } => ReplicaOutcome::TimedOut,
+        ForwardError::BadReplica { .. } | ForwardError::Failed { .. } => ReplicaOutcome::Failed,
+    }
+}
+
+/// Counters as Thanos has them.
+#[derive(Clone)]
+struct FanoutMetrics {
+    forwarded: [Counter; 2],
+    replicated: [Counter; 2],
+}
+
+impl FanoutMetrics {
+    fn new(registry: &Registry) -> FanoutMetrics {
+        let forwards = registry.counter_vec(
+            "thanos_receive_forward_requests_total",
+            "The number of forward requests.",
+            &["result"],
+        );
+        let replications = registry.counter_vec(
+            "thanos_receive_replications_total",
+            "The number of replication operations done by the receiver.",
+            &["result"],
+        );
+        let results = ["success", "error"];
+        FanoutMetrics {
+            forwarded: results.map(|result| forwards.with(&[result])),
+            replicated: results.map(|result| replications.with(&[result])),
+        }
+    }
+
+    /// A peer's conflict counts as neither, one of this node as an error, as in Thanos.
+    fn count(&self, outcome: ReplicaOutcome, is_local: bool, is_replicated: bool) {
+        let result = match outcome {
+            ReplicaOutcome::Stored => 0,
+            ReplicaOutcome::Conflict if !is_local => return,
+            _ => 1,
+        };
+        // Calls to peers are counted where they are made.
+        if is_local {
+            self.forwarded[result].inc();
+        }
+        if !is_replicated {
+            self.replicated[result].inc();
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "fanout/tests.rs"]
+mod tests;

@@ -1,0 +1,474 @@
+//! Peers that follow a script, on a clock that stands still but for their delays.
+
+use std::collections::{BTreeMap, HashMap};
+
+use parking_lot::Mutex;
+use tonic::Code;
+
+use super::*;
+use crate::hashring::{Algorithm, Endpoint, HashringMetrics, RingDefaults, RingOptions};
+use crate::model::labels::{TAG_FIELD_1, push_label};
+use crate::wire::grpc::HEAD_BYTES;
+use crate::wire::peer_write::PeerWriteRequest;
+use crate::wire::reader::push_varint;
+use crate::wire::remote_write_v1::{RequestField, RequestFields};
+use crate::write::error::Reason;
+
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// A delay that no request waits for.
+const SILENT: Duration = Duration::from_secs(3600);
+
+/// What a node does with all it is sent.
+#[derive(Clone, Copy, Debug)]
+struct Behaviour {
+    delay: Duration,
+    outcome: ReplicaOutcome,
+}
+
+/// The nodes of a ring.
+#[derive(Default)]
+struct Nodes {
+    behaviours: Mutex<HashMap<String, Behaviour>>,
+    /// Address, replica as on the wire and tenant of each message that arrived.
+    arrived: Mutex<Vec<(String, i64, String)>>,
+    /// How often each series body is stored.
+    stored: Mutex<BTreeMap<Vec<u8>, usize>>,
+}
+
+impl Nodes {
+    fn behaviour(&self, address: &str) -> Behaviour {
+        self.behaviours.lock()[address]
+    }
+
+    fn keep<'a>(&self, fields: impl Iterator<Item = RequestField<'a>>) {
+        let mut stored = self.stored.lock();
+        for field in fields {
+            let RequestField::TimeSeries(body) = field else { panic!("no series") };
+            *stored.entry(body.to_vec()).or_default() += 1;
+        }
+    }
+}
+
+impl Forward for Nodes {
+    fn compression(&self) -> Compression {
+        Compression::None
+    }
+
+    async fn forward(
+        &self,
+        address: &str,
+        message: &ForwardMessage,
+        timeout: Duration,
+    ) -> Result<(), ForwardError> {
+        let request = PeerWriteRequest::parse(&message.bytes()[HEAD_BYTES..]).unwrap();
+        for tenant in request.tenants() {
+            let tenant = String::from_utf8(tenant.unwrap().tenant.to_vec()).unwrap();
+            self.arrived.lock().push((address.to_owned(), request.replica, tenant));
+        }
+        let Behaviour { delay, outcome } = self.behaviour(address);
+        let peer: Arc<str> = address.into();
+        if delay >= timeout {
+            tokio::time::sleep(timeout).await;
+            return Err(ForwardError::TimedOut { peer });
+        }
+        tokio::time::sleep(delay).await;
+        let detail = String::from("script");
+        match outcome {
+            ReplicaOutcome::Stored => {
+                for tenant in request.tenants() {
+                    let fields = RequestFields::of_peer(tenant.unwrap().message);
+                    self.keep(fields.map(Result::unwrap));
+                }
+                Ok(())
+            }
+            ReplicaOutcome::Conflict => Err(ForwardError::Conflict { peer, detail }),
+            ReplicaOutcome::Unavailable => Err(ForwardError::Unavailable { peer, detail }),
+            ReplicaOutcome::TimedOut => Err(ForwardError::TimedOut { peer }),
+            // A peer tells no difference between the two.
+            ReplicaOutcome::NotReady | ReplicaOutcome::Failed => {
+                Err(ForwardError::Failed { peer, code: Code::Internal, detail })
+            }
+        }
+    }
+}
+
+/// The storage of one of the nodes.
+struct Local {
+    nodes: Arc<Nodes>,
+    endpoint: String,
+}
+
+impl Local {
+    async fn act(&self, tenant: &TenantId) -> Result<WriteOutcome, WriteError> {
+        let Behaviour { delay, outcome } = self.nodes.behaviour(&self.endpoint);
+        tokio::time::sleep(delay).await;
+        let mut written = WriteOutcome::default();
+        let detail = String::from("script");
+        match outcome {
+            ReplicaOutcome::Stored => {}
+            ReplicaOutcome::Conflict => {
+                written.refusals.add(Reason::OutOfOrder, 1, || "{a=\"late\"}".into());
+            }
+            ReplicaOutcome::NotReady => {
+                return Err(WriteError::TenantNotReady { tenant: tenant.to_string(), detail });
+            }
+            ReplicaOutcome::Unavailable => return Err(WriteError::Unavailable(detail)),
+            ReplicaOutcome::Failed => return Err(WriteError::TooLarge { stage: "log", detail }),
+            ReplicaOutcome::TimedOut => std::future::pending().await,
+        }
+        Ok(written)
+    }
+}
+
+impl LocalStore for Local {
+    async fn store(
+        &self,
+        tenant: &TenantId,
+        series: &PlacedSeries,
+        numbers: &[u32],
+        _manners: Manners,
+    ) -> Result<WriteOutcome, WriteError> {
+        let written = self.act(tenant).await?;
+        if written.refusals.is_empty() {
+            let fields = series.fields(numbers).flat_map(RequestFields::of_peer);
+            self.nodes.keep(fields.map(Result::unwrap));
+        }
+        Ok(written)
+    }
+
+    async fn store_from_peer(
+        &self,
+        tenant: &TenantId,
+        message: &[u8],
+    ) -> Result<WriteOutcome, WriteError> {
+        let written = self.act(tenant).await?;
+        self.nodes.keep(RequestFields::of_peer(message).map(Result::unwrap));
+        Ok(written)
+    }
+}
+
+struct Ring {
+    nodes: Arc<Nodes>,
+    hashring: CurrentHashring,
+    fanout: Fanout<Nodes, Local>,
+    tasks: TaskTracker,
+    registry: Registry,
+}
+
+fn address(i: usize) -> String {
+    format!("node-{i}:10901")
+}
+
+/// A ring of as many nodes as there are behaviours; the first of them is this node, if `is_member`.
+fn ring(behaviours: &[Behaviour], factor: u8, algorithm: Algorithm, is_member: bool) -> Ring {
+    let endpoints = (0..behaviours.len()).map(|i| Endpoint::at(&address(i))).collect();
+    let options = RingOptions { endpoints, ..RingOptions::default() };
+    let defaults = RingDefaults { algorithm, replication_factor: usize::from(factor) };
+    let registry = Registry::new();
+    let metrics = HashringMetrics::new(&registry);
+    let hashring = CurrentHashring::fixed(Hashring::build(vec![options], defaults, None, &metrics));
+    let nodes = Arc::new(Nodes::default());
+    for (i, behaviour) in behaviours.iter().enumerate() {
+        nodes.behaviours.lock().insert(address(i), *behaviour);
+    }
+    let endpoint = address(0);
+    let store = Arc::new(Local { nodes: nodes.clone(), endpoint: endpoint.clone() });
+    let local = is_member.then_some(LocalNode { endpoint, store });
+    let options = FanoutOptions {
+        replication_factor: factor,
+        forward_timeout: TIMEOUT,
+        caps: LabelCaps::default(),
+    };
+    let tasks = TaskTracker::new();
+    let (current, peers) = (hashring.clone(), nodes.clone());
+    let fanout = Fanout::new(options, current, peers, local, tasks.clone(), &registry);
+    Ring { nodes, hashring, fanout, tasks, registry }
+}
+
+impl Ring {
+    async fn write(&self, request: &[u8], replica: u64) -> Result<WriteOutcome, WriteError> {
+        let request = Bytes::copy_from_slice(request);
+        self.fanout.write(&tenant(), request, replica, Manners::Thanos).await
+    }
+
+    /// Waits for what goes on behind the answer.
+    async fn finish(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
+
+fn tenant() -> TenantId {
+    TenantId::parse(b"team").unwrap()
+}
+
+fn body(i: usize) -> Vec<u8> {
+    let mut body = Vec::new();
+    push_label(&mut body, TAG_FIELD_1, b"__name__", b"up");
+    push_label(&mut body, TAG_FIELD_1, b"instance", i.to_string().as_bytes());
+    body.extend_from_slice(&[0x12, 2, 0x10, 7]);
+    body
+}
+
+fn request(series_count: usize) -> Vec<u8> {
+    let mut request = Vec::new();
+    for i in 0..series_count {
+        let body = body(i);
+        request.push(0x0a);
+        push_varint(&mut request, body.len() as u64);
+        request.extend_from_slice(&body);
+    }
+    request
+}
+
+fn after(millis: u64, outcome: ReplicaOutcome) -> Behaviour {
+    Behaviour { delay: Duration::from_millis(millis), outcome }
+}
+
+const STORED: ReplicaOutcome = ReplicaOutcome::Stored;
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_third_replica_does_not_hold_the_client_and_still_gets_its_copy() {
+    let mut behaviours = [after(10, STORED), after(20, STORED), after(4000, STORED)];
+    for is_member in [false, true] {
+        behaviours.rotate_left(1);
+        let ring = ring(&behaviours, 3, Algorithm::Ketama, is_member);
+        let begun = Instant::now();
+        let outcome = ring.write(&request(20), 0).await.unwrap();
+        assert_eq!(begun.elapsed(), Duration::from_millis(20));
+        assert_eq!((outcome.series, outcome.samples_stored), (20, 20));
+        ring.finish().await;
+        assert!(ring.nodes.stored.lock().values().all(|copies| *copies == 3));
+        let text = ring.registry.expose();
+        assert!(text.contains("thanos_receive_replications_total{result=\"error\"} 0"), "{text}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_goes_away_cancels_nothing() {
+    let behaviours = [after(100, STORED), after(200, STORED), after(300, STORED)];
+    let ring = ring(&behaviours, 3, Algorithm::Ketama, true);
+    let gone = tokio::time::timeout(Duration::from_millis(50), ring.write(&request(9), 0)).await;
+    assert!(gone.is_err());
+    ring.finish().await;
+    assert!(ring.nodes.stored.lock().values().all(|copies| *copies == 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_this_node_refused_is_told_with_its_example() {
+    let behaviours = [after(1, ReplicaOutcome::Conflict), after(2, ReplicaOutcome::Conflict)];
+    let ring = ring(&behaviours, 2, Algorithm::Ketama, true);
+    let outcome = ring.write(&request(5), 0).await.unwrap();
+    let text = outcome.refusals.to_string();
+    assert!(text.contains("out of order sample 1 ({a=\"late\"})"), "{text}");
+    assert!(text.contains("peer node-1:10901: conflict: script"), "{text}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_number_is_one_copy_on_a_member_and_nothing_on_a_router() {
+    let behaviours = [after(1, STORED); 3];
+    let member = ring(&behaviours, 3, Algorithm::Ketama, true);
+    member.write(&request(10), 2).await.unwrap();
+    member.finish().await;
+    assert!(member.nodes.stored.lock().values().all(|copies| *copies == 1));
+    assert!(member.nodes.arrived.lock().iter().all(|(_, replica, _)| *replica == 2));
+    let text = member.registry.expose();
+    assert!(text.contains("thanos_receive_replications_total{result=\"success\"} 0"), "{text}");
+    let refused = member.write(&request(1), 4).await.unwrap_err();
+    assert!(matches!(refused, WriteError::BadReplica { replica: 4, factor: 3 }), "{refused}");
+
+    let router = ring(&behaviours, 3, Algorithm::Ketama, false);
+    router.write(&request(10), 9).await.unwrap();
+    router.finish().await;
+    assert!(router.nodes.stored.lock().values().all(|copies| *copies == 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_peer_has_placed_here_is_stored_here() {
+    let behaviours = [after(1, STORED); 5];
+    let member = ring(&behaviours, 3, Algorithm::Ketama, true);
+    let message = Bytes::from(request(10));
+    PeerSink::write(&member.fanout, &tenant(), message.clone(), 3).await.unwrap();
+    assert_eq!(member.nodes.arrived.lock().len(), 0, "nothing is sent on");
+    assert_eq!(member.nodes.stored.lock().len(), 10);
+    // One that nobody has placed is.
+    PeerSink::write(&member.fanout, &tenant(), message.clone(), 0).await.unwrap();
+    member.finish().await;
+    assert_eq!(member.nodes.stored.lock().values().sum::<usize>(), 10 + 30);
+
+    let router = ring(&behaviours, 3, Algorithm::Ketama, false);
+    PeerSink::write(&router.fanout, &tenant(), message, 2).await.unwrap();
+    router.finish().await;
+    assert_eq!(router.nodes.stored.lock().values().sum::<usize>(), 30);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_ring_or_a_place_in_it_a_retry_is_asked_for() {
+    let mut none = ring(&[after(1, STORED)], 1, Algorithm::Ketama, false);
+    none.fanout.ring = CurrentHashring::none_yet();
+    assert!(matches!(none.write(&request(1), 0).await, Err(WriteError::NoHashring)));
+    let few = ring(&[after(1, STORED); 2], 3, Algorithm::Hashmod, false);
+    assert!(matches!(few.write(&request(1), 0).await, Err(WriteError::Placement(_))));
+    let few = ring(&[after(1, STORED); 2], 3, Algorithm::Ketama, false);
+    assert!(matches!(few.write(&request(1), 0).await, Err(WriteError::Placement(_))));
+}
+
+/// How one simulated write must end, and when.
+fn expected(
+    ring: &Ring,
+    behaviours: &[Behaviour],
+    factor: u8,
+    series_count: usize,
+) -> (Verdict, Duration) {
+    let snapshot = ring.hashring.load().unwrap();
+    let places = snapshot.ring_of("team").unwrap();
+    let mut hasher = crate::hashring::SeriesHasher::for_tenant(b"team");
+    let series: Vec<Vec<usize>> = (0..series_count)
+        .map(|i| {
+            let instance = i.to_string();
+            let labels: [(&[u8], &[u8]); 2] =
+                [(b"__name__", b"up"), (b"instance", instance.as_bytes())];
+            let section = places.section_of(hasher.hash(labels));
+            let index = |endpoint: &crate::hashring::EndpointIndex| {
+                let address = &snapshot.endpoint(*endpoint).address;
+                (0..behaviours.len()).find(|i| super::tests::address(*i) == *address).unwrap()
+            };
+            places.replicas(section).iter().map(index).collect()
+        })
+        .collect();
+    let mut times: Vec<Duration> = behaviours.iter().map(|b| b.delay.min(TIMEOUT)).collect();
+    times.sort();
+    // After each answer: counted from scratch, series by series.
+    for time in times {
+        let verdicts: Vec<Option<Verdict>> =
+            series.iter().map(|replicas| verdict_by(replicas, behaviours, factor, time)).collect();
+        if verdicts.iter().all(Option::is_some) {
+            return (verdicts.into_iter().flatten().max().unwrap_or(Verdict::Success), time);
+        }
+    }
+    unreachable!("all have answered by their deadline");
+}
+
+/// The rule itself: what a series whose replicas are at these nodes comes to by `time`.
+fn verdict_by(
+    replicas: &[usize],
+    behaviours: &[Behaviour],
+    factor: u8,
+    time: Duration,
+) -> Option<Verdict> {
+    let majority = if factor <= 2 { 1 } else { usize::from(factor) / 2 + 1 };
+    let enough_conflicts = usize::from(factor) - majority + 1;
+    let (mut stored, mut conflicts, mut missing) = (0, 0, 0);
+    for node in replicas {
+        let Behaviour { delay, outcome } = behaviours[*node];
+        let outcome = if delay >= TIMEOUT { ReplicaOutcome::TimedOut } else { outcome };
+        match outcome {
+            _ if delay.min(TIMEOUT) > time => missing += 1,
+            ReplicaOutcome::Stored => stored += 1,
+            ReplicaOutcome::Conflict => conflicts += 1,
+            _ => {}
+        }
+    }
+    if stored >= majority {
+        Some(Verdict::Success)
+    } else if conflicts >= enough_conflicts {
+        Some(Verdict::Conflict)
+    } else if stored + missing >= majority || conflicts + missing >= enough_conflicts {
+        None
+    } else {
+        Some(Verdict::Unavailable)
+    }
+}
+
+/// SplitMix64.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % end
+    }
+
+    fn chance(&mut self, percent: u64) -> bool {
+        self.below(100) < percent
+    }
+}
+
+/// Many small worlds: rings, delays, outcomes and partitions by chance.
+#[tokio::test(start_paused = true)]
+async fn whatever_peers_do_the_answer_is_the_rules_and_comes_when_it_is_fixed() {
+    let seed = std::env::var("RINGEST_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed: u64 = seed.unwrap_or_else(|| getrandom::u64().unwrap());
+    println!("RINGEST_SEED={seed}");
+    let mut dice = Dice(seed);
+    for world in 0..400 {
+        let factor: u8 = dice.below(5) as u8 + 1;
+        let node_count = usize::from(factor) + dice.below(9 - u64::from(factor)) as usize;
+        let series_count = dice.below(30) as usize;
+        let is_member = dice.chance(50);
+        let algorithm = if dice.chance(50) { Algorithm::Ketama } else { Algorithm::Hashmod };
+        let failing = dice.below(100);
+        let behaviours: Vec<Behaviour> = (0..node_count)
+            .map(|_| {
+                let is_partitioned = dice.chance(failing / 3);
+                let delay = match is_partitioned {
+                    true => SILENT,
+                    false => Duration::from_millis(1 + dice.below(6000)),
+                };
+                let outcome = match dice.chance(failing) {
+                    false => STORED,
+                    true => [
+                        ReplicaOutcome::Conflict,
+                        ReplicaOutcome::Conflict,
+                        ReplicaOutcome::Unavailable,
+                        ReplicaOutcome::Failed,
+                    ][dice.below(4) as usize],
+                };
+                Behaviour { delay, outcome }
+            })
+            .collect();
+        let ring = ring(&behaviours, factor, algorithm, is_member);
+        let begun = Instant::now();
+        let result = ring.write(&request(series_count), 0).await;
+        let elapsed = begun.elapsed();
+        let told = match &result {
+            Ok(outcome) if outcome.refusals.is_empty() => Verdict::Success,
+            Ok(_) => Verdict::Conflict,
+            Err(WriteError::NoQuorum(_)) => Verdict::Unavailable,
+            Err(error) => panic!("world {world}: {error}"),
+        };
+        let context = format!("seed {seed}, world {world}: factor {factor}, {behaviours:?}");
+        if told == Verdict::Success {
+            let majority = WriteQuorum::of(usize::from(factor)).successes();
+            let stored = ring.nodes.stored.lock();
+            let copies = |i| stored.get(&body(i)).copied().unwrap_or(0);
+            assert!((0..series_count).all(|i| copies(i) >= majority), "{context}");
+        }
+        if series_count > 0 {
+            let (verdict, time) = expected(&ring, &behaviours, factor, series_count);
+            assert_eq!(told, verdict, "{context}");
+            assert_eq!(elapsed, time, "{context}");
+        }
+        // The answer has cancelled nothing: whoever can store has stored.
+        ring.finish().await;
+        let copies: usize = ring.nodes.stored.lock().values().sum();
+        let snapshot = ring.hashring.load().unwrap();
+        let places = snapshot.ring_of("team").unwrap();
+        let mut hasher = crate::hashring::SeriesHasher::for_tenant(b"team");
+        let mut expected_copies = 0;
+        for i in 0..series_count {
+            let instance = i.to_string();
+            let labels: [(&[u8], &[u8]); 2] =
+                [(b"__name__", b"up"), (b"instance", instance.as_bytes())];
+            for endpoint in places.replicas(places.section_of(hasher.hash(labels))) {
+                let behaviour = ring.nodes.behaviour(&snapshot.endpoint(*endpoint).address);
+                let stores = behaviour.outcome == STORED && behaviour.delay < TIMEOUT;
+                expected_copies += usize::from(stores);
+            }
+        }
+        assert_eq!(copies, expected_copies, "{context}");
+    }
+}
