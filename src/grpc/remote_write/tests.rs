@@ -19,7 +19,7 @@ impl PeerSink for Sink {
     async fn write(
         &self,
         tenant: &TenantId,
-        message: &[u8],
+        message: bytes::Bytes,
         _replica: u64,
     ) -> Result<WriteOutcome, WriteError> {
         self.0.lock().push((tenant.to_string(), message.to_vec()));
