@@ -195,6 +195,8 @@ impl Config {
             return Err(ConfigError::MemoryLimitRatio);
         }
         refuse_features(values, &mut notices)?;
+        // Nobody listens there yet, but a text that is no address is wrong all the same.
+        ListenAddress::from_values(values, "receive.capnproto-address")?;
         Ok(Config {
             log: LogConfig::from_values(values),
             http: HttpConfig {

@@ -152,6 +152,8 @@ fn connection_builder() -> auto::Builder<TokioExecutor> {
         // Senders like `up` shut their sending side after the body and still want the answer.
         .half_close(true)
         .max_buf_size(HEAD_BYTES_MAX)
+        // On by default, and would close connections that idle; see `connection`.
+        .header_read_timeout(None)
         .timer(TokioTimer::new());
     builder
         .http2()

@@ -1,21 +1,120 @@
-//! Ringest: a remote-write ingester that takes the place of `thanos receive`.
+//! Ringest takes remote write from Prometheus and others, keeps it in per-tenant directories that
+//! Prometheus itself can open, and serves it to `thanos query` and to Prometheus' remote read. It
+//! takes the place of `thanos receive`: flags, ports, metrics, answers and files are spelled as
+//! there.
+//!
+//! # Layers
+//!
+//! Each uses only those below it.
+//!
+//! ```text
+//! app                      builds the receiver, starts and drains it     load, ring_tool: tools
+//! http   grpc              listeners, routes, errors to answers
+//! write  store             a request into a head; a query out of it
+//! peer   hashring          other nodes; which of them hold a series
+//! multi_tsdb               tenant to database
+//! tsdb                     one Prometheus directory: head, log, chunks, querier
+//! wire   model             bytes from outside; labels, keys, matchers, tenants (no I/O)
+//! disk   clock   metrics   the doors to the machine, and what is counted
+//! config   log             flags in their final types, which `app` hands out; log lines
+//! ```
+//!
+//! [`tsdb`] knows no tenant, no HTTP and no Thanos.
+//!
+//! # The path of a write
+//!
+//! 1. [`http::remote_write`] holds the stages of a request in their order: tenant, admission by
+//!    bytes, size caps, body, snappy, version. Writes of peers come through [`grpc`] and
+//!    [`write::service`] and join here.
+//!    In a ring, [`write::distribute`] then gives each series its endpoints, and [`write::fanout`]
+//!    hands batches to this node and to [`peer`]s, and answers once [`write::quorum`] has a verdict.
+//! 2. [`write::local`] finds the tenant and has [`write::known`] decode the request against the
+//!    series that the tenant has. A series that was seen before costs one comparison of its label
+//!    bytes with the *canonical key*: its labels, sorted, without empty values, in minimal protobuf
+//!    encoding, which is what senders send. Any other bytes are read in full, judged by the rules of
+//!    their endpoint, and remembered as an alias. What results is a [`Batch`]: samples by slot, and
+//!    the keys of new series. Nothing has changed so far. A tenant is made only now, when there is
+//!    a sample to store.
+//! 3. [`Head::append`] does the rest in one piece under the tenant's log mutex: make the new series,
+//!    judge each sample against its series, encode one record, write it, and put the samples into
+//!    their chunks.
+//! 4. Under `--tsdb.wal-sync=always` the answer waits for the group commit of [`SyncHandle`];
+//!    otherwise `multi_tsdb`'s syncer brings the log to the medium within a second.
+//! 5. [`http::respond`] and [`grpc::respond`] make the answer. Nobody else picks a status.
+//!
+//! # The path of a query
+//!
+//! [`store`] (StoreAPI) and [`http::read`] (remote read) ask the tenants whose external labels and
+//! time range match. A [`Querier`] turns matchers into slots by the postings, and slots into copies
+//! of keys and chunks, a few hundred under each short hold of the head's locks. Full chunks are
+//! shared, the open one is copied. Answers are made piece by piece as the client reads, and charged
+//! to a budget of bytes.
+//!
+//! # Opening
+//!
+//! [`Db::open`] reads the log, repairs what was damaged ([`tsdb::wal::repair`] has the table of cases)
+//! and replays it into an empty head ([`tsdb::head::replay`]). A tenant serves as soon as its own log
+//! is replayed. One that cannot be opened is quarantined: its writes are 503, it is tried again, and
+//! the others do not notice.
+//!
+//! # Invariants
+//!
+//! - **What is acknowledged is in the log**, in the kernel at least. Memory never runs ahead of it:
+//!   `Head::apply` asks for an [`Appended`], which only a successful write makes.
+//! - **Log order is apply order.** Checking, writing and applying a request are one critical section,
+//!   so a replay rebuilds just what was answered.
+//! - **A failed append leaves no trace**: it is cut off the log before anything is written behind it.
+//! - **A series' record stands in the log once, and before its samples.** A series is *unlogged* until
+//!   its record is written; whoever appends to it next writes it.
+//! - **Refs rise and are never used again**, and stay below [`HeadSeriesRef::LIMIT`]. A slot is an
+//!   index in memory and says nothing to the log.
+//! - **Lock order is log, series, states** within a head ([`tsdb::head`]). No lock is held across an
+//!   await.
+//! - **A request may be dropped at any await**, when its client goes away. There is none between the
+//!   check of a batch and its end, so a batch is stored whole or not at all.
+//! - **Bytes from outside never panic and never size an allocation** beyond a cap. Lengths and counts
+//!   are judged by what can follow them; no uninflated length is believed.
+//! - **Damage costs what is damaged.** Nothing that was readable is deleted; what is not understood is
+//!   renamed and kept.
+//!
+//! # Left out
+//!
+//! On purpose: no `unsafe`; no pluggable storage; no query language. For now, and said where it
+//! shows: blocks are neither cut nor read, so the head grows until it is moved elsewhere; histograms
+//! are refused and exemplars dropped, each counted. The README
+//! keeps the whole list.
+//!
+//! [`Appended`]: tsdb::wal::Appended
+//! [`Batch`]: tsdb::head::batch::Batch
+//! [`Db::open`]: tsdb::Db::open
+//! [`Head::append`]: tsdb::head::Head::append
+//! [`HeadSeriesRef::LIMIT`]: model::HeadSeriesRef::LIMIT
+//! [`Querier`]: tsdb::querier::Querier
+//! [`SyncHandle`]: tsdb::wal::SyncHandle
 
-// Modules in dependency order: each uses only those below it.
+// From the top layer to the bottom one.
 pub mod app;
-pub mod clock;
-pub mod config;
-pub mod disk;
-pub mod grpc;
-pub mod hashring;
-pub mod http;
 pub mod load;
-pub mod log;
-pub mod metrics;
-pub mod model;
+pub mod ring_tool;
+
+pub mod grpc;
+pub mod http;
+
+pub mod store;
+pub mod write;
+
+pub mod hashring;
 pub mod multi_tsdb;
 pub mod peer;
-pub mod ring_tool;
-pub mod store;
+
 pub mod tsdb;
+
+pub mod model;
 pub mod wire;
-pub mod write;
+
+pub mod clock;
+pub mod disk;
+pub mod metrics;
+
+pub mod config;
+pub mod log;

@@ -19,6 +19,7 @@ mod workload;
 mod xor;
 
 use std::io::{IsTerminal, Write};
+use std::pin::pin;
 use std::process::ExitCode;
 use std::sync::Barrier;
 use std::sync::atomic::Ordering;
@@ -213,10 +214,13 @@ fn watch(setup: &Setup<'_>, finished: &CancellationToken) {
     let bar = progress_bar(setup);
     runtime.block_on(async {
         let mut tick = tokio::time::interval(Duration::from_millis(200));
+        // One for the whole run: made anew for each tick, it would miss an interrupt that comes
+        // together with a tick.
+        let mut interrupt = pin!(tokio::signal::ctrl_c());
         loop {
             tokio::select! {
                 () = finished.cancelled() => break,
-                _ = tokio::signal::ctrl_c() => setup.stop.cancel(),
+                _ = &mut interrupt, if !setup.stop.is_cancelled() => setup.stop.cancel(),
                 _ = tick.tick() => bar.set_position(setup.progress.samples.load(Ordering::Relaxed)),
             }
         }

@@ -5,6 +5,7 @@
 //! its own is. A tenant that cannot be opened is quarantined: its writes are 503, it is tried again
 //! from time to time, and nobody else notices.
 
+mod periodic;
 mod syncer;
 mod tenant;
 
@@ -22,10 +23,10 @@ use tokio::sync::watch;
 use crate::clock::Clock;
 use crate::disk::{DirLock, Disk};
 use crate::hashring::CurrentHashring;
-use crate::metrics::{Gauge, Registry};
+use crate::metrics::{Counter, Gauge, Registry};
 use crate::model::key_table::KeyHasher;
 use crate::model::tenant::TenantId;
-use crate::multi_tsdb::syncer::Syncer;
+use crate::multi_tsdb::periodic::Periodic;
 use crate::multi_tsdb::tenant::ExternalLabels;
 pub use crate::multi_tsdb::tenant::{LabelSet, Tenant};
 use crate::tsdb::options::DbOptions;
@@ -67,7 +68,9 @@ pub struct MultiTsdb {
     unopened: AtomicUsize,
     is_closed: AtomicBool,
     quarantined: Gauge,
-    syncer: Mutex<Option<Syncer>>,
+    open_retries: Counter,
+    /// The threads for what is done from time to time; none once closed.
+    periodic: Mutex<Vec<Periodic>>,
 }
 
 #[derive(Clone)]
@@ -136,10 +139,21 @@ impl MultiTsdb {
                 "ringest_tenants_quarantined",
                 "Tenants whose data could not be opened and that are not served.",
             ),
-            syncer: Mutex::new(None),
+            open_retries: registry.counter(
+                "ringest_tenant_open_retries_total",
+                "Attempts to open a quarantined tenant again.",
+            ),
+            periodic: Mutex::default(),
         });
+        // Opening a tenant again may take long, during which the logs are synced all the same.
+        let retry = Periodic::start("tenant-retry", QUARANTINE_RETRY, &tenants, |tenants| {
+            tenants.retry_quarantined();
+        });
+        tenants.periodic.lock().push(retry);
         if is_synced_by_time {
-            *tenants.syncer.lock() = Some(Syncer::start(&tenants));
+            let sync =
+                Periodic::start("wal-sync", syncer::SYNC_EVERY, &tenants, syncer::sync_dirty);
+            tenants.periodic.lock().push(sync);
         }
         tenants.open_found(found);
         Ok(tenants)
@@ -192,7 +206,9 @@ impl MultiTsdb {
     /// Syncs and closes every tenant. Writes that come later fail.
     pub fn close(&self) {
         self.is_closed.store(true, Ordering::Release);
-        drop(self.syncer.lock().take());
+        let periodic = std::mem::take(&mut *self.periodic.lock());
+        // Waits for those that are at work.
+        drop(periodic);
         for tenant in self.tenants() {
             if let Err(err) = tenant.db.close() {
                 tracing::error!(tenant = %tenant.id, %err, "closing the log failed");
@@ -266,13 +282,14 @@ impl MultiTsdb {
     fn settle(&self, id: &TenantId, lock: Result<Option<Box<dyn DirLock>>, OpenError>) {
         let entry = match lock.and_then(|lock| self.open_tenant(id, lock)) {
             Ok(tenant) => Entry::Open(tenant),
-            Err(err) => {
-                let err = chain(&err);
-                tracing::error!(tenant = %id, err, "tenant cannot be opened and is quarantined");
-                Entry::Quarantined(err)
-            }
+            Err(err) => Entry::Quarantined(chain(&err)),
         };
         let mut tenants = self.tenants.write();
+        if let Entry::Quarantined(err) = &entry
+            && !matches!(tenants.get(id), Some(Entry::Quarantined(before)) if before == err)
+        {
+            tracing::error!(tenant = %id, err, "tenant cannot be opened and is quarantined");
+        }
         tenants.insert(id.clone(), entry);
         let is_quarantined = |entry: &&Entry| matches!(entry, Entry::Quarantined(_));
         self.quarantined.set(tenants.values().filter(is_quarantined).count() as f64);
@@ -286,6 +303,10 @@ impl MultiTsdb {
             ids.map(|(id, _)| id.clone()).collect()
         };
         for id in quarantined {
+            if self.is_closed.load(Ordering::Acquire) {
+                return;
+            }
+            self.open_retries.inc();
             self.settle(&id, Db::lock(&*self.disk, &self.dir_of(&id), &self.options.db));
         }
     }

@@ -114,6 +114,8 @@ fn what_is_awaited_is_taken_and_mentioned() {
         let is_about = |notice: &String| notice.starts_with(&format!("{name} is accepted"));
         assert!(notices.iter().any(is_about), "{notices:?}");
     }
+    let error = config(&["--receive.capnproto-address=nowhere"]).unwrap_err().to_string();
+    assert!(error.contains("missing port in address"), "{error}");
 }
 
 #[test]

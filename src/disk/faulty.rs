@@ -117,6 +117,7 @@ impl FaultyDisk {
     fn image(&self, tree: fn(&State) -> &Tree, bytes: fn(&Content) -> &Vec<u8>) -> FaultyDisk {
         let state = self.0.lock();
         let mut image = tree(&state).clone();
+        image.drop_unreachable();
         for file in image.files.values_mut() {
             let bytes = bytes(&file.lock()).clone();
             let content =
@@ -163,6 +164,20 @@ impl State {
 
     fn find(&self, path: &Path) -> io::Result<Arc<Mutex<Content>>> {
         self.live.files.get(path).cloned().ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+}
+
+impl Tree {
+    /// Takes out what is in directories that are not there. The topmost ones always are.
+    fn drop_unreachable(&mut self) {
+        let Tree { dirs, files } = self;
+        let is_there = |dirs: &BTreeSet<PathBuf>, path: &Path| {
+            let above = path.ancestors().skip(1);
+            above.take_while(|dir| dir.components().count() > 2).all(|dir| dirs.contains(dir))
+        };
+        let all = dirs.clone();
+        dirs.retain(|path| is_there(&all, path));
+        files.retain(|path, _| is_there(&all, path));
     }
 }
 
@@ -290,8 +305,6 @@ impl Disk for FaultyDisk {
         state.begin_whole()?;
         for dir in path.ancestors() {
             state.live.dirs.insert(dir.to_owned());
-            // That a tree of directories is there is no test's concern.
-            state.durable.dirs.insert(dir.to_owned());
         }
         Ok(())
     }
@@ -385,10 +398,9 @@ impl Disk for FaultyDisk {
         // Directories move with what is in them.
         let is_child = |path: &PathBuf| path.starts_with(dir) && path != dir;
         durable.dirs.retain(|path| !is_child(path) || live.dirs.contains(path));
-        durable.dirs.extend(live.dirs.iter().filter(|path| is_child(path)).cloned());
-        durable
-            .files
-            .retain(|path, _| path.parent().is_none_or(|parent| durable.dirs.contains(parent)));
+        durable.dirs.extend(live.dirs.iter().filter(|path| path.parent() == Some(dir)).cloned());
+        let is_gone = |path: &Path| !live.dirs.contains(path);
+        durable.files.retain(|path, _| path.parent().is_none_or(|parent| !is_gone(parent)));
         Ok(())
     }
 

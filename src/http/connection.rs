@@ -11,6 +11,7 @@
 //!     └──────────────── response made ──────────────┘
 //! ```
 //!
+//! Each return to `Idle` is a new wait, told from the one before by a count beside the phase.
 //! Waiting for bytes is limited by the idle timeout in `Idle` and by the header timeout in `Head`.
 //! In `Busy` the request's own limits rule. A connection that turned out to be HTTP/2 stays in
 //! `Multiplexed`, where frames come at any time and hyper does the limiting.
@@ -20,7 +21,7 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -36,25 +37,61 @@ use tokio::time::{Instant, Sleep};
 
 use crate::http::ConnectionLimits;
 
-const IDLE: u8 = 0;
-const HEAD: u8 = 1;
-const BUSY: u8 = 2;
-const MULTIPLEXED: u8 = 3;
+const IDLE: u32 = 0;
+const HEAD: u32 = 1;
+const BUSY: u32 = 2;
+const MULTIPLEXED: u32 = 3;
+
+/// Phase and count in one word.
+#[derive(Default)]
+struct Phase(AtomicU32);
+
+const PHASE_BITS: u32 = 2;
+
+const fn phase_of(word: u32) -> u32 {
+    word & ((1 << PHASE_BITS) - 1)
+}
+
+impl Phase {
+    fn word(&self) -> u32 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Ends an idle wait; in the other phases a byte changes nothing.
+    fn see_byte(&self) {
+        let word = self.word();
+        if phase_of(word) == IDLE {
+            let head = word - IDLE + HEAD;
+            // Fails if the service was called meanwhile.
+            let _ = self.0.compare_exchange(word, head, Ordering::Relaxed, Ordering::Relaxed);
+        }
+    }
+
+    fn begin(&self, phase: u32) {
+        let word = self.word();
+        self.0.store(word - phase_of(word) + phase, Ordering::Relaxed);
+    }
+
+    fn begin_idle(&self) {
+        let count = (self.word() >> PHASE_BITS).wrapping_add(1);
+        self.0.store(count << PHASE_BITS | IDLE, Ordering::Relaxed);
+    }
+}
 
 /// The socket of one connection.
 pub(super) struct WatchedStream {
     stream: TcpStream,
     limits: ConnectionLimits,
-    phase: Arc<AtomicU8>,
-    /// Runs towards the end of the wait that `armed_in` names.
+    phase: Arc<Phase>,
+    /// Runs towards the end of the wait that `armed_in` names by its word.
     timer: Pin<Box<Sleep>>,
-    armed_in: Option<u8>,
+    armed_in: Option<u32>,
 }
 
 /// The service of one connection.
 pub(super) struct WatchedService {
     router: Router,
-    phase: Arc<AtomicU8>,
+    phase: Arc<Phase>,
 }
 
 impl WatchedStream {
@@ -63,14 +100,14 @@ impl WatchedStream {
         limits: ConnectionLimits,
         router: Router,
     ) -> (WatchedStream, WatchedService) {
-        let phase = Arc::new(AtomicU8::new(IDLE));
+        let phase = Arc::new(Phase::default());
         let timer = Box::pin(tokio::time::sleep(limits.idle_timeout));
         let service = WatchedService { router, phase: phase.clone() };
         (WatchedStream { stream, limits, phase, timer, armed_in: None }, service)
     }
 
     /// How long the next byte may take; `None` when it is not for us to say.
-    fn limit(&self, phase: u8) -> Option<Duration> {
+    fn limit(&self, phase: u32) -> Option<Duration> {
         match phase {
             IDLE => Some(self.limits.idle_timeout),
             HEAD => Some(self.limits.header_read_timeout),
@@ -81,14 +118,14 @@ impl WatchedStream {
     /// Ready once the current wait has taken too long. The timer is set here, when there is a wait
     /// at all, since a head mostly comes in one piece.
     fn poll_overdue(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let phase = self.phase.load(Ordering::Relaxed);
-        let Some(limit) = self.limit(phase) else {
+        let word = self.phase.word();
+        let Some(limit) = self.limit(phase_of(word)) else {
             self.armed_in = None;
             return Poll::Pending;
         };
-        if self.armed_in != Some(phase) {
+        if self.armed_in != Some(word) {
             self.timer.as_mut().reset(Instant::now() + limit);
-            self.armed_in = Some(phase);
+            self.armed_in = Some(word);
         }
         self.timer.as_mut().poll(cx)
     }
@@ -104,9 +141,7 @@ impl AsyncRead for WatchedStream {
         match Pin::new(&mut self.stream).poll_read(cx, buf) {
             Poll::Ready(result) => {
                 if buf.filled().len() > filled_before {
-                    let changed = Ordering::Relaxed;
-                    // Fails in the other phases, where a byte changes nothing.
-                    let _ = self.phase.compare_exchange(IDLE, HEAD, changed, changed);
+                    self.phase.see_byte();
                 }
                 Poll::Ready(result)
             }
@@ -154,14 +189,14 @@ impl Service<Request<Incoming>> for WatchedService {
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let multiplexed = request.version() == Version::HTTP_2;
-        self.phase.store(if multiplexed { MULTIPLEXED } else { BUSY }, Ordering::Relaxed);
+        self.phase.begin(if multiplexed { MULTIPLEXED } else { BUSY });
         // A router is always ready, so there is no readiness to wait for.
         let response = tower::Service::call(&mut self.router.clone(), request.map(Body::new));
         let phase = self.phase.clone();
         Box::pin(async move {
             let response = response.await;
             if !multiplexed {
-                phase.store(IDLE, Ordering::Relaxed);
+                phase.begin_idle();
             }
             response
         })

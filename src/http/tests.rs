@@ -12,9 +12,13 @@ struct Server {
 }
 
 async fn start(router: Router, header_read_timeout: Duration, grace: Duration) -> Server {
+    let limits = ConnectionLimits { header_read_timeout, ..ConnectionLimits::default() };
+    start_with(limits, router, grace).await
+}
+
+async fn start_with(limits: ConnectionLimits, router: Router, grace: Duration) -> Server {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let limits = ConnectionLimits { header_read_timeout, ..ConnectionLimits::default() };
     let shutdown = CancellationToken::new();
     let served = tokio::spawn(serve(listener, router, limits, shutdown.clone(), grace));
     Server { address, shutdown, served }
@@ -65,6 +69,20 @@ async fn half_sent_heads_are_closed_and_idle_connections_are_not() {
         waiting.write_all(&GET[..9]).await.unwrap();
         until_closed(&mut waiting).await;
     }
+}
+
+#[tokio::test]
+async fn a_connection_in_use_never_counts_as_idle() {
+    let idle_timeout = Duration::from_secs(1);
+    let limits = ConnectionLimits { idle_timeout, ..ConnectionLimits::default() };
+    let server = start_with(limits, hello(), Duration::ZERO).await;
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    let started = std::time::Instant::now();
+    while started.elapsed() < idle_timeout * 2 {
+        stream.write_all(GET).await.unwrap();
+        read_answer(&mut stream).await;
+    }
+    assert!(until_closed(&mut stream).await.is_empty());
 }
 
 #[tokio::test]

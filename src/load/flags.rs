@@ -147,7 +147,11 @@ fn read_flags() -> [Arg; 3] {
             .long("read-url")
             .value_name("URL")
             .default_value("http://127.0.0.1:10902/api/v1/read")
-            .help("Remote read endpoint, http only"),
+            .action(ArgAction::Append)
+            .help(
+                "Remote read endpoint, http only; repeated for the nodes of a ring, of which any \
+                 may hold a sample",
+            ),
         choice("read-format", "samples", &["samples", "chunks"])
             .help("Read samples, or streamed XOR chunks"),
         Arg::new("json").long("json").action(ArgAction::SetTrue).help("Print JSON"),
@@ -300,7 +304,11 @@ fn parse_verify_options(
     concurrency: u32,
 ) -> Result<VerifyOptions, LoadError> {
     Ok(VerifyOptions {
-        read_url: parse_url(text(matches, "read-url"))?,
+        read_urls: matches
+            .get_many::<String>("read-url")
+            .unwrap_or_default()
+            .map(|url| parse_url(url))
+            .collect::<Result<_, _>>()?,
         format: match text(matches, "read-format") {
             "chunks" => ReadFormat::StreamedXorChunks,
             _ => ReadFormat::Samples,
@@ -368,6 +376,7 @@ mod tests {
             "--acked-file=/f",
             "--verify",
             "--read-url=http://h:2/read",
+            "--read-url=http://i:2/read",
             "--read-format=chunks",
             "--json",
         ])
@@ -397,9 +406,15 @@ mod tests {
         assert_eq!(options.retry_for, Duration::from_millis(500));
         assert!(flags.pregenerate && flags.json);
         let verify = flags.verify.unwrap();
-        assert_eq!(verify.read_url, "http://h:2/read");
+        assert_eq!(verify.read_urls, ["http://h:2/read", "http://i:2/read"]);
         assert_eq!(verify.format, ReadFormat::StreamedXorChunks);
         assert_eq!(flags.acked_file, Some(PathBuf::from("/f")));
+    }
+
+    #[test]
+    fn the_node_on_this_machine_is_read_by_default() {
+        let verify = parse(&["--verify"]).unwrap().verify.unwrap();
+        assert_eq!(verify.read_urls, ["http://127.0.0.1:10902/api/v1/read"]);
     }
 
     #[test]
@@ -412,6 +427,7 @@ mod tests {
             &["--churn=101"],
             &["--pregenerate", "--rounds=1"],
             &["--url=https://h"],
+            &["--verify", "--read-url=http://h", "--read-url=https://h"],
             &["--order=random"],
         ] {
             assert!(parse(bad).is_err(), "{bad:?}");

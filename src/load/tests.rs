@@ -73,13 +73,29 @@ impl FakeServer {
     }
 
     fn verify(&self, workload: &Workload, acknowledged: &Acknowledged) -> Verification {
-        let options = VerifyOptions {
-            read_url: format!("http://{}/read", self.address).parse().unwrap(),
-            format: ReadFormat::Samples,
-            concurrency: 2,
-        };
-        runtime().unwrap().block_on(verify(workload, acknowledged, &options)).unwrap()
+        verify_together(&[self], workload, acknowledged)
     }
+
+    /// A node that holds the same samples.
+    fn replica(&self) -> FakeServer {
+        let replica = FakeServer::start();
+        replica.store.lock().unwrap().series = self.store.lock().unwrap().series.clone();
+        replica
+    }
+}
+
+fn verify_together(
+    nodes: &[&FakeServer],
+    workload: &Workload,
+    acknowledged: &Acknowledged,
+) -> Verification {
+    let read_url = |node: &&FakeServer| format!("http://{}/read", node.address).parse().unwrap();
+    let options = VerifyOptions {
+        read_urls: nodes.iter().map(read_url).collect(),
+        format: ReadFormat::Samples,
+        concurrency: 2,
+    };
+    runtime().unwrap().block_on(verify(workload, acknowledged, &options)).unwrap()
 }
 
 fn send_noting(
@@ -223,6 +239,68 @@ fn each_kind_of_damage_is_found_and_shown() {
     });
     assert!(foreign.0 > 0 && foreign.0 == foreign.3, "{foreign:?}");
     assert!(server.verify(&workload, &acknowledged).is_clean(), "damage was undone");
+}
+
+#[test]
+fn samples_spread_over_nodes_are_found_in_any_of_them() {
+    let workload = small();
+    let first = FakeServer::start();
+    let total = first.send(&workload, &first.options(3));
+    let acknowledged = total.acknowledged.unwrap();
+    let (second, third) = (first.replica(), FakeServer::start());
+    // The two overlap in the second third of each series, so that no series is whole in one.
+    for samples in first.store.lock().unwrap().series.values_mut() {
+        samples.truncate(samples.len() * 2 / 3);
+    }
+    for samples in second.store.lock().unwrap().series.values_mut() {
+        samples.drain(..samples.len() / 3);
+    }
+    let found = verify_together(&[&first, &second, &third], &workload, &acknowledged);
+    assert!(found.is_clean(), "{found:?}");
+    assert_eq!(found.intact, 3_000);
+    let [once, twice] = [1, 2].map(|node_count| found.intact_by_node_count[&node_count]);
+    assert_eq!(once + twice, 3_000);
+    assert!(once > 0 && twice > 0, "{once} {twice}");
+    assert!(!verify_together(&[&first, &third], &workload, &acknowledged).is_clean());
+    assert!(!verify_together(&[&second, &third], &workload, &acknowledged).is_clean());
+}
+
+#[test]
+fn damage_in_one_node_is_not_hidden_by_the_others() {
+    let workload = small();
+    let first = FakeServer::start();
+    let total = first.send(&workload, &first.options(3));
+    let acknowledged = total.acknowledged.unwrap();
+    let second = first.replica();
+    let after = |damage: fn(&mut Store)| {
+        let undamaged = second.store.lock().unwrap().series.clone();
+        damage(&mut second.store.lock().unwrap());
+        let found = verify_together(&[&first, &second], &workload, &acknowledged);
+        second.store.lock().unwrap().series = undamaged;
+        found
+    };
+    let at_second = format!(" at {}", second.address);
+
+    let flipped = after(|store| store.some_series()[0].1 ^= 1);
+    assert_eq!((flipped.different, flipped.intact), (1, 2_999));
+    assert!(flipped.examples[0].ends_with(&at_second), "{:?}", flipped.examples);
+
+    let doubled = after(|store| {
+        let samples = store.some_series();
+        samples.push(samples[0]);
+    });
+    assert_eq!((doubled.duplicated, doubled.intact), (1, 3_000));
+    assert!(doubled.examples[0].ends_with(&at_second), "{:?}", doubled.examples);
+
+    let moved = after(|store| store.some_series()[0].0 += 1);
+    assert_eq!((moved.unexpected, moved.missing), (1, 0));
+    assert_eq!(moved.intact_by_node_count, [(1, 1), (2, 2_999)].into());
+
+    let lost = after(|store| {
+        store.some_series().pop();
+    });
+    assert!(lost.is_clean(), "the other node has it: {lost:?}");
+    assert_eq!(lost.intact_by_node_count, [(1, 1), (2, 2_999)].into());
 }
 
 #[test]

@@ -1,13 +1,17 @@
 //! Reads everything back through Prometheus' remote read and compares it bit for bit.
 //!
-//! A sample that was acknowledged must be there, once, with its value. One that was sent without
-//! an acknowledgement may be there, but only with its value. Nothing else may be.
+//! A sample that was acknowledged must be there with its value, once in each node that has it. One
+//! that was sent without an acknowledgement may be there, but only with its value. Nothing else may
+//! be.
+//!
+//! The nodes of a ring are read together: a sample is there if any of them holds it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::try_join_all;
 use futures::stream::{self, StreamExt};
 use http::{Method, Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Full, Limited};
@@ -50,17 +54,19 @@ pub enum VerifyError {
 /// What a verification found.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Verification {
-    /// Acknowledged samples that are there, once, as they were sent.
+    /// Acknowledged samples that are there as they were sent, however many nodes hold them.
     pub intact: u64,
+    /// The intact samples by the number of nodes that hold them.
+    pub intact_by_node_count: BTreeMap<usize, u64>,
     /// Sent, never acknowledged, and stored all the same: allowed.
     pub unacknowledged_stored: u64,
     /// Acknowledged, and not there.
     pub missing: u64,
-    /// There with another value than the one sent.
+    /// In some node with another value than the one sent.
     pub different: u64,
-    /// There more than once.
+    /// Copies beyond the first in one node.
     pub duplicated: u64,
-    /// There, but never sent.
+    /// Copies that are there, but were never sent.
     pub unexpected: u64,
     /// A few of the findings.
     pub examples: Vec<String>,
@@ -73,6 +79,9 @@ impl Verification {
 
     fn merge(&mut self, other: Verification) {
         self.intact += other.intact;
+        for (node_count, samples) in other.intact_by_node_count {
+            *self.intact_by_node_count.entry(node_count).or_default() += samples;
+        }
         self.unacknowledged_stored += other.unacknowledged_stored;
         self.missing += other.missing;
         self.different += other.different;
@@ -95,6 +104,11 @@ impl fmt::Display for Verification {
         let mut row =
             |name: &str, value: u64| writeln!(f, "{name:<22}{}", super::report::grouped(value));
         row("verified intact", self.intact)?;
+        if self.intact_by_node_count.keys().any(|&node_count| node_count > 1) {
+            for (node_count, &samples) in &self.intact_by_node_count {
+                row(&format!("  in {node_count} nodes"), samples)?;
+            }
+        }
         row("stored, not acked", self.unacknowledged_stored)?;
         row("missing", self.missing)?;
         row("different", self.different)?;
@@ -110,9 +124,10 @@ impl fmt::Display for Verification {
 /// How and where to read.
 #[derive(Clone, Debug)]
 pub struct VerifyOptions {
-    pub read_url: Uri,
+    /// One for each node that holds part of the samples.
+    pub read_urls: Vec<Uri>,
     pub format: ReadFormat,
-    /// Reads in flight at once.
+    /// Reads in flight at once at each node.
     pub concurrency: usize,
 }
 
@@ -167,12 +182,24 @@ fn windows<'a>(
     windows
 }
 
-/// A sample that may be in the answer.
+/// A sample that may be in the answers.
 struct Expected {
     timestamp: i64,
     bits: u64,
     acknowledged: bool,
 }
+
+/// A sample in the answer of a node.
+#[derive(Clone, Copy, Debug)]
+struct StoredSample {
+    timestamp: i64,
+    bits: u64,
+    /// Index into [`VerifyOptions::read_urls`].
+    node: usize,
+}
+
+/// The samples of several answers by the encoded labels of their series.
+type StoredSeries = HashMap<Vec<u8>, Vec<StoredSample>>;
 
 impl Window<'_> {
     async fn verify(
@@ -180,12 +207,15 @@ impl Window<'_> {
         client: &HttpClient,
         options: &VerifyOptions,
     ) -> Result<Verification, VerifyError> {
-        let answer = self.read(client, options).await?;
+        let reads = options.read_urls.iter().map(|url| self.read(client, url, options.format));
+        let mut stored = StoredSeries::new();
+        for (node, answer) in try_join_all(reads).await?.into_iter().enumerate() {
+            self.collect(node, answer, &mut stored);
+        }
         let mut found = Verification::default();
-        let mut stored = self.by_labels(answer);
         for (labels, expected) in self.expected() {
             let samples = stored.remove(&labels.encoded).unwrap_or_default();
-            compare(&labels.text, &expected, samples, &mut found);
+            compare(&labels.text, &expected, samples, &options.read_urls, &mut found);
         }
         for (labels, samples) in stored {
             if !samples.is_empty() {
@@ -214,25 +244,25 @@ impl Window<'_> {
     async fn read(
         &self,
         client: &HttpClient,
-        options: &VerifyOptions,
+        url: &Uri,
+        format: ReadFormat,
     ) -> Result<Vec<ReadSeries>, VerifyError> {
         let (mint, maxt) = self.time_range();
         let instance = target_label_value(self.lane.first_target + self.target);
-        let body = read_request(mint, maxt, TARGET_LABEL, &instance, options.format);
+        let body = read_request(mint, maxt, TARGET_LABEL, &instance, format);
         let body = snap::raw::Encoder::new().compress_vec(&body)?;
         let mut request = Request::builder()
             .method(Method::POST)
-            .uri(options.read_url.clone())
+            .uri(url.clone())
             .header(header::CONTENT_TYPE, "application/x-protobuf")
             .header(header::CONTENT_ENCODING, "snappy")
             .header("X-Prometheus-Remote-Read-Version", "0.1.0");
         if let Some(tenant) = &self.lane.tenant {
             request = request.header(self.workload.tenant_header.as_str(), tenant);
         }
-        let url = || options.read_url.clone();
         let request = request
             .body(Full::new(Bytes::from(body)))
-            .map_err(|source| VerifyError::Request { url: url(), source })?;
+            .map_err(|source| VerifyError::Request { url: url.clone(), source })?;
         let answer = tokio::time::timeout(READ_TIMEOUT, async {
             let response = client.request(request).await.map_err(|error| root_cause(&error))?;
             let status = response.status();
@@ -245,12 +275,12 @@ impl Window<'_> {
         let (status, bytes) = answer
             .await
             .unwrap_or_else(|_elapsed| Err("no answer within a minute".to_owned()))
-            .map_err(|reason| VerifyError::Unreachable { url: url(), reason })?;
+            .map_err(|reason| VerifyError::Unreachable { url: url.clone(), reason })?;
         if !status.is_success() {
             let text = String::from_utf8_lossy(&bytes).chars().take(300).collect();
-            return Err(VerifyError::Status { url: url(), status, text });
+            return Err(VerifyError::Status { url: url.clone(), status, text });
         }
-        Ok(match options.format {
+        Ok(match format {
             ReadFormat::Samples => {
                 let len = snap::raw::decompress_len(&bytes)?;
                 if len > ANSWER_BYTES_MAX {
@@ -262,13 +292,12 @@ impl Window<'_> {
         })
     }
 
-    /// The answer's samples within the asked range, by encoded labels. Chunks may reach beyond
-    /// it. Labels that the workload does not use are the server's external ones and left out.
-    fn by_labels(&self, answer: Vec<ReadSeries>) -> HashMap<Vec<u8>, Vec<(i64, u64)>> {
+    /// Adds a node's samples within the asked range; chunks may reach beyond it. Labels that the
+    /// workload does not use are the server's external ones and left out.
+    fn collect(&self, node: usize, answer: Vec<ReadSeries>, stored: &mut StoredSeries) {
         let (mint, maxt) = self.time_range();
         let names: Vec<Vec<u8>> =
             self.workload.labels(0, 0, 0).into_iter().map(|(name, _)| name.into_bytes()).collect();
-        let mut by_labels: HashMap<_, Vec<_>> = HashMap::with_capacity(answer.len());
         for series in answer {
             let mut labels: Vec<_> = series
                 .labels
@@ -282,10 +311,13 @@ impl Window<'_> {
                 })
                 .collect();
             labels.sort_unstable();
-            let in_range = series.samples.into_iter().filter(|(t, _)| (mint..=maxt).contains(t));
-            by_labels.entry(encoded(&labels)).or_default().extend(in_range);
+            let in_range = series
+                .samples
+                .into_iter()
+                .filter(|(timestamp, _)| (mint..=maxt).contains(timestamp))
+                .map(|(timestamp, bits)| StoredSample { timestamp, bits, node });
+            stored.entry(encoded(&labels)).or_default().extend(in_range);
         }
-        by_labels
     }
 
     /// Every series of the window, one entry for each of its generations, and its samples.
@@ -345,51 +377,73 @@ fn encoded(labels: &[(String, String)]) -> Vec<u8> {
     bytes
 }
 
-/// Walks two lists in time order: what may be stored, and what is.
+/// Walks two lists in time order: what may be stored, and what the nodes hold.
 fn compare(
     series: &str,
     expected: &[Expected],
-    mut stored: Vec<(i64, u64)>,
+    mut stored: Vec<StoredSample>,
+    nodes: &[Uri],
     found: &mut Verification,
 ) {
     // One example of a series is enough.
     let limit = found.examples.len() + 1;
-    // Stable, so that samples of one time stay in the order of the answer.
-    stored.sort_by_key(|(timestamp, _)| *timestamp);
+    // Stable, so that a node's samples of one time stay in the order of its answer.
+    stored.sort_by_key(|sample| (sample.timestamp, sample.node));
     let mut stored = stored.into_iter().peekable();
     for sample in expected {
-        while let Some((timestamp, bits)) = stored.next_if(|(t, _)| *t < sample.timestamp) {
+        while let Some(copy) = stored.next_if(|copy| copy.timestamp < sample.timestamp) {
             found.unexpected += 1;
-            found.example(limit, || format!("unexpected: {series} {}", shown(timestamp, bits)));
+            found.example(limit, || format!("unexpected: {series} {}", copy.shown(nodes)));
         }
-        let mut copies = 0;
-        while let Some((timestamp, bits)) = stored.next_if(|(t, _)| *t == sample.timestamp) {
-            copies += 1;
-            if copies > 1 {
+        let mut node_count = 0;
+        let mut last_node = None;
+        let mut differs = false;
+        while let Some(copy) = stored.next_if(|copy| copy.timestamp == sample.timestamp) {
+            if last_node == Some(copy.node) {
                 found.duplicated += 1;
-                found.example(limit, || format!("duplicated: {series} {}", shown(timestamp, bits)));
-            } else if bits != sample.bits {
-                found.different += 1;
+                found.example(limit, || format!("duplicated: {series} {}", copy.shown(nodes)));
+                continue;
+            }
+            last_node = Some(copy.node);
+            node_count += 1;
+            if copy.bits != sample.bits {
+                differs = true;
                 found.example(limit, || {
                     let sent = shown(sample.timestamp, sample.bits);
-                    format!("different: {series} sent {sent}, stored {}", shown(timestamp, bits))
+                    format!("different: {series} sent {sent}, stored {}", copy.shown(nodes))
                 });
-            } else if sample.acknowledged {
-                found.intact += 1;
-            } else {
-                found.unacknowledged_stored += 1;
             }
         }
-        if copies == 0 && sample.acknowledged {
-            found.missing += 1;
-            found.example(limit, || {
-                format!("missing: {series} {}", shown(sample.timestamp, sample.bits))
-            });
+        match (node_count, sample.acknowledged) {
+            (0, false) => {}
+            (0, true) => {
+                found.missing += 1;
+                found.example(limit, || {
+                    format!("missing: {series} {}", shown(sample.timestamp, sample.bits))
+                });
+            }
+            _ if differs => found.different += 1,
+            (_, false) => found.unacknowledged_stored += 1,
+            (_, true) => {
+                found.intact += 1;
+                *found.intact_by_node_count.entry(node_count).or_default() += 1;
+            }
         }
     }
-    for (timestamp, bits) in stored {
+    for copy in stored {
         found.unexpected += 1;
-        found.example(limit, || format!("unexpected: {series} {}", shown(timestamp, bits)));
+        found.example(limit, || format!("unexpected: {series} {}", copy.shown(nodes)));
+    }
+}
+
+impl StoredSample {
+    /// With the node that holds it, if it can be more than one.
+    fn shown(&self, nodes: &[Uri]) -> String {
+        let sample = shown(self.timestamp, self.bits);
+        match nodes.get(self.node).and_then(Uri::authority) {
+            Some(node) if nodes.len() > 1 => format!("{sample} at {node}"),
+            _ => sample,
+        }
     }
 }
 

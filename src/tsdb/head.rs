@@ -77,7 +77,9 @@ impl Head {
         log: LogSide,
     ) -> Head {
         metrics.series.set(contents.series.len() as f64);
-        metrics.chunks.set(contents.states.iter().map(|state| state.chunk_count() as f64).sum());
+        // Counted as an integer: no floats at all add up to -0.
+        let chunk_count: usize = contents.states.iter().map(|state| state.chunk_count()).sum();
+        metrics.chunks.set(chunk_count as f64);
         let head = Head {
             options,
             clock,

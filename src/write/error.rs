@@ -103,10 +103,17 @@ impl Reason {
 /// Refused series and samples by reason, with one example series each. Bounded: the example is cut.
 #[derive(Debug, Default)]
 pub struct Refusals {
-    counts: [u64; Reason::ALL.len()],
-    examples: [Option<Box<str>>; Reason::ALL.len()],
+    /// In the order of the reasons' numbers.
+    by_reason: Vec<Refused>,
     /// What other nodes said that refused series. They tell no counts.
     replicas: Vec<Box<str>>,
+}
+
+#[derive(Debug)]
+struct Refused {
+    reason: Reason,
+    count: u64,
+    example: Box<str>,
 }
 
 /// An example series longer than this is cut.
@@ -115,17 +122,19 @@ const EXAMPLE_BYTES_MAX: usize = 1024;
 impl Refusals {
     /// Counts `count` refusals; `example` is asked for only if the reason has none yet.
     pub fn add(&mut self, reason: Reason, count: u64, example: impl FnOnce() -> String) {
-        let i = reason as usize;
-        self.counts[i] += count;
-        self.examples[i].get_or_insert_with(|| {
-            let mut example = example();
-            if example.len() > EXAMPLE_BYTES_MAX {
-                let end = example.floor_char_boundary(EXAMPLE_BYTES_MAX);
-                example.truncate(end);
-                example.push('…');
+        match self.by_reason.binary_search_by_key(&reason, |refused| refused.reason) {
+            Ok(i) => self.by_reason[i].count += count,
+            Err(i) => {
+                let mut example = example();
+                if example.len() > EXAMPLE_BYTES_MAX {
+                    let end = example.floor_char_boundary(EXAMPLE_BYTES_MAX);
+                    example.truncate(end);
+                    example.push('…');
+                }
+                let example = example.into_boxed_str();
+                self.by_reason.insert(i, Refused { reason, count, example });
             }
-            example.into_boxed_str()
-        });
+        }
     }
 
     /// Notes what another node said that refused some of the series.
@@ -135,11 +144,8 @@ impl Refusals {
 
     /// Takes in what `other` counted.
     pub fn merge(&mut self, other: Refusals) {
-        for (i, example) in other.examples.into_iter().enumerate() {
-            self.counts[i] += other.counts[i];
-            if self.examples[i].is_none() {
-                self.examples[i] = example;
-            }
+        for Refused { reason, count, example } in other.by_reason {
+            self.add(reason, count, || example.into());
         }
         self.replicas.extend(other.replicas);
     }
@@ -150,15 +156,12 @@ impl Refusals {
 
     /// Those that this node counted.
     pub fn total(&self) -> u64 {
-        self.counts.iter().sum()
+        self.by_reason.iter().map(|refused| refused.count).sum()
     }
 
     /// Reason, count and example, for reasons that occurred.
     pub fn iter(&self) -> impl Iterator<Item = (Reason, u64, &str)> {
-        Reason::ALL.into_iter().filter_map(|reason| {
-            let example = self.examples[reason as usize].as_deref()?;
-            Some((reason, self.counts[reason as usize], example))
-        })
+        self.by_reason.iter().map(|refused| (refused.reason, refused.count, &*refused.example))
     }
 }
 

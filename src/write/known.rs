@@ -19,6 +19,12 @@ use crate::write::{Manners, WriteOutcome};
 /// Messages looked up together.
 const WINDOW: usize = 16;
 
+/// The shortest sample with a time after 1971: two bytes of header, a tag and six of time.
+const SAMPLE_BYTES_MIN: usize = 9;
+
+/// Samples that a request may have whatever its length.
+const SAMPLES_ALLOWED: usize = 4096;
+
 /// What a series' labels may amount to.
 #[derive(Clone, Copy, Debug)]
 pub struct LabelCaps {
@@ -42,12 +48,14 @@ pub fn decode_request(
     caps: LabelCaps,
     batch: &mut Batch,
 ) -> Result<WriteOutcome, DecodeError> {
-    decode_fields(RequestFields::new(request), known, manners, caps, batch)
+    decode_fields(RequestFields::new(request), request.len(), known, manners, caps, batch)
 }
 
-/// As [`decode_request`], for any fields that carry series as those of a write request do.
+/// As [`decode_request`], for any fields that carry series as those of a write request do, of
+/// `bytes` bytes in all.
 pub fn decode_fields<'r>(
     fields: impl IntoIterator<Item = Result<RequestField<'r>, DecodeError>>,
+    bytes: usize,
     known: &SeriesSet,
     manners: Manners,
     caps: LabelCaps,
@@ -57,10 +65,12 @@ pub fn decode_fields<'r>(
         known,
         manners,
         caps,
+        samples_max: (bytes / SAMPLE_BYTES_MIN).max(SAMPLES_ALLOWED),
         batch,
         outcome: WriteOutcome::default(),
         guess: Guess::default(),
         labels: Vec::new(),
+        label_count: 0,
         key: KeyBuilder::default(),
     };
     let mut window = [&[][..]; WINDOW];
@@ -89,11 +99,15 @@ struct Decoder<'r, 'k> {
     known: &'k SeriesSet,
     manners: Manners,
     caps: LabelCaps,
+    /// A sample takes 72 bytes on its way to the log, and two of a request if it is all zero. So
+    /// there may be no more than a request of its length can have in earnest.
+    samples_max: usize,
     batch: &'k mut Batch,
     outcome: WriteOutcome,
     guess: Guess,
-    /// Labels of the series at hand, reused.
+    /// Labels of the series at hand, reused; of too many only as many as prove it.
     labels: Vec<(&'r [u8], &'r [u8])>,
+    label_count: usize,
     key: KeyBuilder,
 }
 
@@ -182,7 +196,7 @@ impl<'r> Decoder<'r, '_> {
             let mut others = Others::default();
             while let Some(field) = fields.next_field()? {
                 match field {
-                    SeriesField::Sample { t, v } => self.batch.push(slot, t, v),
+                    SeriesField::Sample { t, v } => self.push_sample(slot, t, v)?,
                     SeriesField::Label { .. } => {
                         // Labels behind samples: the bytes before do not name the series.
                         self.batch.samples.truncate(first_sample);
@@ -199,6 +213,14 @@ impl<'r> Decoder<'r, '_> {
         self.decode_fully(series, hash, raw)
     }
 
+    fn push_sample(&mut self, series: u32, t: i64, v: u64) -> Result<(), DecodeError> {
+        if self.batch.samples.len() >= self.samples_max {
+            return Err(DecodeError { field: "timeseries", what: "a storm of empty samples" });
+        }
+        self.batch.push(series, t, v);
+        Ok(())
+    }
+
     /// Reads every field, judges the labels and finds the series by its canonical key. `raw` are
     /// bytes at the message's start that were looked up in vain, or named another series.
     fn decode_fully(
@@ -208,21 +230,27 @@ impl<'r> Decoder<'r, '_> {
         raw: &[u8],
     ) -> Result<(), DecodeError> {
         self.labels.clear();
+        self.label_count = 0;
         let first_sample = self.batch.samples.len();
         let mut others = Others::default();
         let mut fields = SeriesFields::new(series);
         while let Some(field) = fields.next_field()? {
             match field {
-                // More are only counted.
-                SeriesField::Label { name, value } => self.labels.push((name, value)),
-                SeriesField::Sample { t, v } => self.batch.push(0, t, v),
+                SeriesField::Label { name, value } => {
+                    self.label_count += 1;
+                    // A label takes two bytes in a request and 32 here.
+                    if self.labels.len() <= self.caps.labels_max {
+                        self.labels.push((name, value));
+                    }
+                }
+                SeriesField::Sample { t, v } => self.push_sample(0, t, v)?,
                 other => others.count(other)?,
             }
         }
         if let Err(reason) = judge_labels(&mut self.labels, self.manners, self.caps) {
             self.batch.samples.truncate(first_sample);
-            let labels = &self.labels;
-            self.outcome.refusals.add(reason, 1, || display(labels));
+            let (labels, count) = (&self.labels, self.label_count);
+            self.outcome.refusals.add(reason, 1, || display(labels, count));
             return Ok(());
         }
         self.key.clear();
@@ -341,7 +369,10 @@ impl Others {
     ) {
         outcome.exemplars_dropped += self.exemplars;
         if self.histograms > 0 {
-            let example = || display(&labels());
+            let example = || {
+                let labels = labels();
+                display(&labels, labels.len())
+            };
             outcome.refusals.add(Reason::HistogramsNotStored, self.histograms, example);
         }
     }
@@ -369,14 +400,14 @@ fn has_no_label(fields: &[u8]) -> bool {
     true
 }
 
-/// Labels of a refusal's example. A storm of labels is cut before it is written out.
-pub(super) fn display(labels: &[(&[u8], &[u8])]) -> String {
+/// The first of `count` labels, as a refusal's example. A storm is cut before it is written out.
+pub(super) fn display(labels: &[(&[u8], &[u8])], count: usize) -> String {
     const SHOWN_MAX: usize = 32;
     let mut text = String::new();
     // Writing to a String cannot fail.
     let _ = fmt_labels(&mut text, labels.iter().copied().take(SHOWN_MAX));
-    if labels.len() > SHOWN_MAX {
-        text.push_str(&format!(" and {} more labels", labels.len() - SHOWN_MAX));
+    if count > SHOWN_MAX {
+        text.push_str(&format!(" and {} more labels", count - SHOWN_MAX));
     }
     text
 }

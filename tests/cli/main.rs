@@ -1,5 +1,9 @@
 //! The program as an operator meets it: what it says to a command line, how it starts and stops.
 
+#[path = "../support/http.rs"]
+mod http;
+#[path = "../support/process.rs"]
+mod process;
 mod program;
 mod start_stop;
 mod startup_errors;

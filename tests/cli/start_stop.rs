@@ -33,7 +33,7 @@ fn a_receiver_starts_becomes_ready_and_stops() {
     assert_eq!(get(&http, "/-/ready").0, 200);
 
     receiver.signal(Signal::TERM);
-    assert!(receiver.wait().success(), "{:#?}", receiver.log);
+    assert_eq!(receiver.wait(), Some(0), "{:#?}", receiver.log);
     receiver.line_with(&["signal=terminated"]);
     receiver.line_with(&["status=not-ready"]);
     receiver.line_with(&["storage is synced and closed"]);
@@ -49,7 +49,7 @@ fn an_interrupt_stops_it_too_and_a_json_log_is_json() {
     let mut receiver = Receiver::start(&args);
     receiver.line_with(&["\"status\":\"ready\""]);
     receiver.signal(Signal::INT);
-    assert!(receiver.wait().success(), "{:#?}", receiver.log);
+    assert_eq!(receiver.wait(), Some(0), "{:#?}", receiver.log);
     for line in &receiver.log {
         let line: serde_json::Value = serde_json::from_str(line).unwrap();
         for key in ["ts", "caller", "level", "msg"] {
@@ -74,7 +74,7 @@ fn a_second_process_is_kept_out_of_the_data_directory() {
     assert!(last.contains("--tsdb.path="), "{said}");
 
     first.signal(Signal::KILL);
-    assert!(!first.wait().success());
+    assert_eq!(first.wait(), Some(-9));
     let mut third = Receiver::start(&[&data_in(&dir)]);
     third.line_with(&["status=ready"]);
 }

@@ -6,10 +6,16 @@
 mod chunks;
 mod compare;
 mod grpc;
+#[path = "../support/http.rs"]
 mod http;
 mod node;
 mod ours;
+#[path = "../support/ports.rs"]
+mod ports;
+#[path = "../support/process.rs"]
+mod process;
 mod proto;
+mod requests;
 mod runner;
 mod stub;
 mod suite;

@@ -1,34 +1,22 @@
 //! The server under test: a process, its directory and its ports.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::net::TcpListener;
-use std::os::unix::process::ExitStatusExt;
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::process::Command;
 
-use rustix::process::{Pid, Signal};
+use rustix::process::Signal;
 
+use crate::process::{Process, wait_for};
 use crate::suite::{self, Server};
-use crate::{http, runner};
-
-/// How often a state is asked for that a process will reach some time.
-const POLL: Duration = Duration::from_millis(10);
-/// After this a process has hung.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Ports below those that the kernel gives to outgoing connections.
-const PORTS: std::ops::Range<u16> = 21_000..32_000;
+use crate::{http, ports, runner};
 
 pub(crate) struct Node {
     root: tempfile::TempDir,
     args: Vec<String>,
     /// The values of `{{name}}`.
     pub places: BTreeMap<String, String>,
-    process: Option<Child>,
+    process: Option<Process>,
 }
 
 /// How a start went.
@@ -51,7 +39,7 @@ impl Node {
             ["http", "grpc", "write", "capnp"].into_iter().chain(stubs).chain(["closed"]).collect();
         let mut places: BTreeMap<String, String> = names
             .iter()
-            .zip(free_ports(names.len()))
+            .zip(ports::free(names.len()))
             .map(|(name, port)| ((*name).to_owned(), format!("127.0.0.1:{port}")))
             .collect();
         places.insert("dir".to_owned(), dir.to_str().expect("UTF-8 path").to_owned());
@@ -81,58 +69,35 @@ impl Node {
 
     /// What the process has written, for a failure's report.
     pub(crate) fn log(&self) -> String {
-        fs::read_to_string(self.log_path()).unwrap_or_default()
+        self.process.as_ref().map(Process::log).unwrap_or_default()
     }
 
     pub(crate) fn spawn(&mut self) {
-        let log = File::options()
-            .create(true)
-            .append(true)
-            .open(self.log_path())
-            .expect("log of the process");
-        let process = Command::new(runner::binary())
-            .arg("receive")
-            .args(&self.args)
-            .current_dir(self.root.path())
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().expect("log of the process"))
-            .stderr(log)
-            .spawn()
-            .expect("the binary starts");
-        self.process = Some(process);
+        let mut command = Command::new(runner::binary());
+        command.arg("receive").args(&self.args).current_dir(self.root.path());
+        self.process = Some(Process::start(&mut command, &self.log_path()));
     }
 
     pub(crate) fn wait_ready(&mut self) -> Start {
         let address = self.address("http").to_owned();
-        let began = Instant::now();
-        while began.elapsed() < PATIENCE {
+        let request = http::Request::new("GET", "/-/ready");
+        let start = wait_for(|| {
             if let Some(code) = self.exited() {
-                return Start::Exited(code);
+                return Some(Start::Exited(code));
             }
-            let request = http::Request::new("GET", "/-/ready");
-            if http::exchange(&address, &request).is_some_and(|answer| answer.status == 200) {
-                return Start::Ready;
-            }
-            thread::sleep(POLL);
-        }
-        Start::NeverReady
+            let answer = http::exchange(&address, &request)?;
+            (answer.status == 200).then_some(Start::Ready)
+        });
+        start.unwrap_or(Start::NeverReady)
     }
 
-    /// Exit code, or the negative number of the signal that ended the process, if it has ended.
+    /// As [`Process::exited`].
     pub(crate) fn exited(&mut self) -> Option<i32> {
-        let status = self.process.as_mut()?.try_wait().expect("state of the process")?;
-        Some(code(status))
+        self.process.as_mut()?.exited()
     }
 
     pub(crate) fn wait_exit(&mut self) -> Option<i32> {
-        let began = Instant::now();
-        while began.elapsed() < PATIENCE {
-            if let Some(code) = self.exited() {
-                return Some(code);
-            }
-            thread::sleep(POLL);
-        }
-        None
+        self.process.as_mut()?.wait_exit()
     }
 
     pub(crate) fn signal(&self, name: &str) {
@@ -146,49 +111,7 @@ impl Node {
             "SIGKILL" => Signal::KILL,
             other => panic!("unknown signal {other}"),
         };
-        let process = self.process.as_ref().expect("a process was started");
-        let pid = Pid::from_child(process);
-        // Fails if the process has ended already, which the caller sees by its exit code.
-        let _ = rustix::process::kill_process(pid, signal);
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        if let Some(process) = &mut self.process {
-            // Both fail only if it has ended already.
-            let _ = process.kill();
-            let _ = process.wait();
-        }
-    }
-}
-
-fn code(status: ExitStatus) -> i32 {
-    status.code().or_else(|| status.signal().map(|signal| -signal)).expect("exited or killed")
-}
-
-/// Ports that nobody listens on, rising. Tests of one process never share any; other processes
-/// start elsewhere in the range.
-fn free_ports(count: usize) -> Vec<u16> {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let start = u16::try_from(std::process::id() % 100).expect("below 100") * 100;
-    loop {
-        let mut ports = Vec::new();
-        let mut last = 0;
-        while ports.len() < count {
-            let offset = (start + NEXT.fetch_add(1, Ordering::Relaxed)) % (PORTS.end - PORTS.start);
-            let port = PORTS.start + offset;
-            if port < last {
-                break;
-            }
-            last = port;
-            if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-                ports.push(port);
-            }
-        }
-        if ports.len() == count {
-            return ports;
-        }
+        self.process.as_ref().expect("a process was started").signal(signal);
     }
 }
 

@@ -13,7 +13,7 @@ use crate::compare::{self, Differences};
 use crate::node::{self, Node, Start};
 use crate::stub::Stub;
 use crate::suite::{self, Step};
-use crate::{grpc, http, ours};
+use crate::{grpc, http, ours, requests};
 
 /// How much of the server's log a failure shows.
 const LOG_BYTES_MAX: usize = 4000;
@@ -122,7 +122,7 @@ fn take_http(node: &Node, step: &Step) -> Differences {
         return vec!["TLS is not supported yet".into()];
     }
     let address = node.address(step.text("to").expect("listener"));
-    let request = http::Request::of_step(step);
+    let request = requests::request(step);
     let until = step.int("until_status");
     let deadline = Instant::now() + Duration::from_secs_f64(step.number("retry_s").unwrap_or(0.0));
     loop {

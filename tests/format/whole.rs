@@ -1,8 +1,9 @@
 //! Directories without damage: legal logs of every kind, also rare ones.
 
+use ringest::tsdb::head::append::Refusal;
 use serde_json::Value;
 
-use crate::database::{Copy, Floats, floats};
+use crate::database::{Copy, Floats, Labels, append, floats, try_append};
 use crate::recorded;
 
 /// Opens a copy of `dir`, and goes on with it.
@@ -56,6 +57,51 @@ fn directories_of_a_newer_prometheus() {
         let dir = dir["dir"].as_str().unwrap();
         assert_opens_to(dir, recorded::floats(series, 1_700_013_600_000));
     }
+}
+
+/// Blocks of out-of-order samples reach into the head's time; its in-order samples stay its own.
+/// These stand on whole minutes. What came out of order is not read yet.
+#[test]
+fn a_head_beside_blocks_of_out_of_order_samples() {
+    let compacted = recorded::load("wbl/compacted.json");
+    let mut expected = recorded::floats(&compacted["series"], i64::MIN);
+    for samples in expected.values_mut() {
+        samples.retain(|t, _| t % 60_000 == 0);
+    }
+    expected.retain(|_, samples| !samples.is_empty());
+    assert!(expected.values().map(|samples| samples.len()).sum::<usize>() > 200);
+    assert_opens_to("wbl/compacted", expected);
+}
+
+/// A removed series is made anew when it is written again, and stays.
+#[test]
+fn a_series_that_was_deleted_is_written_again() {
+    let copy = Copy::of("wal/crafted/tombstone-then-samples");
+    let deleted: Labels = vec![("__name__".into(), "gold_b".into())];
+    // Older than some of what was deleted.
+    let t = 1_700_006_500_000;
+    let mut expected = floats(&copy.open().db);
+    assert!(!expected.contains_key(&deleted));
+    append(&copy.open().db, std::slice::from_ref(&deleted), t);
+    expected.insert(deleted, [(t, t as u64)].into());
+    copy.assert_serves_on("deleted and written again", expected);
+}
+
+/// The largest ref that Prometheus can query is given to one series more, and then no other.
+#[test]
+fn a_log_that_leaves_one_ref() {
+    let copy = Copy::of("wal/crafted/large-ref-jump");
+    let series = ["a", "b"].map(|name| vec![("__name__".to_owned(), name.to_owned())]);
+    let t = 1_700_006_500_000;
+    let opened = copy.open();
+    let mut expected = floats(&opened.db);
+    let report = try_append(&opened.db, &series, t);
+    let refused = report.refused[Refusal::TooManySeries as usize].as_ref();
+    assert_eq!((report.stored, refused.map(|(count, _)| *count)), (1, Some(1)));
+    expected.insert(series[0].clone(), [(t, t as u64)].into());
+    assert!(floats(&opened.db) == expected);
+    drop(opened);
+    assert!(floats(&copy.open().db) == expected);
 }
 
 /// What ours finds where Prometheus loses samples that the log holds.

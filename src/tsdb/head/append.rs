@@ -25,7 +25,7 @@ pub enum Refusal {
     OutOfBounds,
     TooFarInFuture,
     DuplicateForTimestamp,
-    /// The head has as many series as it may.
+    /// The head has as many series as it may, or has given its last ref.
     TooManySeries,
 }
 
@@ -202,11 +202,21 @@ impl Head {
         }
         let mut made = Vec::new();
         let mut set = self.series.write();
-        for (series, wanted) in batch.new_series.iter().zip(wanted) {
+        // Another program's log may leave few refs or none.
+        let refs_left = HeadSeriesRef::LIMIT.saturating_sub(log.next_ref);
+        let has_room = |series: usize, made: usize| {
+            series < self.options.series_max && (made as u64) < refs_left
+        };
+        for (i, (series, wanted)) in batch.new_series.iter().zip(wanted).enumerate() {
+            if i.is_multiple_of(TOUCHED_TOGETHER) {
+                let window = batch.new_series[i..].iter().take(TOUCHED_TOGETHER);
+                let sum = window.fold(0u8, |sum, new| sum.wrapping_add(set.touch(new.hash)));
+                std::hint::black_box(sum);
+            }
             let key = batch.key(series);
             // Another request may have made it since the look-up, or this one names it twice.
             let mut slot = set.find(series.hash, key, Rules::CANONICAL);
-            if slot.is_none() && wanted && set.len() < self.options.series_max {
+            if slot.is_none() && wanted && has_room(set.len(), made.len()) {
                 let key = SeriesKey::from_canonical(key);
                 let new = set.insert(series.hash, key.clone());
                 made.push((new, key));

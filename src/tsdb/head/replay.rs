@@ -6,9 +6,10 @@
 //!
 //! Rules where logs are unusual: the first series record of a ref wins; two refs of one series feed
 //! that series; a sample not newer than its series' last is skipped; samples of unknown refs are
-//! counted. Histograms, exemplars and metadata stay in the log and are not loaded by this version.
+//! counted; a tombstone over all time removes the series at its place in the log, as Prometheus 3.14
+//! means it, any other one hides its range of the whole log. Histograms, exemplars and metadata stay in the log and are not loaded by this version.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::mpsc;
 use std::thread;
@@ -86,6 +87,7 @@ pub fn replay<T: Send>(
         },
         refs: RefMap::default(),
         tombstones: HashMap::new(),
+        removed: HashSet::new(),
         made: Vec::new(),
         min_valid_time,
         block_range,
@@ -120,8 +122,7 @@ pub fn replay<T: Send>(
         join(indexer);
         Ok::<_, io::Error>(join(reader))
     })?;
-    let mut report = builder.finish();
-    report.next_ref = report.next_ref.max(sorted_out.max_ref + 1);
+    let mut report = builder.finish(sorted_out.max_ref);
     report.histograms_left = sorted_out.histograms;
     let mut contents = builder.contents;
     contents.postings = postings;
@@ -235,6 +236,8 @@ struct Builder {
     contents: HeadContents,
     refs: RefMap,
     tombstones: HashMap<Slot, Vec<(Timestamp, Timestamp)>>,
+    /// Slots of removed series that no later record announced again: they have no ref.
+    removed: HashSet<Slot>,
     made: Vec<(Slot, SeriesKey)>,
     min_valid_time: Timestamp,
     block_range: i64,
@@ -256,17 +259,23 @@ impl Builder {
             }
             Step::Samples(samples) => self.add_samples(&samples),
             Step::Tombstones(tombstones) => {
-                for tombstone in tombstones {
-                    self.see_ref(tombstone.series_ref);
-                    match self.refs.slot(tombstone.series_ref) {
-                        Some(slot) => {
-                            let ranges = self.tombstones.entry(slot).or_default();
-                            ranges.push((tombstone.mint, tombstone.maxt));
-                        }
-                        None => self.report.unknown_refs += 1,
-                    }
-                }
+                tombstones.iter().for_each(|tombstone| self.add_tombstone(tombstone));
             }
+        }
+    }
+
+    fn add_tombstone(&mut self, tombstone: &RecordTombstone) {
+        let RecordTombstone { series_ref, mint, maxt } = *tombstone;
+        self.see_ref(series_ref);
+        match self.refs.slot(series_ref) {
+            Some(slot) if (mint, maxt) == (Timestamp::MIN, Timestamp::MAX) => {
+                self.refs.remove(slot);
+                self.tombstones.remove(&slot);
+                *self.contents.states.get_mut(slot) = SeriesState::new(series_ref);
+                self.removed.insert(slot);
+            }
+            Some(slot) => self.tombstones.entry(slot).or_default().push((mint, maxt)),
+            None => self.report.unknown_refs += 1,
         }
     }
 
@@ -290,16 +299,24 @@ impl Builder {
         if self.refs.slot(series_ref).is_some() {
             return;
         }
+        let logged_state = || {
+            let mut state = SeriesState::new(series_ref);
+            state.set_logged();
+            state
+        };
         let set = &mut self.contents.series;
         let slot = match set.find(hash, key, Rules::CANONICAL) {
-            Some(slot) => slot,
+            Some(slot) => {
+                if self.removed.remove(&slot) {
+                    *self.contents.states.get_mut(slot) = logged_state();
+                }
+                slot
+            }
             None if set.len() >= SERIES_MAX => return,
             None => {
                 let key = SeriesKey::from_canonical(key);
                 let slot = set.insert(hash, key.clone());
-                let mut state = SeriesState::new(series_ref);
-                state.set_logged();
-                self.contents.states.push(state);
+                self.contents.states.push(logged_state());
                 self.made.push((slot, key));
                 slot
             }
@@ -343,8 +360,17 @@ impl Builder {
         self.contents.max_time = self.contents.max_time.max(t);
     }
 
-    /// Takes deleted samples out.
-    fn finish(&mut self) -> ReplayReport {
+    /// Takes deleted samples out, and gives removed series new refs, since samples of the old ones
+    /// would be lost at the next replay.
+    fn finish(&mut self, max_ref: u64) -> ReplayReport {
+        let next_ref = &mut self.report.next_ref;
+        *next_ref = (*next_ref).max(max_ref + 1);
+        for slot in std::mem::take(&mut self.removed) {
+            if *next_ref < HeadSeriesRef::LIMIT {
+                *self.contents.states.get_mut(slot) = SeriesState::new(HeadSeriesRef(*next_ref));
+                *next_ref += 1;
+            }
+        }
         for (slot, deleted) in std::mem::take(&mut self.tombstones) {
             let is_deleted =
                 |t: Timestamp| deleted.iter().any(|(mint, maxt)| (*mint..=*maxt).contains(&t));
@@ -391,11 +417,50 @@ impl RefMap {
             }
         }
     }
+
+    /// Forgets all refs of a slot. Rare, so it may look at every one.
+    fn remove(&mut self, slot: Slot) {
+        self.dense.iter_mut().filter(|place| **place == slot + 1).for_each(|place| *place = 0);
+        self.sparse.retain(|_, of| *of != slot);
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tsdb::wal::record;
+
+    #[test]
+    fn a_removed_series_that_is_announced_again_keeps_what_comes_then() {
+        let series = |series_ref| {
+            let mut bytes = Vec::new();
+            record::begin_series(&mut bytes);
+            let labels = [(&b"__name__"[..], &b"up"[..])];
+            record::push_series(&mut bytes, HeadSeriesRef(series_ref), labels.into_iter());
+            bytes
+        };
+        let samples = |series_ref, t| {
+            let mut bytes = Vec::new();
+            record::encode_samples(&mut bytes, [(HeadSeriesRef(series_ref), t, 1)]);
+            bytes
+        };
+        let mut removal = vec![3, 0, 0, 0, 0, 0, 0, 0, 5];
+        for lowest_byte in [0xff, 0xfe] {
+            removal.push(lowest_byte);
+            removal.extend([0xff; 8]);
+            removal.push(1);
+        }
+        let log = [series(5), samples(5, 50), removal, samples(5, 60), series(9), samples(9, 40)];
+        let read = |take: &mut dyn FnMut(Record<'_>)| {
+            log.iter().for_each(|bytes| take(Record::parse(bytes).unwrap()));
+            Ok(())
+        };
+        let ((), contents, report) = replay(KeyHasher::random(), 0, 1000, read).unwrap();
+        let state = contents.states.get(0);
+        assert_eq!((state.last(), state.series_ref()), (Some((40, 1)), HeadSeriesRef(9)));
+        assert!(!state.is_unlogged());
+        assert_eq!((report.next_ref, report.unknown_refs), (10, 1));
+    }
 
     #[test]
     fn dense_and_sparse_refs_are_kept_apart() {

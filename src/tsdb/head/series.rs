@@ -83,7 +83,7 @@ impl SeriesSet {
     #[inline]
     pub fn touch(&self, hash: KeyHash) -> u8 {
         const LINE_BYTES: usize = 64;
-        let slot = self.table.likely_slot(hash).unwrap_or(0);
+        let Some(slot) = self.table.likely_slot(hash) else { return 0 };
         let Some(key) = self.keys.get(slot as usize) else { return 0 };
         key.as_bytes().iter().step_by(LINE_BYTES).fold(0, |sum: u8, byte| sum.wrapping_add(*byte))
     }

@@ -82,6 +82,8 @@ struct LogState {
     segments: VecDeque<OpenSegment>,
     /// Whether there are names in the directory that may not be durable.
     has_new_names: bool,
+    /// Whether the log's directory and the one it is in may have been made and not be durable.
+    has_new_dirs: bool,
     health: Health,
 }
 
@@ -140,6 +142,7 @@ impl SyncHandle {
                 synced: start,
                 segments: VecDeque::from([current]),
                 has_new_names: true,
+                has_new_dirs: true,
                 health: Health::Sound,
             }),
         }))
@@ -228,7 +231,7 @@ impl SyncHandle {
     fn sync_in_turn(&self, on_turn: impl FnOnce()) -> Result<LogPosition, SyncError> {
         let _turn = self.0.turn.lock();
         on_turn();
-        let (files, written, has_new_names) = {
+        let (files, written, has_new_names, has_new_dirs) = {
             let log = self.0.log.lock();
             match log.health {
                 Health::TailLost => return Err(SyncError::TailLost),
@@ -240,13 +243,13 @@ impl SyncHandle {
                 Health::Sound => {}
             }
             let files: Vec<_> = log.segments.iter().map(|segment| segment.file.clone()).collect();
-            (files, log.written(), log.has_new_names)
+            (files, log.written(), log.has_new_names, log.has_new_dirs)
         };
         let started = Instant::now();
         let synced = files
             .iter()
             .try_for_each(|file| file.sync())
-            .and_then(|()| if has_new_names { self.0.disk.sync_dir(&self.0.dir) } else { Ok(()) });
+            .and_then(|()| self.0.sync_names(has_new_names, has_new_dirs));
         self.0.metrics.fsync_duration.observe(started.elapsed().as_secs_f64());
         if let Err(err) = synced {
             tracing::warn!(dir = %self.0.dir.display(), %err, "the log could not be synced");
@@ -260,6 +263,7 @@ impl SyncHandle {
         }
         // A segment begun since has a name of its own to be synced.
         log.has_new_names &= log.written().segment != written.segment;
+        log.has_new_dirs = false;
         Ok(self.advance(&mut log, written))
     }
 
@@ -288,13 +292,14 @@ impl SyncHandle {
             }
             files.push(rewritten?);
         }
-        self.0.disk.sync_dir(&self.0.dir).map_err(SyncError::Io)?;
+        self.0.sync_names(true, true).map_err(SyncError::Io)?;
         let mut log = self.0.log.lock();
         for (segment, file) in log.segments.iter_mut().zip(files) {
             segment.file = file;
         }
         log.health = Health::Sound;
         log.has_new_names = false;
+        log.has_new_dirs = false;
         let written = log.written();
         Ok(self.advance(&mut log, written))
     }
@@ -321,6 +326,23 @@ impl SyncHandle {
         file.sync().map_err(SyncError::Io)?;
         disk.rename(&temporary, &path).map_err(SyncError::Io)?;
         Ok(file)
+    }
+}
+
+impl Shared {
+    /// Makes names of segments durable, and of the directories that lead to them.
+    fn sync_names(&self, has_new_names: bool, has_new_dirs: bool) -> io::Result<()> {
+        if has_new_names {
+            self.disk.sync_dir(&self.dir)?;
+        }
+        if has_new_dirs {
+            // The directory in which the log's is, and the one in which that is.
+            let above = self.dir.ancestors().skip(1).take(2);
+            for dir in above.filter(|dir| !dir.as_os_str().is_empty()) {
+                self.disk.sync_dir(dir)?;
+            }
+        }
+        Ok(())
     }
 }
 

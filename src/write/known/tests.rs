@@ -189,6 +189,33 @@ fn damaged_requests_are_errors_that_name_the_field() {
     assert_eq!(err.to_string(), "sample: wrong wire type");
 }
 
+#[test]
+fn a_request_has_no_more_samples_than_its_length_allows_in_earnest() {
+    let storm = |samples: usize| {
+        let mut message = Vec::new();
+        push_label(&mut message, TAG_FIELD_1, b"__name__", b"storm");
+        message.extend([0x12, 0].repeat(samples));
+        let mut request = Vec::new();
+        push_bytes(&mut request, 0x0a, &message);
+        request
+    };
+    let mut batch = Batch::default();
+    let decode = |request: &[u8], batch: &mut Batch| {
+        decode_request(request, &nothing(), Manners::Thanos, LabelCaps::default(), batch)
+    };
+    let error = decode(&storm(1_000_000), &mut batch).unwrap_err();
+    assert_eq!(error.what, "a storm of empty samples");
+    assert!(batch.samples.len() <= 2_000_100 / SAMPLE_BYTES_MIN);
+    batch.clear();
+    decode(&storm(SAMPLES_ALLOWED), &mut batch).unwrap();
+    assert_eq!(batch.samples.len(), SAMPLES_ALLOWED);
+    // The shortest samples that are real.
+    batch.clear();
+    let samples: Vec<(i64, f64)> = (0..100_000).map(|i| (NOW + i, 0.0)).collect();
+    decode(&encode(&[series(&[("__name__", "zeros")], &samples)]), &mut batch).unwrap();
+    assert_eq!(batch.samples.len(), samples.len());
+}
+
 fn any_series() -> impl Strategy<Value = TestSeries> {
     let samples = prop::collection::vec((NOW..NOW + 50, any::<f64>()), 0..4);
     let sample = (NOW..NOW + 50, prop_oneof![Just(0.0), any::<f64>()]).prop_map(|s| vec![s]);

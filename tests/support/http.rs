@@ -2,11 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
-use serde_json::Value;
-
-use crate::suite::{self, Step};
+use std::time::Duration;
 
 pub(crate) struct Request {
     pub method: String,
@@ -41,23 +37,6 @@ impl Request {
             content_length: None,
             half_close: false,
             timeout: Duration::from_secs(15),
-        }
-    }
-
-    pub(crate) fn of_step(step: &Step) -> Request {
-        let header = |pair: &Value| {
-            let name = pair[0].as_str().expect("header name").to_owned();
-            (name, suite::text_or_bytes(&pair[1]))
-        };
-        Request {
-            headers: step.list("headers").iter().map(header).collect(),
-            body: body_of_step(step),
-            version: step.text("version").unwrap_or("1.1").to_owned(),
-            chunked: step.flag("chunked"),
-            content_length: step.int("content_length"),
-            half_close: step.flag("half_close"),
-            timeout: Duration::from_secs_f64(step.number("timeout_s").unwrap_or(15.0)),
-            ..Request::new(step.text("method").expect("method"), step.text("path").expect("path"))
         }
     }
 
@@ -156,66 +135,4 @@ fn join_chunks(mut rest: &[u8]) -> Option<Vec<u8>> {
         body.extend_from_slice(rest.get(..len)?);
         rest = rest.get(len + 2..)?;
     }
-}
-
-fn body_of_step(step: &Step) -> Option<Vec<u8>> {
-    if let Some(rule) = step.0.get("gen") {
-        return Some(snappy(&generated(rule)));
-    }
-    if let Some(mut plain) = step.bytes("plain_b64") {
-        for patch in step.list("now_patches") {
-            let offset = patch[0].as_u64().expect("offset") as usize;
-            let time = now() + patch[1].as_i64().expect("milliseconds");
-            let varint = varint(time as u64);
-            assert_eq!(varint.len(), 6, "times of now take six bytes");
-            plain[offset..offset + 6].copy_from_slice(&varint);
-        }
-        return Some(snappy(&plain));
-    }
-    step.bytes("body_b64")
-}
-
-fn now() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
-    i64::try_from(since.as_millis()).expect("before the year 292 million")
-}
-
-fn snappy(bytes: &[u8]) -> Vec<u8> {
-    snap::raw::Encoder::new().compress_vec(bytes).expect("below 4 GiB")
-}
-
-fn varint(mut value: u64) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    while value >= 0x80 {
-        bytes.push(value as u8 | 0x80);
-        value >>= 7;
-    }
-    bytes.push(value as u8);
-    bytes
-}
-
-fn field(number: u8, content: &[u8]) -> Vec<u8> {
-    [vec![number << 3 | 2], varint(content.len() as u64), content.to_vec()].concat()
-}
-
-/// One series of many samples, which spares the recording megabytes: sample i is at t0 + i·dt and
-/// has the value (i·mul mod 2^32) / div.
-fn generated(rule: &Value) -> Vec<u8> {
-    let int = |key: &str| rule[key].as_u64().expect("a number of the rule");
-    let name = rule["name"].as_str().expect("name");
-    let label = [field(1, b"__name__"), field(2, name.as_bytes())].concat();
-    let mut series = field(1, &label);
-    for i in int("from")..int("to") {
-        let numerator = i.wrapping_mul(int("mul")) % (1 << 32);
-        let value = numerator as f64 / rule["div"].as_f64().expect("div");
-        let mut sample = Vec::new();
-        if value.to_bits() != 0 {
-            sample.push(1 << 3 | 1);
-            sample.extend_from_slice(&value.to_le_bytes());
-        }
-        sample.push(2 << 3);
-        sample.extend(varint(int("t0") + i * int("dt")));
-        series.extend(field(2, &sample));
-    }
-    field(1, &series)
 }

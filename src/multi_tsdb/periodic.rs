@@ -1,0 +1,56 @@
+//! Threads for what is done from time to time.
+
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Weak};
+use std::thread;
+use std::time::Duration;
+
+use crate::multi_tsdb::MultiTsdb;
+
+/// A thread that does something at an interval, ended by dropping this.
+pub(super) struct Periodic {
+    stop: Option<mpsc::Sender<()>>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Periodic {
+    pub(super) fn start(
+        name: &str,
+        every: Duration,
+        tenants: &Arc<MultiTsdb>,
+        work: fn(&MultiTsdb),
+    ) -> Periodic {
+        let (stop, stopped) = mpsc::channel();
+        let tenants = Arc::downgrade(tenants);
+        let run = move || run(every, &tenants, work, &stopped);
+        match thread::Builder::new().name(name.to_owned()).spawn(run) {
+            Ok(thread) => Periodic { stop: Some(stop), thread: Some(thread) },
+            // A process that cannot have one more thread cannot serve.
+            Err(err) => panic!("starting the {name} thread: {err}"),
+        }
+    }
+}
+
+impl Drop for Periodic {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take()
+            && thread.thread().id() != thread::current().id()
+        {
+            // Its panic was reported by the panic hook.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn run(
+    every: Duration,
+    tenants: &Weak<MultiTsdb>,
+    work: fn(&MultiTsdb),
+    stopped: &mpsc::Receiver<()>,
+) {
+    while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(every) {
+        let Some(tenants) = tenants.upgrade() else { return };
+        work(&tenants);
+    }
+}

@@ -1,0 +1,126 @@
+//! What a refused sender is told: the stage, the tenant, and by reason a count and one series.
+
+use crate::support::{Node, WriteRequest, exchange, now, push_field, request};
+
+#[test]
+fn a_series_with_a_million_labels_is_refused_and_the_rest_is_stored() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = Node::start_ready(dir.path(), &[]);
+    let names: Vec<String> = (0..1_000_000).map(|i| format!("label_{i:07}")).collect();
+    let mut labels = vec![("__name__", "storm")];
+    labels.extend(names.iter().map(|name| (name.as_str(), "x")));
+    let body = WriteRequest::of(&[("__name__", "before")], now(), 1.0)
+        .with(&labels, &[(now(), 1.0)])
+        .with(&[("__name__", "behind")], &[(now(), 1.0)]);
+    assert_eq!(
+        node.write("a", &WriteRequest::of(&[("__name__", "first")], now(), 1.0)).status,
+        200
+    );
+    for _ in 0..3 {
+        let answer = node.write("a", &body);
+        assert_eq!(answer.status, 409);
+        let text = answer.text();
+        assert!(
+            text.starts_with("append: 1 refused for tenant \"a\", the rest is stored"),
+            "{text}"
+        );
+        assert!(text.contains("labels over the cap 1 ({__name__=\"storm\", "), "{text}");
+        assert!(text.len() < 2048, "{} bytes", text.len());
+    }
+    node.assert_alive();
+    let names: Vec<String> = node.read("a").into_keys().collect();
+    assert_eq!(names, ["before", "behind", "first"].map(|name| format!("{{__name__={name:?}}}")));
+}
+
+/// As many labels as a body can hold, two bytes each: they must not cost sixteen times as much.
+#[test]
+fn labels_that_are_refused_are_not_collected() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = Node::start_ready(dir.path(), &[]);
+    let mut series = Vec::new();
+    push_field(&mut series, 1, &[0x0a, 1, b'a', 0x12, 1, b'b']);
+    for _ in 0..15_000_000 {
+        series.extend_from_slice(&[0x0a, 0]);
+    }
+    let mut body = WriteRequest::default();
+    push_field(&mut body.0, 1, &series);
+    let answer = node.write("a", &body);
+    assert_eq!(answer.status, 409, "{}", answer.text());
+    assert!(answer.text().contains("labels over the cap 1 "), "{}", answer.text());
+    node.assert_alive();
+    let peak = node.resident_bytes_peak();
+    assert!(peak < 200 << 20, "{peak} bytes for a body of 30 MB");
+}
+
+#[test]
+fn every_refusal_says_which_stage_tenant_reason_and_series() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path();
+    let args = ["--receive.request-bytes-max=64KB", "--receive.decoded-bytes-max=128KB"];
+    let node = Node::start_ready(data, &args);
+    let t = now();
+    assert_eq!(node.write("team", &WriteRequest::of(&[("__name__", "up")], t, 1.0)).status, 200);
+
+    let up = |t: i64, v: f64| WriteRequest::of(&[("__name__", "up"), ("job", "j")], t, v);
+    assert_eq!(node.write("team", &up(t, 1.0)).status, 200);
+    let far_back = 10 * 60 * 60 * 1000;
+    let refusals: Vec<(WriteRequest, &str)> = vec![
+        (up(t, 2.0), "duplicate sample for timestamp 1 ({__name__=\"up\", job=\"j\"})"),
+        (up(t - 1000, 2.0), "out of order sample 1 ({__name__=\"up\", job=\"j\"})"),
+        (up(t - far_back, 2.0), "out of bounds 1 ({__name__=\"up\", job=\"j\"})"),
+        (WriteRequest::of(&[], t, 1.0), "series without labels 1 ({})"),
+        (WriteRequest::of(&[("a", "")], t, 1.0), "empty label name or value 1 ({a=\"\"})"),
+        (WriteRequest::of(&[("a", "1"), ("a", "1")], t, 1.0), "duplicate label name 1 ({a=\"1\","),
+        (WriteRequest::of(&[("b", "1"), ("a", "1")], t, 1.0), "labels out of order 1 ({b=\"1\","),
+    ];
+    let mut all = WriteRequest::default();
+    for (refused, reason) in &refusals {
+        let answer = node.write("team", refused);
+        let text = answer.text();
+        assert_eq!(answer.status, 409, "{text}");
+        assert!(text.starts_with("append: 1 refused for tenant \"team\""), "{text}");
+        assert!(text.contains(reason), "{reason}: {text}");
+        all.0.extend_from_slice(&refused.0);
+    }
+    // All at once, with something valid between.
+    all = all.with(&[("__name__", "valid")], &[(t, 1.0)]);
+    let text = node.write("team", &all).text();
+    assert!(
+        text.starts_with("append: 7 refused for tenant \"team\", the rest is stored"),
+        "{text}"
+    );
+    for (_, reason) in &refusals {
+        assert!(text.contains(reason), "{reason}: {text}");
+    }
+    assert!(node.read("team").contains_key("{__name__=\"valid\"}"));
+
+    let post = |headers: &[(&str, &[u8])], body: &[u8]| {
+        let mut all: Vec<(&str, &[u8])> = vec![("THANOS-TENANT", b"team")];
+        all.extend_from_slice(headers);
+        exchange(&node.remote_write, &request("POST", "/api/v1/receive", &all, body))
+    };
+    let valid = up(t, 1.0).compressed();
+    let bomb = snap::raw::Encoder::new().compress_vec(&vec![0; 200 << 10]).unwrap();
+    let not_protobuf = snap::raw::Encoder::new().compress_vec(b"\x0a\x05x").unwrap();
+    let version_2: [(&str, &[u8]); 2] = [
+        ("X-Prometheus-Remote-Write-Version", b"2.0.0"),
+        ("Content-Type", b"application/x-protobuf;proto=io.prometheus.write.v2.Request"),
+    ];
+    for (answer, status, stage) in [
+        (post(&[], b"\xff\xff\xff"), 400, "snappy: "),
+        (post(&[], &not_protobuf), 400, "decode protobuf: timeseries: "),
+        (post(&[("THANOS-REPLICA", b"x")], &valid), 400, "replica header: "),
+        (post(&[], &vec![0; 70 << 10]), 413, "size: "),
+        (post(&[], &bomb), 413, "snappy: "),
+        (post(&version_2, &valid), 415, "version: "),
+    ] {
+        let text = answer.text();
+        assert_eq!(answer.status, status, "{text}");
+        assert!(text.starts_with(stage), "{stage}: {text}");
+        assert!(text.contains("tenant \"team\""), "{text}");
+    }
+    let answer = node.send(b"a/b", &valid);
+    assert_eq!(answer.status, 400);
+    assert!(answer.text().starts_with("tenant: "), "{}", answer.text());
+    assert!(answer.text().contains("\"a/b\""), "{}", answer.text());
+}

@@ -1,0 +1,214 @@
+//! Bodies that lie, explode or are noise: an answer each, and bounded memory.
+
+use std::io::Write as _;
+
+use crate::support::{
+    Node, Random, WriteRequest, connect, exchange, now, push_varint, read_answer, seed,
+    write_request_bytes,
+};
+
+const MIB: u64 = 1 << 20;
+
+/// `len` zeros as a snappy block: a literal byte, then copies of 64 bytes at offset 1.
+fn zeros_block(len: u64) -> Vec<u8> {
+    let mut block = Vec::new();
+    push_varint(&mut block, len);
+    block.extend_from_slice(&[0, 0]);
+    let mut left = len - 1;
+    while left > 0 {
+        let copied = left.min(64);
+        block.extend_from_slice(&[(copied as u8 - 1) << 2 | 2, 1, 0]);
+        left -= copied;
+    }
+    block
+}
+
+#[test]
+fn a_declared_length_takes_no_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = Node::start_ready(dir.path(), &[]);
+    let valid = WriteRequest::of(&[("__name__", "up")], now(), 1.0);
+    assert_eq!(node.write("a", &valid).status, 200);
+    let before = node.resident_bytes_peak();
+    for declared in [1 << 31, (1 << 32) - 1, 1 << 28] {
+        let mut body = Vec::new();
+        push_varint(&mut body, declared);
+        body.extend_from_slice(&[0, b'x']);
+        assert_eq!(body.len(), 7);
+        let (address, body) = (&node.remote_write, &body);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(move || {
+                    let answer = exchange(address, &write_request_bytes(b"a", body));
+                    assert!(matches!(answer.status, 400 | 413), "{answer:?}");
+                });
+            }
+        });
+    }
+    node.assert_alive();
+    let growth = node.resident_bytes_peak() - before;
+    assert!(growth < 4 * MIB, "{growth} bytes for twelve bodies of 7");
+    assert_eq!(node.write("a", &valid).status, 200);
+}
+
+#[test]
+fn bombs_are_refused_by_what_they_inflate_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let args = ["--receive.decoded-bytes-max=32MB", "--receive.inflight-bytes-max=100MB"];
+    let mut node = Node::start_ready(dir.path(), &args);
+    // Over the cap, by their declaration.
+    for len in [33 * MIB, 512 * MIB] {
+        let answer = node.send(b"a", &zeros_block(len));
+        assert_eq!(answer.status, 413, "{}", answer.text());
+    }
+    // Within the cap, many at once: the budget holds.
+    let bomb = zeros_block(31 * MIB);
+    let (address, bytes) = (&node.remote_write, &write_request_bytes(b"a", &bomb));
+    std::thread::scope(|scope| {
+        for _ in 0..16 {
+            scope.spawn(move || {
+                let answer = exchange(address, bytes);
+                assert!(matches!(answer.status, 400 | 503), "{answer:?}");
+            });
+        }
+    });
+    node.assert_alive();
+    let peak = node.resident_bytes_peak();
+    assert!(peak < 220 * MIB, "{peak} bytes under a budget of 100 MB");
+}
+
+/// Bytes of a request that has something of everything.
+fn rich_request(random: &mut Random) -> Vec<u8> {
+    let t = now();
+    let mut request = WriteRequest::default();
+    for series in 0..4 + random.below(30) {
+        let name = format!("metric_{series}");
+        let labels = [("__name__", &name[..]), ("job", "fuzz"), ("z", "ü")];
+        let samples: Vec<(i64, f64)> = (0..random.below(4) as i64).map(|i| (t + i, 1.0)).collect();
+        request = request.with(&labels, &samples);
+    }
+    // An exemplar, a histogram, metadata, and a field nobody knows.
+    let mut bytes = request.0;
+    bytes.extend_from_slice(&[
+        0x0a, 14, 0x0a, 6, 0x0a, 1, b'a', 0x12, 1, b'b', 0x1a, 0, 0x22, 2, 0x08, 1,
+    ]);
+    bytes.extend_from_slice(&[0x1a, 3, 0x08, 1, 0x12, 0]);
+    bytes.truncate(bytes.len() - 1);
+    bytes.extend_from_slice(&[0, 0x3a, 1, b'?']);
+    bytes
+}
+
+fn mutate(bytes: &mut Vec<u8>, random: &mut Random) {
+    const INTERESTING: [&[u8]; 8] = [
+        &[0x80; 11],
+        &[0xff; 9],
+        &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01],
+        &[0x0a, 0x00],
+        &[0x12, 0x00],
+        &[0x0b],
+        &[0x0c],
+        &[0xc3, 0x28],
+    ];
+    for _ in 0..1 + random.below(8) {
+        let at = random.below(bytes.len().max(1));
+        match random.below(6) {
+            0 if !bytes.is_empty() => bytes[at] ^= 1 << random.below(8),
+            1 if !bytes.is_empty() => bytes[at] = random.next() as u8,
+            2 => bytes.truncate(at),
+            3 => {
+                let insert = INTERESTING[random.below(INTERESTING.len())];
+                bytes.splice(at.min(bytes.len())..at.min(bytes.len()), insert.iter().copied());
+            }
+            4 => {
+                let end = (at + random.below(20)).min(bytes.len());
+                let piece = bytes[at.min(end)..end].to_vec();
+                bytes.extend(piece);
+            }
+            _ => {
+                let end = (at + 1 + random.below(10)).min(bytes.len());
+                bytes.drain(at.min(end)..end);
+            }
+        }
+    }
+}
+
+#[test]
+fn noise_gets_an_answer_that_is_not_our_fault() {
+    const BODIES: usize = 1500;
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = Node::start_ready(dir.path(), &[]);
+    let mut random = Random(seed());
+    let mut statuses = std::collections::BTreeMap::<u16, u32>::new();
+    // On kept connections, as senders have them: only an answer keeps one open.
+    let mut stream = connect(&node.remote_write);
+    for number in 0..BODIES {
+        let mut bytes = rich_request(&mut random);
+        if random.below(8) > 0 {
+            mutate(&mut bytes, &mut random);
+        }
+        let mut body = snap::raw::Encoder::new().compress_vec(&bytes).unwrap();
+        if random.below(4) == 0 {
+            mutate(&mut body, &mut random);
+        }
+        let path = ["/api/v1/receive", "/api/v1/write"][random.below(2)];
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: x\r\nTHANOS-TENANT: t{}\r\nContent-Length: {}\r\n\r\n",
+            random.below(3),
+            body.len()
+        );
+        stream.write_all(&[head.as_bytes(), &body].concat()).unwrap();
+        let answer = read_answer(&mut stream).unwrap_or_else(|error| {
+            panic!("body {number}: {error}, {:?}: {bytes:02x?}", node.lines_with(&["panicked"]))
+        });
+        let allowed = [200, 204, 400, 409, 413];
+        assert!(allowed.contains(&answer.status), "body {number}, {bytes:02x?}: {answer:?}");
+        *statuses.entry(answer.status).or_default() += 1;
+        if answer.headers.get("connection").is_some_and(|value| value == "close") {
+            stream = connect(&node.remote_write);
+        }
+    }
+    println!("{statuses:?}");
+    for status in [200, 204, 400, 409] {
+        assert!(statuses.contains_key(&status), "no {status}: the bodies reach too little");
+    }
+    node.assert_alive();
+    // Whatever was taken can be read, and the log of it replayed.
+    let stored: Vec<_> = (0..3).map(|i| node.read(&format!("t{i}"))).collect();
+    node.kill();
+    let mut node = Node::start_ready(dir.path(), &[]);
+    for (i, stored) in stored.iter().enumerate() {
+        let again = node.read(&format!("t{i}"));
+        assert_eq!(bits(&again), bits(stored));
+    }
+    node.assert_alive();
+}
+
+/// NaN is like itself.
+fn bits(stored: &crate::support::Stored) -> Vec<(&str, Vec<(i64, u64)>)> {
+    let samples = |samples: &std::collections::BTreeMap<i64, f64>| {
+        samples.iter().map(|(t, v)| (*t, v.to_bits())).collect()
+    };
+    stored.iter().map(|(name, series)| (name.as_str(), samples(series))).collect()
+}
+
+#[test]
+fn noise_instead_of_http_ends_a_connection_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = Node::start_ready(dir.path(), &[]);
+    let mut random = Random(seed());
+    for _ in 0..200 {
+        let mut bytes = write_request_bytes(b"a", b"x");
+        bytes.truncate(bytes.len() - random.below(40));
+        mutate(&mut bytes, &mut random);
+        let mut stream = connect(&node.remote_write);
+        // It may be closed on us at any byte.
+        let _ = stream.write_all(&bytes);
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+        if let Ok(answer) = read_answer(&mut stream) {
+            assert!(answer.status < 500 || answer.status == 501, "{bytes:?}: {answer:?}");
+        }
+    }
+    node.assert_alive();
+    let valid = WriteRequest::of(&[("__name__", "up")], now(), 1.0);
+    assert_eq!(node.write("a", &valid).status, 200);
+}

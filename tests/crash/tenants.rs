@@ -1,0 +1,129 @@
+//! Many tenants at once, and names that are none.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::ffi::OsStringExt as _;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::support::{Node, WriteRequest, exchange, now, wait_until, write_request_bytes};
+
+const TENANTS: usize = 200;
+
+fn first_write() -> WriteRequest {
+    let mut request = WriteRequest::default();
+    for series in 0..10 {
+        let name = format!("series_{series}");
+        let labels = [("__name__", &name[..]), ("instance", "localhost:9090"), ("job", "burst")];
+        request = request.with(&labels, &[(now(), series as f64)]);
+    }
+    request
+}
+
+#[test]
+fn a_burst_of_new_tenants_succeeds_and_costs_little() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = Node::start_ready(dir.path(), &[]);
+    // What the first request makes once for all is no tenant's.
+    assert_eq!(node.write("warm-up", &first_write()).status, 200);
+    let before = node.resident_bytes();
+    let body = first_write().compressed();
+    let address = &node.remote_write;
+    std::thread::scope(|scope| {
+        for i in 0..TENANTS {
+            let tenant = format!("tenant-{i}");
+            let bytes = write_request_bytes(tenant.as_bytes(), &body);
+            scope.spawn(move || assert_eq!(exchange(address, &bytes).status, 200, "{tenant}"));
+        }
+    });
+    node.assert_alive();
+    let each = || node.resident_bytes().saturating_sub(before) / TENANTS as u64;
+    println!("{} bytes a tenant", each());
+    // The threads that made them, and the allocator's pages, go back after a while.
+    wait_until("under 100 KB a tenant", || each() < 100_000);
+
+    // Told, not judged: what the machine does besides is not for us to say.
+    let ticks = node.cpu_ticks();
+    let idle_since = Instant::now();
+    wait_until("some idleness", || idle_since.elapsed() > Duration::from_secs(2));
+    println!("{} ticks of CPU in 2 seconds of idleness", node.cpu_ticks() - ticks);
+
+    for i in 0..TENANTS {
+        assert_eq!(node.read(&format!("tenant-{i}")).len(), 10);
+    }
+    node.kill();
+    let node = Node::start_ready(dir.path(), &[]);
+    assert_eq!(node.read("tenant-7").len(), 10);
+    assert_eq!(node.metric("ringest_tenants_quarantined"), Some(0.0));
+}
+
+/// Every path below a directory.
+fn tree(dir: &Path) -> BTreeSet<Vec<u8>> {
+    let mut paths = BTreeSet::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            paths.extend(tree(&path));
+        }
+        paths.insert(path.into_os_string().into_vec());
+    }
+    paths
+}
+
+#[test]
+fn hostile_names_are_refused_and_touch_no_path() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("a/b/data");
+    let mut node = Node::start_ready(&data, &[]);
+    let before = tree(dir.path());
+    let long = "x".repeat(256);
+    let mut names: Vec<&[u8]> = vec![
+        b".",
+        b"..",
+        b"/",
+        b"//",
+        b"./",
+        b"../x",
+        b"a/b",
+        b"/tmp/x",
+        b"..\\..\\x/",
+        b"a/../../x",
+        b"lost+found",
+        long.as_bytes(),
+        b"\xff",
+        b"caf\xe9",
+        b"a\x80b",
+        b"\xed\xa0\x80",
+    ];
+    let control: Vec<Vec<u8>> = (0..0x20u8)
+        .chain([0x7f])
+        .filter(|byte| !b"\t\r\n".contains(byte))
+        .map(|byte| vec![b'a', byte, b'b'])
+        .collect();
+    names.extend(control.iter().map(Vec::as_slice));
+    let body = first_write().compressed();
+    for name in names {
+        let answer = node.send(name, &body);
+        assert_eq!(answer.status, 400, "{name:?}: {}", answer.text());
+        for path in ["/api/v1/write", "/api/v1/read"] {
+            let address = if path.ends_with("read") { &node.http } else { &node.remote_write };
+            let headers = [("THANOS-TENANT", name)];
+            let request = crate::support::request("POST", path, &headers, &body);
+            assert_eq!(exchange(address, &request).status, 400, "{path} {name:?}");
+        }
+    }
+    node.assert_alive();
+    assert_eq!(tree(dir.path()), before);
+
+    // Strange and legal: inside the data directory, under just that name.
+    let longest = "y".repeat(255);
+    for name in ["...", ".hidden", "a b", "wal", "lock", "ü", "-rf", "%2e%2e", &longest] {
+        assert_eq!(node.write(name, &first_write()).status, 200, "{name}");
+        assert!(data.join(name).join("wal").is_dir(), "{name}");
+    }
+    let outside = |path: &&Vec<u8>| {
+        let inside = data.as_os_str().as_encoded_bytes();
+        !path.starts_with(inside) && !before.contains(*path)
+    };
+    assert_eq!(tree(dir.path()).iter().find(outside), None);
+}

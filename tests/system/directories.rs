@@ -1,0 +1,170 @@
+//! One directory, two programs: Prometheus and promtool open ours, we open theirs.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use crate::programs::{DEFAULT_TENANT, Prometheus, Ringest, debian, succeed};
+use crate::remote_read::{Content, STALE, everything, sample_count};
+
+/// Scrapes nothing, so that what is in the directory stays as it is.
+pub(crate) const NO_TARGETS: &str = "global: {}\n";
+
+/// Samples of the last hour, in several chunks a series, with staleness markers in them.
+const WORKLOAD: [&str; 6] = [
+    "--series=300",
+    "--rounds=250",
+    "--timestamps=synthetic",
+    "--step=10s",
+    "--stale=5",
+    "--connections=2",
+];
+
+enum End {
+    Stop,
+    Kill,
+}
+
+/// Fills a tenant's directory, ends the process, and lets Prometheus and promtool judge.
+fn opens_in_prometheus(compression: &str, end: &End) {
+    let root = tempfile::tempdir().unwrap();
+    let mut ringest = Ringest::start(root.path(), &[compression]);
+    succeed(ringest.load(&WORKLOAD).arg("--verify"));
+    let content = everything(ringest.http());
+    assert_eq!(sample_count(&content), 300 * 250);
+    assert!(content.values().flatten().any(|(_, value)| *value == STALE));
+    match end {
+        End::Stop => ringest.stop(),
+        End::Kill => ringest.kill(),
+    }
+
+    let dir = ringest.tenant_dir(DEFAULT_TENANT);
+    let copy = root.path().join("for-promtool");
+    copy_dir(&dir, &copy);
+    judge_with_promtool(&copy, &content, &[]);
+
+    let copy = root.path().join("for-prometheus");
+    copy_dir(&dir, &copy);
+    let prometheus = Prometheus::start(&copy, NO_TARGETS, &["--web.enable-admin-api"]);
+    assert_eq!(prometheus.complaints(), [""; 0]);
+    assert!(everything(prometheus.address()) == content, "Prometheus serves something else");
+    let snapshot = copy.join("snapshots").join(prometheus.snapshot());
+    prometheus.stop();
+    // `dump` opens the log, too, which a snapshot has none of.
+    fs::create_dir(snapshot.join("wal")).unwrap();
+    judge_with_promtool(&snapshot, &content, &["analyze"]);
+
+    // None of that is in our way.
+    ringest.start_again();
+    assert!(everything(ringest.http()) == content, "we serve something else after a restart");
+}
+
+#[test]
+fn a_stopped_compressed_directory_opens_in_prometheus() {
+    opens_in_prometheus("--tsdb.wal-compression", &End::Stop);
+}
+
+#[test]
+fn a_killed_compressed_directory_opens_in_prometheus() {
+    opens_in_prometheus("--tsdb.wal-compression", &End::Kill);
+}
+
+#[test]
+fn a_stopped_plain_directory_opens_in_prometheus() {
+    opens_in_prometheus("--no-tsdb.wal-compression", &End::Stop);
+}
+
+#[test]
+fn a_killed_plain_directory_opens_in_prometheus() {
+    opens_in_prometheus("--no-tsdb.wal-compression", &End::Kill);
+}
+
+/// `promtool tsdb list` and `dump` over a directory, and what else is asked for, which needs a
+/// block.
+fn judge_with_promtool(dir: &Path, content: &Content, also: &[&str]) {
+    let promtool =
+        |command: &str| succeed(debian("promtool", "prometheus").args(["tsdb", command]).arg(dir));
+    let list = promtool("list");
+    assert!(list.starts_with("BLOCK ULID"), "{list}");
+    let dump = promtool("dump");
+    let dumped = dump.lines().filter(|line| line.starts_with('{')).count();
+    assert_eq!(dumped, sample_count(content));
+    for command in also {
+        let series = format!("Series: {}\n", content.len());
+        let analysis = promtool(command);
+        assert!(analysis.contains(&series), "{series} is not in {analysis}");
+        let block = list.lines().nth(1).unwrap_or_default();
+        let samples = sample_count(content).to_string();
+        assert!(block.split_whitespace().any(|column| column == samples), "{samples}: {list}");
+    }
+}
+
+/// Lets a Prometheus receive, ends it, and opens its directory as a tenant's; then the other way.
+fn opens_prometheus_directory(flags: &[&str], end: &End) {
+    let root = tempfile::tempdir().unwrap();
+    let mut ringest = Ringest::start(root.path(), &[]);
+    let dir = ringest.tenant_dir(DEFAULT_TENANT);
+    ringest.stop();
+    fs::remove_dir_all(&dir).unwrap();
+
+    let flags = [flags, &["--web.enable-remote-write-receiver"]].concat();
+    let prometheus = Prometheus::start(&dir, NO_TARGETS, &flags);
+    load_to(&prometheus, &WORKLOAD);
+    let content = everything(prometheus.address());
+    assert_eq!(sample_count(&content), 300 * 250);
+    match end {
+        End::Stop => prometheus.stop(),
+        End::Kill => prometheus.kill(),
+    }
+
+    ringest.start_again();
+    assert!(everything(ringest.http()) == content, "we serve something else than Prometheus");
+    // Later samples of known series, and new series.
+    succeed(&mut ringest.load(&["--series=400", "--rounds=5"]));
+    let content = everything(ringest.http());
+    assert_eq!(sample_count(&content), 300 * 250 + 400 * 5);
+    ringest.kill();
+
+    let prometheus = Prometheus::start(&dir, NO_TARGETS, &flags);
+    assert!(everything(prometheus.address()) == content, "Prometheus serves something else");
+    load_to(&prometheus, &["--series=400", "--rounds=5"]);
+    let content = everything(prometheus.address());
+    assert_eq!(sample_count(&content), 300 * 250 + 400 * 10);
+    prometheus.stop();
+
+    ringest.start_again();
+    assert!(everything(ringest.http()) == content, "we serve something else than Prometheus");
+}
+
+#[test]
+fn a_stopped_prometheus_directory_opens_here_and_goes_back() {
+    opens_prometheus_directory(&["--storage.tsdb.wal-compression"], &End::Stop);
+}
+
+#[test]
+fn a_killed_prometheus_directory_opens_here_and_goes_back() {
+    opens_prometheus_directory(&["--no-storage.tsdb.wal-compression"], &End::Kill);
+}
+
+fn load_to(prometheus: &Prometheus, workload: &[&str]) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ringest"));
+    command
+        .arg("load")
+        .arg(format!("--url=http://{}", prometheus.address()))
+        .arg("--path=/api/v1/write")
+        .args(workload);
+    succeed(&mut command);
+}
+
+pub(crate) fn copy_dir(from: &Path, to: &Path) {
+    fs::create_dir(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_dir(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), &target).unwrap();
+        }
+    }
+}
