@@ -245,6 +245,9 @@ impl Peer {
         let deadline = Instant::now() + timeout.min(TIMEOUT_MAX);
         let result = self.exchange(message, deadline, &mut used).await;
         let ended = match &result {
+            // Without a connection nothing was asked of the peer. The keeper of the link tries on
+            // by itself, and the peer is used as soon as it is back.
+            Err(ForwardError::Unavailable { .. }) if used.is_none() => Ended::Cancelled,
             Err(ForwardError::Unavailable { .. }) => Ended::Unavailable,
             Err(ForwardError::TimedOut { .. }) => Ended::TimedOut,
             _ => Ended::Answered,

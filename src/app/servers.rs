@@ -45,6 +45,7 @@ pub(super) fn spawn(
     let write = write_service(config, registry, &writer, draining);
     let services = Services::of_reads(storage.clone(), budget).with(peer_write_server(
         config,
+        registry,
         writer,
         write.admission(),
         draining,
@@ -113,6 +114,7 @@ fn write_service(
 /// Writes of peers, stored whatever replica they say they are: this node has no ring.
 fn peer_write_server(
     config: &Config,
+    registry: &Registry,
     writer: Arc<LocalWriter>,
     admission: Arc<Admission>,
     draining: &CancellationToken,
@@ -123,7 +125,7 @@ fn peer_write_server(
         admission,
         body_read_timeout: config.remote_write.body_read_timeout,
     };
-    RemoteWriteServer::new(PeerWrites::new(writer, None), options)
+    RemoteWriteServer::new(PeerWrites::new(writer, None), options, registry)
 }
 
 async fn serve_http(
