@@ -11,6 +11,7 @@ pub mod client;
 pub mod link;
 pub mod message;
 pub mod metrics;
+pub mod tls;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -28,6 +29,7 @@ use crate::peer::client::CallFailure;
 use crate::peer::link::{Link, LinkKeeper};
 use crate::peer::message::{Compression, ForwardMessage};
 use crate::peer::metrics::{PeerMetrics, PoolMetrics};
+use crate::peer::tls::ClientTls;
 
 /// Bytes that may be under way to one peer: some hundred requests of 2,000 series.
 pub const INFLIGHT_BYTES_MAX_DEFAULT: u64 = 64 << 20;
@@ -39,7 +41,7 @@ const ATTEMPTS_MAX: u32 = 3;
 const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// How peers are treated.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct PeerOptions {
     /// `--receive.grpc-compression`
     pub compression: Compression,
@@ -47,6 +49,8 @@ pub struct PeerOptions {
     pub backoff_max: Duration,
     /// Bytes of messages under way to one peer. A single larger message may go alone.
     pub inflight_bytes_max: u64,
+    /// `None` for plain text.
+    pub tls: Option<Arc<ClientTls>>,
 }
 
 impl Default for PeerOptions {
@@ -55,6 +59,7 @@ impl Default for PeerOptions {
             compression: Compression::Snappy,
             backoff_max: Duration::from_secs(5),
             inflight_bytes_max: INFLIGHT_BYTES_MAX_DEFAULT,
+            tls: None,
         }
     }
 }
@@ -193,7 +198,7 @@ impl Peer {
         Peer {
             inflight_bytes_max: options.inflight_bytes_max,
             metrics: metrics.peer(&address),
-            link: LinkKeeper::start(address.clone()),
+            link: LinkKeeper::start(address.clone(), options.tls.clone()),
             inflight: Inflight::default(),
             breaker: Mutex::new(Breaker::new(options.backoff_max)),
             last_error: Mutex::default(),
@@ -245,6 +250,9 @@ impl Peer {
         let deadline = Instant::now() + timeout.min(TIMEOUT_MAX);
         let result = self.exchange(message, deadline, &mut used).await;
         let ended = match &result {
+            // Without a connection nothing was asked of the peer. The keeper of the link tries on
+            // by itself, and the peer is used as soon as it is back.
+            Err(ForwardError::Unavailable { .. }) if used.is_none() => Ended::Cancelled,
             Err(ForwardError::Unavailable { .. }) => Ended::Unavailable,
             Err(ForwardError::TimedOut { .. }) => Ended::TimedOut,
             _ => Ended::Answered,

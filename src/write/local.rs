@@ -96,7 +96,9 @@ impl LocalWriter {
     ) -> Result<WriteOutcome, WriteError> {
         let existing = self.tenants.tenant_for_write(id).map_err(|err| not_ready(id, err))?;
         let decoded = match &existing {
-            Some(tenant) => decode_fields(request, bytes, &tenant.db.lookup(), manners, self.caps, batch),
+            Some(tenant) => {
+                decode_fields(request, bytes, &tenant.db.lookup(), manners, self.caps, batch)
+            }
             None => decode_fields(request, bytes, &self.nothing_known, manners, self.caps, batch),
         };
         let mut outcome = decoded.map_err(|err| WriteError::Invalid {
