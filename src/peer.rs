@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 use tonic::Code;
 
@@ -156,6 +157,8 @@ pub struct Peer {
     link: LinkKeeper,
     inflight: Inflight,
     breaker: Mutex<Breaker>,
+    /// Told when a call has ended, which may have been the one on trial.
+    trial_ended: Notify,
     last_error: Mutex<Option<ForwardError>>,
 }
 
@@ -201,6 +204,7 @@ impl Peer {
             link: LinkKeeper::start(address.clone(), options.tls.clone()),
             inflight: Inflight::default(),
             breaker: Mutex::new(Breaker::new(options.backoff_max)),
+            trial_ended: Notify::new(),
             last_error: Mutex::default(),
             address,
         }
@@ -245,9 +249,9 @@ impl Peer {
             inflight,
             max,
         })?;
-        let mut call = self.begin(message)?;
-        let mut used = None;
         let deadline = Instant::now() + timeout.min(TIMEOUT_MAX);
+        let mut call = self.begin(message, deadline).await?;
+        let mut used = None;
         let result = self.exchange(message, deadline, &mut used).await;
         let ended = match &result {
             // Without a connection nothing was asked of the peer. The keeper of the link tries on
@@ -265,19 +269,33 @@ impl Peer {
         result
     }
 
-    fn begin<'a>(&'a self, message: &'a ForwardMessage) -> Result<Call<'a>, ForwardError> {
-        let now = Instant::now();
-        let admitted = self.breaker.lock().admit(message.tenants(), now);
-        match admitted {
-            Ok(admitted) => Ok(Call { peer: self, message, admitted: Some(admitted) }),
-            Err(refused) => {
-                let until = match refused {
-                    Refused::PeerShut { until } => until,
-                    Refused::TenantShut { until } => Some(until),
-                };
-                let retry_after = until.map(|until| until.saturating_duration_since(now));
-                Err(ForwardError::BackedOff { peer: self.address.clone(), retry_after })
-            }
+    /// Asks the breaker. A call that comes while another is on trial waits for its end, `deadline`
+    /// at most: a request makes several calls to a peer that is back, and all but the first would
+    /// fail.
+    async fn begin<'a>(
+        &'a self,
+        message: &'a ForwardMessage,
+        deadline: Instant,
+    ) -> Result<Call<'a>, ForwardError> {
+        loop {
+            let now = Instant::now();
+            let mut trial_ended = std::pin::pin!(self.trial_ended.notified());
+            // From here on no end is missed.
+            trial_ended.as_mut().enable();
+            let admitted = self.breaker.lock().admit(message.tenants(), now);
+            let until = match admitted {
+                Ok(admitted) => return Ok(Call { peer: self, message, admitted: Some(admitted) }),
+                Err(Refused::PeerShut { until: None }) => {
+                    match timeout_at(deadline, trial_ended).await {
+                        Ok(()) => continue,
+                        Err(_) => None,
+                    }
+                }
+                Err(Refused::PeerShut { until }) => until,
+                Err(Refused::TenantShut { until }) => Some(until),
+            };
+            let retry_after = until.map(|until| until.saturating_duration_since(now));
+            return Err(ForwardError::BackedOff { peer: self.address.clone(), retry_after });
         }
     }
 
@@ -368,7 +386,10 @@ impl Call<'_> {
     fn end(&mut self, ended: Ended) -> Blamed {
         let Some(admitted) = self.admitted.take() else { return Blamed::Nobody };
         let tenants = self.message.tenants();
-        self.peer.breaker.lock().end(admitted, ended, tenants, Instant::now(), jitter())
+        let blamed =
+            self.peer.breaker.lock().end(admitted, ended, tenants, Instant::now(), jitter());
+        self.peer.trial_ended.notify_waiters();
+        blamed
     }
 }
 

@@ -7,8 +7,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use base64::Engine;
-use base64::prelude::BASE64_STANDARD;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
@@ -128,7 +126,7 @@ impl Call {
             Some(method) => grpc::messages(self.encoding(), &self.data, &method.input()),
             None => Err(format!("no schema for {path}")),
         };
-        match messages.map(Value::from) {
+        match messages.map(|messages| without_zeros(messages.into())) {
             Ok(messages) if compare::value_matches(&expected["messages"], &messages) => {}
             Ok(messages) => differences.push(format!(
                 "call {i}: {}",
@@ -136,19 +134,28 @@ impl Call {
             )),
             Err(error) => differences.push(format!("call {i}: {error}")),
         }
-        // How well bytes are compressed is everybody's own affair.
-        if self.encoding() == "identity"
-            && let Some(data) = expected["data_b64"].as_str()
-            && data != BASE64_STANDARD.encode(&self.data)
-        {
-            differences.push(format!("call {i}: the message has other bytes"));
-        }
         differences
     }
 
     fn encoding(&self) -> &str {
         self.headers.get("grpc-encoding").and_then(Value::as_str).unwrap_or("identity")
     }
+}
+
+/// Leaves out values of zero, which a sender may write out: its bytes go on as they came, while
+/// Thanos encodes them anew.
+fn without_zeros(mut value: Value) -> Value {
+    match &mut value {
+        Value::Array(values) => {
+            values.iter_mut().for_each(|value| *value = without_zeros(value.take()));
+        }
+        Value::Object(fields) => {
+            fields.retain(|name, value| name != "value" || value.as_f64() != Some(0.0));
+            fields.values_mut().for_each(|value| *value = without_zeros(value.take()));
+        }
+        _ => {}
+    }
+    value
 }
 
 async fn serve(listener: TcpListener, shared: Arc<Mutex<Shared>>) {
