@@ -11,7 +11,8 @@
 //! app                      builds the receiver, starts and drains it     load, ring_tool: tools
 //! http   grpc              listeners, routes, errors to answers
 //! write  store             a request into a head; a query out of it
-//! hashring   multi_tsdb    which endpoints hold a series; tenant to database
+//! peer   hashring          other nodes; which of them hold a series
+//! multi_tsdb               tenant to database
 //! tsdb                     one Prometheus directory: head, log, chunks, querier
 //! wire   model             bytes from outside; labels, keys, matchers, tenants (no I/O)
 //! disk   clock   metrics   the doors to the machine, and what is counted
@@ -25,6 +26,8 @@
 //! 1. [`http::remote_write`] holds the stages of a request in their order: tenant, admission by
 //!    bytes, size caps, body, snappy, version. Writes of peers come through [`grpc`] and
 //!    [`write::service`] and join here.
+//!    In a ring, [`write::distribute`] then gives each series its endpoints, and [`write::fanout`]
+//!    hands batches to this node and to [`peer`]s, and answers once [`write::quorum`] has a verdict.
 //! 2. [`write::local`] finds the tenant and has [`write::known`] decode the request against the
 //!    series that the tenant has. A series that was seen before costs one comparison of its label
 //!    bytes with the *canonical key*: its labels, sorted, without empty values, in minimal protobuf
@@ -78,7 +81,7 @@
 //!
 //! On purpose: no `unsafe`; no pluggable storage; no query language. For now, and said where it
 //! shows: blocks are neither cut nor read, so the head grows until it is moved elsewhere; histograms
-//! are refused and exemplars dropped, each counted; writes are not spread over a ring. The README
+//! are refused and exemplars dropped, each counted. The README
 //! keeps the whole list.
 //!
 //! [`Appended`]: tsdb::wal::Appended

@@ -11,6 +11,7 @@ pub mod client;
 pub mod link;
 pub mod message;
 pub mod metrics;
+pub mod tls;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 use tonic::Code;
 
@@ -28,6 +30,7 @@ use crate::peer::client::CallFailure;
 use crate::peer::link::{Link, LinkKeeper};
 use crate::peer::message::{Compression, ForwardMessage};
 use crate::peer::metrics::{PeerMetrics, PoolMetrics};
+use crate::peer::tls::ClientTls;
 
 /// Bytes that may be under way to one peer: some hundred requests of 2,000 series.
 pub const INFLIGHT_BYTES_MAX_DEFAULT: u64 = 64 << 20;
@@ -39,7 +42,7 @@ const ATTEMPTS_MAX: u32 = 3;
 const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// How peers are treated.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct PeerOptions {
     /// `--receive.grpc-compression`
     pub compression: Compression,
@@ -47,6 +50,8 @@ pub struct PeerOptions {
     pub backoff_max: Duration,
     /// Bytes of messages under way to one peer. A single larger message may go alone.
     pub inflight_bytes_max: u64,
+    /// `None` for plain text.
+    pub tls: Option<Arc<ClientTls>>,
 }
 
 impl Default for PeerOptions {
@@ -55,6 +60,7 @@ impl Default for PeerOptions {
             compression: Compression::Snappy,
             backoff_max: Duration::from_secs(5),
             inflight_bytes_max: INFLIGHT_BYTES_MAX_DEFAULT,
+            tls: None,
         }
     }
 }
@@ -151,6 +157,8 @@ pub struct Peer {
     link: LinkKeeper,
     inflight: Inflight,
     breaker: Mutex<Breaker>,
+    /// Told when a call has ended, which may have been the one on trial.
+    trial_ended: Notify,
     last_error: Mutex<Option<ForwardError>>,
 }
 
@@ -193,9 +201,10 @@ impl Peer {
         Peer {
             inflight_bytes_max: options.inflight_bytes_max,
             metrics: metrics.peer(&address),
-            link: LinkKeeper::start(address.clone()),
+            link: LinkKeeper::start(address.clone(), options.tls.clone()),
             inflight: Inflight::default(),
             breaker: Mutex::new(Breaker::new(options.backoff_max)),
+            trial_ended: Notify::new(),
             last_error: Mutex::default(),
             address,
         }
@@ -240,11 +249,14 @@ impl Peer {
             inflight,
             max,
         })?;
-        let mut call = self.begin(message)?;
-        let mut used = None;
         let deadline = Instant::now() + timeout.min(TIMEOUT_MAX);
+        let mut call = self.begin(message, deadline).await?;
+        let mut used = None;
         let result = self.exchange(message, deadline, &mut used).await;
         let ended = match &result {
+            // Without a connection nothing was asked of the peer. The keeper of the link tries on
+            // by itself, and the peer is used as soon as it is back.
+            Err(ForwardError::Unavailable { .. }) if used.is_none() => Ended::Cancelled,
             Err(ForwardError::Unavailable { .. }) => Ended::Unavailable,
             Err(ForwardError::TimedOut { .. }) => Ended::TimedOut,
             _ => Ended::Answered,
@@ -257,19 +269,33 @@ impl Peer {
         result
     }
 
-    fn begin<'a>(&'a self, message: &'a ForwardMessage) -> Result<Call<'a>, ForwardError> {
-        let now = Instant::now();
-        let admitted = self.breaker.lock().admit(message.tenants(), now);
-        match admitted {
-            Ok(admitted) => Ok(Call { peer: self, message, admitted: Some(admitted) }),
-            Err(refused) => {
-                let until = match refused {
-                    Refused::PeerShut { until } => until,
-                    Refused::TenantShut { until } => Some(until),
-                };
-                let retry_after = until.map(|until| until.saturating_duration_since(now));
-                Err(ForwardError::BackedOff { peer: self.address.clone(), retry_after })
-            }
+    /// Asks the breaker. A call that comes while another is on trial waits for its end, `deadline`
+    /// at most: a request makes several calls to a peer that is back, and all but the first would
+    /// fail.
+    async fn begin<'a>(
+        &'a self,
+        message: &'a ForwardMessage,
+        deadline: Instant,
+    ) -> Result<Call<'a>, ForwardError> {
+        loop {
+            let now = Instant::now();
+            let mut trial_ended = std::pin::pin!(self.trial_ended.notified());
+            // From here on no end is missed.
+            trial_ended.as_mut().enable();
+            let admitted = self.breaker.lock().admit(message.tenants(), now);
+            let until = match admitted {
+                Ok(admitted) => return Ok(Call { peer: self, message, admitted: Some(admitted) }),
+                Err(Refused::PeerShut { until: None }) => {
+                    match timeout_at(deadline, trial_ended).await {
+                        Ok(()) => continue,
+                        Err(_) => None,
+                    }
+                }
+                Err(Refused::PeerShut { until }) => until,
+                Err(Refused::TenantShut { until }) => Some(until),
+            };
+            let retry_after = until.map(|until| until.saturating_duration_since(now));
+            return Err(ForwardError::BackedOff { peer: self.address.clone(), retry_after });
         }
     }
 
@@ -360,7 +386,10 @@ impl Call<'_> {
     fn end(&mut self, ended: Ended) -> Blamed {
         let Some(admitted) = self.admitted.take() else { return Blamed::Nobody };
         let tenants = self.message.tenants();
-        self.peer.breaker.lock().end(admitted, ended, tenants, Instant::now(), jitter())
+        let blamed =
+            self.peer.breaker.lock().end(admitted, ended, tenants, Instant::now(), jitter());
+        self.peer.trial_ended.notify_waiters();
+        blamed
     }
 }
 

@@ -35,6 +35,7 @@ pub(super) fn start(
         compression: config.compression,
         backoff_max: config.backoff_max,
         inflight_bytes_max: INFLIGHT_BYTES_MAX_DEFAULT,
+        tls: None,
     };
     let peers = Arc::new(PeerPool::new(options, registry));
     let local = config.local_endpoint.clone();

@@ -188,7 +188,8 @@ fn write_endpoints<S: WriteSink + PeerSink>(
         admission: write.admission(),
         body_read_timeout: config.remote_write.body_read_timeout,
     };
-    let server = RemoteWriteServer::new(PeerWrites::new(sink, replication_factor), options);
+    let server =
+        RemoteWriteServer::new(PeerWrites::new(sink, replication_factor), options, registry);
     (remote_write_router(write), services.with(server))
 }
 

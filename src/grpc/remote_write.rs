@@ -19,6 +19,7 @@ use tonic::body::Body;
 use tonic::server::NamedService;
 
 use crate::grpc::respond;
+use crate::metrics::{Gauge, Registry};
 use crate::wire::grpc::{ACCEPTED, Encoding, GRPC_ACCEPT_ENCODING, GRPC_ENCODING};
 use crate::wire::grpc::{HEAD_BYTES, Head, MessageError};
 use crate::wire::snappy::BufferPool;
@@ -75,15 +76,25 @@ pub struct RemoteWriteServer<S>(Arc<Inner<S>>);
 struct Inner<S> {
     writes: PeerWrites<S>,
     options: RemoteWriteOptions,
+    /// `thanos_receive_pending_write_requests`: calls under way.
+    pending: Gauge,
     messages: BufferPool,
     inflated: BufferPool,
 }
 
 impl<S: PeerSink> RemoteWriteServer<S> {
-    pub fn new(writes: PeerWrites<S>, options: RemoteWriteOptions) -> RemoteWriteServer<S> {
+    pub fn new(
+        writes: PeerWrites<S>,
+        options: RemoteWriteOptions,
+        registry: &Registry,
+    ) -> RemoteWriteServer<S> {
         RemoteWriteServer(Arc::new(Inner {
             writes,
             options,
+            pending: registry.gauge(
+                "thanos_receive_pending_write_requests",
+                "The number of pending write requests.",
+            ),
             messages: BufferPool::new(POOLED_BUFFERS_MAX, POOLED_BYTES_MAX),
             inflated: BufferPool::new(POOLED_BUFFERS_MAX, POOLED_BYTES_MAX),
         }))
@@ -95,6 +106,7 @@ impl<S: PeerSink> Inner<S> {
         if request.uri().path() != REMOTE_WRITE_PATH || request.method() != Method::POST {
             return tonic::Status::unimplemented("unknown method").into_http();
         }
+        let _pending = Pending::count(&self.pending);
         let (head, body) = request.into_parts();
         let encoding = Encoding::of(&head.headers);
         let result = match encoding.clone() {
@@ -190,6 +202,22 @@ impl<S: PeerSink> Inner<S> {
     fn message_bytes_max(&self) -> u64 {
         let room = self.options.admission.bytes_max().saturating_sub(REQUEST_BYTES_MIN);
         MESSAGE_BYTES_MAX.min(room)
+    }
+}
+
+/// A call under way, until dropped.
+struct Pending<'a>(&'a Gauge);
+
+impl Pending<'_> {
+    fn count(pending: &Gauge) -> Pending<'_> {
+        pending.add(1.0);
+        Pending(pending)
+    }
+}
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        self.0.add(-1.0);
     }
 }
 

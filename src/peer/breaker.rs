@@ -13,7 +13,7 @@
 //! probation one call is on trial, others are refused until it ends. A time-out shuts the peer only
 //! if it answered no call at all since that call began; if it answered others, the time-out is held
 //! against the tenants of the call (their logs may be read at the moment), which are backed off
-//! alone. Calls that we gave up ourselves count for nothing.
+//! alone. Calls that we gave up ourselves, or had no connection for, count for nothing.
 //!
 //! Pure: it has no clock and no dice of its own.
 
@@ -76,10 +76,10 @@ pub enum Refused {
 pub enum Ended {
     /// With any status but `Unavailable`.
     Answered,
-    /// With `Unavailable`, or the connection failed.
+    /// With `Unavailable`, or with the end of the connection.
     Unavailable,
     TimedOut,
-    /// We gave it up.
+    /// We gave it up, or had no connection for it.
     Cancelled,
 }
 

@@ -54,7 +54,7 @@ pub async fn call(
     message: &ForwardMessage,
     timeout: Duration,
 ) -> Result<(), CallFailure> {
-    let request = request(address, message, timeout)
+    let request = request(&connection.scheme, address, message, timeout)
         .map_err(|error| CallFailure::Broken(format!("address {address:?}: {error}")))?;
     let response = match connection.sender.try_send_request(request).await {
         Ok(response) => response,
@@ -68,12 +68,13 @@ pub async fn call(
 }
 
 fn request(
+    scheme: &Scheme,
     address: &str,
     message: &ForwardMessage,
     timeout: Duration,
 ) -> Result<Request<CallBody>, http::Error> {
     let uri = Uri::builder()
-        .scheme(Scheme::HTTP)
+        .scheme(scheme.clone())
         .authority(address)
         .path_and_query(REMOTE_WRITE_PATH)
         .build()?;

@@ -12,13 +12,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::uri::Scheme;
 use http_body_util::Full;
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
+
+use crate::peer::tls::ClientTls;
 
 /// Body of a call.
 pub type CallBody = Full<Bytes>;
@@ -46,6 +50,7 @@ pub struct Connection {
     pub sender: SendRequest<CallBody>,
     /// Rises with each connection.
     pub number: u64,
+    pub scheme: Scheme,
 }
 
 /// Keeps a connection to one address until dropped.
@@ -57,10 +62,10 @@ pub struct LinkKeeper {
 
 impl LinkKeeper {
     /// `address` is `host:port`. Must be called within a runtime.
-    pub fn start(address: Arc<str>) -> LinkKeeper {
+    pub fn start(address: Arc<str>, tls: Option<Arc<ClientTls>>) -> LinkKeeper {
         let (sender, link) = watch::channel(Link::Dialling);
         let leave = Arc::new(Leave::default());
-        let task = tokio::spawn(keep(address, sender, leave.clone()));
+        let task = tokio::spawn(keep(address, tls, sender, leave.clone()));
         LinkKeeper { link, leave, task }
     }
 
@@ -120,15 +125,21 @@ impl Drop for LinkKeeper {
     }
 }
 
-async fn keep(address: Arc<str>, link: watch::Sender<Link>, leave: Arc<Leave>) {
+async fn keep(
+    address: Arc<str>,
+    tls: Option<Arc<ClientTls>>,
+    link: watch::Sender<Link>,
+    leave: Arc<Leave>,
+) {
+    let scheme = if tls.is_some() { Scheme::HTTPS } else { Scheme::HTTP };
     let mut number = 0;
     let mut pause = DIAL_PAUSE_MIN;
     loop {
-        let failure: Arc<str> = match dial(&address).await {
+        let failure: Arc<str> = match dial(&address, tls.as_deref()).await {
             Ok((sender, ended)) => {
                 number += 1;
                 let begun = Instant::now();
-                link.send_replace(Link::Up(Connection { sender, number }));
+                link.send_replace(Link::Up(Connection { sender, number, scheme: scheme.clone() }));
                 tokio::select! {
                     _ = ended => {}
                     () = leave.wait_for(number) => {}
@@ -154,6 +165,7 @@ enum DialError {
     Resolve(io::Error),
     NoAddress,
     Connect(io::Error),
+    Tls(io::Error),
     Handshake(hyper::Error),
 }
 
@@ -163,6 +175,7 @@ impl fmt::Display for DialError {
             DialError::Resolve(error) => write!(f, "resolve: {error}"),
             DialError::NoAddress => write!(f, "resolve: the name has no address"),
             DialError::Connect(error) => write!(f, "connect: {error}"),
+            DialError::Tls(error) => write!(f, "tls: {error}"),
             DialError::Handshake(error) => write!(f, "handshake: {error}"),
         }
     }
@@ -170,24 +183,33 @@ impl fmt::Display for DialError {
 
 /// Connects to the first address of the name that accepts. The second value ends with the
 /// connection.
-async fn dial(address: &str) -> Result<(SendRequest<CallBody>, JoinHandle<()>), DialError> {
+async fn dial(
+    address: &str,
+    tls: Option<&ClientTls>,
+) -> Result<(SendRequest<CallBody>, JoinHandle<()>), DialError> {
     let candidates = tokio::net::lookup_host(address).await.map_err(DialError::Resolve)?;
     let mut failure = DialError::NoAddress;
     for candidate in candidates {
         let connected = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(candidate)).await;
         match connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
-            Ok(stream) => return handshake(stream).await,
+            Ok(stream) => {
+                // Small frames must not wait for the answer to earlier ones.
+                stream.set_nodelay(true).map_err(DialError::Connect)?;
+                let Some(tls) = tls else { return handshake(stream).await };
+                let agreed = tokio::time::timeout(CONNECT_TIMEOUT, tls.connect(address, stream));
+                let agreed = agreed.await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+                return handshake(agreed.map_err(DialError::Tls)?).await;
+            }
             Err(error) => failure = DialError::Connect(error),
         }
     }
     Err(failure)
 }
 
-async fn handshake(
-    stream: TcpStream,
-) -> Result<(SendRequest<CallBody>, JoinHandle<()>), DialError> {
-    // Small frames must not wait for the answer to earlier ones.
-    stream.set_nodelay(true).map_err(DialError::Connect)?;
+async fn handshake<S>(stream: S) -> Result<(SendRequest<CallBody>, JoinHandle<()>), DialError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let (sender, connection) = http2::Builder::new(TokioExecutor::new())
         .handshake(TokioIo::new(stream))
         .await

@@ -69,7 +69,8 @@ impl Server {
         };
         // A ring with three copies of each series.
         let writes = PeerWrites::new(sink.clone(), Some(3));
-        let services = Services::default().with(RemoteWriteServer::new(writes, options));
+        let services =
+            Services::default().with(RemoteWriteServer::new(writes, options, &Registry::new()));
         let metrics = GrpcMetrics::new(&Registry::new(), services.names());
         let options =
             GrpcOptions { grace_period: Duration::from_millis(10), ..GrpcOptions::default() };
@@ -185,6 +186,11 @@ async fn a_peer_is_used_as_soon_as_it_listens_and_again_after_a_restart() {
     let refused = peer.remote_write(&to("a"), PATIENCE).await.unwrap_err();
     assert!(matches!(refused, ForwardError::Unavailable { .. }), "{refused}");
     assert!(matches!(pool.snapshot()[0].state, PeerState::Unreachable(_)));
+    // Failed attempts to connect do not add up to a long back-off.
+    for _ in 0..20 {
+        let refused = peer.remote_write(&to("a"), PATIENCE).await.unwrap_err();
+        assert!(matches!(refused, ForwardError::Unavailable { .. }), "{refused}");
+    }
     let server = Server::start(address);
     succeed(&peer).await;
     server.stop().await;

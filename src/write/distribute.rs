@@ -111,6 +111,11 @@ impl PlacedSeries {
         })
     }
 
+    /// What those fields amount to.
+    pub fn bytes(&self, series: &[u32]) -> usize {
+        self.fields(series).map(<[u8]>::len).sum()
+    }
+
     fn push(&mut self, offset: usize, len: usize) -> Result<u32, DistributeError> {
         let too_long = |_| DistributeError::TooLong(offset as u64 + len as u64);
         let number = u32::try_from(self.fields.len()).map_err(too_long)?;
@@ -158,8 +163,9 @@ struct Distributor<'a, 'r> {
     series: PlacedSeries,
     lists: BatchLists,
     outcome: WriteOutcome,
-    /// Labels of the series at hand, reused.
+    /// Labels of the series at hand, reused; of too many only as many as prove it.
     labels: Vec<(&'r [u8], &'r [u8])>,
+    label_count: usize,
 }
 
 /// What a series holds besides labels.
@@ -190,6 +196,7 @@ impl<'a, 'r> Distributor<'a, 'r> {
             lists: BatchLists::new(endpoint_count, ring.replica_count()),
             outcome: WriteOutcome::default(),
             labels: Vec::new(),
+            label_count: 0,
         }
     }
 
@@ -199,8 +206,8 @@ impl<'a, 'r> Distributor<'a, 'r> {
         let contents = self.read(body)?;
         let in_order = self.labels_are_in_order();
         if let Err(reason) = judge_labels(&mut self.labels, self.manners, self.caps) {
-            let labels = &self.labels;
-            self.outcome.refusals.add(reason, 1, || display(labels, labels.len()));
+            let (labels, count) = (&self.labels, self.label_count);
+            self.outcome.refusals.add(reason, 1, || display(labels, count));
             return Ok(());
         }
         self.outcome.samples_stored += contents.samples;
@@ -231,16 +238,24 @@ impl<'a, 'r> Distributor<'a, 'r> {
     fn read(&mut self, body: &'r [u8]) -> Result<Contents, DecodeError> {
         self.labels.clear();
         if let Some((labels, ..)) = split_tail_sample(body)
-            && read_usual_labels(labels, &mut self.labels).is_some()
+            && read_usual_labels(labels, self.caps.labels_max, &mut self.labels).is_some()
         {
+            self.label_count = self.labels.len();
             return Ok(Contents { samples: 1, exemplars: 0 });
         }
         self.labels.clear();
+        self.label_count = 0;
         let mut contents = Contents::default();
         let mut fields = SeriesFields::new(body);
         while let Some(field) = fields.next_field()? {
             match field {
-                SeriesField::Label { name, value } => self.labels.push((name, value)),
+                SeriesField::Label { name, value } => {
+                    self.label_count += 1;
+                    // A label takes two bytes in a request and 32 here.
+                    if self.labels.len() <= self.caps.labels_max {
+                        self.labels.push((name, value));
+                    }
+                }
                 SeriesField::Sample { .. } => contents.samples += 1,
                 SeriesField::Exemplar(message) => {
                     check_message(message, "exemplar")?;
@@ -310,8 +325,15 @@ fn usual_head(request: &[u8], end: usize, len: usize) -> Option<usize> {
 
 /// Reads label fields in the encoding that senders normally use, and nothing else.
 #[inline]
-fn read_usual_labels<'r>(mut raw: &'r [u8], labels: &mut Vec<(&'r [u8], &'r [u8])>) -> Option<()> {
+fn read_usual_labels<'r>(
+    mut raw: &'r [u8],
+    labels_max: usize,
+    labels: &mut Vec<(&'r [u8], &'r [u8])>,
+) -> Option<()> {
     while !raw.is_empty() {
+        if labels.len() >= labels_max {
+            return None;
+        }
         let (label, rest) = split_len_prefixed(raw.strip_prefix(&[TAG_FIELD_1])?)?;
         let (name, value) = split_len_prefixed(label.strip_prefix(&[TAG_FIELD_1])?)?;
         let (value, end) = split_len_prefixed(value.strip_prefix(&[TAG_FIELD_2])?)?;

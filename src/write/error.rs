@@ -145,7 +145,7 @@ impl Refusals {
     /// Takes in what `other` counted.
     pub fn merge(&mut self, other: Refusals) {
         for Refused { reason, count, example } in other.by_reason {
-            self.add(reason, count, || example.into_string());
+            self.add(reason, count, || example.into());
         }
         self.replicas.extend(other.replicas);
     }

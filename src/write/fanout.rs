@@ -386,9 +386,13 @@ async fn wait(
         ledger.record(batch.series.iter().copied(), answer.outcome);
         refusals.merge(answer.refusals);
         if let Some(failure) = answer.failure {
-            match answer.outcome {
-                ReplicaOutcome::Conflict => conflicts.push(failure),
-                _ => failures.push(failure),
+            let told = match answer.outcome {
+                ReplicaOutcome::Conflict => &mut conflicts,
+                _ => &mut failures,
+            };
+            // A node tells the same of each of its replicas.
+            if told.len() < FAILURES_TOLD_MAX && !told.contains(&failure) {
+                told.push(failure);
             }
         }
     }
@@ -396,16 +400,13 @@ async fn wait(
         Verdict::Success => Ok(outcome),
         Verdict::Conflict => {
             outcome.refusals.merge(refusals);
-            for conflict in conflicts.into_iter().take(FAILURES_TOLD_MAX) {
-                outcome.refusals.add_replica(conflict);
-            }
+            conflicts.into_iter().for_each(|said| outcome.refusals.add_replica(said));
             Ok(outcome)
         }
         Verdict::NotReady | Verdict::Unavailable => {
             if ledger.verdict().is_none() {
                 failures.push("no answer in time".to_owned());
             }
-            failures.truncate(FAILURES_TOLD_MAX);
             Err(WriteError::NoQuorum(failures.join("; ")))
         }
     }

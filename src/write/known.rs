@@ -48,12 +48,14 @@ pub fn decode_request(
     caps: LabelCaps,
     batch: &mut Batch,
 ) -> Result<WriteOutcome, DecodeError> {
-    decode_fields(RequestFields::new(request), known, manners, caps, batch)
+    decode_fields(RequestFields::new(request), request.len(), known, manners, caps, batch)
 }
 
-/// As [`decode_request`], for any fields that carry series as those of a write request do.
+/// As [`decode_request`], for any fields that carry series as those of a write request do, of
+/// `bytes` bytes in all.
 pub fn decode_fields<'r>(
     fields: impl IntoIterator<Item = Result<RequestField<'r>, DecodeError>>,
+    bytes: usize,
     known: &SeriesSet,
     manners: Manners,
     caps: LabelCaps,
@@ -63,7 +65,7 @@ pub fn decode_fields<'r>(
         known,
         manners,
         caps,
-        series_bytes: 0,
+        samples_max: (bytes / SAMPLE_BYTES_MIN).max(SAMPLES_ALLOWED),
         batch,
         outcome: WriteOutcome::default(),
         guess: Guess::default(),
@@ -97,9 +99,9 @@ struct Decoder<'r, 'k> {
     known: &'k SeriesSet,
     manners: Manners,
     caps: LabelCaps,
-    /// Bytes of the series taken so far. A sample takes 72 bytes on its way to the log, and two of
-    /// a request if it is all zero: there may be no more than so many bytes can have in earnest.
-    series_bytes: usize,
+    /// A sample takes 72 bytes on its way to the log, and two of a request if it is all zero. So
+    /// there may be no more than a request of its length can have in earnest.
+    samples_max: usize,
     batch: &'k mut Batch,
     outcome: WriteOutcome,
     guess: Guess,
@@ -135,7 +137,6 @@ type Sought<'r> = (KeyHash, &'r [u8], i64, u64);
 impl<'r> Decoder<'r, '_> {
     fn decode_window(&mut self, window: &[&'r [u8]]) -> Result<(), DecodeError> {
         self.outcome.series += window.len() as u64;
-        self.series_bytes += window.iter().map(|series| series.len()).sum::<usize>();
         let guessed = if self.guess.is_worth_trying() { self.take_guessed(window) } else { 0 };
         let window = &window[guessed..];
         let mut sought: [Option<Sought<'r>>; WINDOW] = [None; WINDOW];
@@ -213,8 +214,7 @@ impl<'r> Decoder<'r, '_> {
     }
 
     fn push_sample(&mut self, series: u32, t: i64, v: u64) -> Result<(), DecodeError> {
-        let samples_max = (self.series_bytes / SAMPLE_BYTES_MIN).max(SAMPLES_ALLOWED);
-        if self.batch.samples.len() >= samples_max {
+        if self.batch.samples.len() >= self.samples_max {
             return Err(DecodeError { field: "timeseries", what: "a storm of empty samples" });
         }
         self.batch.push(series, t, v);

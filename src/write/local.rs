@@ -43,7 +43,7 @@ impl LocalWriter {
         request: &[u8],
         manners: Manners,
     ) -> Result<WriteOutcome, WriteError> {
-        self.write_fields(tenant, RequestFields::new(request), manners).await
+        self.write_fields(tenant, RequestFields::new(request), request.len(), manners).await
     }
 
     /// Stores the series that a peer has placed here: `message` is one of those that
@@ -53,7 +53,8 @@ impl LocalWriter {
         tenant: &TenantId,
         message: &[u8],
     ) -> Result<WriteOutcome, WriteError> {
-        self.write_fields(tenant, RequestFields::of_peer(message), Manners::Thanos).await
+        let fields = RequestFields::of_peer(message);
+        self.write_fields(tenant, fields, message.len(), Manners::Thanos).await
     }
 
     /// Stores the series that were placed here, of a request that was already judged by `manners`.
@@ -65,17 +66,18 @@ impl LocalWriter {
         manners: Manners,
     ) -> Result<WriteOutcome, WriteError> {
         let fields = series.fields(numbers).flat_map(RequestFields::of_peer);
-        self.write_fields(tenant, fields, manners).await
+        self.write_fields(tenant, fields, series.bytes(numbers), manners).await
     }
 
     async fn write_fields<'r>(
         &self,
         tenant: &TenantId,
         request: impl Iterator<Item = Result<RequestField<'r>, DecodeError>> + Send,
+        bytes: usize,
         manners: Manners,
     ) -> Result<WriteOutcome, WriteError> {
         let mut batch = self.batches.lock().pop().unwrap_or_default();
-        let outcome = self.write_batch(tenant, request, manners, &mut batch).await;
+        let outcome = self.write_batch(tenant, request, bytes, manners, &mut batch).await;
         batch.clear();
         let mut batches = self.batches.lock();
         if batches.len() < BATCHES_KEPT {
@@ -88,13 +90,16 @@ impl LocalWriter {
         &self,
         id: &TenantId,
         request: impl Iterator<Item = Result<RequestField<'r>, DecodeError>> + Send,
+        bytes: usize,
         manners: Manners,
         batch: &mut Batch,
     ) -> Result<WriteOutcome, WriteError> {
         let existing = self.tenants.tenant_for_write(id).map_err(|err| not_ready(id, err))?;
         let decoded = match &existing {
-            Some(tenant) => decode_fields(request, &tenant.db.lookup(), manners, self.caps, batch),
-            None => decode_fields(request, &self.nothing_known, manners, self.caps, batch),
+            Some(tenant) => {
+                decode_fields(request, bytes, &tenant.db.lookup(), manners, self.caps, batch)
+            }
+            None => decode_fields(request, bytes, &self.nothing_known, manners, self.caps, batch),
         };
         let mut outcome = decoded.map_err(|err| WriteError::Invalid {
             stage: "decode protobuf",

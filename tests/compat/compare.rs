@@ -329,7 +329,7 @@ fn text_matches(expected: &str, found: &str) -> bool {
 }
 
 /// Where two values part, so that a failure fits on a screen.
-fn first_difference(path: &str, expected: &Value, found: &Value) -> String {
+pub(crate) fn first_difference(path: &str, expected: &Value, found: &Value) -> String {
     match (expected, found) {
         (Value::Array(expected), Value::Array(found)) => {
             let pairs = expected.iter().zip(found).enumerate();

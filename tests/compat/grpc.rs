@@ -140,13 +140,17 @@ fn frame(message: &[u8]) -> Vec<u8> {
     [&[0][..], &len.to_be_bytes(), message].concat()
 }
 
-fn replies(
-    called: &Called,
+fn replies(called: &Called, data: &[u8], output: &MessageDescriptor) -> Result<Vec<Value>, String> {
+    let encoding = called.headers.iter().find(|(name, _)| name == "grpc-encoding");
+    messages(encoding.map_or("identity", |(_, encoding)| encoding), data, output)
+}
+
+/// The messages in a stream's data.
+pub(crate) fn messages(
+    encoding: &str,
     mut data: &[u8],
     output: &MessageDescriptor,
 ) -> Result<Vec<Value>, String> {
-    let encoding = called.headers.iter().find(|(name, _)| name == "grpc-encoding");
-    let encoding = encoding.map_or("identity", |(_, encoding)| encoding);
     let mut replies = Vec::new();
     while let Some((head, rest)) = data.split_first_chunk::<5>() {
         let [compressed, len @ ..] = *head;

@@ -16,7 +16,8 @@ use crate::suite;
 static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| {
     let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/compat/proto");
     let files =
-        protox::compile(["thanos.proto", "info.proto", "write.proto"], [dir]).expect("own schema");
+        protox::compile(["thanos.proto", "info.proto", "write.proto", "exemplars.proto"], [dir])
+            .expect("own schema");
     let mut pool = DescriptorPool::from_file_descriptor_set(files).expect("own schema");
     for published in [
         tonic_health::pb::FILE_DESCRIPTOR_SET,
@@ -150,11 +151,26 @@ fn decode_value(field: &FieldDescriptor, bytes: &mut &[u8]) -> Result<Value, Str
         }
         Kind::Int32 | Kind::Int64 => json!(take_varint(bytes)? as i64),
         Kind::Uint32 | Kind::Uint64 => json!(take_varint(bytes)?),
+        Kind::Double => {
+            let (value, rest) = bytes.split_first_chunk().ok_or("double cut short")?;
+            *bytes = rest;
+            double(u64::from_le_bytes(*value))
+        }
         Kind::String => text(take_delimited(bytes)?),
         Kind::Bytes => json!(BASE64_STANDARD.encode(take_delimited(bytes)?)),
         Kind::Message(inner) => decode(&inner, take_delimited(bytes)?)?,
         other => return Err(format!("{}: kind {other:?} is not decoded", field.full_name())),
     })
+}
+
+/// A double as suites write it.
+fn double(bits: u64) -> Value {
+    let value = f64::from_bits(bits);
+    match value.classify() {
+        std::num::FpCategory::Nan => json!(format!("nan:{bits:016x}")),
+        std::num::FpCategory::Infinite => json!(if value > 0.0 { "+Inf" } else { "-Inf" }),
+        _ => json!(value),
+    }
 }
 
 /// A text, or bytes that are none, as suites write them.

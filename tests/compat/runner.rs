@@ -1,5 +1,6 @@
 //! Plays one suite: starts the server, takes the steps in order, reports every difference.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::thread;
@@ -10,6 +11,7 @@ use serde_json::{Value, json};
 
 use crate::compare::{self, Differences};
 use crate::node::{self, Node, Start};
+use crate::stub::Stub;
 use crate::suite::{self, Step};
 use crate::{grpc, http, ours, requests};
 
@@ -23,9 +25,17 @@ pub(crate) const OTHER_BINARY: &str = "RINGEST_COMPAT_BINARY";
 /// Panics with all differences, if there are any.
 pub(crate) fn play(name: &str) {
     let suite = suite::load(name);
-    assert!(suite.server.stubs.is_empty(), "stubs are not supported yet");
     let is_ours = std::env::var_os(OTHER_BINARY).is_none();
     let mut node = Node::new(&suite.server);
+    let stubs: Stubs = suite
+        .server
+        .stubs
+        .iter()
+        .map(|(name, kind)| {
+            assert_eq!(kind, "grpc", "{name}: other stubs are not supported yet");
+            (name.clone(), Stub::start(node.address(name)))
+        })
+        .collect();
     if suite.server.wait == "ready" {
         node.spawn();
         let start = node.wait_ready();
@@ -39,7 +49,7 @@ pub(crate) fn play(name: &str) {
         if is_ours {
             ours::apply(name, &mut step);
         }
-        let differences = take(&mut node, &step);
+        let differences = take(&mut node, &stubs, &step);
         if differences.is_empty() || step.flag("soft") {
             continue;
         }
@@ -55,8 +65,16 @@ pub(crate) fn play(name: &str) {
     assert!(differing == 0, "{name}: {differing} of {steps} steps differ\n{report}\nlog: {log}");
 }
 
-fn take(node: &mut Node, step: &Step) -> Differences {
+/// Peers of the server under test, by name.
+type Stubs = BTreeMap<String, Stub>;
+
+fn take(node: &mut Node, stubs: &Stubs, step: &Step) -> Differences {
     match step.kind() {
+        "stub" => {
+            stubs[step.text("stub").expect("name of a stub")].set(step);
+            Vec::new()
+        }
+        "stub-calls" => stubs[step.text("stub").expect("name of a stub")].compare(step),
         "http" => take_http(node, step),
         "series" => match grpc::series(node.address("grpc"), step) {
             Ok(called) => compare::series(step, &called),

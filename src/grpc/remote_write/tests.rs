@@ -45,7 +45,8 @@ fn fixture_with_timeout(inflight_bytes_max: u64, body_read_timeout: Duration) ->
         admission: admission.clone(),
         body_read_timeout,
     };
-    let server = RemoteWriteServer::new(PeerWrites::new(sink.clone(), None), options);
+    let server =
+        RemoteWriteServer::new(PeerWrites::new(sink.clone(), None), options, &Registry::new());
     Fixture { sink, admission, server }
 }
 
@@ -190,7 +191,8 @@ async fn a_node_that_stops_says_unavailable() {
         admission: Admission::new(1 << 20),
         body_read_timeout: Duration::from_secs(30),
     };
-    let server = RemoteWriteServer::new(PeerWrites::new(sink.clone(), None), options);
+    let server =
+        RemoteWriteServer::new(PeerWrites::new(sink.clone(), None), options, &Registry::new());
     let fixture = Fixture { sink, admission: Admission::new(0), server };
     assert_eq!(fixture.code_of("", &framed(0, &request(1)), 9).await, Code::Unavailable);
 }

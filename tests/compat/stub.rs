@@ -1,0 +1,208 @@
+//! Stand-in peers: a gRPC server that answers as a step says and keeps what it was sent.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::net::TcpListener;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Bytes, Incoming};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use serde_json::{Map, Value, json};
+use tokio::sync::oneshot;
+
+use crate::suite::Step;
+use crate::{compare, grpc, proto};
+
+/// How often calls are counted that a step waits for.
+const POLL: Duration = Duration::from_millis(10);
+
+/// A peer. It goes away when dropped.
+pub(crate) struct Stub {
+    shared: Arc<Mutex<Shared>>,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    code: i64,
+    message: String,
+    delay: Duration,
+    calls: Vec<Call>,
+}
+
+#[derive(Clone)]
+struct Call {
+    headers: Map<String, Value>,
+    data: Vec<u8>,
+}
+
+fn locked(shared: &Mutex<Shared>) -> std::sync::MutexGuard<'_, Shared> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Stub {
+    pub(crate) fn start(address: &str) -> Stub {
+        let listener = TcpListener::bind(address).expect("the stub's port is free");
+        listener.set_nonblocking(true).expect("a listener");
+        let shared = Arc::new(Mutex::new(Shared::default()));
+        let (stop, stopped) = oneshot::channel();
+        let served = shared.clone();
+        let thread = thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .expect("a runtime");
+            runtime.block_on(async {
+                tokio::select! {
+                    () = serve(listener, served) => {}
+                    _ = stopped => {}
+                }
+            });
+        });
+        Stub { shared, stop: Some(stop), thread: Some(thread) }
+    }
+
+    /// Takes a `stub` step: how to answer from now on. What came before is forgotten.
+    pub(crate) fn set(&self, step: &Step) {
+        let delay = Duration::from_secs_f64(step.number("delay").unwrap_or(0.0));
+        *locked(&self.shared) = Shared {
+            code: step.int("code").unwrap_or(0),
+            message: step.text("message").unwrap_or("stub").to_owned(),
+            delay,
+            calls: Vec::new(),
+        };
+    }
+
+    /// Compares what came with a `stub-calls` step.
+    pub(crate) fn compare(&self, step: &Step) -> compare::Differences {
+        let at_least = step.int("at_least").unwrap_or(1);
+        let deadline =
+            Instant::now() + Duration::from_secs_f64(step.number("wait_s").unwrap_or(5.0));
+        let mut calls = loop {
+            let calls = locked(&self.shared).calls.clone();
+            if calls.len() as i64 >= at_least || Instant::now() >= deadline {
+                break calls;
+            }
+            thread::sleep(POLL);
+        };
+        if let Some(first) = step.int("first").and_then(|first| usize::try_from(first).ok()) {
+            calls.truncate(first);
+        }
+        let expected = step.expected("calls").and_then(Value::as_array).expect("expected calls");
+        if calls.len() != expected.len() {
+            return vec![format!("{} calls came, expected {}", calls.len(), expected.len())];
+        }
+        let pairs = calls.iter().zip(expected).enumerate();
+        pairs.flat_map(|(i, (call, expected))| call.compare(i, expected)).collect()
+    }
+}
+
+impl Drop for Stub {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            // A stub that panicked has failed its suite already.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Call {
+    fn compare(&self, i: usize, expected: &Value) -> compare::Differences {
+        let mut differences = Vec::new();
+        for (name, value) in expected["headers"].as_object().into_iter().flatten() {
+            let found = self.headers.get(name).unwrap_or(&Value::Null);
+            if !compare::value_matches(value, found) {
+                differences.push(format!("call {i}: header {name}: {found}, expected {value}"));
+            }
+        }
+        let path = self.headers.get(":path").and_then(Value::as_str).unwrap_or_default();
+        let messages = match proto::method(path) {
+            Some(method) => grpc::messages(self.encoding(), &self.data, &method.input()),
+            None => Err(format!("no schema for {path}")),
+        };
+        match messages.map(|messages| without_zeros(messages.into())) {
+            Ok(messages) if compare::value_matches(&expected["messages"], &messages) => {}
+            Ok(messages) => differences.push(format!(
+                "call {i}: {}",
+                compare::first_difference("messages", &expected["messages"], &messages)
+            )),
+            Err(error) => differences.push(format!("call {i}: {error}")),
+        }
+        differences
+    }
+
+    fn encoding(&self) -> &str {
+        self.headers.get("grpc-encoding").and_then(Value::as_str).unwrap_or("identity")
+    }
+}
+
+/// Leaves out values of zero, which a sender may write out: its bytes go on as they came, while
+/// Thanos encodes them anew.
+fn without_zeros(mut value: Value) -> Value {
+    match &mut value {
+        Value::Array(values) => {
+            values.iter_mut().for_each(|value| *value = without_zeros(value.take()));
+        }
+        Value::Object(fields) => {
+            fields.retain(|name, value| name != "value" || value.as_f64() != Some(0.0));
+            fields.values_mut().for_each(|value| *value = without_zeros(value.take()));
+        }
+        _ => {}
+    }
+    value
+}
+
+async fn serve(listener: TcpListener, shared: Arc<Mutex<Shared>>) {
+    let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
+    loop {
+        let Ok((stream, _)) = listener.accept().await else { continue };
+        let shared = shared.clone();
+        let service = service_fn(move |request| answer(request, shared.clone()));
+        tokio::spawn(
+            hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                .serve_connection(TokioIo::new(stream), service),
+        );
+    }
+}
+
+async fn answer(
+    request: http::Request<Incoming>,
+    shared: Arc<Mutex<Shared>>,
+) -> Result<http::Response<impl hyper::body::Body<Data = Bytes, Error = Infallible>>, Infallible> {
+    let (head, body) = request.into_parts();
+    let mut headers: BTreeMap<String, String> = head
+        .headers
+        .iter()
+        .map(|(name, value)| {
+            (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned())
+        })
+        .collect();
+    headers.insert(":method".into(), head.method.to_string());
+    headers.insert(":scheme".into(), head.uri.scheme_str().unwrap_or_default().to_owned());
+    headers.insert(":path".into(), head.uri.path().to_owned());
+    let authority = head.uri.authority().map(ToString::to_string);
+    headers.insert(":authority".into(), authority.unwrap_or_default());
+    let data = body.collect().await.map(|body| body.to_bytes().to_vec()).unwrap_or_default();
+    let headers = headers.into_iter().map(|(name, value)| (name, json!(value))).collect();
+    let (code, message, delay) = {
+        let mut shared = locked(&shared);
+        shared.calls.push(Call { headers, data });
+        (shared.code, shared.message.clone(), shared.delay)
+    };
+    tokio::time::sleep(delay).await;
+    let mut trailers = http::HeaderMap::new();
+    trailers.insert("grpc-status", http::HeaderValue::from(code));
+    let message = http::HeaderValue::from_str(&message).expect("a plain message");
+    trailers.insert("grpc-message", message);
+    // An empty message, if the call succeeds.
+    let body = Bytes::from_static(if code == 0 { &[0; 5] } else { &[] });
+    let body = Full::new(body).with_trailers(std::future::ready(Some(Ok(trailers))));
+    let response = http::Response::builder().header("content-type", "application/grpc").body(body);
+    Ok(response.expect("a valid response"))
+}
