@@ -31,8 +31,11 @@ pub(crate) fn series_count() -> usize {
 /// The label fields of series number `i`.
 pub(crate) fn label_fields(i: usize) -> Vec<u8> {
     let mut fields = Vec::with_capacity(400);
-    let pod =
-        format!("ingest-gateway-{:016x}-{:05x}", (i / 40) as u64 * 0x9e37_79b9_7f4a_7c15, i / 40);
+    let pod = format!(
+        "ingest-gateway-{:016x}-{:05x}",
+        ((i / 40) as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15),
+        i / 40
+    );
     let labels: [(&str, String); 12] = [
         ("__name__", format!("http_server_request_duration_seconds_{:03}", i % 40)),
         ("cluster", "eu-central-1-production".into()),
