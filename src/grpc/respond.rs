@@ -87,7 +87,6 @@ fn of_message(error: &MessageError) -> Code {
 mod tests {
     use super::*;
     use crate::model::tenant::{TenantId, TenantNameError};
-    use crate::write::error::Refusals;
 
     #[test]
     fn only_a_node_that_cannot_write_at_all_is_backed_off() {
@@ -101,7 +100,7 @@ mod tests {
             Code::InvalidArgument
         );
         let tenant = TenantId::parse(b"a").unwrap();
-        let refused = PeerWriteError::Refused { tenant, refusals: Refusals::default() };
+        let refused = PeerWriteError::Refused { tenant, refusals: Box::default() };
         assert_eq!(code(refused), Code::AlreadyExists);
         assert_eq!(write(&CallError::NotAccepting).code(), Code::Unavailable);
     }

@@ -249,10 +249,10 @@ fn samples_spread_over_nodes_are_found_in_any_of_them() {
     let acknowledged = total.acknowledged.unwrap();
     let (second, third) = (first.replica(), FakeServer::start());
     // The two overlap in the second third of each series, so that no series is whole in one.
-    for (_, samples) in &mut first.store.lock().unwrap().series {
+    for samples in first.store.lock().unwrap().series.values_mut() {
         samples.truncate(samples.len() * 2 / 3);
     }
-    for (_, samples) in &mut second.store.lock().unwrap().series {
+    for samples in second.store.lock().unwrap().series.values_mut() {
         samples.drain(..samples.len() / 3);
     }
     let found = verify_together(&[&first, &second, &third], &workload, &acknowledged);

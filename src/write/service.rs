@@ -54,7 +54,7 @@ pub enum PeerWriteError {
     Write(#[from] WriteError),
     /// Some series or samples were refused for good; the others are stored.
     #[error("tenant {tenant}: {refusals}")]
-    Refused { tenant: TenantId, refusals: Refusals },
+    Refused { tenant: TenantId, refusals: Box<Refusals> },
 }
 
 /// Takes the requests of peers apart.
@@ -103,7 +103,7 @@ impl<S: PeerSink> PeerWrites<S> {
         if outcome.refusals.is_empty() {
             return Ok(());
         }
-        Err(PeerWriteError::Refused { tenant, refusals: outcome.refusals })
+        Err(PeerWriteError::Refused { tenant, refusals: Box::new(outcome.refusals) })
     }
 }
 

@@ -441,7 +441,7 @@ mod tests {
         };
         let samples = |series_ref, t| {
             let mut bytes = Vec::new();
-            record::encode_samples(&mut bytes, [(HeadSeriesRef(series_ref), t, 1)].into_iter());
+            record::encode_samples(&mut bytes, [(HeadSeriesRef(series_ref), t, 1)]);
             bytes
         };
         let mut removal = vec![3, 0, 0, 0, 0, 0, 0, 0, 5];
