@@ -61,11 +61,11 @@ fn kept(series: &Value, kept: &Value, mint: i64) -> Floats {
     for (series, kept) in series.as_array().unwrap().iter().zip(kept.as_array().unwrap()) {
         let samples = series["samples"].as_array().unwrap();
         let index = |value: &Value| value.as_u64().unwrap() as usize;
-        let ranges: Vec<_> = match kept {
-            Value::Array(ranges) => ranges.iter().map(|r| index(&r[0])..index(&r[1])).collect(),
-            all_or_none => Vec::from([0..samples.len() * index(all_or_none)]),
+        let ranges: Vec<(usize, usize)> = match kept {
+            Value::Array(ranges) => ranges.iter().map(|r| (index(&r[0]), index(&r[1]))).collect(),
+            all_or_none => vec![(0, samples.len() * index(all_or_none))],
         };
-        let kept = ranges.into_iter().flat_map(|range| &samples[range]);
+        let kept = ranges.into_iter().flat_map(|(from, to)| &samples[from..to]);
         let kept = kept.filter_map(recorded::float).filter(|(t, _)| *t >= mint);
         all.entry(recorded::labels(&series["labels"])).or_default().extend(kept);
     }

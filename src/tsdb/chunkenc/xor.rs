@@ -28,7 +28,7 @@ const NO_WINDOW: u8 = 0xff;
 
 /// What the encoder must remember between samples. It lies in the series' hot line, not beside the
 /// bytes, so that appending touches just the line and the end of the chunk. The sample count in the
-/// chunk's first bytes is set only when the chunk is copied or finished: [`finish`].
+/// chunk's first bytes is set only when the chunk is copied or finished.
 #[derive(Clone, Copy, Debug)]
 pub struct XorState {
     pub t: i64,
