@@ -106,6 +106,7 @@ impl App {
         for notice in &config.notices {
             tracing::info!("{notice}");
         }
+        raise_open_files();
         let registry = Registry::new();
         process::register(&registry);
         let draining = CancellationToken::new();
@@ -178,6 +179,16 @@ async fn serve_until(
     tokio::select! {
         never = report_ready => match never {},
         signal = stop.next() => signal,
+    }
+}
+
+/// Lets the process have as many open files as it may, as Go's runtime does: each connection and
+/// each tenant's log takes one, and the default is a few for the sake of `select`.
+fn raise_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::warn!(err = %error, "cannot raise the limit of open files");
     }
 }
 
