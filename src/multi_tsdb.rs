@@ -126,7 +126,10 @@ impl MultiTsdb {
     ) -> Result<Arc<MultiTsdb>, StartError> {
         let found = find_tenants(&options, &*disk)?;
         let entries = found.iter().map(|found| (found.id.clone(), Entry::Opening)).collect();
-        let is_synced_by_time = options.db.wal_sync != SyncPolicy::Segment;
+        let sync = match options.db.wal_sync {
+            SyncPolicy::Interval | SyncPolicy::Always => syncer::sync_dirty,
+            SyncPolicy::Segment => syncer::mend_failed,
+        };
         let tenants = Arc::new(MultiTsdb {
             options,
             disk,
@@ -151,11 +154,8 @@ impl MultiTsdb {
             tenants.retry_quarantined();
         });
         tenants.periodic.lock().push(retry);
-        if is_synced_by_time {
-            let sync =
-                Periodic::start("wal-sync", syncer::SYNC_EVERY, &tenants, syncer::sync_dirty);
-            tenants.periodic.lock().push(sync);
-        }
+        let sync = Periodic::start("wal-sync", syncer::SYNC_EVERY, &tenants, sync);
+        tenants.periodic.lock().push(sync);
         tenants.open_found(found);
         Ok(tenants)
     }
@@ -199,7 +199,7 @@ impl MultiTsdb {
                     return made.unwrap_or_else(|err| Err(TenantError::NotMade(err.to_string())));
                 }
             };
-            // An error means that the maker is gone, so the entry has been settled either way.
+            // An error means that the maker is done or gone; the entry is settled either way.
             let _ = created.changed().await;
         }
     }
@@ -239,11 +239,16 @@ impl MultiTsdb {
 
     /// Opens a tenant that this process has claimed; whoever waits learns by `done`.
     fn make(&self, id: &TenantId, done: watch::Sender<()>) -> Result<Arc<Tenant>, TenantError> {
+        let claim = ClaimGuard { tenants: self, id, done: Some(done) };
         let dir = self.dir_of(id);
         let opened = Db::lock(&*self.disk, &dir, &self.options.db)
             .and_then(|lock| self.open_tenant(id, lock));
         let mut tenants = self.tenants.write();
         let result = match opened {
+            Ok(_) if self.is_closed.load(Ordering::Acquire) => {
+                tenants.remove(id);
+                Err(TenantError::Closed)
+            }
             Ok(tenant) => {
                 tenants.insert(id.clone(), Entry::Open(tenant.clone()));
                 Ok(tenant)
@@ -257,7 +262,7 @@ impl MultiTsdb {
             }
         };
         drop(tenants);
-        drop(done);
+        drop(claim);
         result
     }
 
@@ -266,7 +271,9 @@ impl MultiTsdb {
         for i in 0..REPLAYS_TOGETHER.min(queue.lock().len()) {
             let (tenants, queue) = (self.clone(), queue.clone());
             let replay = move || {
-                while let Some(found) = next(&queue) {
+                while !tenants.is_closed.load(Ordering::Acquire)
+                    && let Some(found) = next(&queue)
+                {
                     tenants.settle(&found.id, found.lock);
                     tenants.unopened.fetch_sub(1, Ordering::AcqRel);
                 }
@@ -286,6 +293,9 @@ impl MultiTsdb {
             Err(err) => Entry::Quarantined(chain(&err)),
         };
         let mut tenants = self.tenants.write();
+        if self.is_closed.load(Ordering::Acquire) {
+            return;
+        }
         if let Entry::Quarantined(err) = &entry
             && !matches!(tenants.get(id), Some(Entry::Quarantined(before)) if before == err)
         {
@@ -346,6 +356,23 @@ impl MultiTsdb {
     /// What decodes requests for tenants that do not exist yet hashes keys with.
     pub fn hasher(&self) -> &KeyHasher {
         &self.hasher
+    }
+}
+
+/// Gives a claimed tenant up if making it panics, and then tells who waits.
+struct ClaimGuard<'a> {
+    tenants: &'a MultiTsdb,
+    id: &'a TenantId,
+    done: Option<watch::Sender<()>>,
+}
+
+impl Drop for ClaimGuard<'_> {
+    fn drop(&mut self) {
+        let mut tenants = self.tenants.tenants.write();
+        if let Some(Entry::Creating(_)) = tenants.get(self.id) {
+            tenants.remove(self.id);
+        }
+        drop(self.done.take());
     }
 }
 

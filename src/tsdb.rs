@@ -65,6 +65,15 @@ pub struct Db {
     _lock: Option<Box<dyn DirLock>>,
 }
 
+/// Makes a log that was read durable. A process that was killed may have left its end to the kernel
+/// alone, and a sample sent again is answered as stored by what was replayed.
+fn sync_log(disk: &dyn Disk, wal_dir: &Path) -> io::Result<()> {
+    for segment in disk.list(wal_dir)?.into_iter().filter(|entry| !entry.is_dir) {
+        disk.open_write(&wal_dir.join(segment.name))?.sync()?;
+    }
+    disk.sync_dir(wal_dir)
+}
+
 /// What opening a database found.
 pub struct Opened {
     pub db: Db,
@@ -107,8 +116,11 @@ impl Db {
         tenant: &str,
     ) -> Result<Opened, OpenError> {
         let started = Instant::now();
-        let min_valid_time =
+        let block_end =
             meta::newest_block_end(&*disk, dir).map_err(OpenError::io("listing", dir))?;
+        // A block that ends in the future, as one client's wrong clock can make it, is not to shut
+        // the others out.
+        let min_valid_time = block_end.min(clock.now().saturating_sub(options.block_range / 2));
         let wal_dir = dir.join("wal");
         disk.create_dir_all(&wal_dir).map_err(OpenError::io("making", &wal_dir))?;
         let wal_metrics = WalMetrics::new(registry, tenant);
@@ -116,6 +128,7 @@ impl Db {
             open_log(&*disk, &wal_dir, &wal_metrics, |found| take(found.record))
         })
         .map_err(OpenError::io("reading the log in", &wal_dir))?;
+        sync_log(&*disk, &wal_dir).map_err(OpenError::io("syncing the log in", &wal_dir))?;
 
         let wal_options = WalOptions {
             segment_bytes: options.wal_segment_bytes,

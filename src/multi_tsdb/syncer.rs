@@ -1,5 +1,6 @@
 //! Makes every tenant's log durable at least once a second.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,10 +17,22 @@ pub(super) fn sync_dirty(tenants: &MultiTsdb) {
     let mut dirty = tenants.tenants();
     dirty.retain(|tenant| tenant.db.sync_handle().is_dirty());
     if dirty.len() > SYNCED_ONE_BY_ONE && sync_together(tenants, &dirty) {
-        return;
+        dirty.retain(|tenant| tenant.db.sync_handle().needs_rewrite());
     }
-    // Each log makes its own failure good.
-    for tenant in dirty {
+    sync_each(dirty);
+}
+
+/// Under the policy that syncs full segments only: makes failed syncs good, or their logs would
+/// take no append any more.
+pub(super) fn mend_failed(tenants: &MultiTsdb) {
+    let mut failed = tenants.tenants();
+    failed.retain(|tenant| tenant.db.sync_handle().needs_rewrite());
+    sync_each(failed);
+}
+
+/// Each log makes its own failure good.
+fn sync_each(tenants: Vec<Arc<Tenant>>) {
+    for tenant in tenants {
         if let Err(err) = tenant.db.sync_handle().sync() {
             tracing::error!(tenant = %tenant.id, %err, "syncing the log failed");
         }
@@ -33,6 +46,9 @@ fn sync_together(tenants: &MultiTsdb, dirty: &[Arc<Tenant>]) -> bool {
     let synced = tenants.disk.sync_file_system(&tenants.options.dir);
     if let Err(err) = &synced {
         tracing::error!(%err, "syncing the file system failed");
+        if was_not_tried(err) {
+            return false;
+        }
     }
     for (tenant, position) in dirty.iter().zip(written) {
         match synced {
@@ -41,4 +57,20 @@ fn sync_together(tenants: &MultiTsdb, dirty: &[Arc<Tenant>]) -> bool {
         }
     }
     synced.is_ok()
+}
+
+/// Whether an error means that nothing was written back at all: no file handle was left, or the
+/// system has no such call. Then nothing is lost, and each log is synced by itself.
+fn was_not_tried(err: &io::Error) -> bool {
+    use rustix::io::Errno;
+    const NOT_TRIED: [Errno; 7] = [
+        Errno::MFILE,
+        Errno::NFILE,
+        Errno::NOSYS,
+        Errno::PERM,
+        Errno::ACCESS,
+        Errno::INVAL,
+        Errno::OPNOTSUPP,
+    ];
+    Errno::from_io_error(err).is_some_and(|errno| NOT_TRIED.contains(&errno))
 }

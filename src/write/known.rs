@@ -281,7 +281,9 @@ impl<'r> Decoder<'r, '_> {
     /// Lets the label bytes of a message that is not in the usual encoding be known, too.
     fn push_alias(&mut self, number: u32, series: &[u8]) {
         let (raw, rest) = split_labels(series);
-        if raw != self.key.as_bytes() && has_no_label(rest) {
+        // Unknown fields may make an encoding as long as they like; such a one is not kept.
+        let is_usual = raw.len() <= self.key.as_bytes().len() * 2;
+        if is_usual && raw != self.key.as_bytes() && has_no_label(rest) {
             self.batch.push_alias(number, raw, self.rules());
         }
     }

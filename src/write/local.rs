@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use tokio::runtime::RuntimeFlavor;
 
 use crate::model::tenant::TenantId;
 use crate::multi_tsdb::{MultiTsdb, Tenant, TenantError};
@@ -95,12 +96,12 @@ impl LocalWriter {
         batch: &mut Batch,
     ) -> Result<WriteOutcome, WriteError> {
         let existing = self.tenants.tenant_for_write(id).map_err(|err| not_ready(id, err))?;
-        let decoded = match &existing {
+        let decoded = uninterrupted(bytes, || match &existing {
             Some(tenant) => {
                 decode_fields(request, bytes, &tenant.db.lookup(), manners, self.caps, batch)
             }
             None => decode_fields(request, bytes, &self.nothing_known, manners, self.caps, batch),
-        };
+        });
         let mut outcome = decoded.map_err(|err| WriteError::Invalid {
             stage: "decode protobuf",
             detail: err.to_string(),
@@ -112,7 +113,8 @@ impl LocalWriter {
             Some(tenant) => tenant,
             None => self.tenants.create(id).await.map_err(|err| not_ready(id, err))?,
         };
-        let report = tenant.db.append(batch).map_err(|err| not_logged(id, &err))?;
+        let report = uninterrupted(bytes, || tenant.db.append(batch));
+        let report = report.map_err(|err| not_logged(id, &err))?;
         self.make_durable(&tenant, &report).await?;
         outcome.samples_stored = report.stored;
         add_refusals(&mut outcome.refusals, &report);
@@ -137,6 +139,22 @@ impl LocalWriter {
             }
         }
     }
+}
+
+/// A request larger than this is worked on off the threads that serve the sockets: it takes
+/// milliseconds and more. 2,000 series of one sample are 0.8 MB.
+const LARGE_BYTES: usize = 4 << 20;
+
+/// Does a piece of a request's work of `bytes`, without letting it hold up other requests.
+fn uninterrupted<T>(bytes: usize, work: impl FnOnce() -> T) -> T {
+    let has_threads = || {
+        let runtime = tokio::runtime::Handle::try_current();
+        runtime.is_ok_and(|runtime| runtime.runtime_flavor() == RuntimeFlavor::MultiThread)
+    };
+    if bytes > LARGE_BYTES && has_threads() {
+        return tokio::task::block_in_place(work);
+    }
+    work()
 }
 
 fn not_ready(id: &TenantId, err: TenantError) -> WriteError {

@@ -9,6 +9,8 @@ use std::collections::HashMap;
 use std::io;
 
 use crate::model::HeadSeriesRef;
+use parking_lot::RwLockWriteGuard;
+
 use crate::model::Timestamp;
 use crate::model::key_table::Slot;
 use crate::model::labels::SeriesKey;
@@ -149,20 +151,21 @@ impl Head {
         if log.scratch.accepted.is_empty() && log.scratch.unlogged.is_empty() {
             return Ok(report);
         }
-        let logged = self.write_records(log)?;
-        report.position = logged.end();
-        report.closed_segment = logged.closed_segment();
-        self.apply(log, logged);
+        let logged = self.write_records(log);
+        if let Ok(logged) = &logged {
+            report.position = logged.end();
+            report.closed_segment = logged.closed_segment();
+        }
+        let applied = logged.map(|logged| self.apply(log, logged));
         log.scratch.shrink();
-        Ok(report)
+        applied.map(|()| report)
     }
 
     /// Pads and syncs the log; appends fail from here on.
     pub fn close_log(&self) -> Result<(), WalError> {
-        match self.log.lock().wal.take() {
-            Some(wal) => wal.close(),
-            None => Ok(()),
-        }
+        // Not under the lock: closing waits for the disk.
+        let wal = self.log.lock().wal.take();
+        wal.map_or(Ok(()), Wal::close)
     }
 
     /// `None` for a batch without samples.
@@ -192,7 +195,7 @@ impl Head {
     fn resolve_new_series(&self, log: &mut LogSide, batch: &Batch, bounds: Bounds) {
         let resolved = &mut log.scratch.resolved;
         resolved.clear();
-        if batch.new_series.is_empty() {
+        if batch.new_series.is_empty() && batch.aliases.is_empty() {
             return;
         }
         let mut wanted = vec![false; batch.new_series.len()];
@@ -249,7 +252,8 @@ impl Head {
         unlogged.clear();
         let mut repeats = Repeats::default();
         let mut states = self.states.write();
-        for window in batch.samples.chunks(TOUCHED_TOGETHER) {
+        for (i, window) in batch.samples.chunks(TOUCHED_TOGETHER).enumerate() {
+            let_readers_in(i, &mut states);
             let known = window.iter().map(|sample| sample.series);
             touch(&states, known.filter(|series| series & NEW_BIT == 0));
             for sample in window {
@@ -349,7 +353,8 @@ impl Head {
         let mut chunks_created = 0;
         let (mut mint, mut maxt) = (Timestamp::MAX, Timestamp::MIN);
         let mut states = self.states.write();
-        for window in accepted.chunks(TOUCHED_TOGETHER) {
+        for (i, window) in accepted.chunks(TOUCHED_TOGETHER).enumerate() {
+            let_readers_in(i, &mut states);
             touch(&states, window.iter().map(|sample| sample.slot));
             for sample in window {
                 let state = states.get_mut(sample.slot);
@@ -365,6 +370,15 @@ impl Head {
         self.metrics.samples_appended.add(accepted.len() as u64);
         self.metrics.chunks_created.add(chunks_created);
         self.metrics.chunks.add(chunks_created as f64);
+    }
+}
+
+/// Between the windows of a large request, lets readers that wait have their turn.
+#[inline]
+fn let_readers_in(window: usize, states: &mut RwLockWriteGuard<'_, States>) {
+    const WINDOWS_PER_HOLD: usize = 256;
+    if window % WINDOWS_PER_HOLD == WINDOWS_PER_HOLD - 1 {
+        RwLockWriteGuard::bump(states);
     }
 }
 
@@ -452,7 +466,12 @@ impl Repeats {
 
 impl Scratch {
     fn shrink(&mut self) {
-        if self.samples_record.capacity() + self.series_record.capacity() > KEPT_SCRATCH_BYTES_MAX {
+        let kept = self.samples_record.capacity()
+            + self.series_record.capacity()
+            + self.accepted.capacity() * size_of::<AcceptedSample>()
+            + self.record_samples.capacity() * size_of::<RefSample>()
+            + (self.resolved.capacity() + self.unlogged.capacity()) * size_of::<Option<Slot>>();
+        if kept > KEPT_SCRATCH_BYTES_MAX {
             *self = Scratch::default();
         }
     }

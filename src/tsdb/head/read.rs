@@ -23,7 +23,7 @@ impl Head {
         for slots in slots.chunks(SERIES_PER_HOLD) {
             let series = self.series.read();
             let states = self.states.read();
-            // A series shows up in the postings a moment before it has a state.
+            // Postings come last when a series is made, so each slot has its state.
             let overlapping = slots.iter().filter(|slot| {
                 (**slot as usize) < states.len() && states.get(**slot).overlaps(mint, maxt)
             });

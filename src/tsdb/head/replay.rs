@@ -196,7 +196,7 @@ impl Sorter {
         let is_canonical = labels
             .clone()
             .try_fold(&[][..], |before, (name, value)| {
-                (before <= name && !value.is_empty()).then_some(name)
+                ((before < name || name.is_empty()) && !value.is_empty()).then_some(name)
             })
             .is_some();
         if is_canonical {

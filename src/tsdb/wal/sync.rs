@@ -164,6 +164,12 @@ impl SyncHandle {
         log.written() > log.synced || log.health == Health::TailUnsynced
     }
 
+    /// Whether a sync failed and what it should have made durable is still to be written again.
+    /// Until then appends are refused.
+    pub fn needs_rewrite(&self) -> bool {
+        self.0.log.lock().health == Health::TailUnsynced
+    }
+
     /// Makes everything written before the call durable; up to where it then is. Blocks on the
     /// disk. After a failed sync it writes the unsynced bytes again.
     pub fn sync(&self) -> Result<LogPosition, SyncError> {
