@@ -32,7 +32,7 @@ fn a_node_that_knows_of_a_member_that_another_does_not_answers_all_writes() {
 fn members(root: &Path, count: usize) -> (Vec<Node>, Vec<PathBuf>) {
     let member = |i| {
         let file = root.join(format!("hashrings-{i}.json"));
-        (Node::new(root, &format!("node-{i}")).routes(&file, 1).is_member(), file)
+        (Node::new(root, &format!("node-{i}")).with_ring(&file, 1).with_local_endpoint(), file)
     };
     (0..count).map(member).unzip()
 }
@@ -63,7 +63,7 @@ fn a_router_stores_nothing_and_touches_no_data_directory() {
     let mut ingestors = [0, 1].map(|i| Node::new(root.path(), &format!("ingestor-{i}")));
     fs::write(&file, ketama(&ingestors)).unwrap();
     ingestors.iter_mut().for_each(Node::start);
-    let mut router = Node::new(root.path(), "router").routes(&file, 2);
+    let mut router = Node::new(root.path(), "router").with_ring(&file, 2);
     router.start();
     assert_eq!(router.ring()["mode"], "RouterOnly");
     assert_eq!(ingestors[0].ring()["mode"], "IngestorOnly");

@@ -55,14 +55,14 @@ impl Node {
     }
 
     /// Makes it follow a ring's file.
-    pub(crate) fn routes(mut self, hashrings: &Path, factor: usize) -> Node {
+    pub(crate) fn with_ring(mut self, hashrings: &Path, factor: usize) -> Node {
         self.args.push(format!("--receive.hashrings-file={}", hashrings.display()));
         self.args.push(format!("--receive.replication-factor={factor}"));
         self
     }
 
     /// Makes it a member of its ring.
-    pub(crate) fn is_member(mut self) -> Node {
+    pub(crate) fn with_local_endpoint(mut self) -> Node {
         self.args.push(format!("--receive.local-endpoint={}", self.grpc));
         self
     }
@@ -187,23 +187,13 @@ impl Ring {
         let root = tempfile::tempdir().expect("temporary directory");
         let hashrings = root.path().join("hashrings.json");
         let node = |i| Node::new(root.path(), &format!("node-{i}"));
-        let nodes = (0..count).map(|i| node(i).routes(&hashrings, factor).is_member());
+        let nodes = (0..count).map(|i| node(i).with_ring(&hashrings, factor).with_local_endpoint());
         let mut ring = Ring { nodes: nodes.collect(), hashrings, root };
         fs::write(&ring.hashrings, ketama(&ring.nodes)).expect("the ring's file");
         ring.nodes.iter_mut().for_each(Node::launch);
         ring.nodes.iter_mut().for_each(Node::wait_ready);
         ring.nodes.iter_mut().for_each(Node::wait_others);
         ring
-    }
-
-    /// Waits until all other nodes send to this one.
-    pub(crate) fn wait_found(&mut self, member: usize) {
-        let address = self.nodes[member].grpc.clone();
-        for (i, node) in self.nodes.iter_mut().enumerate() {
-            if i != member {
-                node.wait_member(&address, "open");
-            }
-        }
     }
 }
 

@@ -19,7 +19,8 @@ fn a_killed_node_costs_no_write_and_no_sample() {
     ring.nodes[2].kill();
     load.wait_stretch();
     ring.nodes[2].start();
-    ring.wait_found(2);
+    let restarted = ring.nodes[2].grpc.clone();
+    ring.nodes[0].wait_member(&restarted, "open");
     load.wait_stretch();
     load.stop().verify(&ring.nodes, 3);
 }
@@ -47,7 +48,7 @@ fn a_hung_node_holds_no_writer_and_is_shut_out() {
 fn a_rolling_restart_fails_no_write_and_loses_no_sample() {
     let mut ring = Ring::start(3, 3);
     // Stands for the service in front of the nodes, which sends nothing to one that is not ready.
-    let mut router = Node::new(ring.root.path(), "router").routes(&ring.hashrings, 3);
+    let mut router = Node::new(ring.root.path(), "router").with_ring(&ring.hashrings, 3);
     router.start();
     let mut load = Load::start(ring.root.path(), "load", &router);
     load.wait_stretch();
@@ -92,9 +93,10 @@ fn with_one_replica_a_dead_node_fails_its_own_series_only() {
         node.wait_until("takes the good file", |node| node.ring()["error"].is_null());
     }
     ring.nodes[2].start();
-    ring.wait_found(2);
-    let answer = ring.nodes[1].send(&everything(3));
-    assert_eq!(answer.status, 200, "{}", String::from_utf8_lossy(&answer.body));
+    let mut times = 3..;
+    ring.nodes[1].wait_until("finds the dead node again", |node| {
+        node.send(&everything(times.next().unwrap())).status == 200
+    });
     assert_eq!(ring.nodes[2].metric("prometheus_tsdb_head_series"), lost as f64);
 }
 
