@@ -354,15 +354,17 @@ impl Peer {
     }
 
     pub fn snapshot(&self) -> PeerSnapshot {
+        let now = Instant::now();
         let (state, tenants_shut) = {
             let breaker = self.breaker.lock();
-            (breaker.state(), breaker.tenants_shut(Instant::now()))
+            (breaker.state(), breaker.tenants_shut(now))
         };
         let state = match (self.link.state(), state) {
             (Link::Down(reason), _) => PeerState::Unreachable(reason),
             (_, State::Open) => PeerState::Open,
-            (_, State::Shut { .. }) => PeerState::Shut,
-            (_, State::Probation { .. }) => PeerState::Probation,
+            (_, State::Shut { until, .. }) if now < until => PeerState::Shut,
+            // The next call is on trial, or one is.
+            (_, State::Shut { .. } | State::Probation { .. }) => PeerState::Probation,
         };
         PeerSnapshot {
             address: self.address.clone(),

@@ -1,0 +1,96 @@
+//! `ringest load` towards a ring, and its count of what the ring kept.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::node::Node;
+use crate::process::{Process, wait_for};
+
+/// Size of the record that a stretch of load fills: 40 requests, sent and acknowledged.
+const STRETCH_BYTES: u64 = 40 * 2 * 24;
+
+/// A sender that goes on until it is stopped, and its record of what was acknowledged.
+pub(crate) struct Load {
+    process: Process,
+    acked_file: PathBuf,
+}
+
+/// What was acknowledged.
+pub(crate) struct Acked {
+    file: PathBuf,
+    samples: u64,
+}
+
+impl Load {
+    /// Starts one that writes to `node`. The name tells its series and files from those of others.
+    pub(crate) fn start(root: &Path, name: &str, node: &Node) -> Load {
+        let acked_file = root.join(format!("{name}.acked"));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ringest"));
+        command
+            .arg("load")
+            .arg(format!("--url=http://{}", node.write))
+            .args(["--series=1000", "--series-per-request=100", "--connections=2"])
+            .args(["--rate=4000", "--stale=5", "--tenants=2", "--json"])
+            .arg(format!("--tenant-prefix={name}-"))
+            .arg("--acked-file")
+            .arg(&acked_file);
+        let process = Process::start(&mut command, &root.join(format!("{name}.log")));
+        Load { process, acked_file }
+    }
+
+    fn recorded(&self) -> u64 {
+        fs::metadata(&self.acked_file).map_or(0, |metadata| metadata.len())
+    }
+
+    /// Waits until a stretch of requests has been acknowledged.
+    pub(crate) fn wait_stretch(&mut self) {
+        let began = self.recorded();
+        let went_on = wait_for(|| {
+            assert_eq!(self.process.exited(), None, "{}", self.process.log());
+            (self.recorded() > began + STRETCH_BYTES).then_some(())
+        });
+        assert!(went_on.is_some(), "the load is stuck: {}", self.process.log());
+    }
+
+    /// Stops it, and expects that each of its requests was answered with a 2xx the first time.
+    pub(crate) fn stop(mut self) -> Acked {
+        self.process.signal(Signal::INT);
+        assert_eq!(self.process.wait_exit(), Some(0), "{}", self.process.log());
+        let log = self.process.log();
+        let summary: Value = serde_json::from_str(log.lines().last().expect("a summary"))
+            .unwrap_or_else(|error| panic!("{error}: {log}"));
+        let statuses = summary["statuses"].as_object().expect("statuses");
+        assert!(statuses.keys().all(|status| status.starts_with('2')), "{summary}");
+        for count in ["connection_errors", "retries", "unacknowledged_samples"] {
+            assert_eq!(summary[count], 0, "{summary}");
+        }
+        Acked { file: self.acked_file, samples: summary["samples"].as_u64().expect("samples") }
+    }
+}
+
+impl Acked {
+    /// Reads everything back from all nodes, and expects every sample bit for bit, each on as many
+    /// nodes as acknowledge it, and on no more than there are copies.
+    pub(crate) fn verify<'a>(&self, nodes: impl IntoIterator<Item = &'a Node>, factor: usize) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ringest"));
+        command.args(["load", "verify", "--json", "--acked-file"]).arg(&self.file);
+        for node in nodes {
+            command.arg(format!("--read-url=http://{}/api/v1/read", node.http));
+        }
+        let output = command.output().expect("verify starts");
+        let said = String::from_utf8_lossy(&output.stderr);
+        let found: Value = serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|error| panic!("{error}: {said}"));
+        assert!(output.status.success(), "{found} {said}");
+        assert!(self.samples > 0);
+        assert_eq!(found["intact"], self.samples, "{found}");
+        let copies = found["intact_by_node_count"].as_object().expect("counts");
+        for count in copies.keys().map(|count| count.parse::<usize>().expect("a count")) {
+            assert!((factor / 2 + 1..=factor).contains(&count), "{found}");
+        }
+    }
+}

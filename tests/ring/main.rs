@@ -1,0 +1,13 @@
+//! Rings of real processes on 127.0.0.1: nodes are killed, stopped, restarted and told different
+//! things under load, and everything acknowledged is counted afterwards.
+
+#[path = "../support/http.rs"]
+mod http;
+mod load;
+mod membership;
+mod node;
+mod outages;
+#[path = "../support/ports.rs"]
+mod ports;
+#[path = "../support/process.rs"]
+mod process;

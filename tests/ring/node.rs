@@ -1,0 +1,209 @@
+//! Receivers that form a ring.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use crate::http::{self, Answer, Request};
+use crate::ports;
+use crate::process::{Process, wait_for};
+
+/// A receiver with a directory and ports of its own, which it keeps when it is started again.
+/// Killed when dropped.
+pub(crate) struct Node {
+    name: String,
+    args: Vec<String>,
+    pub(crate) data: PathBuf,
+    log: PathBuf,
+    /// `host:port` of metrics, probes, remote read and the ring's page.
+    pub(crate) http: String,
+    /// `host:port` of gRPC, by which the ring's file names the node.
+    pub(crate) grpc: String,
+    /// `host:port` of remote write.
+    pub(crate) write: String,
+    process: Option<Process>,
+}
+
+impl Node {
+    /// A node that is still to be [started](Node::start).
+    pub(crate) fn new(root: &Path, name: &str) -> Node {
+        let ports = ports::free(3);
+        let address = |i: usize| format!("127.0.0.1:{}", ports[i]);
+        let data = root.join(name);
+        let args = vec![
+            format!("--http-address={}", address(0)),
+            format!("--grpc-address={}", address(1)),
+            format!("--remote-write.address={}", address(2)),
+            format!("--tsdb.path={}", data.display()),
+            format!("--label=replica=\"{name}\""),
+            // Shorter than usual, so that a hung peer is noticed soon.
+            "--receive-forward-timeout=2s".to_owned(),
+        ];
+        Node {
+            name: name.to_owned(),
+            args,
+            log: data.with_extension("log"),
+            data,
+            http: address(0),
+            grpc: address(1),
+            write: address(2),
+            process: None,
+        }
+    }
+
+    /// Makes it follow a ring's file.
+    pub(crate) fn with_ring(mut self, hashrings: &Path, factor: usize) -> Node {
+        self.args.push(format!("--receive.hashrings-file={}", hashrings.display()));
+        self.args.push(format!("--receive.replication-factor={factor}"));
+        self
+    }
+
+    /// Makes it a member of its ring.
+    pub(crate) fn with_local_endpoint(mut self) -> Node {
+        self.args.push(format!("--receive.local-endpoint={}", self.grpc));
+        self
+    }
+
+    /// Starts it, for the first time or again, and waits until it is ready.
+    pub(crate) fn start(&mut self) {
+        self.launch();
+        self.wait_ready();
+    }
+
+    /// Starts it without waiting.
+    pub(crate) fn launch(&mut self) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ringest"));
+        command.arg("receive").args(&self.args);
+        self.process = Some(Process::start(&mut command, &self.log));
+    }
+
+    pub(crate) fn wait_ready(&mut self) {
+        self.wait_until("is ready", |node| {
+            assert_eq!(node.process().exited(), None, "{}", node.process().log());
+            let answer = http::exchange(&node.http, &Request::new("GET", "/-/ready"));
+            answer.is_some_and(|answer| answer.status == 200)
+        });
+    }
+
+    /// SIGTERM, and waits for the end, which must be a clean one.
+    pub(crate) fn stop(&mut self) {
+        self.signal(Signal::TERM);
+        let mut process = self.process.take().expect("a node that runs");
+        assert_eq!(process.wait_exit(), Some(0), "exit code of {}: {}", self.name, process.log());
+    }
+
+    /// kill -9, and waits until the process is gone.
+    pub(crate) fn kill(&mut self) {
+        self.signal(Signal::KILL);
+        let mut process = self.process.take().expect("a node that runs");
+        assert_eq!(process.wait_exit(), Some(-9), "{} ended: {}", self.name, process.log());
+    }
+
+    /// Sends it a signal.
+    pub(crate) fn signal(&mut self, signal: Signal) {
+        self.process().signal(signal);
+    }
+
+    fn process(&mut self) -> &mut Process {
+        self.process.as_mut().expect("a node that runs")
+    }
+
+    /// Waits for a condition.
+    pub(crate) fn wait_until(&mut self, what: &str, mut holds: impl FnMut(&mut Node) -> bool) {
+        let held = wait_for(|| holds(self).then_some(()));
+        if held.is_none() {
+            let log = self.process().log();
+            panic!("never: {} {what}: {log}", self.name);
+        }
+    }
+
+    /// The ring's page.
+    pub(crate) fn ring(&self) -> Value {
+        let answer = self.get("/api/v1/ring");
+        serde_json::from_slice(&answer.body).expect("JSON")
+    }
+
+    /// What the ring's page says about a member of its only ring.
+    pub(crate) fn member(&self, address: &str) -> Value {
+        let ring = self.ring();
+        let members = ring["hashrings"][0]["members"].as_array().expect("members");
+        let member = members.iter().find(|member| member["address"] == address);
+        member.unwrap_or_else(|| panic!("{address} is not in {ring}")).clone()
+    }
+
+    /// Waits until the ring's page calls a member so.
+    pub(crate) fn wait_member(&mut self, address: &str, state: &str) {
+        self.wait_until(&format!("calls {address} {state}"), |node| {
+            node.member(address)["state"] == state
+        });
+    }
+
+    /// Waits until it is connected to all other members that it knows of.
+    pub(crate) fn wait_others(&mut self) {
+        self.wait_until("finds the others", |node| {
+            let ring = node.ring();
+            let members = ring["hashrings"][0]["members"].as_array().expect("members");
+            members.iter().all(|member| member["state"] == "local" || member["state"] == "open")
+        });
+    }
+
+    /// The sum over all series of a metric.
+    pub(crate) fn metric(&self, name: &str) -> f64 {
+        let page = String::from_utf8(self.get("/metrics").body).expect("UTF-8");
+        let has_name =
+            |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{']));
+        let values = page.lines().filter(has_name).map(|line| line.rsplit_once(' ').expect(line).1);
+        values.map(|value| value.parse::<f64>().expect("a number")).sum()
+    }
+
+    fn get(&self, path: &str) -> Answer {
+        let answer = http::exchange(&self.http, &Request::new("GET", path));
+        let answer = answer.unwrap_or_else(|| panic!("{} does not answer", self.name));
+        assert_eq!(answer.status, 200, "{path} of {}", self.name);
+        answer
+    }
+
+    /// Posts a `prometheus.WriteRequest` of the default tenant.
+    pub(crate) fn send(&self, message: &[u8]) -> Answer {
+        let mut request = Request::new("POST", "/api/v1/receive");
+        request.body = Some(snap::raw::Encoder::new().compress_vec(message).expect("snappy"));
+        http::exchange(&self.write, &request).expect("an answer to a write")
+    }
+}
+
+/// Nodes that are all members of one ring and share its file.
+pub(crate) struct Ring {
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) hashrings: PathBuf,
+    pub(crate) root: tempfile::TempDir,
+}
+
+impl Ring {
+    /// Starts all, and waits until they are ready and have found each other.
+    pub(crate) fn start(count: usize, factor: usize) -> Ring {
+        let root = tempfile::tempdir().expect("temporary directory");
+        let hashrings = root.path().join("hashrings.json");
+        let node = |i| Node::new(root.path(), &format!("node-{i}"));
+        let nodes = (0..count).map(|i| node(i).with_ring(&hashrings, factor).with_local_endpoint());
+        let mut ring = Ring { nodes: nodes.collect(), hashrings, root };
+        fs::write(&ring.hashrings, ketama(&ring.nodes)).expect("the ring's file");
+        ring.nodes.iter_mut().for_each(Node::launch);
+        ring.nodes.iter_mut().for_each(Node::wait_ready);
+        ring.nodes.iter_mut().for_each(Node::wait_others);
+        ring
+    }
+}
+
+/// A ring's file.
+pub(crate) fn ketama<'a>(nodes: impl IntoIterator<Item = &'a Node>) -> String {
+    hashrings("ketama", nodes)
+}
+
+/// A ring's file with an algorithm of choice.
+pub(crate) fn hashrings<'a>(algorithm: &str, nodes: impl IntoIterator<Item = &'a Node>) -> String {
+    let endpoints: Vec<&str> = nodes.into_iter().map(|node| node.grpc.as_str()).collect();
+    json!([{"hashring": "default", "algorithm": algorithm, "endpoints": endpoints}]).to_string()
+}

@@ -1,0 +1,168 @@
+//! Nodes that die, hang and are restarted: with three replicas no writer notices, with one only
+//! the series of the dead node fail.
+
+use std::fs;
+use std::process::Command;
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::http::Answer;
+use crate::load::Load;
+use crate::node::{Node, Ring, ketama};
+
+#[test]
+fn a_killed_node_costs_no_write_and_no_sample() {
+    let mut ring = Ring::start(3, 3);
+    let mut load = Load::start(ring.root.path(), "load", &ring.nodes[0]);
+    load.wait_stretch();
+    ring.nodes[2].kill();
+    load.wait_stretch();
+    ring.nodes[2].start();
+    let restarted = ring.nodes[2].grpc.clone();
+    ring.nodes[0].wait_member(&restarted, "open");
+    load.wait_stretch();
+    load.stop().verify(&ring.nodes, 3);
+}
+
+#[test]
+fn a_hung_node_holds_no_writer_and_is_shut_out() {
+    let mut ring = Ring::start(3, 3);
+    let hung = ring.nodes[2].grpc.clone();
+    let mut load = Load::start(ring.root.path(), "load", &ring.nodes[0]);
+    load.wait_stretch();
+    ring.nodes[2].signal(Signal::STOP);
+    load.wait_stretch();
+    ring.nodes[0].wait_member(&hung, "shut");
+    let member = ring.nodes[0].member(&hung);
+    assert!(member["last_error"].is_string(), "{member}");
+    load.wait_stretch();
+
+    ring.nodes[2].signal(Signal::CONT);
+    ring.nodes[0].wait_member(&hung, "open");
+    load.wait_stretch();
+    load.stop().verify(&ring.nodes, 3);
+}
+
+#[test]
+fn a_rolling_restart_fails_no_write_and_loses_no_sample() {
+    let mut ring = Ring::start(3, 3);
+    // Stands for the service in front of the nodes, which sends nothing to one that is not ready.
+    let mut router = Node::new(ring.root.path(), "router").with_ring(&ring.hashrings, 3);
+    router.start();
+    let mut load = Load::start(ring.root.path(), "load", &router);
+    load.wait_stretch();
+    for i in 0..3 {
+        ring.nodes[i].stop();
+        load.wait_stretch();
+        ring.nodes[i].start();
+        // A restart that does not wait for this has two nodes out at the same time.
+        router.wait_member(&ring.nodes[i].grpc, "open");
+        load.wait_stretch();
+    }
+    load.stop().verify(&ring.nodes, 3);
+}
+
+#[test]
+fn with_one_replica_a_dead_node_fails_its_own_series_only() {
+    let mut ring = Ring::start(3, 1);
+    let owners = owners(&ring);
+    let dead = ring.nodes[2].grpc.clone();
+    let lost = owners.iter().filter(|owner| **owner == dead).count();
+    assert!(0 < lost && lost < owners.len(), "{owners:?}");
+    let everything = |t| (0..SERIES).flat_map(|i| write_request(i, t)).collect::<Vec<u8>>();
+
+    ring.nodes[2].kill();
+    each_series_by_its_owner(&ring.nodes[0], &owners, &dead, 0);
+    ring.nodes[0].wait_member(&dead, "unreachable");
+    assert_unavailable(&ring.nodes[1].send(&everything(1)));
+    // The answer need not wait for the series that are stored.
+    let kept = 2.0 * (owners.len() - lost) as f64;
+    wait_samples(&mut ring, kept);
+
+    fs::write(&ring.hashrings, "[{\"hashring\": \"default\", \"endpoints\": [").unwrap();
+    for node in &mut ring.nodes[..2] {
+        node.wait_until("notices the bad file", |node| node.ring()["error"].is_string());
+        assert_eq!(node.ring()["hashrings"][0]["members"].as_array().unwrap().len(), 3);
+    }
+    each_series_by_its_owner(&ring.nodes[0], &owners, &dead, 2);
+    wait_samples(&mut ring, 1.5 * kept);
+
+    fs::write(&ring.hashrings, ketama(&ring.nodes)).unwrap();
+    for node in &mut ring.nodes[..2] {
+        node.wait_until("takes the good file", |node| node.ring()["error"].is_null());
+    }
+    ring.nodes[2].start();
+    let mut times = 3..;
+    ring.nodes[1].wait_until("finds the dead node again", |node| {
+        node.send(&everything(times.next().unwrap())).status == 200
+    });
+    assert_eq!(ring.nodes[2].metric("prometheus_tsdb_head_series"), lost as f64);
+}
+
+/// Series of the test above, each in a request of its own.
+const SERIES: usize = 60;
+
+/// Sends each series alone, and expects that those of the dead node fail, and no others.
+fn each_series_by_its_owner(node: &Node, owners: &[String], dead: &str, t: i64) {
+    for (i, owner) in owners.iter().enumerate() {
+        let answer = node.send(&write_request(i, t));
+        if owner == dead {
+            assert_unavailable(&answer);
+        } else {
+            assert_eq!(answer.status, 200, "{owner}: {}", String::from_utf8_lossy(&answer.body));
+        }
+    }
+}
+
+fn assert_unavailable(answer: &Answer) {
+    assert_eq!(answer.status, 503, "{}", String::from_utf8_lossy(&answer.body));
+    let retry_after = answer.header("retry-after").expect("Retry-After");
+    assert!(retry_after.parse::<u64>().is_ok_and(|seconds| seconds > 0), "{retry_after}");
+}
+
+/// Waits until the first two nodes have so many samples together.
+fn wait_samples(ring: &mut Ring, samples: f64) {
+    let [first, second, ..] = &mut ring.nodes[..] else { panic!("a ring of three") };
+    let stored = |node: &Node| node.metric("prometheus_tsdb_head_samples_appended_total");
+    first.wait_until(&format!("and the other have {samples} samples"), |first| {
+        stored(first) + stored(second) >= samples
+    });
+    assert_eq!(stored(first) + stored(second), samples);
+}
+
+/// Which node has each series, by `ringest ring locate`.
+fn owners(ring: &Ring) -> Vec<String> {
+    let output = Command::new(env!("CARGO_BIN_EXE_ringest"))
+        .args(["ring", "locate"])
+        .arg(format!("--receive.hashrings-file={}", ring.hashrings.display()))
+        .args((0..SERIES).map(|i| format!("up{{instance=\"{i}\"}}")))
+        .output()
+        .unwrap();
+    let located = String::from_utf8(output.stdout).unwrap();
+    let owner = |line: &str| {
+        let located: Value = serde_json::from_str(line).unwrap();
+        located["endpoints"][0].as_str().unwrap_or_else(|| panic!("{located}")).to_owned()
+    };
+    let owners: Vec<String> = located.lines().map(owner).collect();
+    assert_eq!(owners.len(), SERIES, "{}", String::from_utf8_lossy(&output.stderr));
+    owners
+}
+
+/// `up{instance="i"}` with the sample 1, `t` ms after a time of long ago.
+fn write_request(i: usize, t: i64) -> Vec<u8> {
+    let mut series = Vec::new();
+    for (name, value) in [("__name__", "up"), ("instance", &i.to_string())] {
+        let mut label = Vec::new();
+        prost::encoding::string::encode(1, &name.to_owned(), &mut label);
+        prost::encoding::string::encode(2, &value.to_owned(), &mut label);
+        prost::encoding::bytes::encode(1, &label, &mut series);
+    }
+    let mut sample = Vec::new();
+    prost::encoding::double::encode(1, &1.0, &mut sample);
+    prost::encoding::int64::encode(2, &(1_000_000 + t), &mut sample);
+    prost::encoding::bytes::encode(2, &sample, &mut series);
+    let mut request = Vec::new();
+    prost::encoding::bytes::encode(1, &series, &mut request);
+    request
+}
