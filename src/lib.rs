@@ -81,7 +81,7 @@
 //!
 //! On purpose: no `unsafe`; no pluggable storage; no query language. For now, and said where it
 //! shows: blocks are neither cut nor read, so the head grows until it is moved elsewhere; histograms
-//! are refused and exemplars dropped, each counted. The README
+//! are refused and exemplars dropped, each counted; peers speak gRPC, not Cap'n Proto. The README
 //! keeps the whole list.
 //!
 //! [`Appended`]: tsdb::wal::Appended
