@@ -55,8 +55,8 @@ pub enum AppError {
     Panicked(#[from] JoinError),
 }
 
-/// How often the storage is asked whether it is open, until it is.
-const OPEN_POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// How often storage and rings are asked whether they are there, until they are.
+const READY_POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Runs the receiver until a signal stops it.
 pub fn run(config: Config) -> Result<(), AppError> {
@@ -83,6 +83,8 @@ struct Node {
 struct App {
     /// None on a node that only routes.
     storage: Option<Arc<MultiTsdb>>,
+    /// None on a node without any.
+    rings: Option<CurrentHashring>,
     /// Cancelled when no new work is to be taken.
     draining: CancellationToken,
     /// The listeners. Once draining, each ends by itself within its grace period.
@@ -104,22 +106,24 @@ impl App {
         for notice in &config.notices {
             tracing::info!("{notice}");
         }
+        raise_open_files();
         let registry = Registry::new();
         process::register(&registry);
         let draining = CancellationToken::new();
         let ring = ring::start(&config.ring, &registry, &draining);
         let rings = ring.as_ref().map(|ring| ring.current.clone());
-        let storage = has_storage.then(|| open_storage(&config, rings, &registry)).transpose()?;
+        let storage =
+            has_storage.then(|| open_storage(&config, rings.clone(), &registry)).transpose()?;
         let tasks = TaskTracker::new();
         let node = Node { storage: storage.clone(), ring, tasks: tasks.clone() };
         let servers = servers::spawn(listeners, &config, &registry, node, &draining);
         let forward_timeout = config.ring.forward_timeout;
-        Ok(App { storage, draining, servers, tasks, forward_timeout, _data_lock: data_lock })
+        Ok(App { storage, rings, draining, servers, tasks, forward_timeout, _data_lock: data_lock })
     }
 
     async fn run(mut self, stop: &mut StopSignals) -> Result<(), AppError> {
         let stopped = tokio::select! {
-            signal = serve_until(self.storage.as_deref(), stop) => {
+            signal = serve_until(self.storage.as_deref(), self.rings.as_ref(), stop) => {
                 tracing::info!(signal, "caught a signal, stopping");
                 Ok(())
             }
@@ -155,18 +159,36 @@ fn flatten(ended: Result<Result<(), AppError>, JoinError>) -> Result<(), AppErro
     ended.unwrap_or_else(|panicked| Err(panicked.into()))
 }
 
-/// Tells when the storage is open; returns the name of the signal that came.
-async fn serve_until(storage: Option<&MultiTsdb>, stop: &mut StopSignals) -> &'static str {
-    let report_open = async {
-        while !storage.is_none_or(MultiTsdb::is_ready) {
-            tokio::time::sleep(OPEN_POLL_INTERVAL).await;
+/// Tells when the node is ready; returns the name of the signal that came.
+async fn serve_until(
+    storage: Option<&MultiTsdb>,
+    rings: Option<&CurrentHashring>,
+    stop: &mut StopSignals,
+) -> &'static str {
+    let report_ready = async {
+        let is_ready = || {
+            storage.is_none_or(MultiTsdb::is_ready)
+                && rings.is_none_or(|rings| rings.load().is_some())
+        };
+        while !is_ready() {
+            tokio::time::sleep(READY_POLL_INTERVAL).await;
         }
-        tracing::info!(status = "ready", "storage is open");
+        tracing::info!(status = "ready", "probe status changed");
         std::future::pending::<Infallible>().await
     };
     tokio::select! {
-        never = report_open => match never {},
+        never = report_ready => match never {},
         signal = stop.next() => signal,
+    }
+}
+
+/// Lets the process have as many open files as it may, as Go's runtime does: each connection and
+/// each tenant's log takes one, and the default is a few for the sake of `select`.
+fn raise_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::warn!(err = %error, "cannot raise the limit of open files");
     }
 }
 

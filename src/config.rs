@@ -12,6 +12,7 @@ use crate::config::command_line::{Value, Values};
 use crate::config::flags::{FLAGS, Flag, Kind, Support};
 use crate::config::grammar::LabelError;
 use crate::config::hashrings::HashringsError;
+use crate::hashring::RingError;
 use crate::model::tenant::{TenantId, TenantNameError};
 use crate::tsdb::options::DbOptions;
 use crate::tsdb::wal::{Compression, SyncPolicy};
@@ -158,8 +159,11 @@ pub enum ConfigError {
     BufferedResponses,
     #[error("--{0} must be above 0")]
     Zero(&'static str),
-    #[error("--receive.hashrings: {0}")]
+    #[error("--receive.hashrings: failed to validate hashring configuration content: {0}")]
     Hashrings(#[from] HashringsError),
+    /// Nothing could ever mend it, as it could in a file.
+    #[error("--receive.hashrings: hashring {hashring:?}: {error}")]
+    Ring { hashring: String, error: RingError },
     #[error(
         "--receive.hashrings: null is a ring of this node, so --receive.local-endpoint is needed"
     )]

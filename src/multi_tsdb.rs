@@ -11,6 +11,7 @@ mod tenant;
 
 use std::collections::HashMap;
 use std::io;
+use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -316,16 +317,23 @@ impl MultiTsdb {
         id: &TenantId,
         lock: Option<Box<dyn DirLock>>,
     ) -> Result<Arc<Tenant>, OpenError> {
-        let opened = Db::open(
-            &self.dir_of(id),
-            lock,
-            self.options.db.clone(),
-            self.hasher.clone(),
-            self.disk.clone(),
-            self.clock.clone(),
-            &self.registry,
-            id.as_str(),
-        )?;
+        let open = || {
+            Db::open(
+                &self.dir_of(id),
+                lock,
+                self.options.db.clone(),
+                self.hasher.clone(),
+                self.disk.clone(),
+                self.clock.clone(),
+                &self.registry,
+                id.as_str(),
+            )
+        };
+        // What is on disk may have been written by anyone. Were it to meet a mistake of ours, it is
+        // to cost its own tenant, not the readiness of the node. Nothing of a database that did not
+        // open is used again.
+        let opened = panic::catch_unwind(AssertUnwindSafe(open))
+            .unwrap_or_else(|_| Err(OpenError::Panicked { dir: self.dir_of(id) }))?;
         tenant::log_opened(id, &opened);
         let external_labels = ExternalLabels::new(&self.options, id);
         Ok(Arc::new(Tenant { id: id.clone(), db: Arc::new(opened.db), external_labels }))

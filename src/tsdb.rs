@@ -44,6 +44,9 @@ pub enum OpenError {
     Locked { dir: PathBuf },
     #[error("{what} {}", path.display())]
     Io { what: &'static str, path: PathBuf, source: io::Error },
+    /// A mistake of ours; the panic itself was logged.
+    #[error("opening {} panicked", dir.display())]
+    Panicked { dir: PathBuf },
     #[error("starting a new log segment in {}", dir.display())]
     Log { dir: PathBuf, source: io::Error },
 }

@@ -6,7 +6,10 @@ use std::time::Duration;
 use crate::config::command_line::Values;
 use crate::config::hashrings::{self, InlineHashrings};
 use crate::config::{ConfigError, duration};
-use crate::hashring::{Algorithm, Endpoint, RingDefaults, RingOptions};
+use crate::hashring::{
+    Algorithm, Endpoint, Hashring, HashringMetrics, RingDefaults, RingError, RingOptions, RingState,
+};
+use crate::metrics::Registry;
 use crate::peer::message::Compression;
 use crate::write::quorum::REPLICATION_FACTOR_MAX;
 
@@ -65,7 +68,7 @@ impl RingConfig {
             .ok_or(ConfigError::ReplicationFactor)?;
         let local_endpoint =
             Some(values.text("receive.local-endpoint")).filter(|endpoint| !endpoint.is_empty());
-        Ok(RingConfig {
+        let config = RingConfig {
             source: RingSource::from_values(values, local_endpoint.as_deref())?,
             local_endpoint,
             algorithm: match values.text("receive.hashrings-algorithm").as_str() {
@@ -79,7 +82,28 @@ impl RingConfig {
                 "none" => Compression::None,
                 _ => Compression::Snappy,
             },
-        })
+        };
+        config.check_inline()?;
+        Ok(config)
+    }
+
+    /// Refuses rings that are given inline and cannot be built.
+    fn check_inline(&self) -> Result<(), ConfigError> {
+        let RingSource::Inline { rings, .. } = &self.source else { return Ok(()) };
+        let metrics = HashringMetrics::new(&Registry::new());
+        let hashring = Hashring::build(rings.clone(), self.defaults(), None, &metrics);
+        for ring in hashring.rings() {
+            match ring.state {
+                // Thanos starts with one and fails its writes, too.
+                RingState::NotBuilt(RingError::NoEndpoints)
+                | RingState::InForce
+                | RingState::LastGood => {}
+                RingState::NotBuilt(error) => {
+                    return Err(ConfigError::Ring { hashring: ring.name.to_owned(), error });
+                }
+            }
+        }
+        Ok(())
     }
 
     pub fn mode(&self) -> Mode {

@@ -261,3 +261,35 @@ fn the_usage_lists_every_flag_that_is_not_hidden() {
     }
     assert!(short.lines().all(|line| line.chars().count() <= 80), "{short}");
 }
+
+#[test]
+fn the_mode_follows_from_rings_and_local_endpoint() {
+    const INLINE: &str = r#"--receive.hashrings=[{"endpoints":["a:1","b:1"]}]"#;
+    const LOCAL: &str = "--receive.local-endpoint=a:1";
+    let mode = |flags: &[&str]| config(flags).unwrap().ring.mode();
+    assert_eq!(mode(&[]), Mode::IngestorOnly);
+    assert_eq!(mode(&[LOCAL]), Mode::IngestorOnly);
+    assert_eq!(mode(&[INLINE]), Mode::RouterOnly);
+    assert_eq!(mode(&[INLINE, LOCAL]), Mode::RouterIngestor);
+    assert_eq!(mode(&["--receive.hashrings-file=/f"]), Mode::RouterOnly);
+    assert_eq!(mode(&["--receive.hashrings-file=/f", LOCAL]), Mode::RouterIngestor);
+    assert_eq!(mode(&["--receive.hashrings=null", LOCAL]), Mode::RouterIngestor);
+    let both = config(&["--receive.hashrings-file=/f", INLINE]).unwrap().ring.source;
+    assert!(matches!(both, RingSource::File { .. }), "the file wins");
+}
+
+#[test]
+fn rings_that_cannot_be_are_refused_at_start() {
+    for (flag, words) in [
+        ("--receive.hashrings=[]", "it has no hashrings"),
+        ("--receive.hashrings={", "not parsable"),
+        ("--receive.hashrings=null", "--receive.local-endpoint is needed"),
+        ("--receive.replication-factor=256", "--receive.replication-factor must be at most 255"),
+    ] {
+        let error = config(&[flag]).map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains(words), "{flag}: {error}");
+    }
+    let ring = config(&["--receive.replication-factor=0"]).unwrap().ring;
+    assert_eq!(ring.replication_factor, 1);
+    assert_eq!(ring.forward_timeout, Duration::from_secs(5));
+}

@@ -177,3 +177,73 @@ impl RingPage {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::body::{Body, to_bytes};
+    use serde_json::{Value, json};
+    use tower::ServiceExt as _;
+
+    use super::*;
+    use crate::hashring::{Algorithm, Endpoint, HashringMetrics, RingDefaults, RingOptions};
+    use crate::metrics::Registry;
+    use crate::peer::PeerOptions;
+
+    async fn get(page: RingPage) -> Value {
+        let request = http::Request::get(PATH).body(Body::empty()).unwrap();
+        let response = router(page).oneshot(request).await.unwrap();
+        assert_eq!(response.status(), 200);
+        let body = to_bytes(response.into_body(), 1 << 20).await.unwrap();
+        serde_json::from_slice(&body).unwrap()
+    }
+
+    fn ring(name: &str, addresses: &[&str]) -> RingOptions {
+        let endpoints = addresses.iter().map(|address| Endpoint::at(address)).collect();
+        RingOptions { name: name.to_owned(), endpoints, ..RingOptions::default() }
+    }
+
+    #[tokio::test]
+    async fn the_page_tells_of_each_member() {
+        // Nobody listens on port 0.
+        let addresses = ["127.0.0.1:0", "here:10901"];
+        let rings = vec![ring("a", &addresses), ring("b", &addresses[..1])];
+        let defaults = RingDefaults { algorithm: Algorithm::Ketama, replication_factor: 2 };
+        let registry = Registry::new();
+        let metrics = HashringMetrics::new(&registry);
+        let current = CurrentHashring::fixed(Hashring::build(rings, defaults, None, &metrics));
+        let peers = Arc::new(PeerPool::new(PeerOptions::default(), &registry));
+        peers.update([addresses[0]]);
+        let file = FileStatus {
+            config_hash: Some(7),
+            loaded_at: Some(1000),
+            last_error: Some("line 3".to_owned()),
+        };
+        let page = RingPage {
+            mode: "RouterIngestor",
+            local_endpoint: Some("here:10901".to_owned()),
+            rings: Some((current, peers, RingStatus::inline(file))),
+        };
+        let json = get(page).await;
+        assert_eq!(json["hash"], 7);
+        assert_eq!(json["loaded_at_ms"], 1000);
+        assert_eq!(json["error"], "line 3");
+        assert_eq!(json["replication_factor"], 2);
+        let a = &json["hashrings"][0];
+        assert_eq!((&a["hashring"], &a["state"]), (&json!("a"), &json!("in force")));
+        let shares: f64 = (0..2).map(|i| a["members"][i]["share"].as_f64().unwrap()).sum();
+        assert!((shares - 1.0).abs() < 1e-9, "{json}");
+        assert_eq!(a["members"][1]["state"], "local");
+        let b = &json["hashrings"][1];
+        assert_eq!(b["state"], "not built");
+        assert!(b["error"].as_str().unwrap().contains("replication factor"), "{json}");
+        assert_eq!(b["members"], json!([]));
+    }
+
+    #[tokio::test]
+    async fn a_node_without_rings_says_so() {
+        let page = RingPage { mode: "IngestorOnly", local_endpoint: None, rings: None };
+        let json = get(page).await;
+        assert_eq!((&json["mode"], &json["hashrings"]), (&json!("IngestorOnly"), &json!([])));
+        assert_eq!(json["source"], Value::Null);
+    }
+}

@@ -19,7 +19,8 @@ const RECORDED: &str = include_str!("../data/flags/startup-errors.tsv");
 const NOT_YET: &str = "is not supported by this version";
 
 /// Lines that Thanos takes and we refuse for good, with what we say.
-const REFUSED_BY_US: [(&str, &str); 3] = [
+const REFUSED_BY_US: [(&str, &str); 4] = [
+    ("ring.content-empty-array", "it has no hashrings"),
     // Names that leave the data directory, or that no write could have.
     ("tenant.default-empty", "tenant name is empty"),
     ("tenant.default-slash", "not a plain path element"),
@@ -27,15 +28,26 @@ const REFUSED_BY_US: [(&str, &str); 3] = [
 ];
 
 /// Lines that both refuse, for which we have other key words.
-const IN_OTHER_WORDS: [(&str, &str); 4] = [
+const IN_OTHER_WORDS: [(&str, &str); 5] = [
+    ("runtime.router-null-ring", "--receive.local-endpoint is needed"),
     ("label.bad-utf8-name", "is not valid UTF-8"),
     ("path.block-duration-zero", "--tsdb.min-block-duration: must be at least 30s"),
     ("path.max-block-duration-20s", "--tsdb.min-block-duration: must be at least 30s"),
     ("path.max-block-duration-5ms", "--tsdb.min-block-duration: must be at least 30s"),
 ];
 
+const WAITS_FOR_FILE: &str = "alive and not ready until there is a usable file";
+
 /// Lines whose outcome here is another one for a reason that holds for this version or this test.
-const LEFT_OUT: [(&str, &str); 8] = [
+const LEFT_OUT: [(&str, &str); 16] = [
+    ("ring.file-missing", WAITS_FOR_FILE),
+    ("ring.file-empty", WAITS_FOR_FILE),
+    ("ring.file-empty-array", WAITS_FOR_FILE),
+    ("ring.file-null", WAITS_FOR_FILE),
+    ("ring.file-bad-json", WAITS_FOR_FILE),
+    ("ring.file-object", WAITS_FOR_FILE),
+    ("ring.file-is-dir", WAITS_FOR_FILE),
+    ("ring.refresh-zero", "an interval of nothing is taken for the shortest"),
     ("label.none", "the hostname becomes the label"),
     ("path.no-permission-parent", "needs a user other than root"),
     ("path.no-permission-existing", "needs a user other than root"),

@@ -151,6 +151,10 @@ fn decode_value(field: &FieldDescriptor, bytes: &mut &[u8]) -> Result<Value, Str
         }
         Kind::Int32 | Kind::Int64 => json!(take_varint(bytes)? as i64),
         Kind::Uint32 | Kind::Uint64 => json!(take_varint(bytes)?),
+        Kind::Sint32 | Kind::Sint64 => {
+            let value = take_varint(bytes)?;
+            json!((value >> 1) as i64 ^ -((value & 1) as i64))
+        }
         Kind::Double => {
             let (value, rest) = bytes.split_first_chunk().ok_or("double cut short")?;
             *bytes = rest;

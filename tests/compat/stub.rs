@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 use tokio::sync::oneshot;
 
 use crate::suite::Step;
-use crate::{compare, grpc, proto};
+use crate::{compare, grpc, proto, suite};
 
 /// How often calls are counted that a step waits for.
 const POLL: Duration = Duration::from_millis(10);
@@ -97,6 +97,10 @@ impl Stub {
         if calls.len() != expected.len() {
             return vec![format!("{} calls came, expected {}", calls.len(), expected.len())];
         }
+        // Recorded in order of their messages, since calls may overtake one another.
+        calls.sort_by_cached_key(|call| call.messages().map(|messages| messages.to_string()));
+        let mut expected: Vec<&Value> = expected.iter().collect();
+        expected.sort_by_cached_key(|call| call["messages"].to_string());
         let pairs = calls.iter().zip(expected).enumerate();
         pairs.flat_map(|(i, (call, expected))| call.compare(i, expected)).collect()
     }
@@ -121,20 +125,32 @@ impl Call {
                 differences.push(format!("call {i}: header {name}: {found}, expected {value}"));
             }
         }
-        let path = self.headers.get(":path").and_then(Value::as_str).unwrap_or_default();
-        let messages = match proto::method(path) {
-            Some(method) => grpc::messages(self.encoding(), &self.data, &method.input()),
-            None => Err(format!("no schema for {path}")),
+        // Of long messages only the bytes are recorded as they are.
+        let recorded = match expected["data_b64"].as_str() {
+            Some(data) => self.decode(&suite::base64_bytes(data)),
+            None => Ok(without_zeros(expected["messages"].clone())),
         };
-        match messages.map(|messages| without_zeros(messages.into())) {
-            Ok(messages) if compare::value_matches(&expected["messages"], &messages) => {}
-            Ok(messages) => differences.push(format!(
-                "call {i}: {}",
-                compare::first_difference("messages", &expected["messages"], &messages)
-            )),
-            Err(error) => differences.push(format!("call {i}: {error}")),
+        match (recorded, self.messages()) {
+            (Ok(recorded), Ok(messages)) if compare::value_matches(&recorded, &messages) => {}
+            (Ok(recorded), Ok(messages)) => {
+                let difference = compare::first_difference("messages", &recorded, &messages);
+                differences.push(format!("call {i}: {difference}"));
+            }
+            (Err(error), _) | (_, Err(error)) => differences.push(format!("call {i}: {error}")),
         }
         differences
+    }
+
+    fn messages(&self) -> Result<Value, String> {
+        self.decode(&self.data)
+    }
+
+    /// The messages in `data`, which is encoded as the call's own.
+    fn decode(&self, data: &[u8]) -> Result<Value, String> {
+        let path = self.headers.get(":path").and_then(Value::as_str).unwrap_or_default();
+        let method = proto::method(path).ok_or_else(|| format!("no schema for {path}"))?;
+        let messages = grpc::messages(self.encoding(), data, &method.input())?;
+        Ok(without_zeros(messages.into()))
     }
 
     fn encoding(&self) -> &str {
@@ -142,15 +158,15 @@ impl Call {
     }
 }
 
-/// Leaves out values of zero, which a sender may write out: its bytes go on as they came, while
-/// Thanos encodes them anew.
+/// Leaves out zeros, which a sender may write out: its bytes go on as they came, while Thanos
+/// encodes them anew.
 fn without_zeros(mut value: Value) -> Value {
     match &mut value {
         Value::Array(values) => {
             values.iter_mut().for_each(|value| *value = without_zeros(value.take()));
         }
         Value::Object(fields) => {
-            fields.retain(|name, value| name != "value" || value.as_f64() != Some(0.0));
+            fields.retain(|_, value| value.as_f64() != Some(0.0));
             fields.values_mut().for_each(|value| *value = without_zeros(value.take()));
         }
         _ => {}

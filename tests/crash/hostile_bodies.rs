@@ -87,14 +87,15 @@ fn rich_request(random: &mut Random) -> Vec<u8> {
         let samples: Vec<(i64, f64)> = (0..random.below(4) as i64).map(|i| (t + i, 1.0)).collect();
         request = request.with(&labels, &samples);
     }
-    // An exemplar, a histogram, metadata, and a field nobody knows.
+    // An exemplar and, now and then, a histogram, which is refused; metadata; a field nobody knows.
     let mut bytes = request.0;
-    bytes.extend_from_slice(&[
-        0x0a, 14, 0x0a, 6, 0x0a, 1, b'a', 0x12, 1, b'b', 0x1a, 0, 0x22, 2, 0x08, 1,
-    ]);
-    bytes.extend_from_slice(&[0x1a, 3, 0x08, 1, 0x12, 0]);
-    bytes.truncate(bytes.len() - 1);
-    bytes.extend_from_slice(&[0, 0x3a, 1, b'?']);
+    bytes.extend_from_slice(&[0x0a, 10, 0x0a, 6, 0x0a, 1, b'a', 0x12, 1, b'b', 0x1a, 0]);
+    if random.below(3) == 0 {
+        bytes.extend_from_slice(&[
+            0x0a, 12, 0x0a, 6, 0x0a, 1, b'a', 0x12, 1, b'b', 0x22, 2, 0x08, 1,
+        ]);
+    }
+    bytes.extend_from_slice(&[0x1a, 4, 0x08, 1, 0x12, 0, 0x3a, 1, b'?']);
     bytes
 }
 
