@@ -16,6 +16,9 @@ use ringest::tsdb::wal::repair::{LogContents, open_log};
 
 const DIR: &str = "/wal";
 
+/// More of them would only make a run slow.
+const SEGMENTS_MAX: usize = 6;
+
 fn open(disk: &FaultyDisk) -> (Vec<Vec<u8>>, LogContents) {
     let metrics = WalMetrics::new(&Registry::new(), "t");
     let mut records = Vec::new();
@@ -29,15 +32,14 @@ fuzz_target!(|input: &[u8]| {
     let disk = FaultyDisk::new();
     disk.create_dir_all(Path::new(DIR)).expect("a disk in memory");
     let mut rest = input;
-    let mut number = 0;
-    while let Some((len, after)) = rest.split_first_chunk::<2>() {
+    for number in 0..SEGMENTS_MAX {
+        let Some((len, after)) = rest.split_first_chunk::<2>() else { break };
         let len = usize::from(u16::from_le_bytes(*len)).min(after.len());
         let (segment, after) = after.split_at(len);
         let path = Path::new(DIR).join(format!("{number:08}"));
         let file = disk.create(&path).expect("a disk in memory");
         file.write_all_at(segment, 0).expect("a disk in memory");
         rest = after;
-        number += 1;
     }
     let (records, _) = open(&disk);
     let (again, contents) = open(&disk);

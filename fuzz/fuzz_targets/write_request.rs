@@ -24,8 +24,7 @@ fn decode(request: &[u8], known: &mut SeriesSet, manners: Manners) -> Meaning {
     for new in &batch.new_series {
         let key = batch.key(new);
         let slot = known.find(new.hash, key, Rules::CANONICAL);
-        let slot =
-            slot.unwrap_or_else(|| known.insert(new.hash, SeriesKey::from_canonical(key)));
+        let slot = slot.unwrap_or_else(|| known.insert(new.hash, SeriesKey::from_canonical(key)));
         slots.push(Some(slot));
     }
     for alias in &batch.aliases {

@@ -5,9 +5,9 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use ringest::model::HeadSeriesRef;
 use ringest::tsdb::chunkenc::xor::XorIterator;
 use ringest::tsdb::head::series::SeriesState;
-use ringest::model::HeadSeriesRef;
 
 /// Samples a chunk can name: its count has two bytes.
 const COUNT_MAX: usize = 1 << 16;
