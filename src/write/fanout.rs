@@ -427,9 +427,9 @@ fn outcome_of_local(error: &WriteError) -> ReplicaOutcome {
     match error {
         WriteError::TenantNotReady { .. } => ReplicaOutcome::NotReady,
         WriteError::Unavailable(_) => ReplicaOutcome::Unavailable,
-        // No retry can store it: a refusal for good, as a peer would say it.
-        WriteError::Invalid { .. } | WriteError::TooLarge { .. } => ReplicaOutcome::Conflict,
-        WriteError::TenantName(_)
+        WriteError::Invalid { .. }
+        | WriteError::TenantName(_)
+        | WriteError::TooLarge { .. }
         | WriteError::BadReplica { .. }
         | WriteError::NoHashring
         | WriteError::Placement(_)
