@@ -35,7 +35,7 @@ pub struct LabelCaps {
 
 impl Default for LabelCaps {
     fn default() -> LabelCaps {
-        LabelCaps { labels_max: 256, bytes_max: 64 << 10 }
+        LabelCaps { labels_max: 1000, bytes_max: 64 << 10 }
     }
 }
 

@@ -8,12 +8,11 @@
 use std::collections::HashMap;
 use std::io;
 
-use crate::model::HeadSeriesRef;
 use parking_lot::RwLockWriteGuard;
 
-use crate::model::Timestamp;
 use crate::model::key_table::Slot;
 use crate::model::labels::SeriesKey;
+use crate::model::{HeadSeriesRef, Timestamp};
 use crate::tsdb::head::Head;
 use crate::tsdb::head::batch::{Batch, BatchSample, NEW_BIT};
 use crate::tsdb::head::series::{Cut, Rules, SeriesState, States};
@@ -251,6 +250,7 @@ impl Head {
         record_samples.clear();
         unlogged.clear();
         let mut repeats = Repeats::default();
+        let mut refused = Vec::new();
         let mut states = self.states.write();
         for (i, window) in batch.samples.chunks(TOUCHED_TOGETHER).enumerate() {
             let_readers_in(i, &mut states);
@@ -282,11 +282,16 @@ impl Head {
                     }
                     Verdict::Stored => report.stored += 1,
                     Verdict::Refuse(refusal) => {
-                        report.refuse(refusal, || self.series.read().key(slot).clone());
+                        refused.push((refusal, slot));
                         self.metrics.count_refusal(refusal);
                     }
                 }
             }
+        }
+        // Keys come before states in the order of locks.
+        drop(states);
+        for (refusal, slot) in refused {
+            report.refuse(refusal, || self.series.read().key(slot).clone());
         }
     }
 

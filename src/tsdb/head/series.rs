@@ -32,7 +32,8 @@ struct Alias {
 }
 
 /// The rules a raw key was validated with: a hit under others is a miss. Canonical keys hold under
-/// all rules.
+/// all rules, but for one weakness: a series without metric name, or not UTF-8, that
+/// `/api/v1/receive` made is then taken on `/api/v1/write`, too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rules(pub u8);
 
