@@ -360,7 +360,7 @@ impl Peer {
             (breaker.state(), breaker.tenants_shut(now))
         };
         let state = match (self.link.state(), state) {
-            (Link::Down(reason), _) => PeerState::Unreachable(reason),
+            (Link::Down { reason, .. }, _) => PeerState::Unreachable(reason),
             (_, State::Open) => PeerState::Open,
             (_, State::Shut { until, .. }) if now < until => PeerState::Shut,
             // The next call is on trial, or one is.

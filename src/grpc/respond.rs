@@ -59,8 +59,9 @@ pub fn write(error: &CallError) -> Status {
                 WriteError::Unavailable(_) | WriteError::NoHashring | WriteError::NoQuorum(_) => {
                     Code::Unavailable
                 }
+                // No retry could store it.
+                WriteError::TooLarge { .. } => Code::AlreadyExists,
                 WriteError::Invalid { .. }
-                | WriteError::TooLarge { .. }
                 | WriteError::Placement(_)
                 | WriteError::TenantNotReady { .. } => Code::Internal,
             },
@@ -105,6 +106,8 @@ mod tests {
         let tenant = TenantId::parse(b"a").unwrap();
         let refused = PeerWriteError::Refused { tenant, refusals: Box::default() };
         assert_eq!(code(refused), Code::AlreadyExists);
+        let too_large = WriteError::TooLarge { stage: "log", detail: "2 GiB".into() };
+        assert_eq!(code(too_large.into()), Code::AlreadyExists);
         assert_eq!(write(&CallError::NotAccepting).code(), Code::Unavailable);
     }
 

@@ -1,9 +1,10 @@
 //! The connection to a peer: one HTTP/2 connection, kept by a task of its own.
 //!
 //! The task dials at once, and again whenever the connection ends, resolving the name anew each
-//! time, so that a peer is found under a new address and used as soon as it listens. While no
-//! connection can be had, callers are told at once instead of waiting. Nothing is sent on an idle
-//! connection: grpc-go closes those that are pinged.
+//! time, so that a peer is found under a new address. A call that finds no connection has it dial
+//! once more and waits for that, so a peer is used as soon as it listens; only one whose dialling
+//! takes long to fail is not waited for. Nothing is sent on an idle connection: grpc-go closes those
+//! that are pinged.
 
 use std::fmt;
 use std::io;
@@ -28,8 +29,12 @@ use crate::peer::tls::ClientTls;
 pub type CallBody = Full<Bytes>;
 
 /// Between failed attempts: dialling costs a peer nothing, and one that is back is to be used soon.
+/// No call makes the pause shorter than the shortest.
 const DIAL_PAUSE_MIN: Duration = Duration::from_millis(50);
 const DIAL_PAUSE_MAX: Duration = Duration::from_secs(1);
+
+/// An attempt that takes longer to fail is one that calls do not wait for.
+const QUICK_FAILURE_MAX: Duration = Duration::from_millis(250);
 
 /// Time for one address to accept the connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -41,7 +46,10 @@ pub enum Link {
     Dialling,
     Up(Connection),
     /// The last attempt failed; others follow.
-    Down(Arc<str>),
+    Down {
+        reason: Arc<str>,
+        was_quick: bool,
+    },
 }
 
 /// A connection that may be used by many calls at once.
@@ -57,6 +65,8 @@ pub struct Connection {
 pub struct LinkKeeper {
     link: watch::Receiver<Link>,
     leave: Arc<Leave>,
+    /// Told when a call is in want of a connection.
+    wanted: Arc<Notify>,
     task: JoinHandle<()>,
 }
 
@@ -64,20 +74,25 @@ impl LinkKeeper {
     /// `address` is `host:port`. Must be called within a runtime.
     pub fn start(address: Arc<str>, tls: Option<Arc<ClientTls>>) -> LinkKeeper {
         let (sender, link) = watch::channel(Link::Dialling);
-        let leave = Arc::new(Leave::default());
-        let task = tokio::spawn(keep(address, tls, sender, leave.clone()));
-        LinkKeeper { link, leave, task }
+        let (leave, wanted) = (Arc::new(Leave::default()), Arc::new(Notify::new()));
+        let task = tokio::spawn(keep(address, tls, sender, leave.clone(), wanted.clone()));
+        LinkKeeper { link, leave, wanted, task }
     }
 
     /// The connection, waited for while it is being dialled, and another than `except`. An error
     /// tells why there is none.
     pub async fn connection(&self, except: Option<u64>) -> Result<Connection, Arc<str>> {
         let mut link = self.link.clone();
+        let mut has_asked = false;
         loop {
             match &*link.borrow_and_update() {
                 Link::Up(connection) if Some(connection.number) == except => {}
                 Link::Up(connection) => return Ok(connection.clone()),
-                Link::Down(reason) => return Err(reason.clone()),
+                Link::Down { was_quick: true, .. } if !has_asked => {
+                    has_asked = true;
+                    self.wanted.notify_one();
+                }
+                Link::Down { reason, .. } => return Err(reason.clone()),
                 Link::Dialling => {}
             }
             if link.changed().await.is_err() {
@@ -130,12 +145,14 @@ async fn keep(
     tls: Option<Arc<ClientTls>>,
     link: watch::Sender<Link>,
     leave: Arc<Leave>,
+    wanted: Arc<Notify>,
 ) {
     let scheme = if tls.is_some() { Scheme::HTTPS } else { Scheme::HTTP };
     let mut number = 0;
     let mut pause = DIAL_PAUSE_MIN;
     loop {
-        let failure: Arc<str> = match dial(&address, tls.as_deref()).await {
+        let begun = Instant::now();
+        let reason: Arc<str> = match dial(&address, tls.as_deref()).await {
             Ok((sender, ended)) => {
                 number += 1;
                 let begun = Instant::now();
@@ -153,8 +170,15 @@ async fn keep(
             }
             Err(error) => error.to_string().into(),
         };
-        link.send_replace(Link::Down(failure));
-        tokio::time::sleep(pause.mul_f64(0.5 + 0.5 * super::jitter())).await;
+        let was_quick = begun.elapsed() <= QUICK_FAILURE_MAX;
+        link.send_replace(Link::Down { reason, was_quick });
+        let ended = Instant::now();
+        let asked = async {
+            wanted.notified().await;
+            tokio::time::sleep_until(ended + DIAL_PAUSE_MIN).await;
+        };
+        // Either way.
+        let _ = tokio::time::timeout(pause.mul_f64(0.5 + 0.5 * super::jitter()), asked).await;
         pause = (pause * 2).min(DIAL_PAUSE_MAX);
     }
 }

@@ -427,9 +427,9 @@ fn outcome_of_local(error: &WriteError) -> ReplicaOutcome {
     match error {
         WriteError::TenantNotReady { .. } => ReplicaOutcome::NotReady,
         WriteError::Unavailable(_) => ReplicaOutcome::Unavailable,
-        WriteError::Invalid { .. }
-        | WriteError::TenantName(_)
-        | WriteError::TooLarge { .. }
+        // No retry could store it.
+        WriteError::Invalid { .. } | WriteError::TooLarge { .. } => ReplicaOutcome::Conflict,
+        WriteError::TenantName(_)
         | WriteError::BadReplica { .. }
         | WriteError::NoHashring
         | WriteError::Placement(_)

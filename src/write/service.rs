@@ -115,15 +115,12 @@ impl<S: PeerSink> PeerWrites<S> {
 /// that hears of a final refusal does not send the request again.
 fn rank(error: &PeerWriteError) -> u8 {
     match error {
-        PeerWriteError::Refused { .. } => 0,
+        PeerWriteError::Refused { .. } | PeerWriteError::Write(WriteError::TooLarge { .. }) => 0,
         PeerWriteError::TenantName(_)
         | PeerWriteError::BadReplica { .. }
         | PeerWriteError::Malformed(_)
         | PeerWriteError::Write(
-            WriteError::Invalid { .. }
-            | WriteError::TenantName(_)
-            | WriteError::TooLarge { .. }
-            | WriteError::BadReplica { .. },
+            WriteError::Invalid { .. } | WriteError::TenantName(_) | WriteError::BadReplica { .. },
         ) => 1,
         PeerWriteError::Write(WriteError::TenantNotReady { .. } | WriteError::Placement(_)) => 2,
         PeerWriteError::Write(

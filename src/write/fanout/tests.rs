@@ -113,7 +113,7 @@ impl Local {
                 return Err(WriteError::TenantNotReady { tenant: tenant.to_string(), detail });
             }
             ReplicaOutcome::Unavailable => return Err(WriteError::Unavailable(detail)),
-            ReplicaOutcome::Failed => return Err(WriteError::TooLarge { stage: "log", detail }),
+            ReplicaOutcome::Failed => return Err(WriteError::NoQuorum(detail)),
             ReplicaOutcome::TimedOut => std::future::pending().await,
         }
         Ok(written)
@@ -262,6 +262,16 @@ async fn what_this_node_refused_is_told_with_its_example() {
     let text = outcome.refusals.to_string();
     assert!(text.contains("({a=\"late\"})"), "{text}");
     assert!(text.contains("peer node-1:10901: conflict: script"), "{text}");
+}
+
+#[test]
+fn what_no_retry_could_store_here_is_a_refusal_for_good() {
+    let (stage, detail) = ("log", String::from("record of 2 GiB"));
+    let too_large = WriteError::TooLarge { stage, detail: detail.clone() };
+    assert_eq!(outcome_of_local(&too_large), ReplicaOutcome::Conflict);
+    let invalid = WriteError::Invalid { stage, detail: detail.clone() };
+    assert_eq!(outcome_of_local(&invalid), ReplicaOutcome::Conflict);
+    assert_eq!(outcome_of_local(&WriteError::Unavailable(detail)), ReplicaOutcome::Unavailable);
 }
 
 #[tokio::test(start_paused = true)]
