@@ -99,13 +99,15 @@ pub struct PeerPool {
 }
 
 impl PeerPool {
-    pub fn new(options: PeerOptions, registry: &Registry) -> PeerPool {
-        PeerPool {
+    pub fn new(options: PeerOptions, registry: &Registry) -> Arc<PeerPool> {
+        let pool = Arc::new(PeerPool {
             options,
             metrics: PoolMetrics::new(registry),
             peers: ArcSwap::default(),
             updating: Mutex::new(()),
-        }
+        });
+        pool.metrics.show(Arc::downgrade(&pool));
+        pool
     }
 
     /// Makes the peers those at `addresses` (`host:port`): connections to others are closed once

@@ -37,7 +37,7 @@ pub(super) fn start(
         inflight_bytes_max: INFLIGHT_BYTES_MAX_DEFAULT,
         tls: None,
     };
-    let peers = Arc::new(PeerPool::new(options, registry));
+    let peers = PeerPool::new(options, registry);
     let local = config.local_endpoint.clone();
     let current = prepared(peers.clone(), local.clone());
     tokio::spawn(forget_leavers(current.subscribe(), peers.clone(), local, stop.clone()));

@@ -211,7 +211,7 @@ mod tests {
         let registry = Registry::new();
         let metrics = HashringMetrics::new(&registry);
         let current = CurrentHashring::fixed(Hashring::build(rings, defaults, None, &metrics));
-        let peers = Arc::new(PeerPool::new(PeerOptions::default(), &registry));
+        let peers = PeerPool::new(PeerOptions::default(), &registry);
         peers.update([addresses[0]]);
         let file = FileStatus {
             config_hash: Some(7),

@@ -1,13 +1,14 @@
 //! `thanos_receive_forward_*` and `grpc_client_*`, as Thanos counts them, and what is ours to say
 //! about peers.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use tokio::time::Instant;
 use tonic::Code;
 
 use crate::metrics::{Counter, CounterVec, Histogram, HistogramVec, Registry};
+use crate::peer::{PeerPool, PeerState};
 
 const METHOD: &str = "RemoteWrite";
 const SERVICE: &str = "thanos.WriteableStore";
@@ -119,6 +120,33 @@ impl PoolMetrics {
 
     pub(super) fn peer(&self, address: &str) -> PeerMetrics {
         PeerMetrics { pool: self.clone(), delay_seconds: self.0.delay_seconds.with(&[address]) }
+    }
+
+    /// Lets each collection say how the peers of `pool` are.
+    pub(super) fn show(&self, pool: Weak<PeerPool>) {
+        let registry = &self.0.registry;
+        let gauge = |name, help| registry.gauge_vec(name, help, &[WORKER]);
+        let available = gauge(
+            "ringest_peer_available",
+            "Whether a forward would be sent to the peer: 0 while it is backed off or cannot be \
+             reached.",
+        );
+        let tenants_shut =
+            gauge("ringest_peer_tenants_shut", "Tenants that are backed off from the peer alone.");
+        let requests = gauge("ringest_peer_inflight_requests", "Forwards under way to the peer.");
+        let bytes =
+            gauge("ringest_peer_inflight_bytes", "Bytes of forwards under way to the peer.");
+        registry.on_collect(move || {
+            let Some(pool) = pool.upgrade() else { return };
+            for peer in pool.snapshot() {
+                let worker = [&*peer.address];
+                let is_available = matches!(peer.state, PeerState::Open | PeerState::Probation);
+                available.with(&worker).set(f64::from(u8::from(is_available)));
+                tenants_shut.with(&worker).set(peer.tenants_shut as f64);
+                requests.with(&worker).set(peer.inflight_requests as f64);
+                bytes.with(&worker).set(peer.inflight_bytes as f64);
+            }
+        });
     }
 
     pub(super) fn remove_peer(&self, address: &str) {

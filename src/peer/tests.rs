@@ -91,7 +91,7 @@ fn any_port() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 0))
 }
 
-fn pool_of(address: SocketAddr, options: PeerOptions) -> (PeerPool, Registry, Arc<Peer>) {
+fn pool_of(address: SocketAddr, options: PeerOptions) -> (Arc<PeerPool>, Registry, Arc<Peer>) {
     let registry = Registry::new();
     let pool = PeerPool::new(options, &registry);
     let address = address.to_string();
@@ -184,10 +184,12 @@ async fn succeed(peer: &Peer) {
 #[tokio::test]
 async fn a_peer_is_used_as_soon_as_it_listens_and_again_after_a_restart() {
     let address = TcpListener::bind(any_port()).unwrap().local_addr().unwrap();
-    let (pool, _, peer) = pool_of(address, PeerOptions::default());
+    let (pool, registry, peer) = pool_of(address, PeerOptions::default());
     let refused = peer.remote_write(&to("a"), PATIENCE).await.unwrap_err();
     assert!(matches!(refused, ForwardError::Unavailable { .. }), "{refused}");
     assert!(matches!(pool.snapshot()[0].state, PeerState::Unreachable(_)));
+    let unavailable = format!("ringest_peer_available{{worker=\"{address}\"}} 0\n");
+    assert!(registry.expose().contains(&unavailable));
     // Failed attempts to connect do not add up to a long back-off: the first call to a peer that
     // listens has it dialled.
     for _ in 0..6 {
@@ -236,7 +238,7 @@ async fn a_tenant_that_hangs_is_backed_off_alone() {
 async fn bytes_under_way_are_bounded_and_given_back() {
     let server = Server::start(any_port());
     let options = PeerOptions { inflight_bytes_max: 100, ..PeerOptions::default() };
-    let (pool, _, peer) = pool_of(server.address, options);
+    let (pool, registry, peer) = pool_of(server.address, options);
     let large = message_of(1, "hangs", &series(1000), Compression::None);
     let mut hanging = Box::pin(peer.remote_write(&large, PATIENCE));
     assert!(futures::poll!(&mut hanging).is_pending());
@@ -245,6 +247,12 @@ async fn bytes_under_way_are_bounded_and_given_back() {
     let address: Arc<str> = server.address.to_string().into();
     assert_eq!(full, ForwardError::Full { peer: address, inflight, max: 100 });
     assert_eq!(pool.snapshot()[0].inflight_requests, 1);
+    let page = registry.expose();
+    for (name, value) in [("available", 1), ("inflight_requests", 1), ("inflight_bytes", inflight)]
+    {
+        let line = format!("ringest_peer_{name}{{worker=\"{}\"}} {value}\n", server.address);
+        assert!(page.contains(&line), "{line}{page}");
+    }
     // Given up by us, it counts for nothing.
     drop(hanging);
     let [snapshot] = &pool.snapshot()[..] else { panic!("one peer") };
