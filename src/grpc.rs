@@ -72,7 +72,11 @@ pub struct Services {
 
 impl Services {
     /// The APIs that read, and health.
-    pub fn of_reads(source: Arc<dyn TenantSource>, budget: ReadBudget) -> Services {
+    pub fn of_reads(
+        source: Arc<dyn TenantSource>,
+        budget: ReadBudget,
+        is_ready: impl Fn() -> bool + Send + Sync + 'static,
+    ) -> Services {
         let store = StoreServer::new(StoreService::new(source.clone(), budget.clone()))
             .max_decoding_message_size(READ_REQUEST_BYTES_MAX)
             .max_encoding_message_size(usize::MAX);
@@ -80,9 +84,9 @@ impl Services {
             .max_decoding_message_size(READ_REQUEST_BYTES_MAX);
         let exemplars = ExemplarsServer::new(ExemplarsService)
             .max_decoding_message_size(READ_REQUEST_BYTES_MAX);
-        let status = StatusServer::new(StatusService::new(source.clone(), budget))
+        let status = StatusServer::new(StatusService::new(source, budget))
             .max_decoding_message_size(READ_REQUEST_BYTES_MAX);
-        let health = HealthServer::new(HealthService::new(move || source.is_ready()));
+        let health = HealthServer::new(HealthService::new(is_ready));
         Services::default()
             .with(Compressed(store))
             .with(Compressed(info))

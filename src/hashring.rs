@@ -71,6 +71,8 @@ struct MemberRing {
     options: RingOptions,
     /// What the placement was built from: `options`, or those of the last good state.
     built_from: RingOptions,
+    /// Why `options` could not be built, where `built_from` are others.
+    refused: Option<RingError>,
     /// Positions of the endpoints of `built_from` in this snapshot. Empty if it is not built.
     indexes: Vec<EndpointIndex>,
     placement: Result<Placement, RingError>,
@@ -87,7 +89,7 @@ enum Placement {
 pub enum RingState {
     InForce,
     /// The ring in the file cannot be built; this one was in force before.
-    LastGood,
+    LastGood(RingError),
     /// There was none before. Its tenants wait.
     NotBuilt(RingError),
 }
@@ -98,6 +100,8 @@ pub struct RingView<'a> {
     pub options: &'a RingOptions,
     /// Of the ring in force, which may be an older one than the file's. Empty if none was built.
     pub endpoints: &'a [Endpoint],
+    /// Of those endpoints.
+    pub indexes: &'a [EndpointIndex],
     pub state: RingState,
     /// The ring over all endpoints. None if it is not built, or each tenant has its own.
     pub whole: Option<&'a Arc<Ring>>,
@@ -127,6 +131,7 @@ impl Hashring {
             rings: vec![MemberRing {
                 built_from: options.clone(),
                 options,
+                refused: None,
                 indexes: vec![EndpointIndex(0)],
                 placement: Ok(Placement::Whole(Arc::new(ring))),
             }],
@@ -195,6 +200,7 @@ impl Hashring {
                 Ok(_) => &member.built_from.endpoints,
                 Err(_) => &[],
             },
+            indexes: &member.indexes,
             state: member.state(),
             whole: match &member.placement {
                 Ok(Placement::Whole(ring)) => Some(ring),
@@ -218,10 +224,10 @@ impl Hashring {
 
 impl MemberRing {
     fn state(&self) -> RingState {
-        match &self.placement {
-            Err(error) => RingState::NotBuilt(error.clone()),
-            Ok(_) if same_placement(&self.options, &self.built_from) => RingState::InForce,
-            Ok(_) => RingState::LastGood,
+        match (&self.placement, &self.refused) {
+            (Err(error), _) => RingState::NotBuilt(error.clone()),
+            (Ok(_), None) => RingState::InForce,
+            (Ok(_), Some(error)) => RingState::LastGood(error.clone()),
         }
     }
 }
@@ -284,7 +290,8 @@ impl Builder<'_> {
         let error = match self.placement(&options, last_good) {
             Ok((indexes, placement)) => {
                 let built_from = options.clone();
-                return MemberRing { options, built_from, indexes, placement: Ok(placement) };
+                let placement = Ok(placement);
+                return MemberRing { options, built_from, refused: None, indexes, placement };
             }
             Err(error) => error,
         };
@@ -296,11 +303,13 @@ impl Builder<'_> {
         self.warn(&options, kind);
         match kept {
             Some((built_from, (indexes, placement))) => {
-                MemberRing { options, built_from, indexes, placement: Ok(placement) }
+                let refused = Some(error);
+                MemberRing { options, built_from, refused, indexes, placement: Ok(placement) }
             }
             None => MemberRing {
                 built_from: options.clone(),
                 options,
+                refused: None,
                 indexes: Vec::new(),
                 placement: Err(error),
             },

@@ -10,6 +10,7 @@
 //! or from a field `component`.
 
 mod journald;
+pub mod throttle;
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::collections::BTreeMap;

@@ -15,7 +15,7 @@ pub mod tls;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -24,7 +24,9 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 use tonic::Code;
 
+use crate::clock::{Clock as _, SystemClock};
 use crate::metrics::Registry;
+use crate::model::Timestamp;
 use crate::peer::breaker::{Admitted, Blamed, Breaker, Ended, Refused, State};
 use crate::peer::client::CallFailure;
 use crate::peer::link::{Link, LinkKeeper};
@@ -37,6 +39,9 @@ pub const INFLIGHT_BYTES_MAX_DEFAULT: u64 = 64 << 20;
 
 /// Connections tried for one call. Another is tried only where the peer cannot have seen the call.
 const ATTEMPTS_MAX: u32 = 3;
+
+/// A shorter back-off is not logged.
+const TOLD_BACKOFF_MIN: Duration = Duration::from_millis(800);
 
 /// A longer deadline is none.
 const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
@@ -77,9 +82,12 @@ pub enum ForwardError {
     /// The peer said that it cannot take writes now, or the connection failed.
     #[error("peer {peer} is unavailable: {detail}")]
     Unavailable { peer: Arc<str>, detail: String },
+    /// Not sent: no connection can be had.
+    #[error("peer {peer} cannot be reached: {detail}")]
+    Unreachable { peer: Arc<str>, detail: String },
     /// Not sent: earlier calls, of anybody or of this tenant, failed a moment ago.
     #[error("peer {peer} is backed off")]
-    BackedOff { peer: Arc<str>, retry_after: Option<Duration> },
+    BackedOff { peer: Arc<str> },
     /// Not sent: too much is under way to this peer.
     #[error("peer {peer}: {inflight} bytes of at most {max} are under way")]
     Full { peer: Arc<str>, inflight: u64, max: u64 },
@@ -88,6 +96,30 @@ pub enum ForwardError {
     /// Any other answer, of one tenant's storage, say. A retry may help.
     #[error("peer {peer}: {code:?}: {detail}")]
     Failed { peer: Arc<str>, code: Code, detail: String },
+}
+
+/// Why a call was not made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotSent {
+    Unreachable,
+    BackedOff,
+    Full,
+}
+
+impl ForwardError {
+    /// Why the peer was not asked; None if it was.
+    pub fn not_sent(&self) -> Option<NotSent> {
+        match self {
+            ForwardError::Unreachable { .. } => Some(NotSent::Unreachable),
+            ForwardError::BackedOff { .. } => Some(NotSent::BackedOff),
+            ForwardError::Full { .. } => Some(NotSent::Full),
+            ForwardError::Conflict { .. }
+            | ForwardError::BadReplica { .. }
+            | ForwardError::Unavailable { .. }
+            | ForwardError::TimedOut { .. }
+            | ForwardError::Failed { .. } => None,
+        }
+    }
 }
 
 /// All peers of the ring in force.
@@ -161,7 +193,9 @@ pub struct Peer {
     breaker: Mutex<Breaker>,
     /// Told when a call has ended, which may have been the one on trial.
     trial_ended: Notify,
-    last_error: Mutex<Option<ForwardError>>,
+    last_error: Mutex<Option<(ForwardError, Timestamp)>>,
+    /// The log has it that the peer is backed off.
+    is_told: AtomicBool,
 }
 
 /// What an operator sees of a peer.
@@ -174,6 +208,7 @@ pub struct PeerSnapshot {
     pub inflight_requests: u64,
     pub inflight_bytes: u64,
     pub last_error: Option<ForwardError>,
+    pub last_error_at: Option<Timestamp>,
 }
 
 /// Whether a peer would be called now.
@@ -208,6 +243,7 @@ impl Peer {
             breaker: Mutex::new(Breaker::new(options.backoff_max)),
             trial_ended: Notify::new(),
             last_error: Mutex::default(),
+            is_told: AtomicBool::new(false),
             address,
         }
     }
@@ -228,15 +264,48 @@ impl Peer {
             Ok(()) => self.metrics.count_forward(true),
             // Neither a success nor a fault of the peer; Thanos counts it as neither.
             Err(ForwardError::Conflict { .. }) => {}
-            Err(error) => {
-                self.metrics.count_forward(false);
-                // What is told of calls that were not made is the cause that came before.
-                if !matches!(error, ForwardError::BackedOff { .. } | ForwardError::Full { .. }) {
-                    *self.last_error.lock() = Some(error.clone());
-                }
-            }
+            Err(error) => self.note(error),
         }
         result
+    }
+
+    /// Tells beforehand that a message for `tenant` would not be sent, so that none need be made.
+    pub async fn check(&self, tenant: &str) -> Result<(), ForwardError> {
+        let checked = self.check_open(tenant);
+        let checked = match checked {
+            Ok(()) => self.link.check_reachable().await.map_err(|reason| self.unreachable(&reason)),
+            refused => refused,
+        };
+        checked.inspect_err(|error| self.note(error))
+    }
+
+    fn check_open(&self, tenant: &str) -> Result<(), ForwardError> {
+        let peer = || self.address.clone();
+        let (inflight, max) =
+            (self.inflight.bytes.load(Ordering::Relaxed), self.inflight_bytes_max);
+        if inflight >= max {
+            return Err(ForwardError::Full { peer: peer(), inflight, max });
+        }
+        match self.breaker.lock().is_shut_to(tenant, Instant::now()) {
+            true => Err(ForwardError::BackedOff { peer: peer() }),
+            false => Ok(()),
+        }
+    }
+
+    fn unreachable(&self, reason: &str) -> ForwardError {
+        ForwardError::Unreachable { peer: self.address.clone(), detail: reason.to_owned() }
+    }
+
+    /// Counts a failure, and keeps it for whoever asks. What is told of calls that were not made is
+    /// the cause that came before.
+    fn note(&self, error: &ForwardError) {
+        match error.not_sent() {
+            None => self.metrics.count_forward(false),
+            Some(reason) => self.metrics.count_not_sent(reason),
+        }
+        if !matches!(error.not_sent(), Some(NotSent::BackedOff | NotSent::Full)) {
+            *self.last_error.lock() = Some((error.clone(), SystemClock.now()));
+        }
     }
 
     async fn try_remote_write(
@@ -256,19 +325,37 @@ impl Peer {
         let mut used = None;
         let result = self.exchange(message, deadline, &mut used).await;
         let ended = match &result {
-            // Without a connection nothing was asked of the peer. The keeper of the link tries on
-            // by itself, and the peer is used as soon as it is back.
-            Err(ForwardError::Unavailable { .. }) if used.is_none() => Ended::Cancelled,
+            // Nothing was asked of the peer. The keeper of the link tries on by itself, and the peer
+            // is used as soon as it is back.
+            Err(ForwardError::Unreachable { .. }) => Ended::Cancelled,
             Err(ForwardError::Unavailable { .. }) => Ended::Unavailable,
             Err(ForwardError::TimedOut { .. }) => Ended::TimedOut,
             _ => Ended::Answered,
         };
         let blamed = call.end(ended);
+        self.tell(&result);
         if let (Ended::TimedOut, Blamed::Peer, Some(number)) = (ended, blamed, used) {
             // It may be the connection that is dead, and the peer under a new address.
             self.link.leave(number);
         }
         result
+    }
+
+    /// Logs that the peer is out, and that it is back. A back-off that an answer ends soon is no
+    /// news.
+    fn tell(&self, result: &Result<(), ForwardError>) {
+        let state = self.breaker.lock().state();
+        match (state, result) {
+            (State::Shut { backoff, .. }, Err(error)) if backoff.duration() >= TOLD_BACKOFF_MIN => {
+                if !self.is_told.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(peer = %self.address, err = %error, "peer is backed off");
+                }
+            }
+            (State::Open, _) if self.is_told.swap(false, Ordering::Relaxed) => {
+                tracing::info!(peer = %self.address, "peer answers again");
+            }
+            _ => {}
+        }
     }
 
     /// Asks the breaker. A call that comes while another is on trial waits for its end, `deadline`
@@ -285,19 +372,13 @@ impl Peer {
             // From here on no end is missed.
             trial_ended.as_mut().enable();
             let admitted = self.breaker.lock().admit(message.tenants(), now);
-            let until = match admitted {
+            match admitted {
                 Ok(admitted) => return Ok(Call { peer: self, message, admitted: Some(admitted) }),
-                Err(Refused::PeerShut { until: None }) => {
-                    match timeout_at(deadline, trial_ended).await {
-                        Ok(()) => continue,
-                        Err(_) => None,
-                    }
+                Err(Refused::PeerOnTrial) if timeout_at(deadline, trial_ended).await.is_ok() => {}
+                Err(Refused::PeerOnTrial | Refused::PeerShut | Refused::TenantShut) => {
+                    return Err(ForwardError::BackedOff { peer: self.address.clone() });
                 }
-                Err(Refused::PeerShut { until }) => until,
-                Err(Refused::TenantShut { until }) => Some(until),
-            };
-            let retry_after = until.map(|until| until.saturating_duration_since(now));
-            return Err(ForwardError::BackedOff { peer: self.address.clone(), retry_after });
+            }
         }
     }
 
@@ -313,9 +394,14 @@ impl Peer {
         let mut attempt = 1;
         loop {
             let connection = timeout_at(deadline, self.link.connection(*used)).await;
-            let mut connection = connection.map_err(timed_out)?.map_err(|reason| {
-                let detail = reason.to_string();
-                ForwardError::Unavailable { peer: self.address.clone(), detail }
+            let connection = connection.map_err(timed_out)?;
+            let mut connection = connection.map_err(|reason| match *used {
+                None => self.unreachable(&reason),
+                // It was closed under the call, and no other can be had.
+                Some(_) => {
+                    let detail = reason.to_string();
+                    ForwardError::Unavailable { peer: self.address.clone(), detail }
+                }
             })?;
             *used = Some(connection.number);
             self.metrics.observe_delay(begun.elapsed());
@@ -346,7 +432,8 @@ impl Peer {
                 Code::AlreadyExists => ForwardError::Conflict { peer, detail },
                 Code::InvalidArgument => ForwardError::BadReplica { peer, detail },
                 Code::Unavailable => ForwardError::Unavailable { peer, detail },
-                Code::DeadlineExceeded => ForwardError::TimedOut { peer },
+                // We have cancelled nothing: a time-out of the peer's own, as tonic tells it.
+                Code::DeadlineExceeded | Code::Cancelled => ForwardError::TimedOut { peer },
                 code => ForwardError::Failed { peer, code, detail },
             },
             failure @ (CallFailure::Broken(_) | CallFailure::NotSent) => {
@@ -368,13 +455,15 @@ impl Peer {
             // The next call is on trial, or one is.
             (_, State::Shut { .. } | State::Probation { .. }) => PeerState::Probation,
         };
+        let (last_error, last_error_at) = self.last_error.lock().clone().unzip();
         PeerSnapshot {
             address: self.address.clone(),
             state,
             tenants_shut,
             inflight_requests: self.inflight.requests.load(Ordering::Relaxed),
             inflight_bytes: self.inflight.bytes.load(Ordering::Relaxed),
-            last_error: self.last_error.lock().clone(),
+            last_error,
+            last_error_at,
         }
     }
 }

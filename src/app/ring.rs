@@ -107,6 +107,8 @@ async fn forget_leavers(
 
 /// Where the other members are.
 fn addresses<'a>(hashring: &'a Hashring, local: Option<&'a str>) -> impl Iterator<Item = &'a str> {
-    let endpoints = hashring.endpoints().iter().map(|endpoint| endpoint.address.as_str());
-    endpoints.filter(move |address| Some(*address) != local)
+    let endpoints = hashring.endpoints().iter();
+    let others =
+        endpoints.filter(move |endpoint| !local.is_some_and(|at| endpoint.has_address(at)));
+    others.map(|endpoint| endpoint.address.as_str())
 }

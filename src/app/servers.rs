@@ -43,9 +43,10 @@ pub(super) fn spawn(
         None => Arc::new(NoTenants),
     };
     let ready = ready_probe(&source, &node, draining);
+    let is_ready = ready.clone();
     let operator = operator_router(config, registry, &source, &budget, ready)
         .merge(http::ring::router(ring_page(config, &node)));
-    let services = Services::of_reads(source, budget);
+    let services = Services::of_reads(source, budget, move || is_ready.holds());
     let (write, services) = add_writes(config, registry, &node, services, draining);
     let grpc_metrics = GrpcMetrics::new(registry, services.names());
     let grpc_options = GrpcOptions {
@@ -144,6 +145,7 @@ fn add_writes(
             Arc::new(writer(storage)),
             None,
             accepting,
+            draining,
             services,
         );
     };
@@ -158,7 +160,7 @@ fn add_writes(
     };
     let (current, peers, tasks) = (ring.current.clone(), ring.peers.clone(), node.tasks.clone());
     let fanout = Fanout::new(options, current, peers, local, tasks, registry);
-    write_endpoints(config, registry, Arc::new(fanout), factor, accepting, services)
+    write_endpoints(config, registry, Arc::new(fanout), factor, accepting, draining, services)
 }
 
 /// `sink` behind both kinds of endpoints.
@@ -167,7 +169,8 @@ fn write_endpoints<S: WriteSink + PeerSink>(
     registry: &Registry,
     sink: Arc<S>,
     replication_factor: Option<u64>,
-    accepting: impl Fn() -> bool + Clone + Send + Sync + 'static,
+    accepting: impl Fn() -> bool + Send + Sync + 'static,
+    draining: &CancellationToken,
     services: Services,
 ) -> (Router, Services) {
     let TenancyConfig { tenant_header, default_tenant, replica_header, .. } = &config.tenancy;
@@ -181,10 +184,12 @@ fn write_endpoints<S: WriteSink + PeerSink>(
             body_read_timeout: config.remote_write.body_read_timeout,
         },
     };
-    let probe = Probe::new(accepting.clone());
+    let probe = Probe::new(accepting);
     let write = Arc::new(WriteService::new(sink.clone(), probe, options, registry));
+    let stopping = draining.clone();
     let options = PeerWriteOptions {
-        is_accepting: Box::new(accepting),
+        // A series that a peer has placed here needs no ring.
+        is_accepting: Box::new(move || !stopping.is_cancelled()),
         admission: write.admission(),
         body_read_timeout: config.remote_write.body_read_timeout,
     };

@@ -500,7 +500,7 @@ mod tests {
         let hashring = Hashring::build(rings, defaults, None, &metrics);
         hashring.rings().find_map(|ring| match ring.state {
             RingState::NotBuilt(error) => Some(error),
-            RingState::InForce | RingState::LastGood => None,
+            RingState::InForce | RingState::LastGood(_) => None,
         })
     }
 

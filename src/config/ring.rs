@@ -97,7 +97,7 @@ impl RingConfig {
                 // Thanos starts with one and fails its writes, too.
                 RingState::NotBuilt(RingError::NoEndpoints)
                 | RingState::InForce
-                | RingState::LastGood => {}
+                | RingState::LastGood(_) => {}
                 RingState::NotBuilt(error) => {
                     return Err(ConfigError::Ring { hashring: ring.name.to_owned(), error });
                 }

@@ -7,6 +7,7 @@
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::mem::Discriminant;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -19,11 +20,13 @@ use tonic::body::Body;
 use tonic::server::NamedService;
 
 use crate::grpc::respond;
+use crate::log::throttle::Throttle;
 use crate::metrics::{Gauge, Registry};
 use crate::wire::grpc::{ACCEPTED, Encoding, GRPC_ACCEPT_ENCODING, GRPC_ENCODING};
 use crate::wire::grpc::{HEAD_BYTES, Head, MessageError};
 use crate::wire::snappy::BufferPool;
 use crate::write::admission::{Admission, InflightGuard, Overloaded, share};
+use crate::write::error::WriteError;
 use crate::write::service::{PeerSink, PeerWriteError, PeerWrites};
 
 const SERVICE: &str = "thanos.WriteableStore";
@@ -41,6 +44,8 @@ const BUFFER_STEP_BYTES: usize = 64 * 1024;
 /// Idle buffers kept, as for HTTP.
 const POOLED_BUFFERS_MAX: usize = 64;
 const POOLED_BYTES_MAX: usize = 64 << 20;
+
+const TOLD_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +85,14 @@ struct Inner<S> {
     pending: Gauge,
     messages: BufferPool,
     inflated: BufferPool,
+    told: Throttle<Told>,
+}
+
+/// Kinds of failures of this node that the log tells, each once in a while.
+#[derive(PartialEq, Eq, Hash)]
+enum Told {
+    Overload,
+    Write(Discriminant<WriteError>),
 }
 
 impl<S: PeerSink> RemoteWriteServer<S> {
@@ -97,6 +110,7 @@ impl<S: PeerSink> RemoteWriteServer<S> {
             ),
             messages: BufferPool::new(POOLED_BUFFERS_MAX, POOLED_BYTES_MAX),
             inflated: BufferPool::new(POOLED_BUFFERS_MAX, POOLED_BYTES_MAX),
+            told: Throttle::new(TOLD_INTERVAL),
         }))
     }
 }
@@ -114,7 +128,7 @@ impl<S: PeerSink> Inner<S> {
             Err(error) => Err(error.into()),
         };
         if let Err(error) = &result {
-            tracing::debug!(err = %error, "write of a peer failed");
+            self.log_failure(error);
         }
         match result {
             Ok(()) => success(encoding.ok().flatten()),
@@ -125,6 +139,21 @@ impl<S: PeerSink> Inner<S> {
                 }
                 response
             }
+        }
+    }
+
+    /// What a peer sent wrongly is told to those who debug, here as there.
+    fn log_failure(&self, error: &CallError) {
+        let kind = match error {
+            CallError::Overloaded(_) => Some(Told::Overload),
+            CallError::Write(PeerWriteError::Write(cause)) if cause.is_ours() => {
+                Some(Told::Write(std::mem::discriminant(cause)))
+            }
+            _ => None,
+        };
+        match kind.and_then(|kind| self.told.pass(kind)) {
+            Some(untold) => tracing::warn!(err = %error, untold, "write of a peer failed"),
+            None => tracing::debug!(err = %error, "write of a peer failed"),
         }
     }
 

@@ -56,9 +56,9 @@ pub fn write(error: &CallError) -> Status {
             PeerWriteError::Malformed(_) => Code::Internal,
             PeerWriteError::Write(error) => match error {
                 WriteError::TenantName(_) | WriteError::BadReplica { .. } => Code::InvalidArgument,
-                WriteError::Unavailable(_) | WriteError::NoHashring | WriteError::NoQuorum(_) => {
-                    Code::Unavailable
-                }
+                WriteError::Unavailable(_)
+                | WriteError::NoHashring
+                | WriteError::NoQuorum { .. } => Code::Unavailable,
                 // No retry could store it.
                 WriteError::TooLarge { .. } => Code::AlreadyExists,
                 WriteError::Invalid { .. }

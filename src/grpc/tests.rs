@@ -34,7 +34,10 @@ fn start(source: FakeSource, options: GrpcOptions) -> TestServer {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = listener.local_addr().unwrap();
     let (stop, stopped) = oneshot::channel::<()>();
-    let services = Services::of_reads(Arc::new(source), ReadBudget::new(READ_BYTES_MAX_DEFAULT));
+    let source: Arc<dyn TenantSource> = Arc::new(source);
+    let ready = source.clone();
+    let budget = ReadBudget::new(READ_BYTES_MAX_DEFAULT);
+    let services = Services::of_reads(source, budget, move || ready.is_ready());
     let registry = Registry::new();
     let metrics = GrpcMetrics::new(&registry, services.names());
     let shutdown = async move { stopped.await.unwrap_or_default() };

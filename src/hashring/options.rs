@@ -24,6 +24,11 @@ impl Endpoint {
             az: String::new(),
         }
     }
+
+    /// Whether it is reached at `address` by either protocol, which is how a node finds itself.
+    pub fn has_address(&self, address: &str) -> bool {
+        self.address == address || self.capnproto_address == address
+    }
 }
 
 /// The host of `address` with the default port: all before the first colon, or the brackets of an

@@ -117,7 +117,7 @@ fn kind(error: &RingError) -> &'static str {
 fn failure_of_first(hashring: &Hashring) -> Option<RingError> {
     match hashring.rings().next().expect("one ring").state {
         RingState::NotBuilt(error) => Some(error),
-        RingState::InForce | RingState::LastGood => None,
+        RingState::InForce | RingState::LastGood(_) => None,
     }
 }
 
@@ -487,7 +487,13 @@ fn a_ring_that_cannot_be_built_keeps_its_last_good_state_and_others_are_updated(
     assert_eq!(nodes(&next, "b"), ["b3:1", "b4:1"]);
     assert!(!next.endpoints().contains(&Endpoint::at("a3:1")));
     let states: Vec<_> = next.rings().map(|ring| ring.state).collect();
-    assert_eq!(states, [RingState::LastGood, RingState::InForce, RingState::InForce]);
+    let [RingState::LastGood(error), RingState::InForce, RingState::InForce] = &states[..] else {
+        panic!("{states:?}")
+    };
+    assert_eq!(
+        *error,
+        RingError::FewerEndpointsThanReplicationFactor { endpoints: 1, replication_factor: 2 }
+    );
     // The last good state lasts over any number of bad files.
     let third = build(two_rings(&[], &["b3:1", "b4:1"]), Some(&next));
     assert_eq!(nodes(&third, "a"), ["a1:1", "a2:1"]);

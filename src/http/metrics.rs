@@ -10,9 +10,11 @@ use std::time::Duration;
 use http::StatusCode;
 use parking_lot::RwLock;
 
+use crate::http::respond::RequestError;
 use crate::metrics::{Counter, CounterVec, Gauge, GaugeVec, Histogram, HistogramVec, Registry};
 use crate::model::tenant::{TenantId, TenantNameError};
 use crate::write::WriteOutcome;
+use crate::write::error::WriteError;
 
 /// Tenants that get metrics of their own; those beyond share [`OTHER_TENANTS`]. Some 3 KB each.
 const TENANTS_MAX: usize = 10_000;
@@ -88,6 +90,30 @@ struct StatusMetrics {
 
 /// Counts a request as in flight; given back on drop, also when the client went away.
 pub(super) struct InflightRequest(Gauge);
+
+/// What a request held that reached the storage, stored or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Written {
+    pub series: u64,
+    pub samples: u64,
+}
+
+impl Written {
+    /// None of a request without series, which Thanos does not measure either.
+    pub(super) fn of(result: &Result<WriteOutcome, RequestError>) -> Option<Written> {
+        let written = match result {
+            Ok(outcome) => Written {
+                series: outcome.series,
+                samples: outcome.samples_stored + outcome.refusals.total(),
+            },
+            Err(RequestError::Write(WriteError::NoQuorum { series, samples, .. })) => {
+                Written { series: *series, samples: *samples }
+            }
+            Err(_) => return None,
+        };
+        (written.series > 0).then_some(written)
+    }
+}
 
 /// One finished request.
 pub(super) struct Observation {
@@ -217,8 +243,8 @@ impl TenantMetrics {
         InflightRequest(self.inflight.clone())
     }
 
-    /// `outcome` is there when the request reached the storage.
-    pub(super) fn observe(&self, observation: &Observation, outcome: Option<&WriteOutcome>) {
+    /// `written` is there when the request reached the storage.
+    pub(super) fn observe(&self, observation: &Observation, written: Option<Written>) {
         let status = observation.status;
         let slot = STATUSES.iter().position(|known| *known == status);
         let Some(metrics) = slot.and_then(|i| self.by_status.get(i)) else {
@@ -230,13 +256,13 @@ impl TenantMetrics {
         metrics.duration.observe(observation.duration.as_secs_f64());
         metrics.request_size.observe(observation.request_size as f64);
         metrics.response_size.observe(observation.response_size as f64);
-        if let Some(outcome) = outcome {
+        if let Some(written) = written {
             let (series, samples) = metrics.series_and_samples.get_or_init(|| {
                 let labels = [status.as_str(), &*self.tenant];
                 (self.families.timeseries.with(&labels), self.families.samples.with(&labels))
             });
-            series.observe(outcome.series as f64);
-            samples.observe((outcome.samples_stored + outcome.refusals.total()) as f64);
+            series.observe(written.series as f64);
+            samples.observe(written.samples as f64);
         }
     }
 
@@ -273,8 +299,8 @@ mod tests {
         let metrics = WriteMetrics::new(&registry);
         let tenant = metrics.tenant(b"a").unwrap();
         let inflight = tenant.metrics.begin();
-        let outcome = WriteOutcome { series: 20, samples_stored: 30, ..WriteOutcome::default() };
-        tenant.metrics.observe(&observation(StatusCode::OK), Some(&outcome));
+        let written = Written { series: 20, samples: 30 };
+        tenant.metrics.observe(&observation(StatusCode::OK), Some(written));
         tenant.metrics.observe(&observation(StatusCode::CONFLICT), None);
         let page = registry.expose();
         for line in [

@@ -5,6 +5,7 @@
 //! tells a sender that negotiates to fall back to 1.0.
 
 use std::future::Future;
+use std::mem::Discriminant;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,11 +20,12 @@ use http::{HeaderMap, Method};
 use http_body::Body as _;
 use http_body_util::BodyExt;
 
-use crate::http::metrics::{Observation, TenantEntry, WriteMetrics};
+use crate::http::metrics::{Observation, TenantEntry, WriteMetrics, Written};
 use crate::http::path::{self, Resolved, Tolerance};
 use crate::http::respond::RequestError;
 use crate::http::tenant::TenantRules;
 use crate::http::{Probe, respond, status};
+use crate::log::throttle::Throttle;
 use crate::metrics::Registry;
 use crate::model::tenant::{TenantId, TenantNameError};
 use crate::wire::snappy::{self, BufferPool, SnappyError};
@@ -46,6 +48,9 @@ const MESSAGE_2: &str = "io.prometheus.write.v2.Request";
 /// A body's buffer grows from here, doubling up to its declared length, so that a declaration
 /// alone takes no more than this.
 const BODY_STEP_BYTES: u64 = 64 * 1024;
+
+/// A kind of failure of this node is told once in this time; senders repeat what failed.
+const TOLD_INTERVAL: Duration = Duration::from_secs(10);
 
 /// What a request counts for at least: its head, its task, its answer.
 const REQUEST_BYTES_MIN: u64 = 4 * 1024;
@@ -168,6 +173,8 @@ pub struct WriteService<S> {
     bodies: BufferPool,
     inflated: BufferPool,
     metrics: WriteMetrics,
+    /// Of the lines on writes that this node failed.
+    told: Throttle<Discriminant<WriteError>>,
 }
 
 impl<S: WriteSink> WriteService<S> {
@@ -186,6 +193,7 @@ impl<S: WriteSink> WriteService<S> {
             bodies: BufferPool::new(POOLED_BUFFERS_MAX, POOLED_BYTES_MAX),
             inflated: BufferPool::new(POOLED_BUFFERS_MAX, POOLED_BYTES_MAX),
             metrics: WriteMetrics::new(registry),
+            told: Throttle::new(TOLD_INTERVAL),
         }
     }
 
@@ -337,7 +345,7 @@ impl<S: WriteSink> WriteService<S> {
             Ok(tenant) => respond::to_write(&result, tenant.id.as_str(), manners),
             Err(_) => respond::to_write(&result, &String::from_utf8_lossy(name), manners),
         };
-        log_failure(&result, name);
+        self.log_failure(&result, name);
 
         let observation = Observation {
             status: response.status(),
@@ -345,10 +353,36 @@ impl<S: WriteSink> WriteService<S> {
             request_size,
             response_size: response.body().size_hint().lower(),
         };
-        // Thanos measures only requests with series.
-        let outcome = result.as_ref().ok().filter(|outcome| outcome.series > 0);
-        metrics.observe(&observation, outcome);
+        metrics.observe(&observation, Written::of(&result));
         response
+    }
+}
+
+impl<S> WriteService<S> {
+    /// The one place that logs a failed write. A sender's fault is the sender's to see, so it is
+    /// told to those who debug.
+    fn log_failure(&self, result: &Result<WriteOutcome, RequestError>, tenant: &[u8]) {
+        let error = match result {
+            Ok(outcome) if outcome.refusals.is_empty() => return,
+            Ok(outcome) => {
+                let tenant = String::from_utf8_lossy(tenant);
+                let refused = outcome.refusals.total();
+                tracing::debug!(%tenant, refused, "write partly refused");
+                return;
+            }
+            Err(error) => error,
+        };
+        let tenant = String::from_utf8_lossy(tenant);
+        match error {
+            RequestError::Write(cause) if cause.is_ours() => {
+                if let Some(untold) = self.told.pass(std::mem::discriminant(cause)) {
+                    tracing::warn!(%tenant, err = %error, untold, "write failed");
+                    return;
+                }
+            }
+            _ => {}
+        }
+        tracing::debug!(%tenant, err = %error, "write failed");
     }
 }
 
@@ -513,22 +547,6 @@ fn snappy_error(error: SnappyError) -> WriteError {
 
 fn overloaded(error: Overloaded) -> WriteError {
     WriteError::Unavailable(format!("overload: {error}"))
-}
-
-/// The one place that logs a failed write. A sender's fault is the sender's to see, so it is told
-/// to those who debug.
-fn log_failure(result: &Result<WriteOutcome, RequestError>, tenant: &[u8]) {
-    match result {
-        Ok(outcome) if outcome.refusals.is_empty() => {}
-        Ok(outcome) => {
-            let tenant = String::from_utf8_lossy(tenant);
-            tracing::debug!(%tenant, refused = outcome.refusals.total(), "write partly refused");
-        }
-        Err(error) => {
-            let tenant = String::from_utf8_lossy(tenant);
-            tracing::debug!(%tenant, err = %error, "write failed");
-        }
-    }
 }
 
 #[cfg(test)]

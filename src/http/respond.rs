@@ -91,7 +91,7 @@ fn status_of(error: &RequestError) -> (StatusCode, Option<u16>) {
             WriteError::Unavailable(_)
             | WriteError::NoHashring
             | WriteError::Placement(_)
-            | WriteError::NoQuorum(_) => {
+            | WriteError::NoQuorum { .. } => {
                 (StatusCode::SERVICE_UNAVAILABLE, Some(NODE_RETRY_SECONDS))
             }
         },
@@ -187,7 +187,7 @@ mod tests {
             (failed(WriteError::BadReplica { replica: 4, factor: 3 }), 400, 400),
             (failed(WriteError::NoHashring), 503, 503),
             (failed(WriteError::Placement(PlacementError::NoHashring)), 503, 503),
-            (failed(WriteError::NoQuorum("x".into())), 503, 503),
+            (failed(WriteError::NoQuorum { detail: "x".into(), series: 1, samples: 1 }), 503, 503),
             (
                 Err(RequestError::UnsupportedMediaType { stage: "version", detail: "x".into() }),
                 415,

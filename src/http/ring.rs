@@ -75,6 +75,7 @@ struct RingJson<'a> {
     hashring: &'a str,
     /// `in force`, `last good` or `not built`.
     state: &'static str,
+    /// Why the ring in the file is not in force.
     error: Option<String>,
     tenants: &'a [String],
     tenant_matcher_type: &'a str,
@@ -96,6 +97,8 @@ struct MemberJson<'a> {
     /// Tenants that are backed off alone.
     tenants_backed_off: usize,
     last_error: Option<String>,
+    /// Milliseconds since the Unix epoch.
+    last_error_at_ms: Option<Timestamp>,
 }
 
 impl RingPage {
@@ -137,25 +140,24 @@ impl RingPage {
     ) -> RingJson<'a> {
         let (state, error) = match &ring.state {
             RingState::InForce => ("in force", None),
-            RingState::LastGood => ("last good", None),
+            RingState::LastGood(error) => ("last good", Some(error.to_string())),
             RingState::NotBuilt(error) => ("not built", Some(error.to_string())),
         };
         let shares = ring.whole.map(|ring| ring.shares());
-        let share = |address: &str| {
-            let position = hashring.endpoints().iter().position(|known| known.address == address);
-            let index = EndpointIndex(u16::try_from(position?).ok()?);
-            Some(shares.as_ref()?.get(&index).copied().unwrap_or_default())
-        };
+        let share =
+            |index: &EndpointIndex| Some(shares.as_ref()?.get(index).copied().unwrap_or_default());
         // Where the last good ring stays, its members are those in force, not those of the file.
-        let members = ring.endpoints.iter().map(|endpoint| {
+        let members = ring.indexes.iter().map(|index| {
+            let endpoint = hashring.endpoint(*index);
             let address = endpoint.address.as_str();
-            let is_local = self.local_endpoint.as_deref() == Some(address);
+            let local = self.local_endpoint.as_deref();
+            let is_local = local.is_some_and(|local| endpoint.has_address(local));
             let peer = peers.get(address);
             MemberJson {
                 address,
                 az: &endpoint.az,
                 is_local,
-                share: share(address),
+                share: share(index),
                 state: match peer {
                     _ if is_local => "local",
                     Some(peer) => peer.state.as_str(),
@@ -165,6 +167,7 @@ impl RingPage {
                 inflight_bytes: peer.map_or(0, |peer| peer.inflight_bytes),
                 tenants_backed_off: peer.map_or(0, |peer| peer.tenants_shut),
                 last_error: peer.and_then(|peer| peer.last_error.as_ref()).map(ToString::to_string),
+                last_error_at_ms: peer.and_then(|peer| peer.last_error_at),
             }
         });
         RingJson {

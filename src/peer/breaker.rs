@@ -10,10 +10,13 @@
 //! ```
 //!
 //! Shut lasts 100 ms at first and twice as long each time, up to a maximum, with jitter. In
-//! probation one call is on trial, others are refused until it ends. A time-out shuts the peer only
-//! if it answered no call at all since that call began; if it answered others, the time-out is held
-//! against the tenants of the call (their logs may be read at the moment), which are backed off
-//! alone. Calls that we gave up ourselves, or had no connection for, count for nothing.
+//! probation one call is on trial, others are refused until it ends; if it times out, its tenants
+//! are backed off for longer than the peer, so that the next trial is somebody else's.
+//!
+//! A time-out shuts the peer only if it answered no call at all since that call began; if it
+//! answered others, the time-out is held against the tenants of the call (their logs may be read at
+//! the moment), which are backed off alone. Calls that we gave up ourselves, or had no connection
+//! for, count for nothing.
 //!
 //! Pure: it has no clock and no dice of its own.
 
@@ -50,6 +53,10 @@ impl Backoff {
         Backoff(next.min(max))
     }
 
+    pub fn duration(self) -> Duration {
+        self.0
+    }
+
     /// From half of it to all of it, as `jitter` goes from 0 to 1, so that peers that failed
     /// together are not tried together.
     fn jittered(self, jitter: f64) -> Duration {
@@ -64,11 +71,13 @@ pub struct Admitted {
     on_trial: bool,
 }
 
-/// A call that was not. Retrying before `until` is in vain.
+/// Why a call was not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
-    PeerShut { until: Option<Instant> },
-    TenantShut { until: Instant },
+    PeerShut,
+    /// Another call decides.
+    PeerOnTrial,
+    TenantShut,
 }
 
 /// How a call ended.
@@ -126,11 +135,8 @@ impl Breaker {
         tenants: impl IntoIterator<Item = &'t str>,
         now: Instant,
     ) -> Result<Admitted, Refused> {
-        if !self.tenants.is_empty() {
-            let shut = tenants.into_iter().filter_map(|tenant| self.tenants.get(tenant));
-            if let Some((until, _)) = shut.max().filter(|(until, _)| *until > now) {
-                return Err(Refused::TenantShut { until: *until });
-            }
+        if tenants.into_iter().any(|tenant| self.is_tenant_shut(tenant, now)) {
+            return Err(Refused::TenantShut);
         }
         match self.state {
             State::Open => Ok(Admitted { begun: now, on_trial: false }),
@@ -138,9 +144,20 @@ impl Breaker {
                 self.state = State::Probation { backoff };
                 Ok(Admitted { begun: now, on_trial: true })
             }
-            State::Shut { until, .. } => Err(Refused::PeerShut { until: Some(until) }),
-            State::Probation { .. } => Err(Refused::PeerShut { until: None }),
+            State::Shut { .. } => Err(Refused::PeerShut),
+            State::Probation { .. } => Err(Refused::PeerOnTrial),
         }
+    }
+
+    /// Whether a call for `tenant` would be refused without any wait.
+    pub fn is_shut_to(&self, tenant: &str, now: Instant) -> bool {
+        matches!(self.state, State::Shut { until, .. } if until > now)
+            || self.is_tenant_shut(tenant, now)
+    }
+
+    fn is_tenant_shut(&self, tenant: &str, now: Instant) -> bool {
+        // Hashing a name is not for the usual case.
+        !self.tenants.is_empty() && self.tenants.get(tenant).is_some_and(|(until, _)| *until > now)
     }
 
     /// Takes note of a call's end. `jitter` is from 0 to 1.
@@ -176,6 +193,10 @@ impl Breaker {
             }
             Ended::TimedOut => {
                 self.shut(call, now, jitter);
+                if call.on_trial {
+                    // It may be these tenants alone that hang: let others have the next trial.
+                    self.shut_tenants_after(self.backoff(), tenants, now, jitter);
+                }
                 Blamed::Peer
             }
             Ended::Cancelled => {
@@ -198,15 +219,36 @@ impl Breaker {
         self.state = State::Shut { until: now + backoff.jittered(jitter), backoff };
     }
 
+    /// The back-off that the peer is in.
+    fn backoff(&self) -> Option<Backoff> {
+        match self.state {
+            State::Open => None,
+            State::Shut { backoff, .. } | State::Probation { backoff } => Some(backoff),
+        }
+    }
+
     fn shut_tenants<'t>(
         &mut self,
         tenants: impl IntoIterator<Item = &'t str>,
         now: Instant,
         jitter: f64,
     ) {
+        self.shut_tenants_after(None, tenants, now, jitter);
+    }
+
+    /// Backs tenants off for longer than the last time, and longer than `least`.
+    fn shut_tenants_after<'t>(
+        &mut self,
+        least: Option<Backoff>,
+        tenants: impl IntoIterator<Item = &'t str>,
+        now: Instant,
+        jitter: f64,
+    ) {
         for tenant in tenants {
             let previous = self.tenants.get(tenant).map(|(_, backoff)| *backoff);
-            if previous.is_none() && self.tenants.len() >= TENANTS_MAX {
+            let is_new = previous.is_none();
+            let previous = previous.max(least);
+            if is_new && self.tenants.len() >= TENANTS_MAX {
                 self.tenants.retain(|_, (until, _)| *until > now);
                 if self.tenants.len() >= TENANTS_MAX {
                     return;
@@ -239,8 +281,7 @@ mod tests {
             let until = now + ms(expected);
             let State::Shut { until: found, .. } = breaker.state() else { panic!("open") };
             assert_eq!(found, until);
-            let refused = breaker.admit(["a"], until - ms(1)).unwrap_err();
-            assert_eq!(refused, Refused::PeerShut { until: Some(until) });
+            assert_eq!(breaker.admit(["a"], until - ms(1)), Err(Refused::PeerShut));
             now = until;
         }
         let call = breaker.admit(["a"], now).unwrap();
@@ -260,7 +301,7 @@ mod tests {
         breaker.end(call, Ended::Unavailable, NO_TENANT, begin, 1.0);
         let now = begin + ms(100);
         let trial = breaker.admit(NO_TENANT, now).unwrap();
-        assert_eq!(breaker.admit(NO_TENANT, now), Err(Refused::PeerShut { until: None }));
+        assert_eq!(breaker.admit(NO_TENANT, now), Err(Refused::PeerOnTrial));
         // A call from before ends badly: it decides nothing.
         breaker.end(older, Ended::Unavailable, NO_TENANT, now, 1.0);
         assert!(matches!(breaker.state(), State::Probation { .. }));
@@ -268,10 +309,26 @@ mod tests {
         breaker.end(trial, Ended::Cancelled, NO_TENANT, now, 1.0);
         let trial = breaker.admit(NO_TENANT, now).unwrap();
         breaker.end(trial, Ended::TimedOut, NO_TENANT, now + ms(1), 1.0);
-        let Err(Refused::PeerShut { until: Some(until) }) = breaker.admit(NO_TENANT, now) else {
-            panic!("open")
-        };
+        assert_eq!(breaker.admit(NO_TENANT, now), Err(Refused::PeerShut));
+        let State::Shut { until, .. } = breaker.state() else { panic!("open") };
         assert_eq!(until, now + ms(201));
+    }
+
+    #[test]
+    fn a_tenant_that_hangs_does_not_have_every_trial() {
+        let mut breaker = Breaker::new(MAX);
+        let begin = Instant::now();
+        let call = breaker.admit(["a"], begin).unwrap();
+        breaker.end(call, Ended::Unavailable, ["a"], begin, 1.0);
+        let trial = breaker.admit(["opening"], begin + ms(100)).unwrap();
+        let now = begin + ms(5100);
+        breaker.end(trial, Ended::TimedOut, ["opening"], now, 1.0);
+        let State::Shut { until, .. } = breaker.state() else { panic!("open") };
+        assert_eq!(breaker.admit(["opening"], now + ms(399)), Err(Refused::TenantShut));
+        assert!(until < now + ms(399));
+        let trial = breaker.admit(["a"], until).unwrap();
+        breaker.end(trial, Ended::Answered, ["a"], until, 1.0);
+        assert_eq!(breaker.state(), State::Open);
     }
 
     #[test]
@@ -295,8 +352,7 @@ mod tests {
         let now = begin + ms(5000);
         assert_eq!(breaker.end(hangs, Ended::TimedOut, ["opening"], now, 1.0), Blamed::Tenants);
         assert_eq!(breaker.state(), State::Open);
-        let refused = breaker.admit(["a", "opening"], now).unwrap_err();
-        assert_eq!(refused, Refused::TenantShut { until: now + ms(100) });
+        assert_eq!(breaker.admit(["a", "opening"], now + ms(99)), Err(Refused::TenantShut));
         assert!(breaker.admit(["a"], now).is_ok());
         assert_eq!(breaker.tenants_shut(now), 1);
         // It hangs again while others are answered: twice as long.
@@ -304,8 +360,7 @@ mod tests {
         let answered = breaker.admit(["a"], now + ms(100)).unwrap();
         breaker.end(answered, Ended::Answered, ["a"], now + ms(101), 1.0);
         breaker.end(hangs, Ended::TimedOut, ["opening"], now + ms(200), 1.0);
-        let refused = breaker.admit(["opening"], now + ms(200)).unwrap_err();
-        assert_eq!(refused, Refused::TenantShut { until: now + ms(400) });
+        assert_eq!(breaker.admit(["opening"], now + ms(399)), Err(Refused::TenantShut));
         // An answer ends it.
         let call = breaker.admit(["opening"], now + ms(400)).unwrap();
         breaker.end(call, Ended::Answered, ["opening"], now + ms(401), 1.0);

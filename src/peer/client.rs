@@ -20,6 +20,10 @@ const REMOTE_WRITE_PATH: &str = "/thanos.WriteableStore/RemoteWrite";
 const USER_AGENT: HeaderValue =
     HeaderValue::from_static(concat!("ringest/", env!("CARGO_PKG_VERSION")));
 
+/// A peer is told a deadline that is later than ours by this much: a time-out of its own would be
+/// an answer, and a peer that answers is not stuck.
+const DEADLINE_SLACK: Duration = Duration::from_millis(500);
+
 /// An answer's message is empty; more than this is not read.
 const ANSWER_BYTES_MAX: usize = 64 << 10;
 
@@ -83,7 +87,7 @@ fn request(
         .header(header::TE, "trailers")
         .header(header::USER_AGENT, USER_AGENT)
         .header(GRPC_ACCEPT_ENCODING, ACCEPTED)
-        .header("grpc-timeout", timeout_header(timeout));
+        .header("grpc-timeout", timeout_header(timeout.saturating_add(DEADLINE_SLACK)));
     if message.compression() == Compression::Snappy {
         request = request.header(GRPC_ENCODING, "snappy");
     }
@@ -151,12 +155,13 @@ fn without_status(status: StatusCode) -> CallFailure {
 /// A stream that was refused, or came after the peer said goodbye, was not looked at.
 fn broken(error: &hyper::Error) -> CallFailure {
     use std::error::Error as _;
-    let reason = error.source().and_then(|source| source.downcast_ref::<h2::Error>());
-    let reset = reason.filter(|error| error.is_remote()).and_then(h2::Error::reason);
-    match reset {
-        Some(h2::Reason::REFUSED_STREAM) => CallFailure::NotSent,
+    let cause = error.source().and_then(|source| source.downcast_ref::<h2::Error>());
+    let remote = cause.filter(|error| error.is_remote());
+    match remote.map(|error| (error.is_go_away(), error.reason())) {
+        Some((false, Some(h2::Reason::REFUSED_STREAM)))
+        | Some((true, Some(h2::Reason::NO_ERROR))) => CallFailure::NotSent,
         _ => {
-            let detail = reason.map_or_else(|| error.to_string(), ToString::to_string);
+            let detail = cause.map_or_else(|| error.to_string(), ToString::to_string);
             CallFailure::Broken(cut(&detail))
         }
     }

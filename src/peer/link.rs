@@ -101,6 +101,19 @@ impl LinkKeeper {
         }
     }
 
+    /// Tells why no connection can be had now. Waits only for an attempt that a call brings about,
+    /// and only as long as one is likely to take that fails.
+    pub async fn check_reachable(&self) -> Result<(), Arc<str>> {
+        match self.state() {
+            Link::Dialling | Link::Up(_) => Ok(()),
+            Link::Down { .. } => {
+                let attempt = self.connection(None);
+                let attempt = tokio::time::timeout(DIAL_PAUSE_MIN + QUICK_FAILURE_MAX, attempt);
+                attempt.await.map_or(Ok(()), |connected| connected.map(drop))
+            }
+        }
+    }
+
     /// The state at this moment.
     pub fn state(&self) -> Link {
         self.link.borrow().clone()
@@ -109,7 +122,8 @@ impl LinkKeeper {
     /// Leaves the connection with this number, which no longer answers, for a new one. Calls under
     /// way on it may still finish.
     pub fn leave(&self, number: u64) {
-        self.leave.number.store(number, Ordering::Relaxed);
+        // A late call on a connection that was left long ago must not hide a newer wish.
+        self.leave.number.fetch_max(number, Ordering::Relaxed);
         self.leave.told.notify_one();
     }
 }
@@ -126,7 +140,7 @@ impl Leave {
         loop {
             self.told.notified().await;
             // It may be a connection that has been left already.
-            if self.number.load(Ordering::Relaxed) == number {
+            if self.number.load(Ordering::Relaxed) >= number {
                 return;
             }
         }
@@ -150,11 +164,13 @@ async fn keep(
     let scheme = if tls.is_some() { Scheme::HTTPS } else { Scheme::HTTP };
     let mut number = 0;
     let mut pause = DIAL_PAUSE_MIN;
+    let mut outage = Outage::default();
     loop {
         let begun = Instant::now();
         let reason: Arc<str> = match dial(&address, tls.as_deref()).await {
             Ok((sender, ended)) => {
                 number += 1;
+                outage.end(&address);
                 let begun = Instant::now();
                 link.send_replace(Link::Up(Connection { sender, number, scheme: scheme.clone() }));
                 tokio::select! {
@@ -170,6 +186,7 @@ async fn keep(
             }
             Err(error) => error.to_string().into(),
         };
+        outage.go_on(&address, &reason);
         let was_quick = begun.elapsed() <= QUICK_FAILURE_MAX;
         link.send_replace(Link::Down { reason, was_quick });
         let ended = Instant::now();
@@ -180,6 +197,31 @@ async fn keep(
         // Either way.
         let _ = tokio::time::timeout(pause.mul_f64(0.5 + 0.5 * super::jitter()), asked).await;
         pause = (pause * 2).min(DIAL_PAUSE_MAX);
+    }
+}
+
+/// A time without connection, told once if it lasts: a peer that restarts is no news.
+#[derive(Default)]
+struct Outage {
+    since: Option<Instant>,
+    is_told: bool,
+}
+
+impl Outage {
+    const TOLD_AFTER: Duration = Duration::from_secs(1);
+
+    fn go_on(&mut self, address: &str, reason: &str) {
+        let since = *self.since.get_or_insert_with(Instant::now);
+        if !self.is_told && since.elapsed() >= Outage::TOLD_AFTER {
+            self.is_told = true;
+            tracing::warn!(peer = address, err = reason, "peer cannot be reached");
+        }
+    }
+
+    fn end(&mut self, address: &str) {
+        if std::mem::take(self).is_told {
+            tracing::info!(peer = address, "peer is reached again");
+        }
     }
 }
 

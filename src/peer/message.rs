@@ -94,6 +94,8 @@ impl ForwardMessage {
         for (to, from) in bytes.iter_mut().zip(head) {
             *to = from;
         }
+        // What is under way to a peer is counted by its length.
+        bytes.shrink_to_fit();
         let tenants = tenants.iter().map(|batch| batch.tenant.into()).collect();
         Ok(ForwardMessage { bytes: bytes.into(), compression, tenants })
     }

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use tonic::Code;
 
 use crate::metrics::{Counter, CounterVec, Histogram, HistogramVec, Registry};
-use crate::peer::{PeerPool, PeerState};
+use crate::peer::{NotSent, PeerPool, PeerState};
 
 const METHOD: &str = "RemoteWrite";
 const SERVICE: &str = "thanos.WriteableStore";
@@ -32,6 +32,7 @@ struct Inner {
     forwarded: Counter,
     not_forwarded: Counter,
     delay_seconds: HistogramVec,
+    not_sent: CounterVec,
     calls: CallMetrics,
 }
 
@@ -58,6 +59,9 @@ struct CallChildren {
 pub struct PeerMetrics {
     pool: PoolMetrics,
     delay_seconds: Histogram,
+    unreachable: Counter,
+    backed_off: Counter,
+    full: Counter,
 }
 
 impl PoolMetrics {
@@ -81,6 +85,12 @@ impl PoolMetrics {
                  to a worker.",
                 &[WORKER],
                 &delay_seconds,
+            ),
+            not_sent: registry.counter_vec(
+                "ringest_peer_forwards_not_sent_total",
+                "Forwards for which the peer was not called, since it could not be reached, was \
+                 backed off, or had enough under way.",
+                &[WORKER, "reason"],
             ),
             calls: CallMetrics {
                 started: counter(
@@ -113,13 +123,15 @@ impl PoolMetrics {
         }))
     }
 
-    /// Counts a forward that needs no call: one to this node itself.
-    pub fn count_forward(&self, is_success: bool) {
-        if is_success { &self.0.forwarded } else { &self.0.not_forwarded }.inc();
-    }
-
     pub(super) fn peer(&self, address: &str) -> PeerMetrics {
-        PeerMetrics { pool: self.clone(), delay_seconds: self.0.delay_seconds.with(&[address]) }
+        let not_sent = |reason| self.0.not_sent.with(&[address, reason]);
+        PeerMetrics {
+            pool: self.clone(),
+            delay_seconds: self.0.delay_seconds.with(&[address]),
+            unreachable: not_sent("unreachable"),
+            backed_off: not_sent("backed off"),
+            full: not_sent("full"),
+        }
     }
 
     /// Lets each collection say how the peers of `pool` are.
@@ -155,8 +167,21 @@ impl PoolMetrics {
 }
 
 impl PeerMetrics {
+    /// Counts a call that was made.
     pub(super) fn count_forward(&self, is_success: bool) {
-        self.pool.count_forward(is_success);
+        let Inner { forwarded, not_forwarded, .. } = &*self.pool.0;
+        if is_success { forwarded } else { not_forwarded }.inc();
+    }
+
+    /// Thanos counts these nowhere: a peer that is gone would drown the errors of those that are
+    /// there.
+    pub(super) fn count_not_sent(&self, reason: NotSent) {
+        match reason {
+            NotSent::Unreachable => &self.unreachable,
+            NotSent::BackedOff => &self.backed_off,
+            NotSent::Full => &self.full,
+        }
+        .inc();
     }
 
     /// How long a call waited for a connection.

@@ -33,9 +33,26 @@ pub enum WriteError {
     #[error("hashring: {0}")]
     Placement(#[source] PlacementError),
     /// Too few replicas stored some of the series, and a retry may succeed. With what some of the
-    /// replicas said.
-    #[error("no quorum: {0}")]
-    NoQuorum(String),
+    /// replicas said, and what the request held.
+    #[error("no quorum: {detail}")]
+    NoQuorum { detail: String, series: u64, samples: u64 },
+}
+
+impl WriteError {
+    /// Whether it is for the operator to see to, rather than for the sender.
+    pub fn is_ours(&self) -> bool {
+        match self {
+            WriteError::TenantNotReady { .. }
+            | WriteError::Unavailable(_)
+            | WriteError::NoHashring
+            | WriteError::Placement(_)
+            | WriteError::NoQuorum { .. } => true,
+            WriteError::Invalid { .. }
+            | WriteError::TenantName(_)
+            | WriteError::TooLarge { .. }
+            | WriteError::BadReplica { .. } => false,
+        }
+    }
 }
 
 /// Why one series or sample was refused for good.

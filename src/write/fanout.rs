@@ -41,6 +41,13 @@ const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 pub trait Forward: Send + Sync + 'static {
     fn compression(&self) -> Compression;
 
+    /// Tells beforehand that a message for `tenant` would not be sent to the peer at `address`.
+    fn check(
+        &self,
+        address: &str,
+        tenant: &str,
+    ) -> impl Future<Output = Result<(), ForwardError>> + Send;
+
     /// Sends `message` to the peer at `address` and waits for its answer, `timeout` at most.
     fn forward(
         &self,
@@ -55,21 +62,23 @@ impl Forward for PeerPool {
         self.options().compression
     }
 
+    async fn check(&self, address: &str, tenant: &str) -> Result<(), ForwardError> {
+        self.peer(address).ok_or_else(|| gone(address))?.check(tenant).await
+    }
+
     async fn forward(
         &self,
         address: &str,
         message: &ForwardMessage,
         timeout: Duration,
     ) -> Result<(), ForwardError> {
-        match self.peer(address) {
-            Some(peer) => peer.remote_write(message, timeout).await,
-            // The ring has changed since the request took its snapshot.
-            None => Err(ForwardError::Unavailable {
-                peer: address.into(),
-                detail: "it has left the ring".into(),
-            }),
-        }
+        self.peer(address).ok_or_else(|| gone(address))?.remote_write(message, timeout).await
     }
+}
+
+/// The ring has changed since the request took its snapshot.
+fn gone(address: &str) -> ForwardError {
+    ForwardError::Unreachable { peer: address.into(), detail: "it has left the ring".into() }
 }
 
 /// What series are stored with on this node.
@@ -164,6 +173,19 @@ struct Answer {
     refusals: Refusals,
     /// In words, if it is no success.
     failure: Option<String>,
+    /// False if the replica was not even asked.
+    was_sent: bool,
+}
+
+impl Answer {
+    fn told(batch: usize, outcome: ReplicaOutcome, failure: Option<String>) -> Answer {
+        Answer { batch, outcome, refusals: Refusals::default(), failure, was_sent: true }
+    }
+
+    fn of_failure(batch: usize, error: &ForwardError) -> Answer {
+        let was_sent = error.not_sent().is_none();
+        Answer { was_sent, ..Answer::told(batch, outcome_of_peer(error), Some(error.to_string())) }
+    }
 }
 
 impl<F: Forward, L: LocalStore> Fanout<F, L> {
@@ -242,8 +264,9 @@ impl<F: Forward, L: LocalStore> Fanout<F, L> {
         let call = Arc::new(call);
         let (sender, answers) = mpsc::channel(call.batches.len().max(1));
         for (batch, Batch { endpoint, .. }) in call.batches.iter().enumerate() {
-            let address = &hashring.endpoint(*endpoint).address;
-            let local = self.local.clone().filter(|local| local.endpoint == *address);
+            let endpoint = hashring.endpoint(*endpoint);
+            let local = self.local.clone().filter(|local| endpoint.has_address(&local.endpoint));
+            let address = &endpoint.address;
             let (call, sender) = (call.clone(), sender.clone());
             let metrics = self.metrics.clone();
             match local {
@@ -251,7 +274,7 @@ impl<F: Forward, L: LocalStore> Fanout<F, L> {
                     self.tasks.spawn(async move {
                         let is_replicated = call.is_replicated;
                         let answer = call.store(batch, &*local.store).await;
-                        metrics.count(answer.outcome, true, is_replicated);
+                        metrics.count(&answer, true, is_replicated);
                         // Nobody waits any more once the verdict is fixed.
                         let _ = sender.send(answer).await;
                     });
@@ -261,7 +284,7 @@ impl<F: Forward, L: LocalStore> Fanout<F, L> {
                     self.tasks.spawn(async move {
                         let is_replicated = call.is_replicated;
                         let answer = call.forward(batch, &*forward, &address).await;
-                        metrics.count(answer.outcome, false, is_replicated);
+                        metrics.count(&answer, false, is_replicated);
                         let _ = sender.send(answer).await;
                     });
                 }
@@ -326,7 +349,7 @@ impl Call {
                 (ReplicaOutcome::TimedOut, Refusals::default(), Some(text))
             }
         };
-        Answer { batch, outcome, refusals, failure }
+        Answer { batch, outcome, refusals, failure, was_sent: true }
     }
 
     /// Sends a batch to the peer at `address`.
@@ -337,24 +360,22 @@ impl Call {
         address: &str,
     ) -> Answer {
         let deadline = self.deadline;
+        // Gathering is most of the work.
+        if let Err(error) = forward.check(address, self.tenant.as_str()).await {
+            return Answer::of_failure(batch, &error);
+        }
         let message = self.gather(batch, forward.compression());
         // The message is the peer's; the request's bytes are let go.
         drop(self);
-        let result = match &message {
-            Ok(message) => {
-                let timeout = deadline.saturating_duration_since(Instant::now());
-                forward
-                    .forward(address, message, timeout)
-                    .await
-                    .map_err(|error| (outcome_of_peer(&error), error.to_string()))
-            }
-            Err(error) => Err((ReplicaOutcome::Failed, error.clone())),
+        let message = match message {
+            Ok(message) => message,
+            Err(text) => return Answer::told(batch, ReplicaOutcome::Failed, Some(text)),
         };
-        let (outcome, failure) = match result {
-            Ok(()) => (ReplicaOutcome::Stored, None),
-            Err((outcome, text)) => (outcome, Some(text)),
-        };
-        Answer { batch, outcome, refusals: Refusals::default(), failure }
+        let timeout = deadline.saturating_duration_since(Instant::now());
+        match forward.forward(address, &message, timeout).await {
+            Ok(()) => Answer::told(batch, ReplicaOutcome::Stored, None),
+            Err(error) => Answer::of_failure(batch, &error),
+        }
     }
 
     fn gather(&self, batch: usize, compression: Compression) -> Result<ForwardMessage, String> {
@@ -399,6 +420,7 @@ async fn wait(
     match ledger.verdict_at_deadline() {
         Verdict::Success => Ok(outcome),
         Verdict::Conflict => {
+            outcome.samples_stored = outcome.samples_stored.saturating_sub(refusals.total());
             outcome.refusals.merge(refusals);
             conflicts.into_iter().for_each(|said| outcome.refusals.add_replica(said));
             Ok(outcome)
@@ -407,7 +429,9 @@ async fn wait(
             if ledger.verdict().is_none() {
                 failures.push("no answer in time".to_owned());
             }
-            Err(WriteError::NoQuorum(failures.join("; ")))
+            let samples = outcome.samples_stored + outcome.refusals.total();
+            let detail = failures.join("; ");
+            Err(WriteError::NoQuorum { detail, series: outcome.series, samples })
         }
     }
 }
@@ -433,7 +457,7 @@ fn outcome_of_local(error: &WriteError) -> ReplicaOutcome {
         | WriteError::BadReplica { .. }
         | WriteError::NoHashring
         | WriteError::Placement(_)
-        | WriteError::NoQuorum(_) => ReplicaOutcome::Failed,
+        | WriteError::NoQuorum { .. } => ReplicaOutcome::Failed,
     }
 }
 
@@ -441,6 +465,7 @@ fn outcome_of_peer(error: &ForwardError) -> ReplicaOutcome {
     match error {
         ForwardError::Conflict { .. } => ReplicaOutcome::Conflict,
         ForwardError::Unavailable { .. }
+        | ForwardError::Unreachable { .. }
         | ForwardError::BackedOff { .. }
         | ForwardError::Full { .. } => ReplicaOutcome::Unavailable,
         ForwardError::TimedOut { .. } => ReplicaOutcome::TimedOut,
@@ -474,11 +499,13 @@ impl FanoutMetrics {
         }
     }
 
-    /// A peer's conflict counts as neither, one of this node as an error, as in Thanos.
-    fn count(&self, outcome: ReplicaOutcome, is_local: bool, is_replicated: bool) {
-        let result = match outcome {
+    /// A peer's conflict counts as neither, one of this node as an error, and what was not sent is
+    /// not counted, as in Thanos.
+    fn count(&self, answer: &Answer, is_local: bool, is_replicated: bool) {
+        let result = match answer.outcome {
             ReplicaOutcome::Stored => 0,
             ReplicaOutcome::Conflict if !is_local => return,
+            _ if !answer.was_sent => return,
             _ => 1,
         };
         // Calls to peers are counted where they are made.

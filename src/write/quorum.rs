@@ -194,9 +194,11 @@ impl QuorumLedger {
         self.undecided
     }
 
-    /// The verdict over all series, once each is decided.
+    /// The verdict over all series, once it is fixed: when each is decided, or one has come to the
+    /// worst there is.
     pub fn verdict(&self) -> Option<Verdict> {
-        (self.undecided == 0).then_some(self.worst)
+        let is_fixed = self.undecided == 0 || self.worst == Verdict::Unavailable;
+        is_fixed.then_some(self.worst)
     }
 
     /// The verdict if no answer comes any more: what is undecided may succeed when sent again.

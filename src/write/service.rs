@@ -7,6 +7,8 @@ use std::future::Future;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 
 use crate::model::tenant::{TenantId, TenantNameError};
 use crate::wire::peer_write::{PeerWriteRequest, TenantSeries};
@@ -14,6 +16,9 @@ use crate::wire::remote_write_v1::DecodeError;
 use crate::write::WriteOutcome;
 use crate::write::error::{Refusals, WriteError};
 use crate::write::local::LocalWriter;
+
+/// Tenants of one request that are written at the same time.
+const TENANTS_AT_ONCE: usize = 16;
 
 /// Where series from peers go.
 pub trait PeerSink: Send + Sync + 'static {
@@ -81,23 +86,29 @@ impl<S: PeerSink> PeerWrites<S> {
         if let Some(factor) = self.replication_factor.filter(|factor| replica > *factor) {
             return Err(PeerWriteError::BadReplica { replica, factor });
         }
-        let mut result = Ok(());
-        for tenant in request.tenants() {
-            match self.write_tenant(&message, &tenant?, replica).await {
-                Err(error) if result.as_ref().is_err_and(|worst| rank(worst) >= rank(&error)) => {}
-                Err(error) => result = Err(error),
-                Ok(()) => {}
+        // Side by side, or one that waits takes the time of the others.
+        let mut tenants = request.tenants().fuse();
+        let mut writes = FuturesUnordered::new();
+        let mut worst = None;
+        loop {
+            while writes.len() < TENANTS_AT_ONCE
+                && let Some(tenant) = tenants.next()
+            {
+                writes.push(self.write_tenant(&message, tenant, replica));
             }
+            let Some(written) = writes.next().await else { break };
+            worst = worst.into_iter().chain(written.err()).max_by_key(rank);
         }
-        result
+        worst.map_or(Ok(()), Err)
     }
 
     async fn write_tenant(
         &self,
         message: &Bytes,
-        series: &TenantSeries<'_>,
+        series: Result<TenantSeries<'_>, DecodeError>,
         replica: u64,
     ) -> Result<(), PeerWriteError> {
+        let series = series?;
         if !series.has_series {
             return Ok(());
         }
@@ -124,7 +135,7 @@ fn rank(error: &PeerWriteError) -> u8 {
         ) => 1,
         PeerWriteError::Write(WriteError::TenantNotReady { .. } | WriteError::Placement(_)) => 2,
         PeerWriteError::Write(
-            WriteError::Unavailable(_) | WriteError::NoHashring | WriteError::NoQuorum(_),
+            WriteError::Unavailable(_) | WriteError::NoHashring | WriteError::NoQuorum { .. },
         ) => 3,
     }
 }

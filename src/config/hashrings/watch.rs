@@ -226,7 +226,8 @@ impl HashringsFile {
     }
 }
 
-/// Reads until the content is good, or stays bad. None if the runtime is going down.
+/// Reads until the content is good, or stays bad. None if the runtime is going down, or
+/// reading has panicked.
 async fn load_settled(mut file: HashringsFile, changed: &Notify) -> Option<HashringsFile> {
     for read in 1.. {
         // Reading blocks, and building large rings takes a while.
@@ -234,7 +235,10 @@ async fn load_settled(mut file: HashringsFile, changed: &Notify) -> Option<Hashr
             let result = file.load();
             (file, result)
         });
-        let (returned, result) = task.await.ok()?;
+        let ended = task.await.inspect_err(|error| {
+            tracing::error!(component = "receive", err = %error, "hashrings file is not followed");
+        });
+        let (returned, result) = ended.ok()?;
         file = returned;
         let Err(error) = result else { break };
         if read == SETTLE_READS {
@@ -310,7 +314,9 @@ impl Follower {
     }
 }
 
+/// Absolute, as events tell it.
 fn directory_of(path: &Path) -> PathBuf {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
         _ => PathBuf::from("."),

@@ -113,7 +113,9 @@ async fn write(peer: SocketAddr, options: ClientTlsOptions) -> Result<(), Forwar
 
 fn detail(result: Result<(), ForwardError>) -> String {
     match result {
-        Err(ForwardError::Unavailable { detail, .. }) => detail,
+        Err(
+            ForwardError::Unreachable { detail, .. } | ForwardError::Unavailable { detail, .. },
+        ) => detail,
         other => panic!("{other:?}"),
     }
 }

@@ -54,6 +54,10 @@ impl Forward for Nodes {
         Compression::None
     }
 
+    async fn check(&self, _address: &str, _tenant: &str) -> Result<(), ForwardError> {
+        Ok(())
+    }
+
     async fn forward(
         &self,
         address: &str,
@@ -113,7 +117,9 @@ impl Local {
                 return Err(WriteError::TenantNotReady { tenant: tenant.to_string(), detail });
             }
             ReplicaOutcome::Unavailable => return Err(WriteError::Unavailable(detail)),
-            ReplicaOutcome::Failed => return Err(WriteError::NoQuorum(detail)),
+            ReplicaOutcome::Failed => {
+                return Err(WriteError::NoQuorum { detail, series: 0, samples: 0 });
+            }
             ReplicaOutcome::TimedOut => std::future::pending().await,
         }
         Ok(written)
@@ -352,6 +358,9 @@ fn expected(
     for time in times {
         let verdicts: Vec<Option<Verdict>> =
             series.iter().map(|replicas| verdict_by(replicas, behaviours, factor, time)).collect();
+        if verdicts.contains(&Some(Verdict::Unavailable)) {
+            return (Verdict::Unavailable, time);
+        }
         if verdicts.iter().all(Option::is_some) {
             return (verdicts.into_iter().flatten().max().unwrap_or(Verdict::Success), time);
         }
@@ -447,7 +456,7 @@ async fn whatever_peers_do_the_answer_is_the_rules_and_comes_when_it_is_fixed() 
         let told = match &result {
             Ok(outcome) if outcome.refusals.is_empty() => Verdict::Success,
             Ok(_) => Verdict::Conflict,
-            Err(WriteError::NoQuorum(_)) => Verdict::Unavailable,
+            Err(WriteError::NoQuorum { .. }) => Verdict::Unavailable,
             Err(error) => panic!("world {world}: {error}"),
         };
         let context = format!("seed {seed}, world {world}: factor {factor}, {behaviours:?}");
