@@ -11,3 +11,4 @@ mod outages;
 mod ports;
 #[path = "../support/process.rs"]
 mod process;
+mod sizes;

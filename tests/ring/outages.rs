@@ -7,9 +7,8 @@ use std::process::Command;
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::http::Answer;
 use crate::load::Load;
-use crate::node::{Node, Ring, ketama};
+use crate::node::{Node, Ring, assert_unavailable, ketama, write_request};
 
 #[test]
 fn a_killed_node_costs_no_write_and_no_sample() {
@@ -115,12 +114,6 @@ fn each_series_by_its_owner(node: &Node, owners: &[String], dead: &str, t: i64) 
     }
 }
 
-fn assert_unavailable(answer: &Answer) {
-    assert_eq!(answer.status, 503, "{}", String::from_utf8_lossy(&answer.body));
-    let retry_after = answer.header("retry-after").expect("Retry-After");
-    assert!(retry_after.parse::<u64>().is_ok_and(|seconds| seconds > 0), "{retry_after}");
-}
-
 /// Waits until the first two nodes have so many samples together.
 fn wait_samples(ring: &mut Ring, samples: f64) {
     let [first, second, ..] = &mut ring.nodes[..] else { panic!("a ring of three") };
@@ -147,22 +140,4 @@ fn owners(ring: &Ring) -> Vec<String> {
     let owners: Vec<String> = located.lines().map(owner).collect();
     assert_eq!(owners.len(), SERIES, "{}", String::from_utf8_lossy(&output.stderr));
     owners
-}
-
-/// `up{instance="i"}` with the sample 1, `t` ms after a time of long ago.
-fn write_request(i: usize, t: i64) -> Vec<u8> {
-    let mut series = Vec::new();
-    for (name, value) in [("__name__", "up"), ("instance", &i.to_string())] {
-        let mut label = Vec::new();
-        prost::encoding::string::encode(1, &name.to_owned(), &mut label);
-        prost::encoding::string::encode(2, &value.to_owned(), &mut label);
-        prost::encoding::bytes::encode(1, &label, &mut series);
-    }
-    let mut sample = Vec::new();
-    prost::encoding::double::encode(1, &1.0, &mut sample);
-    prost::encoding::int64::encode(2, &(1_000_000 + t), &mut sample);
-    prost::encoding::bytes::encode(2, &sample, &mut series);
-    let mut request = Vec::new();
-    prost::encoding::bytes::encode(1, &series, &mut request);
-    request
 }
