@@ -29,23 +29,30 @@ impl Load {
     /// Starts one that writes to `node` until it is stopped. The name tells its series and files
     /// from those of others.
     pub(crate) fn start(root: &Path, name: &str, node: &Node) -> Load {
-        let series = ["--series=1000", "--series-per-request=100", "--rate=4000"];
-        Load::start_with(root, name, node, &series)
+        let requests = ["--series=1000", "--series-per-request=100", "--rate=4000"];
+        Load::start_with(root, name, node, &requests)
     }
 
-    /// Starts one that writes a few rounds to `node`, as fast as it answers, and then ends.
+    /// The same with so many series that none has a second sample while copies of the first are on
+    /// their way: a node would refuse a copy that is overtaken by a later sample.
+    pub(crate) fn start_wide(root: &Path, name: &str, node: &Node) -> Load {
+        let requests = ["--series=10000", "--series-per-request=50", "--rate=2000"];
+        Load::start_with(root, name, node, &requests)
+    }
+
+    /// Starts one that writes one sample of each series to `node`, and then ends.
     pub(crate) fn start_brief(root: &Path, name: &str, node: &Node) -> Load {
-        let series = ["--series=200", "--series-per-request=50", "--rounds=10"];
-        Load::start_with(root, name, node, &series)
+        let requests = ["--series=2000", "--series-per-request=100", "--rounds=1"];
+        Load::start_with(root, name, node, &requests)
     }
 
-    fn start_with(root: &Path, name: &str, node: &Node, series: &[&str]) -> Load {
+    fn start_with(root: &Path, name: &str, node: &Node, requests: &[&str]) -> Load {
         let acked_file = root.join(format!("{name}.acked"));
         let mut command = Command::new(env!("CARGO_BIN_EXE_ringest"));
         command
             .arg("load")
             .arg(format!("--url=http://{}", node.write))
-            .args(series)
+            .args(requests)
             .args(["--connections=2", "--stale=5", "--tenants=2", "--json"])
             .arg(format!("--tenant-prefix={name}-"))
             .arg("--acked-file")
@@ -101,7 +108,7 @@ impl Acked {
         assert!(found.counts().all(|count| (quorum..=factor).contains(&count)), "{}", found.0);
     }
 
-    /// The same where no copy can have failed: each sample is on just so many nodes, once those
+    /// The same where no copy can have failed or been overtaken: each sample is on just so many nodes, once those
     /// copies that an answer did not wait for have arrived.
     pub(crate) fn verify_all_copies(&self, nodes: &[Node], factor: usize) {
         let mut found = None;

@@ -17,6 +17,7 @@ use crate::process::{Process, wait_for};
 pub(crate) struct Node {
     name: String,
     args: Vec<String>,
+    forward_timeout: &'static str,
     pub(crate) data: PathBuf,
     log: PathBuf,
     /// `host:port` of metrics, probes, remote read and the ring's page.
@@ -40,12 +41,11 @@ impl Node {
             format!("--remote-write.address={}", address(2)),
             format!("--tsdb.path={}", data.display()),
             format!("--label=replica=\"{name}\""),
-            // Shorter than usual, so that a hung peer is noticed soon.
-            "--receive-forward-timeout=2s".to_owned(),
         ];
         Node {
             name: name.to_owned(),
             args,
+            forward_timeout: "20s",
             log: data.with_extension("log"),
             data,
             http: address(0),
@@ -68,6 +68,17 @@ impl Node {
         self
     }
 
+    /// Makes it wait so long for peers, instead of longer than any that are merely busy take.
+    pub(crate) fn with_forward_timeout(self, forward_timeout: &'static str) -> Node {
+        Node { forward_timeout, ..self }
+    }
+
+    /// Gives it another flag.
+    pub(crate) fn with_arg(mut self, arg: &str) -> Node {
+        self.args.push(arg.to_owned());
+        self
+    }
+
     /// Starts it, for the first time or again, and waits until it is ready.
     pub(crate) fn start(&mut self) {
         self.launch();
@@ -78,6 +89,7 @@ impl Node {
     pub(crate) fn launch(&mut self) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ringest"));
         command.arg("receive").args(&self.args);
+        command.arg(format!("--receive-forward-timeout={}", self.forward_timeout));
         self.process = Some(Process::start(&mut command, &self.log));
     }
 
@@ -193,9 +205,15 @@ pub(crate) struct Ring {
 impl Ring {
     /// Starts all, and waits until they are ready and have found each other.
     pub(crate) fn start(count: usize, factor: usize) -> Ring {
+        Ring::start_with(count, factor, |node| node)
+    }
+
+    /// The same with nodes that are changed before.
+    pub(crate) fn start_with(count: usize, factor: usize, change: impl Fn(Node) -> Node) -> Ring {
         let root = tempfile::tempdir().expect("temporary directory");
         let hashrings = root.path().join("hashrings.json");
         let mut nodes = members(root.path(), &hashrings, count, factor);
+        nodes = nodes.into_iter().map(change).collect();
         fs::write(&hashrings, ketama(&nodes)).expect("the ring's file");
         start_all(&mut nodes);
         Ring { nodes, hashrings, root }
@@ -235,11 +253,16 @@ pub(crate) fn assert_unavailable(answer: &Answer) {
 
 /// `up{instance="i"}` with the sample 1, `t` ms after a time of long ago.
 pub(crate) fn write_request(i: usize, t: i64) -> Vec<u8> {
+    request_of(&[("__name__", "up"), ("instance", &i.to_string())], t)
+}
+
+/// One series with such a sample. Several of them in a row are a request, too.
+pub(crate) fn request_of(labels: &[(&str, &str)], t: i64) -> Vec<u8> {
     let mut series = Vec::new();
-    for (name, value) in [("__name__", "up"), ("instance", &i.to_string())] {
+    for (name, value) in labels {
         let mut label = Vec::new();
-        prost::encoding::string::encode(1, &name.to_owned(), &mut label);
-        prost::encoding::string::encode(2, &value.to_owned(), &mut label);
+        prost::encoding::string::encode(1, &(*name).to_owned(), &mut label);
+        prost::encoding::string::encode(2, &(*value).to_owned(), &mut label);
         prost::encoding::bytes::encode(1, &label, &mut series);
     }
     let mut sample = Vec::new();
