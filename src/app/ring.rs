@@ -1,6 +1,7 @@
 //! The ring and the peers that it needs, kept up to date.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -86,7 +87,12 @@ fn prepared(peers: Arc<PeerPool>, local: Option<String>) -> CurrentHashring {
     })
 }
 
-/// Closes the connections to members that have left, once no new request is sent to them.
+/// How long members that have left are kept: far longer than a request takes from taking the ring
+/// to calling its peers. One that has taken the ring before would find its peer gone otherwise, and
+/// fail without need, or leave its series a copy short.
+const LEAVER_GRACE: Duration = Duration::from_secs(5);
+
+/// Closes the connections to members that have left, once no request is sent to them any more.
 async fn forget_leavers(
     mut changes: watch::Receiver<Option<Arc<Hashring>>>,
     peers: Arc<PeerPool>,
@@ -98,10 +104,15 @@ async fn forget_leavers(
             () = stop.cancelled() => return,
             changed = changes.changed() => if changed.is_err() { return },
         }
-        let hashring = changes.borrow_and_update().clone();
-        if let Some(hashring) = hashring {
-            peers.update(addresses(&hashring, local.as_deref()));
+        let changed = changes.borrow_and_update().clone();
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(LEAVER_GRACE) => {}
         }
+        // Who has left in the meantime has its own time still to come.
+        let latest = changes.borrow().clone();
+        let rings = changed.iter().chain(&latest);
+        peers.update(rings.flat_map(|ring| addresses(ring, local.as_deref())));
     }
 }
 
@@ -111,4 +122,45 @@ fn addresses<'a>(hashring: &'a Hashring, local: Option<&'a str>) -> impl Iterato
     let others =
         endpoints.filter(move |endpoint| !local.is_some_and(|at| endpoint.has_address(at)));
     others.map(|endpoint| endpoint.address.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hashring::{Algorithm, Endpoint, RingDefaults, RingOptions};
+
+    fn hashring(addresses: &[&str]) -> Hashring {
+        let endpoints = addresses.iter().map(|address| Endpoint::at(address)).collect();
+        let rings = vec![RingOptions { endpoints, ..RingOptions::default() }];
+        let defaults = RingDefaults { algorithm: Algorithm::Hashmod, replication_factor: 1 };
+        Hashring::build(rings, defaults, None, &HashringMetrics::new(&Registry::new()))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_member_that_left_is_kept_for_requests_that_took_the_ring_before() {
+        // Nobody listens on port 0.
+        let [local, a, b, c] = ["127.0.0.1:0", "127.0.0.2:0", "127.0.0.3:0", "127.0.0.4:0"];
+        let peers = PeerPool::new(PeerOptions::default(), &Registry::new());
+        let current = prepared(peers.clone(), Some(local.to_owned()));
+        let stop = CancellationToken::new();
+        let local_endpoint = Some(local.to_owned());
+        let task = forget_leavers(current.subscribe(), peers.clone(), local_endpoint, stop.clone());
+        let task = tokio::spawn(task);
+        let known = || peers.snapshot().into_iter().map(|peer| peer.address).collect::<Vec<_>>();
+        let half = LEAVER_GRACE / 2 + Duration::from_millis(1);
+
+        current.replace(hashring(&[local, a, b]));
+        tokio::time::sleep(2 * half).await;
+        assert_eq!(known(), [a, b].map(Arc::from));
+        current.replace(hashring(&[local, b, c]));
+        tokio::time::sleep(half).await;
+        assert_eq!(known(), [a, b, c].map(Arc::from));
+        current.replace(hashring(&[local, c]));
+        tokio::time::sleep(half).await;
+        assert_eq!(known(), [b, c].map(Arc::from), "the second to leave has time left");
+        tokio::time::sleep(2 * half).await;
+        assert_eq!(known(), [c].map(Arc::from));
+        stop.cancel();
+        task.await.unwrap();
+    }
 }

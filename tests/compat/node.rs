@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -87,6 +88,19 @@ impl Node {
             }
             let answer = http::exchange(&address, &request)?;
             (answer.status == 200).then_some(Start::Ready)
+        });
+        start.unwrap_or(Start::NeverReady)
+    }
+
+    /// Waits until gRPC and remote write are served, ready or not.
+    pub(crate) fn wait_listening(&mut self) -> Start {
+        let addresses = ["http", "grpc", "write"].map(|name| self.address(name).to_owned());
+        let start = wait_for(|| {
+            if let Some(code) = self.exited() {
+                return Some(Start::Exited(code));
+            }
+            let are_open = addresses.iter().all(|address| TcpStream::connect(address).is_ok());
+            are_open.then_some(Start::Ready)
         });
         start.unwrap_or(Start::NeverReady)
     }

@@ -28,7 +28,6 @@ const NO_OTLP: &str = "OTLP is not served yet";
 const NO_PROFILES: &str = "profiles are not served yet";
 const ONE_FORMAT: &str = "the metrics page is text whatever is asked for, which HTTP allows";
 const NO_HISTOGRAMS: &str = "native histograms are refused, not stored, until their storage lands";
-const REFLECTION: &str = "Thanos' reflection finds none of its own symbols, ours does";
 const LOWEST_TIME: &str = "a sample at the lowest time is refused alone, not everything after it";
 const OTHER_WRITES: &str = "it holds what Thanos takes and we need not, and the reverse";
 const LIMITED: &str = "what a limit or a batch holds depends on the histograms that are not stored";
@@ -54,35 +53,51 @@ const fn refused_histograms(suite: &'static str) -> Exception {
 const NO_STATUS: &str = "TSDB statistics are not served over HTTP yet";
 const NO_GO: &str = "there is no Go runtime to tell of";
 
-/// What the `mode-*` suites find of OTLP and the status page.
-macro_rules! modes {
-    ($($suite:literal),*) => {
+/// What probes of all interfaces find of OTLP, Go and the status page. The steps of a
+/// round of probes have a prefix.
+macro_rules! probes {
+    ($($suite:literal $prefix:literal),*) => {
         &[$(
             Exception {
                 suite: $suite,
-                step: "metrics",
+                step: concat!($prefix, "metrics"),
                 instead: Expect(r#"{"found": false}"#),
                 reason: NO_GO,
             },
-            not_found($suite, "status", NO_STATUS),
-            not_found($suite, "status-all", NO_STATUS),
-            not_found($suite, "otlp", NO_OTLP),
+            not_found($suite, concat!($prefix, "status"), NO_STATUS),
+            not_found($suite, concat!($prefix, "status-all"), NO_STATUS),
+            not_found($suite, concat!($prefix, "otlp"), NO_OTLP),
         )*]
     };
 }
 
-pub(crate) const MODES: &[Exception] =
-    modes!("mode-ingestor", "mode-router", "mode-routeringestor");
+pub(crate) const PROBES: &[Exception] = probes!(
+    "mode-ingestor" "",
+    "mode-router" "",
+    "mode-routeringestor" "",
+    "not-ready-ingestor" "before/",
+    "not-ready-ingestor" "after/",
+    "not-ready-routeringestor" "before/",
+    "not-ready-routeringestor" "after/"
+);
 
 const TENANT_FIRST: &str = "a tenant's name is judged before its series are read";
+const OPENING: &str = "a tenant that is opening is refused at once, and does not back off the node";
 const OWN_DIRECTORIES: &str =
     "a tenant is made by its first sample, and no name makes a directory elsewhere";
 
 pub(crate) const EXCEPTIONS: &[Exception] = &[
     not_compared("mode-ingestor", "statistics", NO_OTLP),
     not_compared("mode-routeringestor", "statistics", NO_OTLP),
+    not_compared("not-ready-ingestor", "after/statistics", NO_OTLP),
+    not_compared("not-ready-routeringestor", "after/statistics", NO_OTLP),
+    Exception {
+        suite: "not-ready-ingestor",
+        step: "before/grpc-write-stuck",
+        instead: Expect(r#"{"code": 13, "closed": null}"#),
+        reason: OPENING,
+    },
     not_found("ring-few-nodes-hashmod", "otlp-other", NO_OTLP),
-    not_found("ring-no-tenant", "otlp-other", NO_OTLP),
     not_found("ring-one-node-down", "otlp-other", NO_OTLP),
     not_found("ring-two-nodes-one-down", "otlp-other", NO_OTLP),
     Exception {
@@ -184,7 +199,6 @@ pub(crate) const EXCEPTIONS: &[Exception] = &[
     not_compared("store-info", "status-match-neq", NO_HISTOGRAMS),
     not_compared("store-info", "status-match-ext", NO_HISTOGRAMS),
     not_compared("store-info", "status-large", NO_HISTOGRAMS),
-    not_compared("store-info", "reflection-symbol-thanos.Store", REFLECTION),
     not_compared("store-labels", "values/limit-2", LIMITED),
     not_compared("store-labels", "values/limit-5", LIMITED),
     not_compared("store-series", "histograms", NO_HISTOGRAMS),
@@ -210,7 +224,7 @@ pub(crate) fn apply(suite: &str, step: &mut Step) {
     {
         without_histograms(replies);
     }
-    if suite.starts_with("mode-") {
+    if suite.starts_with("mode-") || suite.starts_with("not-ready-") {
         without_otlp(step);
     }
     if matches!(suite, "grpc-write-ingestor" | "grpc-write-routeringestor")
@@ -255,7 +269,7 @@ pub(crate) fn reason(suite: &str, step: &Step) -> Option<&'static str> {
 }
 
 fn known_exception(suite: &str, step: &Step) -> Option<&'static Exception> {
-    let mut all = EXCEPTIONS.iter().chain(MODES);
+    let mut all = EXCEPTIONS.iter().chain(PROBES);
     all.find(|known| known.suite == suite && known.step == step.id())
 }
 

@@ -7,6 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use regex_automata::meta;
+use rustix::fs::{CWD, FileType, Mode, OFlags};
 use serde_json::{Value, json};
 
 use crate::compare::{self, Differences};
@@ -98,6 +99,8 @@ fn take(node: &mut Node, stubs: &Stubs, step: &Step) -> Differences {
             pause(step.number("seconds"));
             Vec::new()
         }
+        "fifo" => take_fifo(node, step),
+        "release" => take_release(node, step),
         "ls" => take_ls(node, step),
         other => vec![format!("unsupported step kind `{other}`")],
     }
@@ -136,11 +139,16 @@ fn take_http(node: &Node, step: &Step) -> Differences {
 }
 
 fn take_start(node: &mut Node, step: &Step) -> Differences {
-    if step.0.get("wait").is_some() || step.0.get("args").is_some() {
-        return vec!["starts with other arguments or waits are not supported yet".into()];
+    if step.0.get("args").is_some() {
+        return vec!["starts with other arguments are not supported yet".into()];
     }
     node.spawn();
-    let (key, found) = match node.wait_ready() {
+    let start = match step.text("wait") {
+        None => node.wait_ready(),
+        Some("tcp") => node.wait_listening(),
+        Some(other) => return vec![format!("unknown wait `{other}`")],
+    };
+    let (key, found) = match start {
         Start::Ready => ("ready", json!(true)),
         Start::NeverReady => ("ready", json!(false)),
         Start::Exited(code) => ("exit", json!(code)),
@@ -155,6 +163,25 @@ fn take_signal(node: &mut Node, step: &Step) -> Differences {
     node.signal(step.text("signal").expect("signal"));
     let exit = node.wait_exit().map_or(Value::Null, |code| json!(code));
     one_of(step, "exit", exit)
+}
+
+/// Makes a named pipe, which stands for a log that takes long to read.
+fn take_fifo(node: &Node, step: &Step) -> Differences {
+    let path = node.dir().join(step.text("path").expect("path of a pipe"));
+    fs::create_dir_all(path.parent().expect("a directory")).expect("the pipe's directory");
+    rustix::fs::mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)
+        .expect("a named pipe");
+    Vec::new()
+}
+
+/// Gives the reader of a named pipe its end.
+fn take_release(node: &Node, step: &Step) -> Differences {
+    let path = node.dir().join(step.text("path").expect("path of a pipe"));
+    // Fails instead of waiting if nobody reads.
+    match rustix::fs::open(&path, OFlags::WRONLY | OFlags::NONBLOCK, Mode::empty()) {
+        Ok(_) => Vec::new(),
+        Err(error) => vec![format!("nobody reads the pipe: {error}")],
+    }
 }
 
 fn take_ls(node: &Node, step: &Step) -> Differences {

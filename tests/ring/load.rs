@@ -13,7 +13,7 @@ use crate::process::{Process, wait_for};
 /// Size of the record that a stretch of load fills: 40 requests, sent and acknowledged.
 const STRETCH_BYTES: u64 = 40 * 2 * 24;
 
-/// A sender that goes on until it is stopped, and its record of what was acknowledged.
+/// A sender, and its record of what was acknowledged.
 pub(crate) struct Load {
     process: Process,
     acked_file: PathBuf,
@@ -26,15 +26,34 @@ pub(crate) struct Acked {
 }
 
 impl Load {
-    /// Starts one that writes to `node`. The name tells its series and files from those of others.
+    /// Starts one that writes to `node` until it is stopped. The name tells its series and files
+    /// from those of others.
     pub(crate) fn start(root: &Path, name: &str, node: &Node) -> Load {
+        let requests = ["--series=1000", "--series-per-request=100", "--rate=4000"];
+        Load::start_with(root, name, node, &requests)
+    }
+
+    /// The same with so many series that none has a second sample while copies of the first are on
+    /// their way: a node would refuse a copy that is overtaken by a later sample.
+    pub(crate) fn start_wide(root: &Path, name: &str, node: &Node) -> Load {
+        let requests = ["--series=10000", "--series-per-request=50", "--rate=2000"];
+        Load::start_with(root, name, node, &requests)
+    }
+
+    /// Starts one that writes one sample of each series to `node`, and then ends.
+    pub(crate) fn start_brief(root: &Path, name: &str, node: &Node) -> Load {
+        let requests = ["--series=2000", "--series-per-request=100", "--rounds=1"];
+        Load::start_with(root, name, node, &requests)
+    }
+
+    fn start_with(root: &Path, name: &str, node: &Node, requests: &[&str]) -> Load {
         let acked_file = root.join(format!("{name}.acked"));
         let mut command = Command::new(env!("CARGO_BIN_EXE_ringest"));
         command
             .arg("load")
             .arg(format!("--url=http://{}", node.write))
-            .args(["--series=1000", "--series-per-request=100", "--connections=2"])
-            .args(["--rate=4000", "--stale=5", "--tenants=2", "--json"])
+            .args(requests)
+            .args(["--connections=2", "--stale=5", "--tenants=2", "--json"])
             .arg(format!("--tenant-prefix={name}-"))
             .arg("--acked-file")
             .arg(&acked_file);
@@ -56,9 +75,15 @@ impl Load {
         assert!(went_on.is_some(), "the load is stuck: {}", self.process.log());
     }
 
-    /// Stops it, and expects that each of its requests was answered with a 2xx the first time.
-    pub(crate) fn stop(mut self) -> Acked {
+    /// Stops it, and expects what [`Load::finish`] does.
+    pub(crate) fn stop(self) -> Acked {
         self.process.signal(Signal::INT);
+        self.finish()
+    }
+
+    /// Waits for its end, and expects that each of its requests was answered with a 2xx the first
+    /// time.
+    pub(crate) fn finish(mut self) -> Acked {
         assert_eq!(self.process.wait_exit(), Some(0), "{}", self.process.log());
         let log = self.process.log();
         let summary: Value = serde_json::from_str(log.lines().last().expect("a summary"))
@@ -68,7 +93,9 @@ impl Load {
         for count in ["connection_errors", "retries", "unacknowledged_samples"] {
             assert_eq!(summary[count], 0, "{summary}");
         }
-        Acked { file: self.acked_file, samples: summary["samples"].as_u64().expect("samples") }
+        let samples = summary["samples"].as_u64().expect("samples");
+        assert!(samples > 0, "{summary}");
+        Acked { file: self.acked_file, samples }
     }
 }
 
@@ -76,6 +103,25 @@ impl Acked {
     /// Reads everything back from all nodes, and expects every sample bit for bit, each on as many
     /// nodes as acknowledge it, and on no more than there are copies.
     pub(crate) fn verify<'a>(&self, nodes: impl IntoIterator<Item = &'a Node>, factor: usize) {
+        let found = self.read_back(nodes);
+        let quorum = if factor == 2 { 1 } else { factor / 2 + 1 };
+        assert!(found.counts().all(|count| (quorum..=factor).contains(&count)), "{}", found.0);
+    }
+
+    /// The same where no copy can have failed or been overtaken: each sample is on just so many nodes, once those
+    /// copies that an answer did not wait for have arrived.
+    pub(crate) fn verify_all_copies(&self, nodes: &[Node], factor: usize) {
+        let mut found = None;
+        let are_all_there = wait_for(|| {
+            let read = found.insert(self.read_back(nodes));
+            read.counts().all(|count| count == factor).then_some(())
+        });
+        let found = found.expect("was read once").0;
+        assert!(are_all_there.is_some(), "not {factor} copies of everything: {found}");
+    }
+
+    /// Expects every sample somewhere.
+    pub(crate) fn read_back<'a>(&self, nodes: impl IntoIterator<Item = &'a Node>) -> Found {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ringest"));
         command.args(["load", "verify", "--json", "--acked-file"]).arg(&self.file);
         for node in nodes {
@@ -86,11 +132,18 @@ impl Acked {
         let found: Value = serde_json::from_slice(&output.stdout)
             .unwrap_or_else(|error| panic!("{error}: {said}"));
         assert!(output.status.success(), "{found} {said}");
-        assert!(self.samples > 0);
         assert_eq!(found["intact"], self.samples, "{found}");
-        let copies = found["intact_by_node_count"].as_object().expect("counts");
-        for count in copies.keys().map(|count| count.parse::<usize>().expect("a count")) {
-            assert!((factor / 2 + 1..=factor).contains(&count), "{found}");
-        }
+        Found(found)
+    }
+}
+
+/// What was read back.
+pub(crate) struct Found(Value);
+
+impl Found {
+    /// On how many nodes there are samples.
+    fn counts(&self) -> impl Iterator<Item = usize> {
+        let counts = self.0["intact_by_node_count"].as_object().expect("counts");
+        counts.keys().map(|count| count.parse().expect("a count"))
     }
 }

@@ -1,6 +1,7 @@
 //! Rings of real processes on 127.0.0.1: nodes are killed, stopped, restarted and told different
 //! things under load, and everything acknowledged is counted afterwards.
 
+mod files;
 #[path = "../support/http.rs"]
 mod http;
 mod load;
@@ -11,3 +12,4 @@ mod outages;
 mod ports;
 #[path = "../support/process.rs"]
 mod process;
+mod sizes;

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::load::Load;
-use crate::node::{Node, hashrings, ketama};
+use crate::node::{Node, hashrings, ketama, start_all};
 
 #[test]
 fn two_nodes_that_hold_each_other_responsible_answer_all_writes() {
@@ -39,9 +39,7 @@ fn members(root: &Path, count: usize) -> (Vec<Node>, Vec<PathBuf>) {
 
 /// Starts all nodes, and writes to the first few at the same time.
 fn answers_all_writes(root: &Path, nodes: &mut [Node], written: usize) {
-    nodes.iter_mut().for_each(Node::launch);
-    nodes.iter_mut().for_each(Node::wait_ready);
-    nodes.iter_mut().for_each(Node::wait_others);
+    start_all(nodes);
     let start = |i: usize| Load::start(root, &format!("load-{i}"), &nodes[i]);
     let mut loads: Vec<Load> = (0..written).map(start).collect();
     for _ in 0..2 {

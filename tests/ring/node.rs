@@ -6,6 +6,7 @@ use std::process::Command;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 
 use crate::http::{self, Answer, Request};
 use crate::ports;
@@ -16,6 +17,7 @@ use crate::process::{Process, wait_for};
 pub(crate) struct Node {
     name: String,
     args: Vec<String>,
+    forward_timeout: &'static str,
     pub(crate) data: PathBuf,
     log: PathBuf,
     /// `host:port` of metrics, probes, remote read and the ring's page.
@@ -39,12 +41,11 @@ impl Node {
             format!("--remote-write.address={}", address(2)),
             format!("--tsdb.path={}", data.display()),
             format!("--label=replica=\"{name}\""),
-            // Shorter than usual, so that a hung peer is noticed soon.
-            "--receive-forward-timeout=2s".to_owned(),
         ];
         Node {
             name: name.to_owned(),
             args,
+            forward_timeout: "20s",
             log: data.with_extension("log"),
             data,
             http: address(0),
@@ -67,6 +68,17 @@ impl Node {
         self
     }
 
+    /// Makes it wait so long for peers, instead of longer than any that are merely busy take.
+    pub(crate) fn with_forward_timeout(self, forward_timeout: &'static str) -> Node {
+        Node { forward_timeout, ..self }
+    }
+
+    /// Gives it another flag.
+    pub(crate) fn with_arg(mut self, arg: &str) -> Node {
+        self.args.push(arg.to_owned());
+        self
+    }
+
     /// Starts it, for the first time or again, and waits until it is ready.
     pub(crate) fn start(&mut self) {
         self.launch();
@@ -77,6 +89,7 @@ impl Node {
     pub(crate) fn launch(&mut self) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ringest"));
         command.arg("receive").args(&self.args);
+        command.arg(format!("--receive-forward-timeout={}", self.forward_timeout));
         self.process = Some(Process::start(&mut command, &self.log));
     }
 
@@ -141,6 +154,14 @@ impl Node {
         });
     }
 
+    /// Waits until the ring's file in force has this content, of which the ring's page shows the
+    /// first 48 bits of its SHA-256, the lowest byte first.
+    pub(crate) fn wait_content(&mut self, content: &str) {
+        let digest = Sha256::digest(content);
+        let hash = digest[..6].iter().rev().fold(0, |hash, byte| hash << 8 | u64::from(*byte));
+        self.wait_until(&format!("takes {content}"), |node| node.ring()["hash"] == hash);
+    }
+
     /// Waits until it is connected to all other members that it knows of.
     pub(crate) fn wait_others(&mut self) {
         self.wait_until("finds the others", |node| {
@@ -184,17 +205,32 @@ pub(crate) struct Ring {
 impl Ring {
     /// Starts all, and waits until they are ready and have found each other.
     pub(crate) fn start(count: usize, factor: usize) -> Ring {
+        Ring::start_with(count, factor, |node| node)
+    }
+
+    /// The same with nodes that are changed before.
+    pub(crate) fn start_with(count: usize, factor: usize, change: impl Fn(Node) -> Node) -> Ring {
         let root = tempfile::tempdir().expect("temporary directory");
         let hashrings = root.path().join("hashrings.json");
-        let node = |i| Node::new(root.path(), &format!("node-{i}"));
-        let nodes = (0..count).map(|i| node(i).with_ring(&hashrings, factor).with_local_endpoint());
-        let mut ring = Ring { nodes: nodes.collect(), hashrings, root };
-        fs::write(&ring.hashrings, ketama(&ring.nodes)).expect("the ring's file");
-        ring.nodes.iter_mut().for_each(Node::launch);
-        ring.nodes.iter_mut().for_each(Node::wait_ready);
-        ring.nodes.iter_mut().for_each(Node::wait_others);
-        ring
+        let mut nodes = members(root.path(), &hashrings, count, factor);
+        nodes = nodes.into_iter().map(change).collect();
+        fs::write(&hashrings, ketama(&nodes)).expect("the ring's file");
+        start_all(&mut nodes);
+        Ring { nodes, hashrings, root }
     }
+}
+
+/// Nodes that follow one file and may be members of its ring. Neither is there yet.
+pub(crate) fn members(root: &Path, hashrings: &Path, count: usize, factor: usize) -> Vec<Node> {
+    let node = |i| Node::new(root, &format!("node-{i}"));
+    (0..count).map(|i| node(i).with_ring(hashrings, factor).with_local_endpoint()).collect()
+}
+
+/// Starts all nodes, and waits until they are ready and have found the members they know of.
+pub(crate) fn start_all(nodes: &mut [Node]) {
+    nodes.iter_mut().for_each(Node::launch);
+    nodes.iter_mut().for_each(Node::wait_ready);
+    nodes.iter_mut().for_each(Node::wait_others);
 }
 
 /// A ring's file.
@@ -206,4 +242,34 @@ pub(crate) fn ketama<'a>(nodes: impl IntoIterator<Item = &'a Node>) -> String {
 pub(crate) fn hashrings<'a>(algorithm: &str, nodes: impl IntoIterator<Item = &'a Node>) -> String {
     let endpoints: Vec<&str> = nodes.into_iter().map(|node| node.grpc.as_str()).collect();
     json!([{"hashring": "default", "algorithm": algorithm, "endpoints": endpoints}]).to_string()
+}
+
+/// Expects a 503 that says when to come back.
+pub(crate) fn assert_unavailable(answer: &Answer) {
+    assert_eq!(answer.status, 503, "{}", String::from_utf8_lossy(&answer.body));
+    let retry_after = answer.header("retry-after").expect("Retry-After");
+    assert!(retry_after.parse::<u64>().is_ok_and(|seconds| seconds > 0), "{retry_after}");
+}
+
+/// `up{instance="i"}` with the sample 1, `t` ms after a time of long ago.
+pub(crate) fn write_request(i: usize, t: i64) -> Vec<u8> {
+    request_of(&[("__name__", "up"), ("instance", &i.to_string())], t)
+}
+
+/// One series with such a sample. Several of them in a row are a request, too.
+pub(crate) fn request_of(labels: &[(&str, &str)], t: i64) -> Vec<u8> {
+    let mut series = Vec::new();
+    for (name, value) in labels {
+        let mut label = Vec::new();
+        prost::encoding::string::encode(1, &(*name).to_owned(), &mut label);
+        prost::encoding::string::encode(2, &(*value).to_owned(), &mut label);
+        prost::encoding::bytes::encode(1, &label, &mut series);
+    }
+    let mut sample = Vec::new();
+    prost::encoding::double::encode(1, &1.0, &mut sample);
+    prost::encoding::int64::encode(2, &(1_000_000 + t), &mut sample);
+    prost::encoding::bytes::encode(2, &sample, &mut series);
+    let mut request = Vec::new();
+    prost::encoding::bytes::encode(1, &series, &mut request);
+    request
 }

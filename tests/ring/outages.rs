@@ -7,9 +7,8 @@ use std::process::Command;
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::http::Answer;
 use crate::load::Load;
-use crate::node::{Node, Ring, ketama};
+use crate::node::{Node, Ring, assert_unavailable, ketama, request_of, write_request};
 
 #[test]
 fn a_killed_node_costs_no_write_and_no_sample() {
@@ -26,8 +25,29 @@ fn a_killed_node_costs_no_write_and_no_sample() {
 }
 
 #[test]
+fn with_two_replicas_a_killed_node_costs_no_write_and_no_sample() {
+    let mut ring = Ring::start(3, 2);
+    let mut load = Load::start(ring.root.path(), "load", &ring.nodes[0]);
+    load.wait_stretch();
+    let killed = ring.nodes[2].grpc.clone();
+    ring.nodes[2].kill();
+    load.wait_stretch();
+    ring.nodes[0].wait_until("fails to reach the dead node", |node| {
+        node.metric("thanos_receive_forward_requests_total{result=\"error\"}") > 0.0
+    });
+    ring.nodes[2].start();
+    ring.nodes[0].wait_member(&killed, "open");
+    load.wait_stretch();
+    // What it alone has acknowledged is there again.
+    load.stop().verify(&ring.nodes, 2);
+    // And it has its part in what comes.
+    let load = Load::start_brief(ring.root.path(), "afterwards", &ring.nodes[1]);
+    load.finish().verify_all_copies(&ring.nodes, 2);
+}
+
+#[test]
 fn a_hung_node_holds_no_writer_and_is_shut_out() {
-    let mut ring = Ring::start(3, 3);
+    let mut ring = Ring::start_with(3, 3, |node| node.with_forward_timeout("2s"));
     let hung = ring.nodes[2].grpc.clone();
     let mut load = Load::start(ring.root.path(), "load", &ring.nodes[0]);
     load.wait_stretch();
@@ -42,6 +62,51 @@ fn a_hung_node_holds_no_writer_and_is_shut_out() {
     ring.nodes[0].wait_member(&hung, "open");
     load.wait_stretch();
     load.stop().verify(&ring.nodes, 3);
+    let load = Load::start_brief(ring.root.path(), "afterwards", &ring.nodes[1]);
+    load.finish().verify_all_copies(&ring.nodes, 3);
+}
+
+#[test]
+fn what_is_under_way_to_a_hung_node_is_bounded_and_arrives_in_the_end() {
+    /// Bytes that may be under way to one peer.
+    const BOUND: u64 = 64 << 20;
+    const REQUESTS: u32 = 24;
+
+    let pad = "x".repeat(60_000);
+    let request = |t: u32| {
+        let series = |i: u32| {
+            let labels = [("__name__", "up"), ("instance", &i.to_string()), ("pad", &pad)];
+            request_of(&labels, t.into())
+        };
+        (0..64).flat_map(series).collect::<Vec<u8>>()
+    };
+    let message_bytes = request(0).len() as u64;
+    let fits = BOUND / message_bytes;
+    assert!(u64::from(REQUESTS) > fits);
+
+    // The hung node is not shut out while it is given its fill.
+    let patient = |node: Node| node.with_forward_timeout("100s");
+    let patient = |node| patient(node).with_arg("--receive.grpc-compression=none");
+    let mut ring = Ring::start_with(3, 3, patient);
+    let hung = ring.nodes[2].grpc.clone();
+    ring.nodes[2].signal(Signal::STOP);
+    let under_way = |node: &Node| node.member(&hung)["inflight_bytes"].as_u64().expect("bytes");
+    for t in 0..REQUESTS {
+        let answer = ring.nodes[0].send(&request(t));
+        assert_eq!(answer.status, 200, "{}", String::from_utf8_lossy(&answer.body));
+        assert!(under_way(&ring.nodes[0]) <= BOUND);
+    }
+    ring.nodes[0].wait_until("gives the hung node its fill", |node| {
+        under_way(node) >= (fits - 1) * message_bytes
+    });
+    assert!(under_way(&ring.nodes[0]) <= BOUND);
+
+    ring.nodes[2].signal(Signal::CONT);
+    let handled = "grpc_server_handled_total";
+    ring.nodes[2].wait_until("has got its fill", |node| node.metric(handled) >= fits as f64);
+    ring.nodes[0].wait_until("waits for no answer", |node| under_way(node) == 0);
+    let load = Load::start_brief(ring.root.path(), "afterwards", &ring.nodes[0]);
+    load.finish().verify_all_copies(&ring.nodes, 3);
 }
 
 #[test]
@@ -115,12 +180,6 @@ fn each_series_by_its_owner(node: &Node, owners: &[String], dead: &str, t: i64) 
     }
 }
 
-fn assert_unavailable(answer: &Answer) {
-    assert_eq!(answer.status, 503, "{}", String::from_utf8_lossy(&answer.body));
-    let retry_after = answer.header("retry-after").expect("Retry-After");
-    assert!(retry_after.parse::<u64>().is_ok_and(|seconds| seconds > 0), "{retry_after}");
-}
-
 /// Waits until the first two nodes have so many samples together.
 fn wait_samples(ring: &mut Ring, samples: f64) {
     let [first, second, ..] = &mut ring.nodes[..] else { panic!("a ring of three") };
@@ -147,22 +206,4 @@ fn owners(ring: &Ring) -> Vec<String> {
     let owners: Vec<String> = located.lines().map(owner).collect();
     assert_eq!(owners.len(), SERIES, "{}", String::from_utf8_lossy(&output.stderr));
     owners
-}
-
-/// `up{instance="i"}` with the sample 1, `t` ms after a time of long ago.
-fn write_request(i: usize, t: i64) -> Vec<u8> {
-    let mut series = Vec::new();
-    for (name, value) in [("__name__", "up"), ("instance", &i.to_string())] {
-        let mut label = Vec::new();
-        prost::encoding::string::encode(1, &name.to_owned(), &mut label);
-        prost::encoding::string::encode(2, &value.to_owned(), &mut label);
-        prost::encoding::bytes::encode(1, &label, &mut series);
-    }
-    let mut sample = Vec::new();
-    prost::encoding::double::encode(1, &1.0, &mut sample);
-    prost::encoding::int64::encode(2, &(1_000_000 + t), &mut sample);
-    prost::encoding::bytes::encode(2, &sample, &mut series);
-    let mut request = Vec::new();
-    prost::encoding::bytes::encode(1, &series, &mut request);
-    request
 }
