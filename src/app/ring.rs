@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock as _, SystemClock};
@@ -41,7 +40,7 @@ pub(super) fn start(
     let peers = PeerPool::new(options, registry);
     let local = config.local_endpoint.clone();
     let current = prepared(peers.clone(), local.clone());
-    tokio::spawn(forget_leavers(current.subscribe(), peers.clone(), local, stop.clone()));
+    tokio::spawn(forget_leavers(current.clone(), peers.clone(), local, stop.clone()));
     let status = match &config.source {
         RingSource::None => return None,
         RingSource::Inline { content, rings } => {
@@ -94,11 +93,12 @@ const LEAVER_GRACE: Duration = Duration::from_secs(5);
 
 /// Closes the connections to members that have left, once no request is sent to them any more.
 async fn forget_leavers(
-    mut changes: watch::Receiver<Option<Arc<Hashring>>>,
+    current: CurrentHashring,
     peers: Arc<PeerPool>,
     local: Option<String>,
     stop: CancellationToken,
 ) {
+    let mut changes = current.subscribe();
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -110,9 +110,10 @@ async fn forget_leavers(
             () = tokio::time::sleep(LEAVER_GRACE) => {}
         }
         // Who has left in the meantime has its own time still to come.
-        let latest = changes.borrow().clone();
-        let rings = changed.iter().chain(&latest);
-        peers.update(rings.flat_map(|ring| addresses(ring, local.as_deref())));
+        current.while_settled(|latest| {
+            let rings = changed.as_deref().into_iter().chain(latest);
+            peers.update(rings.flat_map(|ring| addresses(ring, local.as_deref())));
+        });
     }
 }
 
@@ -144,7 +145,7 @@ mod tests {
         let current = prepared(peers.clone(), Some(local.to_owned()));
         let stop = CancellationToken::new();
         let local_endpoint = Some(local.to_owned());
-        let task = forget_leavers(current.subscribe(), peers.clone(), local_endpoint, stop.clone());
+        let task = forget_leavers(current.clone(), peers.clone(), local_endpoint, stop.clone());
         let task = tokio::spawn(task);
         let known = || peers.snapshot().into_iter().map(|peer| peer.address).collect::<Vec<_>>();
         let half = LEAVER_GRACE / 2 + Duration::from_millis(1);

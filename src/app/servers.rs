@@ -133,21 +133,13 @@ fn add_writes(
     };
     let wal_sync = config.storage.db.wal_sync;
     let writer = |storage: &Arc<MultiTsdb>| LocalWriter::new(storage.clone(), caps, wal_sync);
-    let accepting = accepting(node, draining);
     let Some(ring) = &node.ring else {
         let Some(storage) = &node.storage else {
             unreachable!("a node has a ring or storage");
         };
         // Stores whatever replica it is told to be.
-        return write_endpoints(
-            config,
-            registry,
-            Arc::new(writer(storage)),
-            None,
-            accepting,
-            draining,
-            services,
-        );
+        let sink = Arc::new(writer(storage));
+        return write_endpoints(config, registry, node, sink, None, services, draining);
     };
     let local = node.storage.as_ref().zip(config.ring.local_endpoint.clone());
     let local =
@@ -160,18 +152,18 @@ fn add_writes(
     };
     let (current, peers, tasks) = (ring.current.clone(), ring.peers.clone(), node.tasks.clone());
     let fanout = Fanout::new(options, current, peers, local, tasks, registry);
-    write_endpoints(config, registry, Arc::new(fanout), factor, accepting, draining, services)
+    write_endpoints(config, registry, node, Arc::new(fanout), factor, services, draining)
 }
 
 /// `sink` behind both kinds of endpoints.
 fn write_endpoints<S: WriteSink + PeerSink>(
     config: &Config,
     registry: &Registry,
+    node: &Node,
     sink: Arc<S>,
     replication_factor: Option<u64>,
-    accepting: impl Fn() -> bool + Send + Sync + 'static,
-    draining: &CancellationToken,
     services: Services,
+    draining: &CancellationToken,
 ) -> (Router, Services) {
     let TenancyConfig { tenant_header, default_tenant, replica_header, .. } = &config.tenancy;
     let options = RemoteWriteOptions {
@@ -184,7 +176,7 @@ fn write_endpoints<S: WriteSink + PeerSink>(
             body_read_timeout: config.remote_write.body_read_timeout,
         },
     };
-    let probe = Probe::new(accepting);
+    let probe = Probe::new(accepting(node, draining));
     let write = Arc::new(WriteService::new(sink.clone(), probe, options, registry));
     let stopping = draining.clone();
     let options = PeerWriteOptions {
@@ -192,6 +184,7 @@ fn write_endpoints<S: WriteSink + PeerSink>(
         is_accepting: Box::new(move || !stopping.is_cancelled()),
         admission: write.admission(),
         body_read_timeout: config.remote_write.body_read_timeout,
+        tasks: node.tasks.clone(),
     };
     let server =
         RemoteWriteServer::new(PeerWrites::new(sink, replication_factor), options, registry);

@@ -16,6 +16,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
 use http_body_util::{BodyExt as _, Full};
+use tokio_util::task::TaskTracker;
 use tonic::body::Body;
 use tonic::server::NamedService;
 
@@ -63,6 +64,9 @@ pub enum CallError {
     Slow(Duration),
     #[error(transparent)]
     Write(#[from] PeerWriteError),
+    /// Storing it ended with a panic, or with the process.
+    #[error("the write was interrupted")]
+    Interrupted,
 }
 
 /// What the service is made from.
@@ -73,13 +77,15 @@ pub struct RemoteWriteOptions {
     pub admission: Arc<Admission>,
     /// From a call's head to its message's last byte.
     pub body_read_timeout: Duration,
+    /// Writes under way, those included whose callers have gone.
+    pub tasks: TaskTracker,
 }
 
 /// The service.
 pub struct RemoteWriteServer<S>(Arc<Inner<S>>);
 
 struct Inner<S> {
-    writes: PeerWrites<S>,
+    writes: Arc<PeerWrites<S>>,
     options: RemoteWriteOptions,
     /// `thanos_receive_pending_write_requests`: calls under way.
     pending: Gauge,
@@ -102,7 +108,7 @@ impl<S: PeerSink> RemoteWriteServer<S> {
         registry: &Registry,
     ) -> RemoteWriteServer<S> {
         RemoteWriteServer(Arc::new(Inner {
-            writes,
+            writes: Arc::new(writes),
             options,
             pending: registry.gauge(
                 "thanos_receive_pending_write_requests",
@@ -173,7 +179,7 @@ impl<S: PeerSink> Inner<S> {
         let end = HEAD_BYTES + head.len as usize;
         // Inflate.
         let Some(encoding) = encoding.filter(|_| head.is_encoded) else {
-            return Ok(self.writes.write(share(buffer, HEAD_BYTES..end, inflight)).await?);
+            return self.store(share(buffer, HEAD_BYTES..end, inflight)).await;
         };
         let message = buffer.as_slice().get(HEAD_BYTES..end).ok_or(MessageError::CutShort)?;
         let held = REQUEST_BYTES_MIN + u64::from(head.len);
@@ -187,7 +193,15 @@ impl<S: PeerSink> Inner<S> {
         inflight.resize(REQUEST_BYTES_MIN + request_bytes as u64)?;
 
         // Decode and store.
-        Ok(self.writes.write(share(inflated, 0..request_bytes, inflight)).await?)
+        self.store(share(inflated, 0..request_bytes, inflight)).await
+    }
+
+    /// Stores a message in a task of its own: a Thanos router cancels what is still under way when
+    /// its verdict is fixed, and good series would be a copy short for ever.
+    async fn store(&self, message: Bytes) -> Result<(), CallError> {
+        let writes = self.writes.clone();
+        let stored = self.options.tasks.spawn(async move { writes.write(message).await });
+        Ok(stored.await.map_err(|_| CallError::Interrupted)??)
     }
 
     /// Collects the first message, with its head, in the first bytes of `buffer`.

@@ -46,7 +46,7 @@ pub fn write(error: &CallError) -> Status {
         CallError::NotAccepting | CallError::Overloaded(_) | CallError::Slow(_) => {
             Code::Unavailable
         }
-        CallError::Body(_) => Code::Internal,
+        CallError::Body(_) | CallError::Interrupted => Code::Internal,
         CallError::Message(error) => of_message(error),
         CallError::Write(error) => match error {
             PeerWriteError::Refused { .. } => Code::AlreadyExists,

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::hashring::Hashring;
@@ -16,6 +17,8 @@ pub struct CurrentHashring {
     changes: watch::Sender<Option<Arc<Hashring>>>,
     /// Called with a snapshot before anybody is given it.
     prepare: Arc<dyn Fn(&Hashring) + Send + Sync>,
+    /// Held from the preparation of a snapshot until it is in force.
+    replacing: Arc<Mutex<()>>,
 }
 
 impl CurrentHashring {
@@ -31,6 +34,7 @@ impl CurrentHashring {
             snapshot: Arc::default(),
             changes: watch::Sender::new(None),
             prepare: Arc::new(prepare),
+            replacing: Arc::default(),
         }
     }
 
@@ -51,7 +55,14 @@ impl CurrentHashring {
         self.changes.subscribe()
     }
 
+    /// Calls `act` with the snapshot while no other is being prepared.
+    pub fn while_settled<T>(&self, act: impl FnOnce(Option<&Hashring>) -> T) -> T {
+        let _replacing = self.replacing.lock();
+        act(self.snapshot.load().as_deref())
+    }
+
     pub fn replace(&self, hashring: Hashring) {
+        let _replacing = self.replacing.lock();
         (self.prepare)(&hashring);
         let hashring = Arc::new(hashring);
         self.snapshot.store(Some(hashring.clone()));

@@ -2,6 +2,7 @@ use std::net::{SocketAddr, TcpListener};
 
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
+use tokio_util::task::TaskTracker;
 
 use super::*;
 use crate::grpc::metrics::GrpcMetrics;
@@ -66,6 +67,7 @@ impl Server {
             is_accepting: Box::new(|| true),
             admission: Admission::new(64 << 20),
             body_read_timeout: PATIENCE,
+            tasks: TaskTracker::new(),
         };
         // A ring with three copies of each series.
         let writes = PeerWrites::new(sink.clone(), Some(3));

@@ -305,7 +305,13 @@ impl<F: Forward, L: LocalStore> PeerSink for Fanout<F, L> {
         replica: u64,
     ) -> Result<WriteOutcome, WriteError> {
         match &self.local {
-            Some(local) if replica > 0 => local.store.store_from_peer(tenant, &message).await,
+            Some(local) if replica > 0 => {
+                let result = local.store.store_from_peer(tenant, &message).await;
+                let is_stored = result.as_ref().is_ok_and(|outcome| outcome.refusals.is_empty());
+                // Thanos counts it like a forward to itself.
+                self.metrics.forwarded[usize::from(!is_stored)].inc();
+                result
+            }
             _ => {
                 self.fan_out(Incoming {
                     tenant,

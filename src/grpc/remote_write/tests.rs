@@ -11,7 +11,7 @@ use crate::model::tenant::TenantId;
 use crate::write::WriteOutcome;
 use crate::write::error::WriteError;
 
-/// Keeps the tenants and messages that it was given.
+/// Keeps the tenants and messages that it was given, after a moment.
 #[derive(Default)]
 struct Sink(Mutex<Vec<(String, Vec<u8>)>>);
 
@@ -22,6 +22,7 @@ impl PeerSink for Sink {
         message: bytes::Bytes,
         _replica: u64,
     ) -> Result<WriteOutcome, WriteError> {
+        tokio::task::yield_now().await;
         self.0.lock().push((tenant.to_string(), message.to_vec()));
         Ok(WriteOutcome::default())
     }
@@ -30,6 +31,7 @@ impl PeerSink for Sink {
 struct Fixture {
     sink: Arc<Sink>,
     admission: Arc<Admission>,
+    tasks: TaskTracker,
     server: RemoteWriteServer<Sink>,
 }
 
@@ -40,14 +42,29 @@ fn fixture(inflight_bytes_max: u64) -> Fixture {
 fn fixture_with_timeout(inflight_bytes_max: u64, body_read_timeout: Duration) -> Fixture {
     let sink = Arc::new(Sink::default());
     let admission = Admission::new(inflight_bytes_max);
+    let tasks = TaskTracker::new();
     let options = RemoteWriteOptions {
         is_accepting: Box::new(|| true),
         admission: admission.clone(),
         body_read_timeout,
+        tasks: tasks.clone(),
     };
     let server =
         RemoteWriteServer::new(PeerWrites::new(sink.clone(), None), options, &Registry::new());
-    Fixture { sink, admission, server }
+    Fixture { sink, admission, tasks, server }
+}
+
+#[tokio::test]
+async fn what_was_read_is_stored_though_the_caller_has_gone() {
+    let fixture = fixture(1 << 20);
+    let message = [&[0, 0, 0, 0, 6][..], b"\x12\x01a\x0a\x01s"].concat();
+    {
+        let mut call = std::pin::pin!(fixture.call("", Body::new(Full::new(message.into()))));
+        assert!(futures::poll!(&mut call).is_pending());
+    }
+    fixture.tasks.close();
+    fixture.tasks.wait().await;
+    assert_eq!(fixture.sink.0.lock().len(), 1);
 }
 
 impl Fixture {
@@ -190,10 +207,11 @@ async fn a_node_that_stops_says_unavailable() {
         is_accepting: Box::new(|| false),
         admission: Admission::new(1 << 20),
         body_read_timeout: Duration::from_secs(30),
+        tasks: TaskTracker::new(),
     };
     let server =
         RemoteWriteServer::new(PeerWrites::new(sink.clone(), None), options, &Registry::new());
-    let fixture = Fixture { sink, admission: Admission::new(0), server };
+    let fixture = Fixture { sink, admission: Admission::new(0), tasks: TaskTracker::new(), server };
     assert_eq!(fixture.code_of("", &framed(0, &request(1)), 9).await, Code::Unavailable);
 }
 
