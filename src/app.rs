@@ -1,6 +1,6 @@
 //! The receiver as a whole: what it is built from, and the order in which that starts and stops.
 //!
-//! Start: bind every port (a taken one is known at once), lock the data directory, begin to open
+//! Start: read certificates, bind every port (a taken one is known at once), lock the data directory, begin to open
 //! what is in it, serve. Writes are taken tenant by tenant as their storage opens; the node is
 //! ready when all of it is.
 //!
@@ -10,6 +10,7 @@
 mod listeners;
 mod ring;
 mod servers;
+mod tls;
 
 use std::convert::Infallible;
 use std::fs::{self, File};
@@ -31,7 +32,9 @@ use crate::disk::SystemDisk;
 use crate::hashring::CurrentHashring;
 use crate::metrics::{Registry, process};
 use crate::multi_tsdb::{MultiTsdb, MultiTsdbOptions, StartError};
+use crate::tls::TlsError;
 use listeners::{BindError, Listeners};
+use tls::Tls;
 
 /// Why the receiver did not start, or had to stop.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +43,8 @@ pub enum AppError {
     Runtime(#[source] io::Error),
     #[error("watching for signals: {0}")]
     Signals(#[source] io::Error),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     #[error(transparent)]
     Bind(#[from] BindError),
     #[error("--tsdb.path={}: {}", path.display(), io_cause(source))]
@@ -98,6 +103,8 @@ struct App {
 
 impl App {
     async fn start(config: Config) -> Result<App, AppError> {
+        let registry = Registry::new();
+        let tls = Tls::load(&config, &registry)?;
         let listeners = Listeners::bind(&config).await?;
         let mode = config.ring.mode();
         let has_storage = mode != Mode::RouterOnly;
@@ -107,16 +114,15 @@ impl App {
             tracing::info!("{notice}");
         }
         raise_open_files();
-        let registry = Registry::new();
         process::register(&registry);
         let draining = CancellationToken::new();
-        let ring = ring::start(&config.ring, &registry, &draining);
+        let ring = ring::start(&config.ring, tls.peers.clone(), &registry, &draining);
         let rings = ring.as_ref().map(|ring| ring.current.clone());
         let storage =
             has_storage.then(|| open_storage(&config, rings.clone(), &registry)).transpose()?;
         let tasks = TaskTracker::new();
         let node = Node { storage: storage.clone(), ring, tasks: tasks.clone() };
-        let servers = servers::spawn(listeners, &config, &registry, node, &draining);
+        let servers = servers::spawn(listeners, tls, &config, &registry, node, &draining);
         let forward_timeout = config.ring.forward_timeout;
         Ok(App { storage, rings, draining, servers, tasks, forward_timeout, _data_lock: data_lock })
     }

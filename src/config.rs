@@ -12,8 +12,10 @@ use crate::config::command_line::{Value, Values};
 use crate::config::flags::{FLAGS, Flag, Kind, Support};
 use crate::config::grammar::LabelError;
 use crate::config::hashrings::HashringsError;
+use crate::config::tls::TlsFlagError;
 use crate::hashring::RingError;
 use crate::model::tenant::{TenantId, TenantNameError};
+use crate::tls::server::ServerTlsOptions;
 use crate::tsdb::options::DbOptions;
 use crate::tsdb::wal::{Compression, SyncPolicy};
 use crate::write::quorum::REPLICATION_FACTOR_MAX;
@@ -23,6 +25,7 @@ pub mod flags;
 pub mod grammar;
 pub mod hashrings;
 pub mod ring;
+pub mod tls;
 pub mod usage;
 
 pub use ring::{Mode, RingConfig, RingSource};
@@ -80,12 +83,16 @@ pub struct GrpcConfig {
     pub grace_period: Duration,
     /// Older connections are closed, so that clients spread anew; `None` for never.
     pub connection_age_max: Option<Duration>,
+    /// `None` for plain text.
+    pub tls: Option<ServerTlsOptions>,
 }
 
 /// Remote write over HTTP, and what one request may cost.
 #[derive(Clone, Debug)]
 pub struct RemoteWriteConfig {
     pub address: ListenAddress,
+    /// `None` for plain text.
+    pub tls: Option<ServerTlsOptions>,
     /// Size of a body as sent, in bytes.
     pub request_bytes_max: u64,
     /// Size of a body when decompressed, in bytes.
@@ -159,6 +166,8 @@ pub enum ConfigError {
     BufferedResponses,
     #[error("--{0} must be above 0")]
     Zero(&'static str),
+    #[error(transparent)]
+    Tls(#[from] TlsFlagError),
     #[error("--receive.hashrings: failed to validate hashring configuration content: {0}")]
     Hashrings(#[from] HashringsError),
     /// Nothing could ever mend it, as it could in a file.
@@ -212,12 +221,13 @@ impl Config {
                 grace_period: duration(values, "grpc-grace-period"),
                 connection_age_max: Some(duration(values, "grpc-server-max-connection-age"))
                     .filter(|age| !age.is_zero()),
+                tls: tls::GRPC_SERVER.options(values, &mut notices)?,
             },
             query_inflight_bytes_max: positive_size(values, "query.inflight-bytes-max")?,
-            remote_write: RemoteWriteConfig::from_values(values)?,
+            remote_write: RemoteWriteConfig::from_values(values, &mut notices)?,
             tenancy: TenancyConfig::from_values(values)?,
             storage: StorageConfig::from_values(values, hostname, &mut notices)?,
-            ring: RingConfig::from_values(values)?,
+            ring: RingConfig::from_values(values, &mut notices)?,
             notices,
         })
     }
@@ -243,7 +253,10 @@ impl LogConfig {
 }
 
 impl RemoteWriteConfig {
-    fn from_values(values: &Values) -> Result<RemoteWriteConfig, ConfigError> {
+    fn from_values(
+        values: &Values,
+        notices: &mut Vec<String>,
+    ) -> Result<RemoteWriteConfig, ConfigError> {
         let request_bytes_max = positive_int(values, "receive.request-bytes-max")?;
         let decoded_bytes_max = positive_int(values, "receive.decoded-bytes-max")?;
         let inflight_bytes_max = positive_int(values, "receive.inflight-bytes-max")?;
@@ -254,6 +267,7 @@ impl RemoteWriteConfig {
         let body_read_timeout = positive_int(values, "receive.body-read-timeout")?;
         Ok(RemoteWriteConfig {
             address: ListenAddress::from_values(values, "remote-write.address")?,
+            tls: tls::REMOTE_WRITE_SERVER.options(values, notices)?,
             request_bytes_max,
             decoded_bytes_max,
             inflight_bytes_max,

@@ -2,6 +2,7 @@
 
 pub mod compression;
 pub mod health;
+mod incoming;
 pub mod metrics;
 pub mod reflection;
 pub mod remote_write;
@@ -15,10 +16,10 @@ use std::time::Duration;
 use tonic::server::NamedService;
 use tonic::service::Routes;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 
 use crate::grpc::compression::Compressed;
 use crate::grpc::health::HealthService;
+use crate::grpc::incoming::incoming;
 use crate::grpc::metrics::GrpcMetrics;
 use crate::store::StoreService;
 use crate::store::budget::ReadBudget;
@@ -26,6 +27,7 @@ use crate::store::exemplars::ExemplarsService;
 use crate::store::info::InfoService;
 use crate::store::source::TenantSource;
 use crate::store::status::StatusService;
+use crate::tls::server::ServerTls;
 use crate::wire::proto::thanos::exemplars_server::ExemplarsServer;
 use crate::wire::proto::thanos::info::info_server::InfoServer;
 use crate::wire::proto::thanos::status_server::StatusServer;
@@ -44,14 +46,19 @@ const STREAMS_PER_CONNECTION_MAX: u32 = 1000;
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(60);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// What clients may agree on in a TLS handshake.
+pub const TLS_PROTOCOLS: &[&[u8]] = &[b"h2"];
+
 /// How the listener behaves.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct GrpcOptions {
     /// `--grpc-grace-period`: calls under way get this long after the shutdown signal.
     pub grace_period: Duration,
     /// `--grpc-server-max-connection-age`: then a client is asked to connect anew, so that
     /// connections spread over new nodes.
     pub connection_age_max: Option<Duration>,
+    /// `None` for plain text.
+    pub tls: Option<Arc<ServerTls>>,
 }
 
 impl Default for GrpcOptions {
@@ -59,6 +66,7 @@ impl Default for GrpcOptions {
         GrpcOptions {
             grace_period: Duration::from_secs(2 * 60),
             connection_age_max: Some(Duration::from_secs(60 * 60)),
+            tls: None,
         }
     }
 }
@@ -135,7 +143,7 @@ pub async fn serve(
 ) -> std::io::Result<()> {
     listener.set_nonblocking(true)?;
     let listener = tokio::net::TcpListener::from_std(listener)?;
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let incoming = incoming(listener, options.tls);
     let (stopping, stopped) = tokio::sync::oneshot::channel();
     let mut server = Server::builder()
         .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)

@@ -1,4 +1,4 @@
-//! The HTTP listeners: HTTP/1.1 and cleartext HTTP/2 on a socket that is bound already.
+//! The HTTP listeners: HTTP/1.1 and HTTP/2, with TLS or without, on a socket that is bound already.
 //!
 //! What a sender may make us hold is bounded here and in [`remote_write`]:
 //!
@@ -31,6 +31,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::tls::server::ServerTls;
+use crate::tls::stream::MaybeTls;
 use connection::WatchedStream;
 
 pub use remote_write::remote_write_router;
@@ -99,10 +101,14 @@ pub struct Drained {
     pub connections_cut: usize,
 }
 
+/// What clients may agree on in a TLS handshake, as with Go's server.
+pub const TLS_PROTOCOLS: &[&[u8]] = &[b"h2", b"http/1.1"];
+
 /// Serves `router` until `shutdown`. Then the port is closed, requests under way may finish for
 /// `grace`, and what is left is cut.
 pub async fn serve(
     listener: TcpListener,
+    tls: Option<Arc<ServerTls>>,
     router: Router,
     limits: ConnectionLimits,
     shutdown: CancellationToken,
@@ -126,6 +132,7 @@ pub async fn serve(
         };
         let served = serve_connection(
             stream,
+            tls.clone(),
             builder.clone(),
             router.clone(),
             limits,
@@ -167,7 +174,7 @@ fn connection_builder() -> auto::Builder<TokioExecutor> {
 
 /// Errors that concern one connection that is gone already are passed over; the others (no file
 /// descriptors, no memory) would come again at once.
-async fn pause_after(error: &io::Error) {
+pub(crate) async fn pause_after(error: &io::Error) {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     if !matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset) {
         tracing::warn!(err = %error, "cannot accept a connection");
@@ -177,6 +184,7 @@ async fn pause_after(error: &io::Error) {
 
 async fn serve_connection(
     stream: TcpStream,
+    tls: Option<Arc<ServerTls>>,
     builder: Arc<auto::Builder<TokioExecutor>>,
     router: Router,
     limits: ConnectionLimits,
@@ -188,6 +196,13 @@ async fn serve_connection(
     let _ = sockopt::set_socket_keepalive(&stream, true);
     let _ = sockopt::set_tcp_keepidle(&stream, KEEPALIVE_IDLE);
     let _ = sockopt::set_tcp_keepintvl(&stream, KEEPALIVE_INTERVAL);
+    let stream = tokio::select! {
+        accepted = MaybeTls::accept(stream, tls.as_deref()) => match accepted {
+            Ok(stream) => stream,
+            Err(_) => return,
+        },
+        () = shutdown.cancelled() => return,
+    };
     let (stream, service) = WatchedStream::new(stream, limits, router);
     let connection = builder.serve_connection(hyper_util::rt::TokioIo::new(stream), service);
     tokio::pin!(connection);

@@ -16,6 +16,7 @@
 //! tsdb                     one Prometheus directory: head, log, chunks, querier
 //! wire   model             bytes from outside; labels, keys, matchers, tenants (no I/O)
 //! disk   clock   metrics   the doors to the machine, and what is counted
+//! tls                      certificates, handshakes of clients
 //! config   log             flags in their final types, which `app` hands out; log lines
 //! ```
 //!
@@ -115,6 +116,7 @@ pub mod wire;
 pub mod clock;
 pub mod disk;
 pub mod metrics;
+pub mod tls;
 
 pub mod config;
 pub mod log;

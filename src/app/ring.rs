@@ -12,6 +12,7 @@ use crate::config::{RingConfig, RingSource};
 use crate::hashring::{CurrentHashring, Hashring, HashringMetrics};
 use crate::http::ring::RingStatus;
 use crate::metrics::Registry;
+use crate::peer::tls::ClientTls;
 use crate::peer::{INFLIGHT_BYTES_MAX_DEFAULT, PeerOptions, PeerPool};
 
 /// The ring in force and the connections to its members.
@@ -25,6 +26,7 @@ pub(super) struct RingParts {
 /// are none. Must be called within a runtime.
 pub(super) fn start(
     config: &RingConfig,
+    tls: Option<Arc<ClientTls>>,
     registry: &Registry,
     stop: &CancellationToken,
 ) -> Option<RingParts> {
@@ -35,7 +37,7 @@ pub(super) fn start(
         compression: config.compression,
         backoff_max: config.backoff_max,
         inflight_bytes_max: INFLIGHT_BYTES_MAX_DEFAULT,
-        tls: None,
+        tls,
     };
     let peers = PeerPool::new(options, registry);
     let local = config.local_endpoint.clone();

@@ -9,6 +9,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::app::listeners::Listeners;
+use crate::app::tls::Tls;
 use crate::app::{AppError, Node};
 use crate::config::{Config, TenancyConfig};
 use crate::grpc::metrics::GrpcMetrics;
@@ -23,6 +24,7 @@ use crate::metrics::Registry;
 use crate::multi_tsdb::MultiTsdb;
 use crate::store::budget::ReadBudget;
 use crate::store::source::{NoTenants, TenantSource};
+use crate::tls::server::ServerTls;
 use crate::write::fanout::{Fanout, FanoutOptions, LocalNode};
 use crate::write::known::LabelCaps;
 use crate::write::local::LocalWriter;
@@ -31,6 +33,7 @@ use crate::write::service::{PeerSink, PeerWrites};
 /// Serves on all listeners until `draining`, then ends each within its grace period.
 pub(super) fn spawn(
     listeners: Listeners,
+    tls: Tls,
     config: &Config,
     registry: &Registry,
     node: Node,
@@ -52,13 +55,15 @@ pub(super) fn spawn(
     let grpc_options = GrpcOptions {
         grace_period: config.grpc.grace_period,
         connection_age_max: config.grpc.connection_age_max,
+        tls: tls.grpc,
     };
     let mut servers = JoinSet::new();
     let draining = || draining.clone();
-    servers.spawn(serve_http("http/server", listeners.http, operator, draining(), grace));
+    servers.spawn(serve_http("http/server", listeners.http, None, operator, draining(), grace));
     servers.spawn(serve_http(
         "remote-write/server",
         listeners.remote_write,
+        tls.remote_write,
         write,
         draining(),
         grace,
@@ -194,13 +199,14 @@ fn write_endpoints<S: WriteSink + PeerSink>(
 async fn serve_http(
     service: &'static str,
     listener: TcpListener,
+    tls: Option<Arc<ServerTls>>,
     router: Router,
     draining: CancellationToken,
     grace: Duration,
 ) -> Result<(), AppError> {
     log_listening(service, &listener);
     let limits = ConnectionLimits::default();
-    let drained = http::serve(listener, router, limits, draining, grace).await;
+    let drained = http::serve(listener, tls, router, limits, draining, grace).await;
     tracing::info!(service, connectionsCut = drained.connections_cut, "stopped");
     Ok(())
 }

@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use crate::config::command_line::Values;
 use crate::config::hashrings::{self, InlineHashrings};
-use crate::config::{ConfigError, duration};
+use crate::config::{ConfigError, duration, tls};
 use crate::hashring::{
     Algorithm, Endpoint, Hashring, HashringMetrics, RingDefaults, RingError, RingOptions, RingState,
 };
 use crate::metrics::Registry;
 use crate::peer::message::Compression;
+use crate::peer::tls::ClientTlsOptions;
 use crate::write::quorum::REPLICATION_FACTOR_MAX;
 
 /// What a node does with the series it is sent.
@@ -56,10 +57,15 @@ pub struct RingConfig {
     pub forward_timeout: Duration,
     pub backoff_max: Duration,
     pub compression: Compression,
+    /// TLS towards peers; `None` for plain text.
+    pub client_tls: Option<ClientTlsOptions>,
 }
 
 impl RingConfig {
-    pub(super) fn from_values(values: &Values) -> Result<RingConfig, ConfigError> {
+    pub(super) fn from_values(
+        values: &Values,
+        notices: &mut Vec<String>,
+    ) -> Result<RingConfig, ConfigError> {
         // 0 is as good as 1, which Thanos says in its metric.
         let factor = values.uint("receive.replication-factor").max(1);
         let replication_factor = u8::try_from(factor)
@@ -82,6 +88,7 @@ impl RingConfig {
                 "none" => Compression::None,
                 _ => Compression::Snappy,
             },
+            client_tls: tls::client(values, notices)?,
         };
         config.check_inline()?;
         Ok(config)

@@ -99,7 +99,7 @@ fn what_is_not_there_yet_is_refused_by_name_unless_it_asks_for_nothing() {
             assert!(config(&[&default]).is_ok(), "{default}");
         }
     }
-    for off in ["--tsdb.max-exemplars=-5", "--matcher-cache-size=-1", "--grpc-server-tls-curves="] {
+    for off in ["--tsdb.max-exemplars=-5", "--matcher-cache-size=-1"] {
         assert!(config(&[off]).is_ok(), "{off}");
     }
 }

@@ -32,10 +32,10 @@ use http::{Request, Version};
 use hyper::body::Incoming;
 use hyper::service::Service;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
 use crate::http::ConnectionLimits;
+use crate::tls::stream::MaybeTls;
 
 const IDLE: u32 = 0;
 const HEAD: u32 = 1;
@@ -80,7 +80,7 @@ impl Phase {
 
 /// The socket of one connection.
 pub(super) struct WatchedStream {
-    stream: TcpStream,
+    stream: MaybeTls,
     limits: ConnectionLimits,
     phase: Arc<Phase>,
     /// Runs towards the end of the wait that `armed_in` names by its word.
@@ -96,7 +96,7 @@ pub(super) struct WatchedService {
 
 impl WatchedStream {
     pub(super) fn new(
-        stream: TcpStream,
+        stream: MaybeTls,
         limits: ConnectionLimits,
         router: Router,
     ) -> (WatchedStream, WatchedService) {

@@ -20,7 +20,7 @@ async fn start_with(limits: ConnectionLimits, router: Router, grace: Duration) -
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let shutdown = CancellationToken::new();
-    let served = tokio::spawn(serve(listener, router, limits, shutdown.clone(), grace));
+    let served = tokio::spawn(serve(listener, None, router, limits, shutdown.clone(), grace));
     Server { address, shutdown, served }
 }
 

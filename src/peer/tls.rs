@@ -1,23 +1,29 @@
 //! TLS towards peers: `--remote-write.client-tls-*`.
 //!
-//! Everything is read and checked at start. The certificate that this node shows is read again for
-//! each connection, so that a renewed one is used without a restart; if it cannot be read, the last
-//! good one is.
+//! Who is trusted is known from the start. What this node shows is read again when its files have
+//! changed, so that a renewed certificate is used without a restart. As in Thanos it may come later
+//! than the node: until then peers that ask for it are not talked to.
 
 use std::fmt;
 use std::io;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use arc_swap::ArcSwap;
+use rustls::client::ResolvesClientCert;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::pem::{self, PemObject as _};
-use rustls::pki_types::{CertificateDer, InvalidDnsNameError, PrivateKeyDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+
+use crate::metrics::Registry;
+use crate::tls::{FromFiles, Identity, TlsError, TlsFile, TlsVersion, provider, read_roots};
+
+/// What the names of the flags begin with.
+const FLAGS: &str = "remote-write.client-tls";
 
 /// What the flags say.
 #[derive(Clone, Debug, Default)]
@@ -25,7 +31,7 @@ pub struct ClientTlsOptions {
     /// `-cert` and `-key`: what this node shows.
     pub identity: Option<Identity>,
     /// `-ca`: who may sign a peer's certificate; without it, whom the system trusts.
-    pub ca: Option<PathBuf>,
+    pub ca: Option<TlsFile>,
     /// `-skip-verify`: any certificate will do.
     pub skip_verify: bool,
     /// `--remote-write.client-server-name`: the name in peers' certificates; without it, the host
@@ -35,64 +41,45 @@ pub struct ClientTlsOptions {
     pub version_min: TlsVersion,
 }
 
-/// Files of a certificate chain and its key, in PEM.
-#[derive(Clone, Debug)]
-pub struct Identity {
-    pub cert: PathBuf,
-    pub key: PathBuf,
-}
-
-/// Versions below 1.2 are not spoken; who allows them gets 1.2 at least.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum TlsVersion {
-    V1_2,
-    #[default]
-    V1_3,
-}
-
-/// Settings that cannot work.
-#[derive(Debug, thiserror::Error)]
-pub enum TlsError {
-    #[error("{}: {source}", path.display())]
-    Pem { path: PathBuf, source: pem::Error },
-    #[error("{}: no certificate in it", .0.display())]
-    NoCertificate(PathBuf),
-    #[error("{}: {source}", path.display())]
-    Certificate { path: PathBuf, source: rustls::Error },
-    #[error("server name {0:?}: {1}")]
-    ServerName(String, InvalidDnsNameError),
-    #[error(transparent)]
-    Rustls(#[from] rustls::Error),
-}
-
 /// Makes connections to peers private.
 pub struct ClientTls {
     options: ClientTlsOptions,
     server_name: Option<ServerName<'static>>,
-    trust: Trust,
-    /// The last that could be made.
-    config: ArcSwap<ClientConfig>,
+    /// None if a file says whom.
+    system_roots: Option<Arc<RootCertStore>>,
+    client: FromFiles<Client>,
 }
 
-/// Whose certificates are taken.
-#[derive(Clone)]
-enum Trust {
-    Roots(Arc<RootCertStore>),
-    Anybody,
+/// How to connect.
+struct Client {
+    config: Arc<ClientConfig>,
+    /// Why there is nothing to show.
+    nothing_to_show: Option<String>,
 }
 
 impl ClientTls {
-    /// Reads the files.
-    pub fn load(options: ClientTlsOptions) -> Result<ClientTls, TlsError> {
-        let trust = match (&options.ca, options.skip_verify) {
-            (_, true) => Trust::Anybody,
-            (Some(ca), false) => Trust::Roots(Arc::new(read_roots(ca)?)),
-            (None, false) => Trust::Roots(Arc::new(system_roots())),
+    /// Reads the files. Those of this node's own certificate may be missing.
+    pub fn load(options: ClientTlsOptions, registry: &Registry) -> Result<ClientTls, TlsError> {
+        let server_name = options.server_name.as_ref();
+        let server_name = server_name.map(|name| parse_name(name)).transpose()?;
+        let system_roots = match (&options.ca, options.skip_verify) {
+            (Some(_), _) | (None, true) => None,
+            (None, false) => Some(Arc::new(system_roots())),
         };
-        let name = options.server_name.as_ref();
-        let server_name = name.map(|name| parse_name(name)).transpose()?;
-        let config = build(&options, &trust)?;
-        Ok(ClientTls { options, server_name, trust, config: ArcSwap::from_pointee(config) })
+        let mut files = Vec::from_iter(options.ca.clone());
+        if let Some(Identity { cert, key }) = &options.identity {
+            files.extend([cert.clone(), key.clone()]);
+        }
+        let make = || build(&options, system_roots.as_ref());
+        let client = FromFiles::new(FLAGS, files.clone(), registry, make).or_else(|error| {
+            // What is wrong with anything else is wrong here, too.
+            let anonymous = ClientTlsOptions { identity: None, ..options.clone() };
+            let client = build(&anonymous, system_roots.as_ref())?;
+            tracing::warn!(err = %error, "no certificate to show to peers until there is one");
+            let client = Client { nothing_to_show: Some(error.to_string()), ..client };
+            Ok::<_, TlsError>(FromFiles::without_files(FLAGS, files, registry, client, &error))
+        })?;
+        Ok(ClientTls { options, server_name, system_roots, client })
     }
 
     /// Shakes hands with the peer at `address`, which is `host:port`.
@@ -108,18 +95,24 @@ impl ClientTls {
                 name.map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?
             }
         };
-        TlsConnector::from(self.config()).connect(name, stream).await
+        let client = self.client();
+        let Some(reason) = &client.nothing_to_show else {
+            return TlsConnector::from(client.config.clone()).connect(name, stream).await;
+        };
+        // A peer that asks for nothing can be talked to all the same.
+        let asked = Arc::new(Asked::default());
+        let mut config = ClientConfig::clone(&client.config);
+        config.client_auth_cert_resolver = asked.clone();
+        let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
+        match asked.0.load(Ordering::Relaxed) {
+            true => Err(io::Error::other(reason.clone())),
+            false => Ok(stream),
+        }
     }
 
     /// With the certificate as it is now.
-    fn config(&self) -> Arc<ClientConfig> {
-        if self.options.identity.is_some() {
-            match build(&self.options, &self.trust) {
-                Ok(config) => self.config.store(Arc::new(config)),
-                Err(error) => tracing::warn!(err = %error, "keeping the last client certificate"),
-            }
-        }
-        self.config.load_full()
+    fn client(&self) -> Arc<Client> {
+        self.client.current(|| build(&self.options, self.system_roots.as_ref()))
     }
 }
 
@@ -129,53 +122,49 @@ impl fmt::Debug for ClientTls {
     }
 }
 
-fn build(options: &ClientTlsOptions, trust: &Trust) -> Result<ClientConfig, TlsError> {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let versions: &[_] = match options.version_min {
-        TlsVersion::V1_2 => rustls::ALL_VERSIONS,
-        TlsVersion::V1_3 => &[&rustls::version::TLS13],
+fn build(
+    options: &ClientTlsOptions,
+    system_roots: Option<&Arc<RootCertStore>>,
+) -> Result<Client, TlsError> {
+    let provider = Arc::new(provider());
+    let builder = ClientConfig::builder_with_provider(provider.clone())
+        .with_protocol_versions(options.version_min.and_above())?;
+    // Read even where anybody is trusted: a file that is not what it should be is a mistake.
+    let roots = match &options.ca {
+        Some(file) => Arc::new(read_roots(file)?),
+        None => system_roots.cloned().unwrap_or_else(|| Arc::new(RootCertStore::empty())),
     };
-    let builder =
-        ClientConfig::builder_with_provider(provider.clone()).with_protocol_versions(versions)?;
-    let builder = match trust {
-        Trust::Roots(roots) => builder.with_root_certificates(roots.clone()),
-        Trust::Anybody => {
-            builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
-        }
+    let builder = match options.skip_verify {
+        false => builder.with_root_certificates(roots),
+        true => builder
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider.clone()))),
     };
     let mut config = match &options.identity {
         None => builder.with_no_client_auth(),
-        Some(Identity { cert, key }) => {
-            let chain = read_certificates(cert)?;
-            let key = PrivateKeyDer::from_pem_file(key)
-                .map_err(|source| TlsError::Pem { path: key.clone(), source })?;
-            builder
-                .with_client_auth_cert(chain, key)
-                .map_err(|source| TlsError::Certificate { path: cert.clone(), source })?
+        Some(identity) => {
+            let identity = SingleCertAndKey::from(identity.read(&provider)?);
+            builder.with_client_cert_resolver(Arc::new(identity))
         }
     };
     // gRPC servers of Go hang up on clients that do not ask for it.
     config.alpn_protocols = vec![b"h2".to_vec()];
-    Ok(config)
+    Ok(Client { config: Arc::new(config), nothing_to_show: None })
 }
 
-fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let pem_error = |source| TlsError::Pem { path: path.to_owned(), source };
-    let certificates = CertificateDer::pem_file_iter(path).map_err(pem_error)?;
-    let certificates: Vec<_> = certificates.collect::<Result<_, _>>().map_err(pem_error)?;
-    if certificates.is_empty() {
-        return Err(TlsError::NoCertificate(path.to_owned()));
-    }
-    Ok(certificates)
-}
+/// Shows nothing, and remembers whether it should have.
+#[derive(Debug, Default)]
+struct Asked(AtomicBool);
 
-fn read_roots(path: &Path) -> Result<RootCertStore, TlsError> {
-    let mut roots = RootCertStore::empty();
-    for certificate in read_certificates(path)? {
-        let added = roots.add(certificate);
-        added.map_err(|source| TlsError::Certificate { path: path.to_owned(), source })?;
+impl ResolvesClientCert for Asked {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        self.0.store(true, Ordering::Relaxed);
+        None
     }
-    Ok(roots)
+
+    fn has_certs(&self) -> bool {
+        true
+    }
 }
 
 fn system_roots() -> RootCertStore {

@@ -1,27 +1,27 @@
 use std::convert::Infallible;
-use std::fs;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Empty;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-use rustls::ServerConfig;
-use rustls::server::WebPkiClientVerifier;
 use tokio::net::TcpListener;
-use tokio_rustls::TlsAcceptor;
 
 use super::*;
-use crate::metrics::Registry;
 use crate::peer::message::{Compression, ForwardMessage, TenantBatch};
 use crate::peer::{ForwardError, PeerOptions, PeerPool};
+use crate::tls::certificates::{Authority, put};
+use crate::tls::server::{ServerTls, ServerTlsOptions};
 
 /// The name in the peer's certificate.
 const NAME: &str = "peer.example";
+/// The name in that of this node.
+const CLIENT: &str = "client.example";
 
 /// An authority, a peer that it vouches for, and files for a client that it vouches for.
 struct World {
+    authority: Authority,
     dir: tempfile::TempDir,
     peer: SocketAddr,
 }
@@ -31,63 +31,55 @@ impl World {
         self.dir.path().join(name)
     }
 
+    fn file(&self, name: &str) -> TlsFile {
+        TlsFile { flag: "a-flag", path: self.path(name) }
+    }
+
     fn options(&self) -> ClientTlsOptions {
+        let identity = identity(self.dir.path(), CLIENT);
         ClientTlsOptions {
-            identity: Some(Identity { cert: self.path("crt"), key: self.path("key") }),
-            ca: Some(self.path("ca")),
+            identity: Some(identity),
+            ca: Some(self.file("ca")),
             server_name: Some(NAME.to_owned()),
             ..ClientTlsOptions::default()
         }
     }
 }
 
-fn authority() -> CertifiedIssuer<'static, KeyPair> {
-    let mut params = CertificateParams::new(Vec::new()).unwrap();
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
+fn identity(dir: &std::path::Path, name: &str) -> Identity {
+    let file =
+        |ending: &str| TlsFile { flag: "a-flag", path: dir.join(format!("{name}.{ending}")) };
+    Identity { cert: file("crt"), key: file("key") }
 }
 
 /// A peer that answers every call of a client that it trusts with success.
 async fn world() -> World {
-    let authority = authority();
-    let issue = |name: &str| {
-        let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
-        (params.signed_by(&key, &authority).unwrap(), key)
-    };
-    let dir = tempfile::tempdir().unwrap();
-    let (client, key) = issue("client.example");
-    fs::write(dir.path().join("ca"), authority.pem()).unwrap();
-    fs::write(dir.path().join("crt"), client.pem()).unwrap();
-    fs::write(dir.path().join("key"), key.serialize_pem()).unwrap();
-
-    let mut roots = RootCertStore::empty();
-    roots.add(authority.der().clone()).unwrap();
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone());
-    let (certificate, key) = issue(NAME);
-    let mut config = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_client_cert_verifier(verifier.build().unwrap())
-        .with_single_cert(
-            vec![certificate.der().clone()],
-            PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
-        )
-        .unwrap();
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let peer = listener.local_addr().unwrap();
-    tokio::spawn(serve(listener, TlsAcceptor::from(Arc::new(config))));
-    World { dir, peer }
+    let (authority, dir) = (Authority::new(), tempfile::tempdir().unwrap());
+    authority.write(&dir.path().join("ca"));
+    authority.issue(dir.path(), NAME);
+    authority.issue(dir.path(), CLIENT);
+    let ca = TlsFile { flag: "a-flag", path: dir.path().join("ca") };
+    let peer = serve_peer(identity(dir.path(), NAME), Some(ca)).await;
+    World { authority, dir, peer }
 }
 
-async fn serve(listener: TcpListener, acceptor: TlsAcceptor) {
+async fn serve_peer(identity: Identity, client_ca: Option<TlsFile>) -> SocketAddr {
+    let version_min = TlsVersion::V1_2;
+    let options =
+        ServerTlsOptions { identity, client_ca, version_min, cipher_suites: None, curves: None };
+    let tls = ServerTls::load("a-peer", options, &[b"h2"], &Registry::new()).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(serve(listener, Arc::new(tls)));
+    address
+}
+
+async fn serve(listener: TcpListener, tls: Arc<ServerTls>) {
     loop {
         let (stream, _) = listener.accept().await.unwrap();
-        let accepting = acceptor.accept(stream);
+        let tls = tls.clone();
         tokio::spawn(async move {
-            let Ok(stream) = accepting.await else { return };
+            let Ok(stream) = tls.accept(stream).await else { return };
             let service = hyper::service::service_fn(async |_| {
                 let response = http::Response::builder().header("grpc-status", "0");
                 Ok::<_, Infallible>(response.body(Empty::<Bytes>::new()).unwrap())
@@ -101,7 +93,7 @@ async fn serve(listener: TcpListener, acceptor: TlsAcceptor) {
 }
 
 async fn write(peer: SocketAddr, options: ClientTlsOptions) -> Result<(), ForwardError> {
-    let tls = Arc::new(ClientTls::load(options).unwrap());
+    let tls = Arc::new(ClientTls::load(options, &Registry::new()).unwrap());
     let options = PeerOptions { tls: Some(tls), ..PeerOptions::default() };
     let pool = PeerPool::new(options, &Registry::new());
     let address = peer.to_string();
@@ -135,8 +127,8 @@ async fn a_peer_with_another_name_or_authority_is_not_written_to() {
     let error = detail(write(world.peer, named).await);
     assert!(error.contains("certificate"), "{error}");
 
-    fs::write(world.path("other"), authority().pem()).unwrap();
-    let other = ClientTlsOptions { ca: Some(world.path("other")), ..world.options() };
+    Authority::new().write(&world.path("other"));
+    let other = ClientTlsOptions { ca: Some(world.file("other")), ..world.options() };
     let error = detail(write(world.peer, other.clone()).await);
     assert!(error.contains("certificate"), "{error}");
 
@@ -152,18 +144,52 @@ async fn a_peer_refuses_whom_it_does_not_know() {
 }
 
 #[tokio::test]
-async fn a_certificate_that_breaks_is_not_used() {
+async fn a_certificate_that_breaks_is_not_used_and_a_renewed_one_is() {
     let world = world().await;
-    let tls = ClientTls::load(world.options()).unwrap();
-    fs::write(world.path("crt"), "nothing").unwrap();
-    assert!(Arc::ptr_eq(&tls.config(), &tls.config()), "made anew from a broken file");
-    for (file, options) in [
-        ("crt", world.options()),
-        ("none", ClientTlsOptions { ca: Some(world.path("none")), ..world.options() }),
-    ] {
-        let error = ClientTls::load(options).unwrap_err().to_string();
-        assert!(error.contains(&*world.path(file).to_string_lossy()), "{error}");
+    let tls = ClientTls::load(world.options(), &Registry::new()).unwrap();
+    let first = tls.client();
+    put(&world.path("client.example.crt"), "nothing");
+    put(&world.path("ca"), "nothing");
+    assert!(Arc::ptr_eq(&tls.client(), &first), "made anew from broken files");
+    world.authority.write(&world.path("ca"));
+    world.authority.issue(world.dir.path(), CLIENT);
+    let second = tls.client();
+    assert!(!Arc::ptr_eq(&second, &first));
+    assert!(Arc::ptr_eq(&tls.client(), &second), "nothing has changed");
+}
+
+#[test]
+fn an_authority_is_read_even_if_nobody_is_verified() {
+    let dir = tempfile::tempdir().unwrap();
+    let load = |name: &str| {
+        let ca = Some(TlsFile { flag: "a-flag", path: dir.path().join(name) });
+        let options = ClientTlsOptions { ca, skip_verify: true, ..ClientTlsOptions::default() };
+        ClientTls::load(options, &Registry::new()).map(|_| ()).map_err(|error| error.to_string())
+    };
+    put(&dir.path().join("bad"), "nothing");
+    Authority::new().write(&dir.path().join("good"));
+    assert_eq!(load("good"), Ok(()));
+    for (name, cause) in [("none", "no such file or directory"), ("bad", "any PEM data")] {
+        let error = load(name).unwrap_err();
+        let named = format!("--a-flag: {}: ", dir.path().join(name).display());
+        assert!(error.starts_with(&named) && error.contains(cause), "{error}");
     }
+}
+
+#[tokio::test]
+async fn a_certificate_that_comes_later_is_missed_only_where_it_is_asked_for() {
+    let world = world().await;
+    let later = identity(world.dir.path(), "later.example");
+    let options = ClientTlsOptions { identity: Some(later), ..world.options() };
+    let error = detail(write(world.peer, options.clone()).await);
+    assert!(error.contains("later.example.crt: no such file or directory"), "{error}");
+    let undemanding = serve_peer(identity(world.dir.path(), NAME), None).await;
+    write(undemanding, options.clone()).await.unwrap();
+
+    let tls = ClientTls::load(options, &Registry::new()).unwrap();
+    assert!(tls.client().nothing_to_show.is_some());
+    world.authority.issue(world.dir.path(), "later.example");
+    assert!(tls.client().nothing_to_show.is_none());
 }
 
 #[test]
