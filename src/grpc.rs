@@ -149,9 +149,9 @@ pub async fn serve(
         .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .max_connection_age_grace(options.grace_period)
         .layer(metrics);
     if let Some(age) = options.connection_age_max {
+        // Without a grace period, with which tonic would not ask a client but cut its connection.
         server = server.max_connection_age(age);
     }
     let serving = server.add_routes(services.with_reflection()).serve_with_incoming_shutdown(

@@ -139,6 +139,8 @@ fn read(file: &TlsFile) -> Result<Vec<u8>, TlsError> {
 
 /// What is made from files, as long as they stay what they are.
 pub(crate) struct FromFiles<T> {
+    /// What the names of their flags begin with.
+    flags: &'static str,
     files: Vec<TlsFile>,
     /// 1 while the files as they are now cannot be used.
     unusable: Gauge,
@@ -163,7 +165,6 @@ struct FileVersion {
 }
 
 impl<T> FromFiles<T> {
-    /// `flags` is what the names of the flags begin with.
     pub(crate) fn new(
         flags: &'static str,
         files: Vec<TlsFile>,
@@ -172,7 +173,12 @@ impl<T> FromFiles<T> {
     ) -> Result<FromFiles<T>, TlsError> {
         let from = versions(&files);
         let state = State { made: Arc::new(make()?), from, failure: None };
-        Ok(FromFiles { files, unusable: unusable(flags, registry), state: Mutex::new(state) })
+        Ok(FromFiles {
+            flags,
+            files,
+            unusable: unusable(flags, registry),
+            state: Mutex::new(state),
+        })
     }
 
     /// With `made` in the place of what cannot be made yet, for the reason of `failure`.
@@ -187,7 +193,7 @@ impl<T> FromFiles<T> {
         let state = State { made: Arc::new(made), from: None, failure };
         let unusable = unusable(flags, registry);
         unusable.set(1.0);
-        FromFiles { files, unusable, state: Mutex::new(state) }
+        FromFiles { flags, files, unusable, state: Mutex::new(state) }
     }
 
     /// Made anew if a file has changed, or the last good one.
@@ -202,13 +208,12 @@ impl<T> FromFiles<T> {
             Ok(made) => {
                 *state = State { made: Arc::new(made), from, failure: None };
                 self.unusable.set(0.0);
-                let files = self.files.first().map(ToString::to_string);
-                tracing::info!(first = files, "files of TLS have changed and are in use");
+                tracing::info!(flags = self.flags, "files of TLS have changed and are in use");
             }
             Err(error) => {
                 let failure = Some(error.to_string());
                 if state.failure != failure {
-                    tracing::warn!(err = %error, "files of TLS cannot be used, keeping the last");
+                    tracing::warn!(err = %error, "files of TLS cannot be used, keeping the last good");
                     state.failure = failure;
                 }
                 // What is made may be from the very files that are back now.

@@ -6,6 +6,7 @@
 //! takes long to fail is not waited for. Nothing is sent on an idle connection: grpc-go closes those
 //! that are pinged.
 
+use std::convert::Infallible;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
@@ -20,7 +21,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle};
 use tokio::time::Instant;
 
 use crate::peer::tls::ClientTls;
@@ -170,19 +171,20 @@ async fn keep(
         let reason: Arc<str> = match dial(&address, tls.as_deref()).await {
             Ok((sender, ended)) => {
                 number += 1;
-                outage.end(&address);
                 let begun = Instant::now();
                 link.send_replace(Link::Up(Connection { sender, number, scheme: scheme.clone() }));
-                tokio::select! {
-                    _ = ended => {}
-                    () = leave.wait_for(number) => {}
-                }
+                let why = tokio::select! {
+                    ended = ended => why(&ended),
+                    () = leave.wait_for(number) => String::new(),
+                    // One that is closed at once is no news.
+                    never = outage.end_if_it_lasts(&address) => match never {},
+                };
                 if begun.elapsed() >= DIAL_PAUSE_MAX {
                     pause = DIAL_PAUSE_MIN;
                     link.send_replace(Link::Dialling);
                     continue;
                 }
-                "connection closed at once".into()
+                format!("connection closed at once{why}").into()
             }
             Err(error) => error.to_string().into(),
         };
@@ -218,12 +220,18 @@ impl Outage {
         }
     }
 
-    fn end(&mut self, address: &str) {
+    /// Ends the outage once a connection has lasted.
+    async fn end_if_it_lasts(&mut self, address: &str) -> Infallible {
+        tokio::time::sleep(DIAL_PAUSE_MAX).await;
         if std::mem::take(self).is_told {
             tracing::info!(peer = address, "peer is reached again");
         }
+        std::future::pending().await
     }
 }
+
+/// Ends with a connection.
+type Ended = JoinHandle<hyper::Result<()>>;
 
 /// Why an address could not be reached.
 #[derive(Debug)]
@@ -252,7 +260,7 @@ impl fmt::Display for DialError {
 async fn dial(
     address: &str,
     tls: Option<&ClientTls>,
-) -> Result<(SendRequest<CallBody>, JoinHandle<()>), DialError> {
+) -> Result<(SendRequest<CallBody>, Ended), DialError> {
     let candidates = tokio::net::lookup_host(address).await.map_err(DialError::Resolve)?;
     let mut failure = DialError::NoAddress;
     for candidate in candidates {
@@ -272,7 +280,14 @@ async fn dial(
     Err(failure)
 }
 
-async fn handshake<S>(stream: S) -> Result<(SendRequest<CallBody>, JoinHandle<()>), DialError>
+/// What a connection ended with. A peer that does not like our certificate says so only here.
+fn why(ended: &Result<hyper::Result<()>, JoinError>) -> String {
+    use std::error::Error as _;
+    let Ok(Err(error)) = ended else { return String::new() };
+    error.source().map_or_else(|| format!(": {error}"), |cause| format!(": {cause}"))
+}
+
+async fn handshake<S>(stream: S) -> Result<(SendRequest<CallBody>, Ended), DialError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -281,6 +296,5 @@ where
         .await
         .map_err(DialError::Handshake)?;
     // Why it ended is told to the calls that were under way.
-    let ended = tokio::spawn(async move { connection.await.unwrap_or_default() });
-    Ok((sender, ended))
+    Ok((sender, tokio::spawn(connection)))
 }

@@ -1,6 +1,8 @@
 //! Rings of real processes on 127.0.0.1: nodes are killed, stopped, restarted and told different
 //! things under load, and everything acknowledged is counted afterwards.
 
+#[path = "../support/certificates.rs"]
+mod certificates;
 mod files;
 #[path = "../support/http.rs"]
 mod http;
@@ -13,3 +15,4 @@ mod ports;
 #[path = "../support/process.rs"]
 mod process;
 mod sizes;
+mod tls;

@@ -120,6 +120,11 @@ impl Node {
         self.process().signal(signal);
     }
 
+    /// What it has logged.
+    pub(crate) fn log(&mut self) -> String {
+        self.process().log()
+    }
+
     fn process(&mut self) -> &mut Process {
         self.process.as_mut().expect("a node that runs")
     }
