@@ -15,6 +15,7 @@ use crate::config::hashrings::HashringsError;
 use crate::config::tls::TlsFlagError;
 use crate::hashring::RingError;
 use crate::model::tenant::{TenantId, TenantNameError};
+use crate::peer::service_config::ServiceConfigError;
 use crate::tls::server::ServerTlsOptions;
 use crate::tsdb::options::DbOptions;
 use crate::tsdb::wal::{Compression, SyncPolicy};
@@ -168,6 +169,8 @@ pub enum ConfigError {
     Zero(&'static str),
     #[error(transparent)]
     Tls(#[from] TlsFlagError),
+    #[error("--receive.grpc-service-config: {0}")]
+    ServiceConfig(#[from] ServiceConfigError),
     #[error("--receive.hashrings: failed to validate hashring configuration content: {0}")]
     Hashrings(#[from] HashringsError),
     /// Nothing could ever mend it, as it could in a file.

@@ -11,6 +11,7 @@ pub mod client;
 pub mod link;
 pub mod message;
 pub mod metrics;
+pub mod service_config;
 pub mod tls;
 
 use std::collections::HashMap;
@@ -32,6 +33,7 @@ use crate::peer::client::CallFailure;
 use crate::peer::link::{Link, LinkKeeper};
 use crate::peer::message::{Compression, ForwardMessage};
 use crate::peer::metrics::{PeerMetrics, PoolMetrics};
+use crate::peer::service_config::MethodConfig;
 use crate::peer::tls::ClientTls;
 
 /// Bytes that may be under way to one peer: some hundred requests of 2,000 series.
@@ -42,6 +44,10 @@ const ATTEMPTS_MAX: u32 = 3;
 
 /// A shorter back-off is not logged.
 const TOLD_BACKOFF_MIN: Duration = Duration::from_millis(800);
+
+/// The peer that `--receive.artificial-max-delay` delays, and for how long at least.
+const DELAYED_PEER: u64 = 2;
+const ARTIFICIAL_DELAY_MIN: Duration = Duration::from_secs(1);
 
 /// A longer deadline is none.
 const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
@@ -57,6 +63,11 @@ pub struct PeerOptions {
     pub inflight_bytes_max: u64,
     /// `None` for plain text.
     pub tls: Option<Arc<ClientTls>>,
+    /// `--receive.grpc-service-config`
+    pub method: MethodConfig,
+    /// `--receive.artificial-max-delay`: forwards to the second peer wait for a random time, up to
+    /// this and at least a second, so that tests meet a slow one.
+    pub artificial_delay_max: Duration,
 }
 
 impl Default for PeerOptions {
@@ -66,6 +77,8 @@ impl Default for PeerOptions {
             backoff_max: Duration::from_secs(5),
             inflight_bytes_max: INFLIGHT_BYTES_MAX_DEFAULT,
             tls: None,
+            method: MethodConfig::default(),
+            artificial_delay_max: Duration::ZERO,
         }
     }
 }
@@ -120,6 +133,20 @@ impl ForwardError {
             | ForwardError::Failed { .. } => None,
         }
     }
+
+    /// As a gRPC client would tell it.
+    fn code(&self) -> Code {
+        match self {
+            ForwardError::Conflict { .. } => Code::AlreadyExists,
+            ForwardError::BadReplica { .. } => Code::InvalidArgument,
+            ForwardError::Unavailable { .. }
+            | ForwardError::Unreachable { .. }
+            | ForwardError::BackedOff { .. } => Code::Unavailable,
+            ForwardError::Full { .. } => Code::ResourceExhausted,
+            ForwardError::TimedOut { .. } => Code::DeadlineExceeded,
+            ForwardError::Failed { code, .. } => *code,
+        }
+    }
 }
 
 /// All peers of the ring in force.
@@ -127,7 +154,8 @@ pub struct PeerPool {
     options: PeerOptions,
     metrics: PoolMetrics,
     peers: ArcSwap<HashMap<Arc<str>, Arc<Peer>>>,
-    updating: Mutex<()>,
+    /// How many were ever made. Held while they are replaced.
+    made: Mutex<u64>,
 }
 
 impl PeerPool {
@@ -136,7 +164,7 @@ impl PeerPool {
             options,
             metrics: PoolMetrics::new(registry),
             peers: ArcSwap::default(),
-            updating: Mutex::new(()),
+            made: Mutex::new(0),
         });
         pool.metrics.show(Arc::downgrade(&pool));
         pool
@@ -146,14 +174,17 @@ impl PeerPool {
     /// their calls have ended, and those that stay are not touched. Must be called within a
     /// runtime.
     pub fn update<'a>(&self, addresses: impl IntoIterator<Item = &'a str>) {
-        let _updating = self.updating.lock();
+        let mut made = self.made.lock();
         let before = self.peers.load();
         let mut peers = HashMap::new();
         for address in addresses {
             let peer = match before.get(address) {
                 Some(peer) => peer.clone(),
                 None if peers.contains_key(address) => continue,
-                None => Arc::new(Peer::start(address, &self.options, &self.metrics)),
+                None => {
+                    *made += 1;
+                    Arc::new(Peer::start(address, *made, &self.options, &self.metrics))
+                }
             };
             peers.insert(peer.address.clone(), peer);
         }
@@ -187,6 +218,8 @@ impl PeerPool {
 pub struct Peer {
     address: Arc<str>,
     inflight_bytes_max: u64,
+    method: MethodConfig,
+    artificial_delay_max: Duration,
     metrics: PeerMetrics,
     link: LinkKeeper,
     inflight: Inflight,
@@ -233,10 +266,16 @@ impl PeerState {
 }
 
 impl Peer {
-    fn start(address: &str, options: &PeerOptions, metrics: &PoolMetrics) -> Peer {
+    /// `number` counts the peers of a pool from 1.
+    fn start(address: &str, number: u64, options: &PeerOptions, metrics: &PoolMetrics) -> Peer {
         let address: Arc<str> = address.into();
         Peer {
             inflight_bytes_max: options.inflight_bytes_max,
+            method: options.method,
+            artificial_delay_max: match number {
+                DELAYED_PEER => options.artificial_delay_max,
+                _ => Duration::ZERO,
+            },
             metrics: metrics.peer(&address),
             link: LinkKeeper::start(address.clone(), options.tls.clone()),
             inflight: Inflight::default(),
@@ -320,10 +359,17 @@ impl Peer {
             inflight,
             max,
         })?;
+        if let Some(max) = self.method.request_bytes_max.filter(|max| bytes > *max) {
+            let detail = format!("trying to send message larger than max ({bytes} vs. {max})");
+            let code = Code::ResourceExhausted;
+            return Err(ForwardError::Failed { peer: self.address.clone(), code, detail });
+        }
+        let timeout = self.method.timeout.map_or(timeout, |max| max.min(timeout));
         let deadline = Instant::now() + timeout.min(TIMEOUT_MAX);
+        self.delay(deadline).await?;
         let mut call = self.begin(message, deadline).await?;
         let mut used = None;
-        let result = self.exchange(message, deadline, &mut used).await;
+        let result = self.exchange_until_final(message, deadline, &mut used).await;
         let ended = match &result {
             // Nothing was asked of the peer. The keeper of the link tries on by itself, and the peer
             // is used as soon as it is back.
@@ -379,6 +425,38 @@ impl Peer {
                     return Err(ForwardError::BackedOff { peer: self.address.clone() });
                 }
             }
+        }
+    }
+
+    /// Makes a peer slow that is to be.
+    async fn delay(&self, deadline: Instant) -> Result<(), ForwardError> {
+        if self.artificial_delay_max.is_zero() {
+            return Ok(());
+        }
+        let delay = self.artificial_delay_max.mul_f64(jitter()).max(ARTIFICIAL_DELAY_MIN);
+        timeout_at(deadline, tokio::time::sleep(delay))
+            .await
+            .map_err(|_| ForwardError::TimedOut { peer: self.address.clone() })
+    }
+
+    /// Calls, and calls again if the service config says so.
+    async fn exchange_until_final(
+        &self,
+        message: &ForwardMessage,
+        deadline: Instant,
+        used: &mut Option<u64>,
+    ) -> Result<(), ForwardError> {
+        let mut attempt = 1;
+        loop {
+            let mut used_now = None;
+            let result = self.exchange(message, deadline, &mut used_now).await;
+            *used = used_now.or(*used);
+            let (Err(error), Some(retry)) = (&result, &self.method.retry) else { return result };
+            let Some(pause) = retry.pause(error.code(), attempt, jitter()) else { return result };
+            if timeout_at(deadline, tokio::time::sleep(pause)).await.is_err() {
+                return result;
+            }
+            attempt += 1;
         }
     }
 

@@ -38,6 +38,8 @@ pub(super) fn start(
         backoff_max: config.backoff_max,
         inflight_bytes_max: INFLIGHT_BYTES_MAX_DEFAULT,
         tls,
+        method: config.method,
+        artificial_delay_max: config.artificial_delay_max,
     };
     let peers = PeerPool::new(options, registry);
     let local = config.local_endpoint.clone();

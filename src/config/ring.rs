@@ -11,6 +11,7 @@ use crate::hashring::{
 };
 use crate::metrics::Registry;
 use crate::peer::message::Compression;
+use crate::peer::service_config::{self, MethodConfig};
 use crate::peer::tls::ClientTlsOptions;
 use crate::write::quorum::REPLICATION_FACTOR_MAX;
 
@@ -59,6 +60,10 @@ pub struct RingConfig {
     pub compression: Compression,
     /// TLS towards peers; `None` for plain text.
     pub client_tls: Option<ClientTlsOptions>,
+    /// How calls to peers are treated.
+    pub method: MethodConfig,
+    /// For tests; zero for none.
+    pub artificial_delay_max: Duration,
 }
 
 impl RingConfig {
@@ -89,6 +94,8 @@ impl RingConfig {
                 _ => Compression::Snappy,
             },
             client_tls: tls::client(values, notices)?,
+            method: method_config(values, notices)?,
+            artificial_delay_max: duration(values, "receive.artificial-max-delay"),
         };
         config.check_inline()?;
         Ok(config)
@@ -127,6 +134,18 @@ impl RingConfig {
             replication_factor: usize::from(self.replication_factor),
         }
     }
+}
+
+/// What `--receive.grpc-service-config` says. Thanos finds out with each forward that it is wrong.
+fn method_config(values: &Values, notices: &mut Vec<String>) -> Result<MethodConfig, ConfigError> {
+    let content = values.text("receive.grpc-service-config");
+    if content.is_empty() {
+        return Ok(MethodConfig::default());
+    }
+    let (method, idle) = service_config::parse(&content)?;
+    let notice = |field| format!("--receive.grpc-service-config: {field} does nothing here");
+    notices.extend(idle.into_iter().map(notice));
+    Ok(method)
 }
 
 impl RingSource {

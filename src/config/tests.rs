@@ -105,6 +105,19 @@ fn what_is_not_there_yet_is_refused_by_name_unless_it_asks_for_nothing() {
 }
 
 #[test]
+fn a_service_config_says_what_of_it_does_nothing() {
+    let json =
+        r#"{"loadBalancingPolicy":"round_robin","methodConfig":[{"name":[{}],"timeout":"1s"}]}"#;
+    let flag = format!("--receive.grpc-service-config={json}");
+    let delay = "--receive.artificial-max-delay=3s";
+    let config = config(&["--label=a=\"b\"", &flag, delay]).unwrap();
+    assert_eq!(config.ring.method.timeout, Some(Duration::from_secs(1)));
+    assert_eq!(config.ring.artificial_delay_max, Duration::from_secs(3));
+    let notice = "--receive.grpc-service-config: loadBalancingPolicy does nothing here";
+    assert_eq!(config.notices, [notice]);
+}
+
+#[test]
 fn what_is_awaited_is_taken_and_mentioned() {
     let flags = ["--receive.capnproto-address=127.0.0.1:0", "--tsdb.retention=0d"];
     let notices = config(&[&flags[..], &["--label=a=\"b\""]].concat()).unwrap().notices;

@@ -24,6 +24,7 @@ const SHORT: Duration = Duration::from_millis(100);
 #[derive(Default)]
 struct Sink {
     written: Mutex<Vec<(String, Vec<u8>, u64)>>,
+    calls: AtomicU64,
     /// Lets calls for tenant "hangs" go on.
     go_on: Notify,
 }
@@ -36,7 +37,9 @@ impl PeerSink for Sink {
         replica: u64,
     ) -> Result<WriteOutcome, WriteError> {
         let mut outcome = WriteOutcome::default();
+        let call = self.calls.fetch_add(1, Ordering::Relaxed) + 1;
         match tenant.as_str() {
+            "fails-first" if call == 1 => return Err(WriteError::Unavailable("overload".into())),
             "conflict" => outcome.refusals.add(Reason::OutOfOrder, 1, String::new),
             "down" => return Err(WriteError::Unavailable("disk full".into())),
             "opening" => {
@@ -220,6 +223,57 @@ async fn a_peer_that_answers_nothing_is_backed_off_and_found_again() {
     assert!(matches!(pool.snapshot()[0].state, PeerState::Shut | PeerState::Probation));
     succeed(&peer).await;
     assert_eq!(pool.snapshot()[0].state, PeerState::Open);
+}
+
+#[tokio::test]
+async fn a_service_config_bounds_calls_and_repeats_them() {
+    let server = Server::start(any_port());
+    let json = r#"{"methodConfig":[{"name":[{}],"maxRequestMessageBytes":1000,"retryPolicy":{
+        "maxAttempts":3,"initialBackoff":"0.001s","maxBackoff":"0.001s","backoffMultiplier":1,
+        "retryableStatusCodes":["UNAVAILABLE"]}}]}"#;
+    let (method, _) = service_config::parse(json).unwrap();
+    let (pool, _, peer) = pool_of(server.address, PeerOptions { method, ..PeerOptions::default() });
+    let calls = || server.sink.calls.load(Ordering::Relaxed);
+    peer.remote_write(&to("fails-first"), PATIENCE).await.unwrap();
+    assert_eq!(calls(), 2);
+    assert_eq!(pool.snapshot()[0].state, PeerState::Open);
+    let large = message_of(1, "a", &series(2000), Compression::None);
+    let error = peer.remote_write(&large, PATIENCE).await.unwrap_err();
+    let code = Code::ResourceExhausted;
+    assert!(matches!(&error, ForwardError::Failed { code: c, .. } if *c == code), "{error}");
+    peer.remote_write(&to("conflict"), PATIENCE).await.unwrap_err();
+    assert_eq!(calls(), 3, "what is not sent is not repeated, nor is what is refused for good");
+    let down = peer.remote_write(&to("down"), PATIENCE).await.unwrap_err();
+    assert!(matches!(down, ForwardError::Unavailable { .. }), "{down}");
+    assert_eq!(calls(), 6);
+    assert!(matches!(pool.snapshot()[0].state, PeerState::Shut | PeerState::Probation));
+
+    let method = MethodConfig { timeout: Some(SHORT), ..MethodConfig::default() };
+    let (_pool, _, peer) =
+        pool_of(server.address, PeerOptions { method, ..PeerOptions::default() });
+    let error = peer.remote_write(&to("hangs"), PATIENCE).await.unwrap_err();
+    assert!(matches!(error, ForwardError::TimedOut { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn the_second_peer_can_be_made_slow() {
+    let servers = [Server::start(any_port()), Server::start(any_port())];
+    let [first, second] = servers.each_ref().map(|server| server.address.to_string());
+    for max in [Duration::from_secs(3600), Duration::from_millis(1)] {
+        let options = PeerOptions { artificial_delay_max: max, ..PeerOptions::default() };
+        let pool = PeerPool::new(options, &Registry::new());
+        pool.update([&first[..]]);
+        pool.update([&first[..], &second]);
+        let [first, second] = [&first, &second].map(|address| pool.peer(address).unwrap());
+        first.remote_write(&to("a"), PATIENCE).await.unwrap();
+        let slow = second.remote_write(&to("a"), SHORT).await.unwrap_err();
+        assert!(matches!(slow, ForwardError::TimedOut { .. }), "{slow}");
+        assert_eq!(servers[1].sink.calls.load(Ordering::Relaxed), 0);
+        assert_eq!(second.snapshot().state, PeerState::Open, "not its own fault");
+        if max < PATIENCE {
+            second.remote_write(&to("a"), PATIENCE).await.unwrap();
+        }
+    }
 }
 
 #[tokio::test]

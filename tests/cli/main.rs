@@ -1,5 +1,7 @@
 //! The program as an operator meets it: what it says to a command line, how it starts and stops.
 
+#[path = "../support/certificates.rs"]
+mod certificates;
 #[path = "../support/http.rs"]
 mod http;
 #[path = "../support/process.rs"]

@@ -11,6 +11,7 @@ use std::path::Path;
 use ringest::config::Config;
 use ringest::config::command_line::{Invocation, parse};
 
+use crate::certificates::Authority;
 use crate::program::{free_port, run, words};
 
 const RECORDED: &str = include_str!("../data/flags/startup-errors.tsv");
@@ -19,7 +20,10 @@ const RECORDED: &str = include_str!("../data/flags/startup-errors.tsv");
 const NOT_YET: &str = "is not supported by this version";
 
 /// Lines that Thanos takes and we refuse for good, with what we say.
-const REFUSED_BY_US: [(&str, &str); 4] = [
+const REFUSED_BY_US: [(&str, &str); 6] = [
+    // Every write of a ring fails then.
+    ("misc.grpc-service-config-bad", "--receive.grpc-service-config: EOF"),
+    ("misc.grpc-service-config-bad-ring", "--receive.grpc-service-config: EOF"),
     ("ring.content-empty-array", "it has no hashrings"),
     // Names that leave the data directory, or that no write could have.
     ("tenant.default-empty", "tenant name is empty"),
@@ -97,7 +101,9 @@ fn line_of(row: &Row, dir: &Path, busy_port: u16) -> Vec<OsString> {
             .replace("<pbusy>", &busy_port.to_string())
             .replace("<phttp>", &http_port.to_string())
             .replace("<pgrpc>", "1")
-            .replace("<ppeer>", "2"),
+            .replace("<ppeer>", "2")
+            .replace("<cert>", dir.join("localhost.crt").to_str().unwrap())
+            .replace("<key>", dir.join("localhost.key").to_str().unwrap()),
     };
     let args: Vec<String> = if row.id.starts_with("cli.") {
         args.split(' ').filter(|word| !word.is_empty()).map(str::to_owned).collect()
@@ -143,6 +149,12 @@ fn set_up(row: &Row, dir: &Path) {
     if row.args.contains("<dir>/f") {
         fs::write(dir.join("f"), "").unwrap();
     }
+    if row.args.contains("<cert>") || row.args.contains("<key>") {
+        Authority::new().issue(dir, "localhost");
+    }
+    if row.args.contains("<dir>/bad") {
+        fs::write(dir.join("bad"), "nothing").unwrap();
+    }
     if row.args.contains("<dir>/r") {
         fs::write(dir.join("r"), "[]").unwrap();
     }
@@ -180,6 +192,39 @@ fn what_thanos_refuses_is_refused_with_the_same_code_and_words() {
     }
     assert!(failures.is_empty(), "{failures:#?}");
     assert!(count > 150, "{count} rows");
+}
+
+/// Thanos takes no notice of such files: it serves plain text, or trusts whom the system trusts.
+#[test]
+fn an_authority_that_cannot_be_read_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    Authority::new().issue(dir.path(), "localhost");
+    fs::write(dir.path().join("bad"), "nothing").unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let server = |flags: &str| {
+        let (cert, key) = (path("localhost.crt"), path("localhost.key"));
+        vec![format!("--{flags}-cert={cert}"), format!("--{flags}-key={key}")]
+    };
+    let client = ["secure", "skip-verify"].map(|flag| format!("--remote-write.client-tls-{flag}"));
+    for (line, flag) in [
+        (server("grpc-server-tls"), "grpc-server-tls-client-ca"),
+        (server("remote-write.server-tls"), "remote-write.server-tls-client-ca"),
+        (client.to_vec(), "remote-write.client-tls-ca"),
+    ] {
+        let data = format!("--tsdb.path={}", path("data"));
+        let ca = format!("--{flag}={}", path("bad"));
+        let words: Vec<OsString> = ["receive".to_owned(), "--label=a=\"b\"".to_owned(), data, ca]
+            .into_iter()
+            .chain(line)
+            .map(OsString::from)
+            .collect();
+        let output = run(&words);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{flag}: {said}");
+        let named = format!("--{flag}: {}: failed to find any PEM data", path("bad"));
+        assert!(said.lines().count() == 1 && said.contains(&named), "{flag}: {said}");
+        assert!(!dir.path().join("data").exists(), "{flag}: nothing was made");
+    }
 }
 
 #[test]
