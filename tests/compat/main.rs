@@ -19,6 +19,7 @@ mod requests;
 mod runner;
 mod stub;
 mod suite;
+mod tls;
 
 macro_rules! suites {
     ($($test:ident: $name:literal,)*) => {
@@ -71,6 +72,8 @@ suites! {
     store_info: "store-info",
     store_labels: "store-labels",
     store_series: "store-series",
+    tls_write: "tls-write",
+    tls_write_no_ca: "tls-write-no-ca",
 }
 
 #[test]

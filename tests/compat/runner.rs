@@ -14,7 +14,7 @@ use crate::compare::{self, Differences};
 use crate::node::{self, Node, Start};
 use crate::stub::Stub;
 use crate::suite::{self, Step};
-use crate::{grpc, http, ours, requests};
+use crate::{grpc, http, ours, requests, tls};
 
 /// How much of the server's log a failure shows.
 const LOG_BYTES_MAX: usize = 4000;
@@ -101,6 +101,12 @@ fn take(node: &mut Node, stubs: &Stubs, step: &Step) -> Differences {
         }
         "fifo" => take_fifo(node, step),
         "release" => take_release(node, step),
+        "alpn" => {
+            let address = node.address(step.text("to").expect("listener"));
+            let found = tls::agreed(address, &node.dir(), step.list("offer"));
+            let keys = ["agreed", "version"];
+            keys.into_iter().flat_map(|key| one_of(step, key, found[key].clone())).collect()
+        }
         "ls" => take_ls(node, step),
         other => vec![format!("unsupported step kind `{other}`")],
     }
@@ -121,15 +127,15 @@ fn one_of(step: &Step, key: &str, found: Value) -> Differences {
 }
 
 fn take_http(node: &Node, step: &Step) -> Differences {
-    if step.0.get("tls").is_some() {
-        return vec!["TLS is not supported yet".into()];
-    }
     let address = node.address(step.text("to").expect("listener"));
     let request = requests::request(step);
     let until = step.int("until_status");
     let deadline = Instant::now() + Duration::from_secs_f64(step.number("retry_s").unwrap_or(0.0));
     loop {
-        let answer = http::exchange(address, &request);
+        let answer = match step.text("tls") {
+            None => http::exchange(address, &request),
+            Some(client) => tls::exchange(address, &request, &node.dir(), client),
+        };
         let status = answer.as_ref().map(|answer| i64::from(answer.status));
         if until.is_none() || status == until || Instant::now() >= deadline {
             return compare::http(step, answer.as_ref());

@@ -84,11 +84,27 @@ impl Answer {
 pub(crate) fn exchange(address: &str, request: &Request) -> Option<Answer> {
     let mut stream = TcpStream::connect(address).ok()?;
     stream.set_read_timeout(Some(request.timeout)).expect("read timeout");
+    if request.half_close {
+        let _ = stream.write_all(&request.bytes(address));
+        let _ = stream.shutdown(Shutdown::Write);
+        return receive(&mut stream, request);
+    }
+    exchange_over(&mut stream, address, request)
+}
+
+/// Sends a request on a connection that is there, which nothing else is sent on.
+pub(crate) fn exchange_over(
+    stream: &mut (impl Read + Write),
+    address: &str,
+    request: &Request,
+) -> Option<Answer> {
     // The server may answer and close before it has read everything.
     let _ = stream.write_all(&request.bytes(address));
-    if request.half_close {
-        let _ = stream.shutdown(Shutdown::Write);
-    }
+    let _ = stream.flush();
+    receive(stream, request)
+}
+
+fn receive(stream: &mut impl Read, request: &Request) -> Option<Answer> {
     let mut received = Vec::new();
     let _ = stream.read_to_end(&mut received);
     parse(&received, request.method == "HEAD")
