@@ -161,7 +161,8 @@ fn broken(error: &hyper::Error) -> CallFailure {
         Some((false, Some(h2::Reason::REFUSED_STREAM)))
         | Some((true, Some(h2::Reason::NO_ERROR))) => CallFailure::NotSent,
         _ => {
-            let detail = cause.map_or_else(|| error.to_string(), ToString::to_string);
+            // Also what TLS has to say, an alert of the peer, say.
+            let detail = error.source().map_or_else(|| error.to_string(), ToString::to_string);
             CallFailure::Broken(cut(&detail))
         }
     }

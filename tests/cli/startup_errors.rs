@@ -198,21 +198,30 @@ fn what_thanos_refuses_is_refused_with_the_same_code_and_words() {
 #[test]
 fn an_authority_that_cannot_be_read_is_refused() {
     let dir = tempfile::tempdir().unwrap();
-    Authority::new().issue(dir.path(), "localhost");
-    fs::write(dir.path().join("bad"), "nothing").unwrap();
+    let authority = Authority::new();
+    authority.issue(dir.path(), "localhost");
+    fs::write(dir.path().join("nothing"), "nothing").unwrap();
+    let half = dir.path().join("half");
+    authority.write(&half);
+    let whole = fs::read(&half).unwrap();
+    fs::write(&half, &whole[..whole.len() / 2]).unwrap();
     let path = |name: &str| dir.path().join(name).display().to_string();
     let server = |flags: &str| {
         let (cert, key) = (path("localhost.crt"), path("localhost.key"));
         vec![format!("--{flags}-cert={cert}"), format!("--{flags}-key={key}")]
     };
     let client = ["secure", "skip-verify"].map(|flag| format!("--remote-write.client-tls-{flag}"));
-    for (line, flag) in [
-        (server("grpc-server-tls"), "grpc-server-tls-client-ca"),
-        (server("remote-write.server-tls"), "remote-write.server-tls-client-ca"),
-        (client.to_vec(), "remote-write.client-tls-ca"),
+    let (nothing, half) =
+        (("nothing", "failed to find any PEM data"), ("half", "section end marker"));
+    for (line, flag, (bad, cause)) in [
+        (server("grpc-server-tls"), "grpc-server-tls-client-ca", nothing),
+        (server("grpc-server-tls"), "grpc-server-tls-client-ca", half),
+        (server("remote-write.server-tls"), "remote-write.server-tls-client-ca", nothing),
+        (client.to_vec(), "remote-write.client-tls-ca", nothing),
+        (client.to_vec(), "remote-write.client-tls-ca", half),
     ] {
         let data = format!("--tsdb.path={}", path("data"));
-        let ca = format!("--{flag}={}", path("bad"));
+        let ca = format!("--{flag}={}", path(bad));
         let words: Vec<OsString> = ["receive".to_owned(), "--label=a=\"b\"".to_owned(), data, ca]
             .into_iter()
             .chain(line)
@@ -221,8 +230,9 @@ fn an_authority_that_cannot_be_read_is_refused() {
         let output = run(&words);
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{flag}: {said}");
-        let named = format!("--{flag}: {}: failed to find any PEM data", path("bad"));
-        assert!(said.lines().count() == 1 && said.contains(&named), "{flag}: {said}");
+        let named = format!("--{flag}: {}: ", path(bad));
+        let says_why = said.contains(&named) && said.contains(cause);
+        assert!(said.lines().count() == 1 && says_why, "{flag}: {said}");
         assert!(!dir.path().join("data").exists(), "{flag}: nothing was made");
     }
 }
