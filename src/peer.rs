@@ -392,10 +392,11 @@ impl Peer {
     fn tell(&self, result: &Result<(), ForwardError>) {
         let state = self.breaker.lock().state();
         match (state, result) {
-            (State::Shut { backoff, .. }, Err(error)) if backoff.duration() >= TOLD_BACKOFF_MIN => {
-                if !self.is_told.swap(true, Ordering::Relaxed) {
-                    tracing::warn!(peer = %self.address, err = %error, "peer is backed off");
-                }
+            (State::Shut { backoff, .. }, Err(error))
+                if backoff.duration() >= TOLD_BACKOFF_MIN
+                    && !self.is_told.swap(true, Ordering::Relaxed) =>
+            {
+                tracing::warn!(peer = %self.address, err = %error, "peer is backed off");
             }
             (State::Open, _) if self.is_told.swap(false, Ordering::Relaxed) => {
                 tracing::info!(peer = %self.address, "peer answers again");

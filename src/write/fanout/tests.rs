@@ -272,7 +272,7 @@ async fn a_call_that_does_not_end_holds_no_client_beyond_the_deadline() {
     let ring = ring(&[after(10, STORED), stuck, stuck], 3, Algorithm::Ketama, false);
     let begun = Instant::now();
     let refused = ring.write(&request(5), 0).await.unwrap_err();
-    assert!(matches!(refused, WriteError::NoQuorum(_)), "{refused}");
+    assert!(matches!(refused, WriteError::NoQuorum { .. }), "{refused}");
     assert_eq!(begun.elapsed(), TIMEOUT);
 }
 
