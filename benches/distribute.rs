@@ -75,7 +75,7 @@ fn place(hashring: &Hashring, request: &Bytes, factor: u8) -> Placed {
 
 fn gather(placed: &Placed, compression: Compression) {
     for batch in &placed.batches {
-        let series = placed.series().fields(&batch.series);
+        let series = placed.series().fields(&batch.groups);
         let tenants = [TenantBatch { tenant: TENANT, series }];
         let replica = u64::from(batch.replica) + 1;
         let message = ForwardMessage::gather(replica, &tenants, compression);

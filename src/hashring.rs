@@ -40,8 +40,8 @@ pub use options::{
     Algorithm, AlgorithmChoice, CAPNPROTO_PORT_DEFAULT, Endpoint, RingOptions, ShardingOptions,
     ShardingOverride, TenantMatcher, capnproto_address,
 };
-pub use ring::{EndpointIndex, Ring, SectionIndex};
-pub use series_hash::SeriesHasher;
+pub use ring::{EndpointIndex, ReplicaSetIndex, Ring, SectionIndex};
+pub use series_hash::{SeriesHasher, SeriesText};
 
 use crate::metrics::{CounterVec, GaugeVec, Registry};
 use multi::TenantChoice;

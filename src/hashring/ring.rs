@@ -1,6 +1,6 @@
 //! A built ring: hash to section, section to all its replicas.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use crate::hashring::error::PlacementError;
 
@@ -19,6 +19,11 @@ impl EndpointIndex {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SectionIndex(pub u32);
 
+/// Position of a replica set among those of its ring: which endpoints hold a series, replica 0 first.
+/// A ring of few endpoints has far fewer of them than sections, such as the six orders of three.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ReplicaSetIndex(pub u32);
+
 /// An immutable ring. A lookup takes a few nanoseconds and allocates nothing.
 #[derive(Debug)]
 pub struct Ring {
@@ -26,7 +31,9 @@ pub struct Ring {
     /// Replicas of each section, which is as many as the replication factor asks for, or all
     /// endpoints if there are fewer.
     replica_count: usize,
-    /// `replica_count` entries per section, replica 0 first.
+    /// Of each section.
+    replica_sets: Box<[ReplicaSetIndex]>,
+    /// `replica_count` entries per replica set, which are all different.
     replicas: Box<[EndpointIndex]>,
 }
 
@@ -47,7 +54,7 @@ impl Ring {
             None | Some(0) => Lookup::Nowhere,
             Some(endpoint_count) => Lookup::Modulo(endpoint_count as u64),
         };
-        Ring { lookup, replica_count, replicas: replicas.into() }
+        Ring::new(lookup, replica_count, &replicas)
     }
 
     /// A ring with the sections that end at `hashes`, in ascending order.
@@ -62,7 +69,25 @@ impl Ring {
         } else {
             Lookup::Clockwise(SortedHashes::new(hashes))
         };
-        Ring { lookup, replica_count, replicas: replicas.into() }
+        Ring::new(lookup, replica_count, &replicas)
+    }
+
+    /// `replicas` holds `replica_count` entries for each section.
+    fn new(lookup: Lookup, replica_count: usize, replicas: &[EndpointIndex]) -> Ring {
+        let mut known = HashMap::new();
+        let mut distinct = Vec::new();
+        // No section has a replica if none is asked for.
+        let sections = replicas.chunks_exact(replica_count.max(1));
+        let replica_sets = sections.map(|set| {
+            // There are fewer sets than sections, which are numbered with 32 bits.
+            let next = ReplicaSetIndex(known.len() as u32);
+            *known.entry(set).or_insert_with(|| {
+                distinct.extend_from_slice(set);
+                next
+            })
+        });
+        let replica_sets = replica_sets.collect();
+        Ring { lookup, replica_count, replica_sets, replicas: distinct.into() }
     }
 
     /// The section that a series of this hash belongs to.
@@ -79,8 +104,25 @@ impl Ring {
     /// Where replicas 0, 1, … of the section's series go. Empty for a section of another ring.
     #[inline]
     pub fn replicas(&self, section: SectionIndex) -> &[EndpointIndex] {
-        let start = section.0 as usize * self.replica_count;
+        self.replica_set_of(section).map_or(&[], |set| self.replica_set(set))
+    }
+
+    /// The replica set of the section. None for a section of another ring.
+    #[inline]
+    pub fn replica_set_of(&self, section: SectionIndex) -> Option<ReplicaSetIndex> {
+        self.replica_sets.get(section.0 as usize).copied()
+    }
+
+    /// Where replicas 0, 1, … go. Empty for a set of another ring.
+    #[inline]
+    pub fn replica_set(&self, set: ReplicaSetIndex) -> &[EndpointIndex] {
+        let start = set.0 as usize * self.replica_count;
         self.replicas.get(start..start + self.replica_count).unwrap_or_default()
+    }
+
+    /// Different replica sets. Each has an index below.
+    pub fn replica_set_count(&self) -> usize {
+        self.replicas.len().checked_div(self.replica_count).unwrap_or(0)
     }
 
     /// Replicas that each series has a place for.
@@ -102,7 +144,7 @@ impl Ring {
     }
 
     pub fn section_count(&self) -> usize {
-        self.replicas.len().checked_div(self.replica_count).unwrap_or(0)
+        self.replica_sets.len()
     }
 
     /// The hash of each section, ascending. Empty for hashmod.
@@ -227,6 +269,22 @@ mod tests {
             let sum: f64 = ring.shares().values().sum();
             assert!((sum - 1.0).abs() < 1e-9, "{sum}");
         }
+    }
+
+    #[test]
+    fn equal_replica_sets_are_one() {
+        let [a, b, c] = [0, 1, 2].map(EndpointIndex);
+        let replicas = vec![a, b, b, a, a, b, c, a, b, a];
+        let ring = Ring::clockwise(vec![1, 2, 3, 4, 5], replicas.clone(), 2);
+        assert_eq!((ring.section_count(), ring.replica_set_count()), (5, 3));
+        for (section, expected) in replicas.chunks(2).enumerate() {
+            let section = SectionIndex(section as u32);
+            assert_eq!(ring.replicas(section), expected);
+            let set = ring.replica_set_of(section).unwrap();
+            assert_eq!(ring.replica_set(set), expected);
+        }
+        assert_eq!(ring.replica_set_of(SectionIndex(5)), None);
+        assert!(ring.replica_set(ReplicaSetIndex(3)).is_empty());
     }
 
     #[test]

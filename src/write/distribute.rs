@@ -2,22 +2,30 @@
 //!
 //! Every series is read once: its labels are judged by the rules of the endpoint that took the
 //! request, hashed once, and the section of the ring that the hash falls into gives all replicas at
-//! once. A batch is a list of series; their bytes stay where they came in, since tag, length and
-//! body of a `TimeSeries` are the same in a client's request and in the message to a peer. Only a
-//! series whose labels had to be put in order, or whose tag or length is oddly encoded, is written
-//! anew.
+//! once. A batch is a list of groups of series; their bytes stay where they came in, since tag,
+//! length and body of a `TimeSeries` are the same in a client's request and in the message to a peer.
+//! Only a series whose labels had to be put in order, or whose tag or length is oddly encoded, is
+//! written anew.
+
+mod groups;
+mod one_pass;
 
 use bytes::Bytes;
 
-use crate::hashring::{EndpointIndex, Ring, SeriesHasher};
-use crate::model::labels::{TAG_FIELD_1, TAG_FIELD_2, push_label};
-use crate::wire::reader::{push_varint, split_len_prefixed, varint_len};
+use crate::hashring::{EndpointIndex, ReplicaSetIndex, Ring, SeriesHasher};
+use crate::model::labels::{TAG_FIELD_1, push_label};
+use crate::wire::reader::{push_varint, varint_len};
 use crate::wire::remote_write_v1::{
     DecodeError, RequestField, RequestFields, SeriesField, SeriesFields, check_message,
     split_tail_sample,
 };
+use crate::write::distribute::groups::Groups;
+use crate::write::distribute::one_pass::{OrderedLabels, read_ordered_labels};
 use crate::write::known::{LabelCaps, display, judge_labels};
 use crate::write::{Manners, WriteOutcome};
+
+/// About what a series takes in a request, for a first guess at how many there are.
+const SERIES_BYTES_USUAL: usize = 300;
 
 /// Which replicas of the series are asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,17 +63,18 @@ pub struct Batch {
     pub endpoint: EndpointIndex,
     /// Counted from 0.
     pub replica: u8,
-    /// Numbers of series that have a place, rising.
-    pub series: Vec<u32>,
+    /// Numbers of groups, rising.
+    pub groups: Vec<u32>,
 }
 
-/// The bytes of the series that have a place.
+/// The bytes of the series that have a place, in groups that share their replicas.
 pub struct PlacedSeries {
     request: Bytes,
     /// Whole fields that were written anew. Their offsets go on where those of `request` end.
     rewritten: Vec<u8>,
     /// Offset and length of each series' field, tag included.
     fields: Vec<(u32, u32)>,
+    groups: Groups,
 }
 
 /// Why a request cannot be placed at all.
@@ -94,35 +103,31 @@ impl Placed {
 }
 
 impl PlacedSeries {
-    /// The fields of these series: tag, length and body of each.
+    pub fn group_count(&self) -> usize {
+        self.groups.len()
+    }
+
+    /// The fields of these groups' series: tag, length and body of each.
     pub fn fields<'a>(
         &'a self,
-        series: &'a [u32],
+        groups: &'a [u32],
     ) -> impl Iterator<Item = &'a [u8]> + Clone + use<'a> {
-        series.iter().filter_map(|number| {
-            let (offset, len) = *self.fields.get(*number as usize)?;
+        let members = groups.iter().flat_map(|group| self.groups.members(*group));
+        members.filter_map(|series| {
+            let (offset, len) = *self.fields.get(*series as usize)?;
             let (offset, len) = (offset as usize, len as usize);
             let bytes = match offset.checked_sub(self.request.len()) {
                 Some(offset) => self.rewritten.get(offset..offset + len),
                 None => self.request.get(offset..offset + len),
             };
-            debug_assert!(bytes.is_some(), "series {number} lies outside of the request");
+            debug_assert!(bytes.is_some(), "series {series} lies outside of the request");
             bytes
         })
     }
 
     /// What those fields amount to.
-    pub fn bytes(&self, series: &[u32]) -> usize {
-        self.fields(series).map(<[u8]>::len).sum()
-    }
-
-    fn push(&mut self, offset: usize, len: usize) -> Result<u32, DistributeError> {
-        let too_long = |_| DistributeError::TooLong(offset as u64 + len as u64);
-        let number = u32::try_from(self.fields.len()).map_err(too_long)?;
-        let end = u32::try_from(offset + len).map_err(too_long)?;
-        // Both are at most `end`.
-        self.fields.push((end - len as u32, len as u32));
-        Ok(number)
+    pub fn bytes(&self, groups: &[u32]) -> usize {
+        self.fields(groups).map(<[u8]>::len).sum()
     }
 }
 
@@ -135,33 +140,27 @@ pub fn distribute(
     replicas: Replicas,
 ) -> Result<Placed, DistributeError> {
     let request = unplaced.request.clone();
-    let mut fields = match unplaced.is_of_peer {
+    let fields = match unplaced.is_of_peer {
         true => RequestFields::of_peer(&request),
         false => RequestFields::new(&request),
     };
-    let mut distributor = Distributor::new(&unplaced, ring, endpoint_count, replicas);
-    while let Some(field) = fields.next_field()? {
-        match field {
-            RequestField::TimeSeries(body) => {
-                distributor.take(body, request.len() - fields.rest().len())?;
-            }
-            RequestField::Metadata(metadata) => {
-                check_message(metadata, "metadata")?;
-                distributor.outcome.metadata += 1;
-            }
-        }
-    }
-    Ok(distributor.finish())
+    let mut distributor = Distributor::new(&unplaced, &request, ring);
+    distributor.take_all(fields)?;
+    Ok(distributor.finish(unplaced.request, endpoint_count, replicas))
 }
 
 struct Distributor<'a, 'r> {
     ring: &'a Ring,
-    replicas: Replicas,
+    request: &'r [u8],
     manners: Manners,
     caps: LabelCaps,
     hasher: SeriesHasher,
-    series: PlacedSeries,
-    lists: BatchLists,
+    rewritten: Vec<u8>,
+    /// Of the series that have a place: offset and length, as [`PlacedSeries`] has them.
+    fields: Vec<(u32, u32)>,
+    /// Of the same series. Their sections are looked up together in the end, so that the look-ups'
+    /// cache misses overlap.
+    hashes: Vec<u64>,
     outcome: WriteOutcome,
     /// Labels of the series at hand, reused; of too many only as many as prove it.
     labels: Vec<(&'r [u8], &'r [u8])>,
@@ -176,33 +175,52 @@ struct Contents {
 }
 
 impl<'a, 'r> Distributor<'a, 'r> {
-    fn new(
-        unplaced: &Unplaced<'_>,
-        ring: &'a Ring,
-        endpoint_count: usize,
-        replicas: Replicas,
-    ) -> Distributor<'a, 'r> {
+    fn new(unplaced: &Unplaced<'_>, request: &'r [u8], ring: &'a Ring) -> Distributor<'a, 'r> {
+        let series_count = request.len() / SERIES_BYTES_USUAL;
         Distributor {
             ring,
-            replicas,
+            request,
             manners: unplaced.manners,
             caps: unplaced.caps,
             hasher: SeriesHasher::for_tenant(unplaced.tenant.as_bytes()),
-            series: PlacedSeries {
-                request: unplaced.request.clone(),
-                rewritten: Vec::new(),
-                fields: Vec::new(),
-            },
-            lists: BatchLists::new(endpoint_count, ring.replica_count()),
+            rewritten: Vec::new(),
+            fields: Vec::with_capacity(series_count),
+            hashes: Vec::with_capacity(series_count),
             outcome: WriteOutcome::default(),
             labels: Vec::new(),
             label_count: 0,
         }
     }
 
+    /// Takes all series of the request.
+    fn take_all(&mut self, mut fields: RequestFields<'r>) -> Result<(), DistributeError> {
+        while let Some(field) = fields.next_field()? {
+            match field {
+                RequestField::TimeSeries(body) => {
+                    self.take(body, self.request.len() - fields.rest().len())?;
+                }
+                RequestField::Metadata(metadata) => {
+                    check_message(metadata, "metadata")?;
+                    self.outcome.metadata += 1;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Takes the series message `body`, which ends at offset `end` of the request.
     fn take(&mut self, body: &'r [u8], end: usize) -> Result<(), DistributeError> {
         self.outcome.series += 1;
+        if let Some(labels) = self.read_in_one_pass(body, end)
+            && let Some(contents) = read_contents(&body[labels.bytes..])?
+        {
+            return self.place(labels.hash, contents, body, end, true);
+        }
+        self.take_unusual(body, end)
+    }
+
+    /// Takes a series by a full read of all its fields.
+    fn take_unusual(&mut self, body: &'r [u8], end: usize) -> Result<(), DistributeError> {
         let contents = self.read(body)?;
         let in_order = self.labels_are_in_order();
         if let Err(reason) = judge_labels(&mut self.labels, self.manners, self.caps) {
@@ -210,39 +228,42 @@ impl<'a, 'r> Distributor<'a, 'r> {
             self.outcome.refusals.add(reason, 1, || display(labels, count));
             return Ok(());
         }
+        let hash = self.hasher.hash(self.labels.iter().copied());
+        self.place(hash, contents, body, end, in_order)
+    }
+
+    #[inline]
+    fn read_in_one_pass(&mut self, body: &'r [u8], end: usize) -> Option<OrderedLabels> {
+        let ahead = self.request.get(end.checked_sub(body.len())?..)?;
+        read_ordered_labels(ahead, body.len(), &mut self.hasher, self.manners, self.caps)
+    }
+
+    /// Notes a series that was accepted. Its labels are those at hand unless they are in order.
+    #[inline]
+    fn place(
+        &mut self,
+        hash: u64,
+        contents: Contents,
+        body: &[u8],
+        end: usize,
+        in_order: bool,
+    ) -> Result<(), DistributeError> {
         self.outcome.samples_stored += contents.samples;
         self.outcome.exemplars_dropped += contents.exemplars;
-        let hash = self.hasher.hash(self.labels.iter().copied());
-        let number = match usual_head(&self.series.request, end, body.len()).filter(|_| in_order) {
-            Some(head) => self.series.push(end - body.len() - head, head + body.len())?,
+        let (offset, len) = match usual_head(self.request, end, body.len()).filter(|_| in_order) {
+            Some(head) => (end - body.len() - head, head + body.len()),
             None => self.rewrite(body, in_order)?,
         };
-        let replicas = self.ring.replicas(self.ring.section_of(hash));
-        match self.replicas {
-            Replicas::All(count) => {
-                for (replica, endpoint) in replicas.iter().take(usize::from(count)).enumerate() {
-                    self.lists.push(*endpoint, replica, number);
-                }
-            }
-            Replicas::One(replica) => {
-                let replica = usize::from(replica);
-                if let Some(endpoint) = replicas.get(replica) {
-                    self.lists.push(*endpoint, replica, number);
-                }
-            }
-        }
+        let too_long = |_| DistributeError::TooLong(offset as u64 + len as u64);
+        let end = u32::try_from(offset + len).map_err(too_long)?;
+        // Both are at most `end`. A series takes two bytes, so there are fewer than 2^32.
+        self.fields.push((end - len as u32, len as u32));
+        self.hashes.push(hash);
         Ok(())
     }
 
-    /// Reads the labels, and whether the rest is a message at all.
+    /// Reads all fields, in any order and encoding, the labels to `self.labels`.
     fn read(&mut self, body: &'r [u8]) -> Result<Contents, DecodeError> {
-        self.labels.clear();
-        if let Some((labels, ..)) = split_tail_sample(body)
-            && read_usual_labels(labels, self.caps.labels_max, &mut self.labels).is_some()
-        {
-            self.label_count = self.labels.len();
-            return Ok(Contents { samples: 1, exemplars: 0 });
-        }
         self.labels.clear();
         self.label_count = 0;
         let mut contents = Contents::default();
@@ -256,12 +277,7 @@ impl<'a, 'r> Distributor<'a, 'r> {
                         self.labels.push((name, value));
                     }
                 }
-                SeriesField::Sample { .. } => contents.samples += 1,
-                SeriesField::Exemplar(message) => {
-                    check_message(message, "exemplar")?;
-                    contents.exemplars += 1;
-                }
-                SeriesField::Histogram(message) => check_message(message, "histogram")?,
+                other => contents.count(other)?,
             }
         }
         Ok(contents)
@@ -275,8 +291,10 @@ impl<'a, 'r> Distributor<'a, 'r> {
                 && self.labels.iter().all(|(_, value)| !value.is_empty()))
     }
 
-    /// Writes a series anew, with the labels at hand unless those in it will do.
-    fn rewrite(&mut self, body: &[u8], in_order: bool) -> Result<u32, DistributeError> {
+    /// Writes a series anew, with the labels at hand unless those in it will do. Gives its offset
+    /// and length.
+    #[cold]
+    fn rewrite(&mut self, body: &[u8], in_order: bool) -> Result<(usize, usize), DistributeError> {
         let mut message = Vec::with_capacity(body.len());
         if in_order {
             message.extend_from_slice(body);
@@ -286,18 +304,56 @@ impl<'a, 'r> Distributor<'a, 'r> {
             }
             push_without_labels(&mut message, body)?;
         }
-        let rewritten = &mut self.series.rewritten;
-        let start = rewritten.len();
-        rewritten.push(TAG_FIELD_1);
-        push_varint(rewritten, message.len() as u64);
-        rewritten.extend_from_slice(&message);
-        let len = rewritten.len() - start;
-        self.series.push(self.series.request.len() + start, len)
+        let start = self.rewritten.len();
+        self.rewritten.push(TAG_FIELD_1);
+        push_varint(&mut self.rewritten, message.len() as u64);
+        self.rewritten.extend_from_slice(&message);
+        Ok((self.request.len() + start, self.rewritten.len() - start))
     }
 
-    fn finish(self) -> Placed {
-        Placed { series: self.series, batches: self.lists.finish(), outcome: self.outcome }
+    fn finish(self, request: Bytes, endpoint_count: usize, replicas: Replicas) -> Placed {
+        // Every section has its set unless the ring has none, and then there is no place at all.
+        let nowhere = ReplicaSetIndex(u32::MAX);
+        let set_of = |hash: &u64| self.ring.replica_set_of(self.ring.section_of(*hash));
+        let sets = self.hashes.iter().map(|hash| set_of(hash).unwrap_or(nowhere)).collect();
+        let groups = Groups::new(sets, self.ring);
+        let batches = groups.batches(self.ring, endpoint_count, replicas);
+        let (rewritten, fields) = (self.rewritten, self.fields);
+        let series = PlacedSeries { request, rewritten, fields, groups };
+        Placed { series, batches, outcome: self.outcome }
     }
+}
+
+impl Contents {
+    fn count(&mut self, field: SeriesField<'_>) -> Result<(), DecodeError> {
+        match field {
+            SeriesField::Label { .. } => {}
+            SeriesField::Sample { .. } => self.samples += 1,
+            SeriesField::Exemplar(message) => {
+                check_message(message, "exemplar")?;
+                self.exemplars += 1;
+            }
+            SeriesField::Histogram(message) => check_message(message, "histogram")?,
+        }
+        Ok(())
+    }
+}
+
+/// Reads what follows a series' labels. None if that holds labels, too.
+#[inline]
+fn read_contents(rest: &[u8]) -> Result<Option<Contents>, DecodeError> {
+    if split_tail_sample(rest).is_some_and(|(before, ..)| before.is_empty()) {
+        return Ok(Some(Contents { samples: 1, exemplars: 0 }));
+    }
+    let mut contents = Contents::default();
+    let mut fields = SeriesFields::new(rest);
+    while let Some(field) = fields.next_field()? {
+        if matches!(field, SeriesField::Label { .. }) {
+            return Ok(None);
+        }
+        contents.count(field)?;
+    }
+    Ok(Some(contents))
 }
 
 /// Appends the fields of a series message that are no labels.
@@ -321,62 +377,6 @@ fn usual_head(request: &[u8], end: usize, len: usize) -> Option<usize> {
     let (tag, rest) = request.get(start..)?.split_first()?;
     let (stated, _) = crate::wire::reader::read_varint(rest.get(..len_bytes)?)?;
     (*tag == TAG_FIELD_1 && stated == len as u64).then_some(len_bytes + 1)
-}
-
-/// Reads label fields in the encoding that senders normally use, and nothing else.
-#[inline]
-fn read_usual_labels<'r>(
-    mut raw: &'r [u8],
-    labels_max: usize,
-    labels: &mut Vec<(&'r [u8], &'r [u8])>,
-) -> Option<()> {
-    while !raw.is_empty() {
-        if labels.len() >= labels_max {
-            return None;
-        }
-        let (label, rest) = split_len_prefixed(raw.strip_prefix(&[TAG_FIELD_1])?)?;
-        let (name, value) = split_len_prefixed(label.strip_prefix(&[TAG_FIELD_1])?)?;
-        let (value, end) = split_len_prefixed(value.strip_prefix(&[TAG_FIELD_2])?)?;
-        if !end.is_empty() {
-            return None;
-        }
-        labels.push((name, value));
-        raw = rest;
-    }
-    Some(())
-}
-
-/// The series of each endpoint and replica.
-struct BatchLists {
-    replica_count: usize,
-    /// Those of an endpoint lie together.
-    lists: Vec<Vec<u32>>,
-}
-
-impl BatchLists {
-    fn new(endpoint_count: usize, replica_count: usize) -> BatchLists {
-        BatchLists { replica_count, lists: vec![Vec::new(); endpoint_count * replica_count] }
-    }
-
-    #[inline]
-    fn push(&mut self, endpoint: EndpointIndex, replica: usize, series: u32) {
-        let index = endpoint.as_usize() * self.replica_count + replica;
-        match self.lists.get_mut(index) {
-            Some(list) => list.push(series),
-            None => debug_assert!(false, "endpoint {endpoint:?} is not of this ring"),
-        }
-    }
-
-    fn finish(self) -> Vec<Batch> {
-        let replica_count = self.replica_count;
-        let batch = |(index, series): (usize, Vec<u32>)| Batch {
-            // Rings have fewer than 2^16 endpoints, and replication factors are below 2^8.
-            endpoint: EndpointIndex((index / replica_count) as u16),
-            replica: (index % replica_count) as u8,
-            series,
-        };
-        self.lists.into_iter().enumerate().filter(|(_, list)| !list.is_empty()).map(batch).collect()
-    }
 }
 
 #[cfg(test)]

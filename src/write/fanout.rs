@@ -83,12 +83,12 @@ fn gone(address: &str) -> ForwardError {
 
 /// What series are stored with on this node.
 pub trait LocalStore: Send + Sync + 'static {
-    /// Stores those of `series` that are numbered in `numbers`.
+    /// Stores these groups of `series`.
     fn store(
         &self,
         tenant: &TenantId,
         series: &PlacedSeries,
-        numbers: &[u32],
+        groups: &[u32],
         manners: Manners,
     ) -> impl Future<Output = Result<WriteOutcome, WriteError>> + Send;
 
@@ -105,10 +105,10 @@ impl LocalStore for LocalWriter {
         &self,
         tenant: &TenantId,
         series: &PlacedSeries,
-        numbers: &[u32],
+        groups: &[u32],
         manners: Manners,
     ) -> Result<WriteOutcome, WriteError> {
-        self.write_placed(tenant, series, numbers, manners).await
+        self.write_placed(tenant, series, groups, manners).await
     }
 
     async fn store_from_peer(
@@ -231,7 +231,7 @@ impl<F: Forward, L: LocalStore> Fanout<F, L> {
         };
         let placed = distribute(unplaced, &ring, hashring.endpoints().len(), replicas)
             .map_err(not_placed)?;
-        let ledger = QuorumLedger::new(placed.series_count(), quorum);
+        let ledger = QuorumLedger::new(placed.series().group_count(), quorum);
         let (series, batches, outcome) = placed.into_parts();
         let batches: Arc<[Batch]> = batches.into();
         let call = Call {
@@ -339,8 +339,8 @@ struct Call {
 impl Call {
     /// Stores a batch on this node.
     async fn store<L: LocalStore>(self: Arc<Call>, batch: usize, store: &L) -> Answer {
-        let series = self.batches.get(batch).map_or(&[][..], |batch| &batch.series);
-        let stored = store.store(&self.tenant, &self.series, series, self.manners);
+        let groups = self.batches.get(batch).map_or(&[][..], |batch| &batch.groups);
+        let stored = store.store(&self.tenant, &self.series, groups, self.manners);
         let (outcome, refusals, failure) = match timeout_at(self.deadline, stored).await {
             Ok(Ok(outcome)) if outcome.refusals.is_empty() => {
                 (ReplicaOutcome::Stored, outcome.refusals, None)
@@ -388,7 +388,7 @@ impl Call {
         let Some(batch) = self.batches.get(batch) else {
             return Err("no such batch".to_owned());
         };
-        let series = self.series.fields(&batch.series);
+        let series = self.series.fields(&batch.groups);
         let tenants = [TenantBatch { tenant: self.tenant.as_str(), series }];
         ForwardMessage::gather(u64::from(batch.replica) + 1, &tenants, compression)
             .map_err(|error| error.to_string())
@@ -410,7 +410,7 @@ async fn wait(
         // Every task ends by the deadline, but one that hangs must not hold the client.
         let Ok(Some(answer)) = timeout_at(deadline, answers.recv()).await else { break };
         let Some(batch) = batches.get(answer.batch) else { continue };
-        ledger.record(batch.series.iter().copied(), answer.outcome);
+        ledger.record(batch.groups.iter().copied(), answer.outcome);
         refusals.merge(answer.refusals);
         if let Some(failure) = answer.failure {
             let told = match answer.outcome {

@@ -58,16 +58,16 @@ impl LocalWriter {
         self.write_fields(tenant, fields, message.len(), Manners::Thanos).await
     }
 
-    /// Stores the series that were placed here, of a request that was already judged by `manners`.
+    /// Stores the groups of series that were placed here, of a request that was already judged by `manners`.
     pub async fn write_placed(
         &self,
         tenant: &TenantId,
         series: &PlacedSeries,
-        numbers: &[u32],
+        groups: &[u32],
         manners: Manners,
     ) -> Result<WriteOutcome, WriteError> {
-        let fields = series.fields(numbers).flat_map(RequestFields::of_peer);
-        self.write_fields(tenant, fields, series.bytes(numbers), manners).await
+        let fields = series.fields(groups).flat_map(RequestFields::of_peer);
+        self.write_fields(tenant, fields, series.bytes(groups), manners).await
     }
 
     async fn write_fields<'r>(

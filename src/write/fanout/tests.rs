@@ -131,12 +131,12 @@ impl LocalStore for Local {
         &self,
         tenant: &TenantId,
         series: &PlacedSeries,
-        numbers: &[u32],
+        groups: &[u32],
         _manners: Manners,
     ) -> Result<WriteOutcome, WriteError> {
         let written = self.act(tenant).await?;
         if written.refusals.is_empty() {
-            let fields = series.fields(numbers).flat_map(RequestFields::of_peer);
+            let fields = series.fields(groups).flat_map(RequestFields::of_peer);
             self.nodes.keep(fields.map(Result::unwrap));
         }
         Ok(written)
