@@ -1,3 +1,5 @@
+use std::collections::HashSet;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -222,4 +224,241 @@ proptest! {
             }
         }
     }
+}
+
+/// What [`distribute`] would give if it read every series in full.
+fn distribute_by_full_reads(
+    unplaced: &Unplaced<'_>,
+    ring: &Ring,
+    endpoint_count: usize,
+    replicas: Replicas,
+) -> Result<Placed, DistributeError> {
+    let request = unplaced.request.clone();
+    let mut distributor = Distributor::new(unplaced, &request, ring);
+    let mut fields = RequestFields::new(&request);
+    while let Some(field) = fields.next_field()? {
+        match field {
+            RequestField::TimeSeries(body) => {
+                distributor.outcome.series += 1;
+                distributor.take_unusual(body, request.len() - fields.rest().len())?;
+            }
+            RequestField::Metadata(metadata) => {
+                check_message(metadata, "metadata")?;
+                distributor.outcome.metadata += 1;
+            }
+        }
+    }
+    Ok(distributor.finish(request.clone(), endpoint_count, replicas))
+}
+
+/// How a label is encoded.
+#[derive(Clone, Copy, Debug)]
+enum Style {
+    Usual,
+    /// With a length that takes more bytes than it must.
+    LongLength,
+    ValueFirst,
+    /// With a field that nobody knows.
+    UnknownField,
+    NoValue,
+    /// A message that ends within the value.
+    CutShort,
+}
+
+fn push_long_varint(out: &mut Vec<u8>, value: usize) {
+    out.extend([value as u8 & 0x7f | 0x80, (value >> 7) as u8 | 0x80, (value >> 14) as u8]);
+}
+
+fn push_styled(out: &mut Vec<u8>, name: &str, value: &[u8], style: Style) {
+    let mut label = Vec::new();
+    match style {
+        Style::Usual => return push_label(out, TAG_FIELD_1, name.as_bytes(), value),
+        Style::LongLength => {
+            label.push(0x0a);
+            push_long_varint(&mut label, name.len());
+            label.extend_from_slice(name.as_bytes());
+            push_field(&mut label, 0x12, value);
+            out.push(TAG_FIELD_1);
+            push_long_varint(out, label.len());
+            return out.extend_from_slice(&label);
+        }
+        Style::ValueFirst => {
+            push_field(&mut label, 0x12, value);
+            push_field(&mut label, 0x0a, name.as_bytes());
+        }
+        Style::UnknownField => {
+            push_field(&mut label, 0x0a, name.as_bytes());
+            push_field(&mut label, 0x12, value);
+            label.extend([0x38, 1]);
+        }
+        Style::NoValue => push_field(&mut label, 0x0a, name.as_bytes()),
+        Style::CutShort => {
+            push_field(&mut label, 0x0a, name.as_bytes());
+            label.extend([0x12, 9, b'x']);
+        }
+    }
+    push_field(out, TAG_FIELD_1, &label);
+}
+
+fn any_style() -> impl Strategy<Value = Style> {
+    prop_oneof![
+        200 => Just(Style::Usual),
+        20 => Just(Style::LongLength),
+        5 => Just(Style::ValueFirst),
+        5 => Just(Style::UnknownField),
+        5 => Just(Style::NoValue),
+        1 => Just(Style::CutShort),
+    ]
+}
+
+/// A series: most are as senders write them, each part may be otherwise.
+fn any_series() -> impl Strategy<Value = Vec<u8>> {
+    let names = ["__name__", "a", "ab", "abcdefgh", "abcdefgh\0", "abcdefghi", "job", "é", ""];
+    let values = prop_oneof![
+        20 => "[a-z]{1,40}".prop_map(String::into_bytes),
+        2 => "[a-z]{100,300}".prop_map(String::into_bytes),
+        1 => "[a-zé\u{0}]{0,3}".prop_map(String::into_bytes),
+        1 => Just(b"\xff".to_vec()),
+    ];
+    let label = (prop::sample::select(names.to_vec()), values, any_style());
+    let behind = prop_oneof![
+        20 => Just(Vec::new()),
+        1 => Just(vec![0x12, 0]),
+        1 => Just(vec![0x12, 2, 0x10, 5]),
+        1 => Just(vec![0x1a, 0, 0x22, 0]),
+        1 => Just(b"\x0a\x06\x0a\x01z\x12\x01z".to_vec()),
+        1 => Just(vec![0x7a, 1, b'x']),
+    ];
+    let has_sample = prop::bool::weighted(0.9);
+    let order = prop::bool::weighted(0.8);
+    (prop::collection::vec(label, 0..8), has_sample, behind, order).prop_map(
+        |(mut labels, has_sample, behind, in_order)| {
+            if in_order {
+                labels.sort_by(|a, b| a.0.cmp(b.0));
+                labels.dedup_by(|a, b| a.0 == b.0);
+            }
+            let mut message = Vec::new();
+            for (name, value, style) in &labels {
+                push_styled(&mut message, name, value, *style);
+            }
+            if has_sample {
+                let sample = series(&[]);
+                message.extend_from_slice(&sample);
+            }
+            message.extend_from_slice(&behind);
+            message
+        },
+    )
+}
+
+/// Where each series goes: endpoint, replica, bytes.
+fn copies(placed: &Placed) -> Vec<(EndpointIndex, u8, &[u8])> {
+    let mut copies = Vec::new();
+    for batch in &placed.batches {
+        let fields = placed.series().fields(&batch.groups);
+        copies.extend(fields.map(|field| (batch.endpoint, batch.replica, field)));
+    }
+    copies.sort_unstable();
+    copies
+}
+
+proptest! {
+    /// Odd encodings, repeats, refusals, small caps, different rings one after another.
+    #[test]
+    fn one_pass_places_as_a_full_read_does(
+        pool in prop::collection::vec(any_series(), 1..12),
+        picks in prop::collection::vec((any::<prop::sample::Index>(), any::<bool>()), 0..150),
+        rings in prop::collection::vec((3usize..12, 1usize..=3, any::<bool>()), 1..3),
+        tight in any::<bool>(),
+        damage in prop::option::weighted(0.1, any::<prop::sample::Index>()),
+    ) {
+        let mut bytes = Vec::new();
+        for (pick, is_usual) in picks {
+            let message = pick.get(&pool);
+            bytes.push(0x0a);
+            match is_usual || message.len() >= 1 << 21 {
+                true => push_varint(&mut bytes, message.len() as u64),
+                false => push_long_varint(&mut bytes, message.len()),
+            }
+            bytes.extend_from_slice(message);
+        }
+        if let Some(index) = damage
+            && !bytes.is_empty()
+        {
+            let index = index.index(bytes.len());
+            bytes[index] ^= 0x15;
+        }
+        let request = Bytes::from(bytes);
+        let caps = match tight {
+            true => LabelCaps { labels_max: 4, bytes_max: 120 },
+            false => LabelCaps::default(),
+        };
+        for (endpoint_count, factor, is_ketama) in rings {
+            let algorithm = if is_ketama { Algorithm::Ketama } else { Algorithm::Hashmod };
+            let hashring = hashring(endpoint_count, factor, algorithm);
+            let ring = hashring.ring_of(TENANT).unwrap();
+            let replicas = Replicas::All(factor as u8);
+            for manners in [Manners::Thanos, Manners::Prometheus] {
+                let unplaced = || Unplaced { caps, ..unplaced(request.clone(), manners) };
+                let expected =
+                    distribute_by_full_reads(&unplaced(), &ring, endpoint_count, replicas);
+                let placed = distribute(unplaced(), &ring, endpoint_count, replicas);
+                let (expected, placed) = match (expected, placed) {
+                    (Ok(expected), Ok(placed)) => (expected, placed),
+                    (Err(expected), placed) => {
+                        prop_assert_eq!(placed.err(), Some(expected));
+                        continue;
+                    }
+                    (Ok(_), Err(error)) => panic!("{error}"),
+                };
+                prop_assert_eq!(copies(&placed), copies(&expected));
+                prop_assert_eq!(&placed.batches, &expected.batches);
+                prop_assert_eq!(
+                    format!("{:?}", placed.outcome), format!("{:?}", expected.outcome)
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn what_senders_usually_write_takes_one_pass() {
+    let long = "x".repeat(200);
+    let labels = [("__name__", "up"), ("instance", "host:9090"), ("path", &long), ("zone", "b")];
+    let request = request(&[series(&labels), numbered(2)]);
+    let ring = hashring(3, 1, Algorithm::Ketama).ring_of(TENANT).unwrap();
+    for manners in [Manners::Thanos, Manners::Prometheus] {
+        let unplaced = unplaced(request.clone(), manners);
+        let mut distributor = Distributor::new(&unplaced, &request, &ring);
+        let mut fields = RequestFields::new(&request);
+        let mut hasher = SeriesHasher::for_tenant(TENANT.as_bytes());
+        let Ok(Some(RequestField::TimeSeries(body))) = fields.next_field() else { panic!() };
+        let end = request.len() - fields.rest().len();
+        let read = distributor.read_in_one_pass(body, end);
+        // Prometheus wants UTF-8, which is seen at once only where lengths take a byte each.
+        let expected = (manners == Manners::Thanos).then(|| OrderedLabels {
+            hash: hasher.hash(labels.map(|(name, value)| (name.as_bytes(), value.as_bytes()))),
+            bytes: body.len() - 18,
+        });
+        assert_eq!(read, expected);
+        let Ok(Some(RequestField::TimeSeries(body))) = fields.next_field() else { panic!() };
+        let read = distributor.read_in_one_pass(body, request.len());
+        assert!(read.is_some(), "at the request's end, too");
+    }
+}
+
+#[test]
+fn series_that_share_replicas_share_a_group() {
+    let ring = |endpoint_count| hashring(endpoint_count, 3, Algorithm::Ketama);
+    let all: Vec<_> = (0..200).map(numbered).collect();
+    let place = |hashring: &Hashring| {
+        place(hashring, request(&all), Manners::Thanos, Replicas::All(3))
+    };
+    let few = place(&ring(3));
+    assert_eq!(few.series().group_count(), 6);
+    let whole: Vec<u32> = (0..6).collect();
+    let fields: Vec<_> = few.series().fields(&whole).collect();
+    assert_eq!((fields.len(), fields.iter().collect::<HashSet<_>>().len()), (200, 200));
+    // A large ring has too many sets: each series is a group of its own.
+    assert_eq!(place(&ring(10)).series().group_count(), 200);
 }
