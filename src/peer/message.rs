@@ -7,8 +7,9 @@
 
 use bytes::Bytes;
 
-use crate::wire::grpc::{HEAD_BYTES, Head, deflate_snappy};
+use crate::wire::grpc::{HEAD_BYTES, Head, deflate_snappy, deflate_snappy_chunks};
 use crate::wire::reader::{push_varint, varint_len};
+use crate::wire::snappy::framed::push_stream_head;
 
 /// The longest message that Thanos takes, inflated.
 pub const MESSAGE_BYTES_MAX: usize = (1 << 31) - 1;
@@ -43,6 +44,9 @@ pub struct TooLong {
     pub bytes: usize,
 }
 
+/// What a message of deflated chunks takes besides these and the tenant's name, about.
+const AROUND_BYTES: usize = 64;
+
 const REPLICA_TAG: u8 = 3 << 3;
 const TUPLE_TAG: u8 = 4 << 3 | 2;
 const TENANT_TAG: u8 = 2 << 3 | 2;
@@ -58,11 +62,7 @@ impl ForwardMessage {
     where
         I: Iterator<Item = &'a [u8]> + Clone,
     {
-        let mut replica_field = Vec::new();
-        if replica > 0 {
-            replica_field.push(REPLICA_TAG);
-            push_varint(&mut replica_field, replica);
-        }
+        let replica_field = replica_field(replica);
         let frames: Vec<_> = tenants.iter().map(TupleFrame::around).collect();
         let series = tenants.iter().map(|batch| batch.series.clone());
         let parts = frames.iter().zip(series).flat_map(|(frame, series)| {
@@ -85,6 +85,39 @@ impl ForwardMessage {
             Compression::None => parts.for_each(|part| bytes.extend_from_slice(part)),
             Compression::Snappy => deflate_snappy(parts, &mut bytes),
         }
+        ForwardMessage::finish(bytes, compression, tenants.iter().map(|batch| batch.tenant))
+    }
+
+    /// As [`ForwardMessage::gather`] with snappy, for one tenant's series that were deflated before:
+    /// `chunks` hold `series_bytes` of whole fields.
+    pub fn gather_deflated<'a>(
+        replica: u64,
+        tenant: &str,
+        series_bytes: usize,
+        chunks: impl Iterator<Item = &'a [u8]> + Clone,
+    ) -> Result<ForwardMessage, TooLong> {
+        let replica_field = replica_field(replica);
+        let frame = TupleFrame::of(tenant, series_bytes);
+        let len = replica_field.len().saturating_add(frame.tuple_bytes);
+        if len > MESSAGE_BYTES_MAX {
+            return Err(TooLong { bytes: len });
+        }
+        let chunk_bytes: usize = chunks.clone().map(<[u8]>::len).sum();
+        let mut bytes = Vec::with_capacity(HEAD_BYTES + chunk_bytes + AROUND_BYTES + tenant.len());
+        bytes.extend_from_slice(&[0; HEAD_BYTES]);
+        push_stream_head(&mut bytes);
+        deflate_snappy_chunks([&replica_field[..], &frame.before], &mut bytes);
+        chunks.for_each(|chunk| bytes.extend_from_slice(chunk));
+        deflate_snappy_chunks([&frame.after[..]], &mut bytes);
+        ForwardMessage::finish(bytes, Compression::Snappy, std::iter::once(tenant))
+    }
+
+    /// Fills the head in that `bytes` has room for.
+    fn finish<'a>(
+        mut bytes: Vec<u8>,
+        compression: Compression,
+        tenants: impl Iterator<Item = &'a str>,
+    ) -> Result<ForwardMessage, TooLong> {
         let sent = bytes.len() - HEAD_BYTES;
         // What does not deflate grows by a chunk's head for each 64 KiB.
         let sent_len = u32::try_from(sent).map_err(|_| TooLong { bytes: sent })?;
@@ -96,7 +129,7 @@ impl ForwardMessage {
         }
         // What is under way to a peer is counted by its length.
         bytes.shrink_to_fit();
-        let tenants = tenants.iter().map(|batch| batch.tenant.into()).collect();
+        let tenants = tenants.map(Box::from).collect();
         Ok(ForwardMessage { bytes: bytes.into(), compression, tenants })
     }
 
@@ -112,6 +145,15 @@ impl ForwardMessage {
     pub fn tenants(&self) -> impl Iterator<Item = &str> + Clone {
         self.tenants.iter().map(|tenant| &**tenant)
     }
+}
+
+fn replica_field(replica: u64) -> Vec<u8> {
+    let mut field = Vec::new();
+    if replica > 0 {
+        field.push(REPLICA_TAG);
+        push_varint(&mut field, replica);
+    }
+    field
 }
 
 /// The same bytes, for less time: those around the series do not live as long as they.
@@ -134,16 +176,20 @@ impl TupleFrame {
     where
         I: Iterator<Item = &'a [u8]> + Clone,
     {
-        let name_len = batch.tenant.len() as u64;
-        let mut after = Vec::with_capacity(1 + varint_len(name_len) + batch.tenant.len());
+        TupleFrame::of(batch.tenant, batch.series.clone().map(<[u8]>::len).sum())
+    }
+
+    /// Around so many bytes of series.
+    fn of(tenant: &str, series_bytes: usize) -> TupleFrame {
+        let name_len = tenant.len() as u64;
+        let mut after = Vec::with_capacity(1 + varint_len(name_len) + tenant.len());
         after.push(TENANT_TAG);
         push_varint(&mut after, name_len);
-        after.extend_from_slice(batch.tenant.as_bytes());
-        let series: usize = batch.series.clone().map(<[u8]>::len).sum();
-        let body = series + after.len();
+        after.extend_from_slice(tenant.as_bytes());
+        let body = series_bytes.saturating_add(after.len());
         let mut before = vec![TUPLE_TAG];
         push_varint(&mut before, body as u64);
-        let tuple_bytes = before.len() + body;
+        let tuple_bytes = before.len().saturating_add(body);
         TupleFrame { before, after, tuple_bytes }
     }
 }
@@ -202,6 +248,34 @@ mod tests {
             assert!(!tenants[2].has_series);
             assert_eq!(message.tenants().collect::<Vec<_>>(), ["a", "b", "a"]);
         }
+    }
+
+    #[test]
+    fn chunks_that_were_deflated_before_inflate_to_the_same_message() {
+        let runs: Vec<Vec<u8>> = (0..3u8).map(|i| vec![b'a' + i; 50_000]).collect();
+        let fields: Vec<Vec<u8>> =
+            runs.iter().map(|run| [&b"\x0a\xd0\x86\x03"[..], run].concat()).collect();
+        let tenant = "t".repeat(300);
+        let batch = TenantBatch { tenant: &tenant, series: fields.iter().map(|field| &field[..]) };
+        let plain = ForwardMessage::gather(2, &[batch], Compression::None).unwrap();
+        let mut chunks = Vec::new();
+        for field in &fields {
+            let mut chunk = Vec::new();
+            deflate_snappy_chunks([&field[..]], &mut chunk);
+            chunks.push(chunk);
+        }
+        let series_bytes = fields.iter().map(Vec::len).sum();
+        let chunks = chunks.iter().map(|chunk| &chunk[..]);
+        let message = ForwardMessage::gather_deflated(2, &tenant, series_bytes, chunks).unwrap();
+        let (head, body) = message.bytes().split_at(HEAD_BYTES);
+        let head = Head::parse(head.try_into().unwrap(), Some(Encoding::Snappy)).unwrap();
+        assert!(head.is_encoded);
+        let mut buffer = Vec::new();
+        let inflated = Encoding::Snappy
+            .inflate(body, 1 << 20, &mut buffer, |_| Ok::<(), MessageError>(()))
+            .unwrap();
+        assert_eq!(inflated, &plain.bytes()[HEAD_BYTES..]);
+        assert_eq!(message.tenants().collect::<Vec<_>>(), [&tenant[..]]);
     }
 
     #[test]

@@ -134,10 +134,17 @@ impl Encoding {
 
 /// Appends the framed snappy stream of `parts` to `out`.
 pub fn deflate_snappy<'a>(parts: impl IntoIterator<Item = &'a [u8]>, out: &mut Vec<u8>) {
-    thread_local! {
-        static DEFLATER: RefCell<Deflater> = RefCell::default();
-    }
     DEFLATER.with_borrow_mut(|deflater| deflater.deflate(parts, out));
+}
+
+/// Appends the chunks of a framed snappy stream that `parts` amount to, see
+/// [`Deflater::deflate_chunks`].
+pub fn deflate_snappy_chunks<'a>(parts: impl IntoIterator<Item = &'a [u8]>, out: &mut Vec<u8>) {
+    DEFLATER.with_borrow_mut(|deflater| deflater.deflate_chunks(parts, out));
+}
+
+thread_local! {
+    static DEFLATER: RefCell<Deflater> = RefCell::default();
 }
 
 fn inflate_snappy<'a, E: From<MessageError>>(

@@ -7,10 +7,13 @@
 //! Only a series whose labels had to be put in order, or whose tag or length is oddly encoded, is
 //! written anew.
 
+mod deflated;
 mod groups;
 mod one_pass;
 
 use bytes::Bytes;
+
+pub use deflated::DeflatedGroups;
 
 use crate::hashring::{EndpointIndex, ReplicaSetIndex, Ring, SeriesHasher};
 use crate::model::labels::{TAG_FIELD_1, push_label};

@@ -22,7 +22,7 @@ use crate::model::tenant::TenantId;
 use crate::peer::message::{Compression, ForwardMessage, TenantBatch};
 use crate::peer::{ForwardError, PeerPool};
 use crate::write::distribute::{
-    Batch, DistributeError, PlacedSeries, Replicas, Unplaced, distribute,
+    Batch, DeflatedGroups, DistributeError, PlacedSeries, Replicas, Unplaced, distribute,
 };
 use crate::write::error::{Refusals, WriteError};
 use crate::write::known::LabelCaps;
@@ -236,7 +236,8 @@ impl<F: Forward, L: LocalStore> Fanout<F, L> {
         let batches: Arc<[Batch]> = batches.into();
         let call = Call {
             tenant: incoming.tenant.clone(),
-            series: Arc::new(series),
+            deflated: self.deflate_once(&series, replicas),
+            series,
             batches: batches.clone(),
             manners: incoming.manners,
             deadline: Instant::now() + self.options.forward_timeout.min(TIMEOUT_MAX),
@@ -256,6 +257,14 @@ impl<F: Forward, L: LocalStore> Fanout<F, L> {
         match u8::try_from(replica - 1).ok().filter(|replica| *replica < factor) {
             Some(replica) => Ok((Replicas::One(replica), WriteQuorum::REPLICATED)),
             None => Err(WriteError::BadReplica { replica, factor: u64::from(factor) }),
+        }
+    }
+
+    /// Deflates what goes to several peers, if it is worth it.
+    fn deflate_once(&self, series: &PlacedSeries, replicas: Replicas) -> Option<DeflatedGroups> {
+        match (self.forward.compression(), replicas) {
+            (Compression::Snappy, Replicas::All(2..)) => DeflatedGroups::of(series),
+            _ => None,
         }
     }
 
@@ -329,7 +338,9 @@ impl<F: Forward, L: LocalStore> PeerSink for Fanout<F, L> {
 /// One request on its way out, shared by its batches.
 struct Call {
     tenant: TenantId,
-    series: Arc<PlacedSeries>,
+    series: PlacedSeries,
+    /// The same series, where messages can share their deflated bytes.
+    deflated: Option<DeflatedGroups>,
     batches: Arc<[Batch]>,
     manners: Manners,
     deadline: Instant,
@@ -388,6 +399,15 @@ impl Call {
         let Some(batch) = self.batches.get(batch) else {
             return Err("no such batch".to_owned());
         };
+        if let Some(deflated) = &self.deflated {
+            return ForwardMessage::gather_deflated(
+                u64::from(batch.replica) + 1,
+                self.tenant.as_str(),
+                deflated.plain_bytes(&batch.groups),
+                deflated.chunks(&batch.groups),
+            )
+            .map_err(|error| error.to_string());
+        }
         let series = self.series.fields(&batch.groups);
         let tenants = [TenantBatch { tenant: self.tenant.as_str(), series }];
         ForwardMessage::gather(u64::from(batch.replica) + 1, &tenants, compression)

@@ -75,6 +75,11 @@ pub fn inflate<'a>(
     if rest.is_empty() { Ok(out) } else { Err(SnappyError::Corrupt) }
 }
 
+/// Appends what a stream begins with.
+pub fn push_stream_head(out: &mut Vec<u8>) {
+    out.extend_from_slice(STREAM_HEAD);
+}
+
 /// Deflates streams. Its tables and buffers are used again.
 pub struct Deflater {
     encoder: snap::raw::Encoder,
@@ -95,12 +100,27 @@ impl Default for Deflater {
 impl Deflater {
     /// Appends the stream of `parts`, one after another, to `out`.
     pub fn deflate<'a>(&mut self, parts: impl IntoIterator<Item = &'a [u8]>, out: &mut Vec<u8>) {
-        self.plain.clear();
         let begin = out.len();
+        push_stream_head(out);
+        let first_chunk = out.len();
+        self.deflate_chunks(parts, out);
+        if out.len() == first_chunk {
+            out.truncate(begin);
+        }
+    }
+
+    /// Appends the chunks of `parts`, one after another, to `out`. Chunks do not depend on each
+    /// other: those of several calls may follow one stream head, in any order.
+    pub fn deflate_chunks<'a>(
+        &mut self,
+        parts: impl IntoIterator<Item = &'a [u8]>,
+        out: &mut Vec<u8>,
+    ) {
+        self.plain.clear();
         for mut part in parts {
             while !part.is_empty() {
                 if self.plain.len() == CHUNK_BYTES_MAX {
-                    self.push_chunk(out, begin);
+                    self.push_chunk(out);
                 }
                 let room = CHUNK_BYTES_MAX - self.plain.len();
                 let (now, later) = part.split_at(room.min(part.len()));
@@ -109,14 +129,11 @@ impl Deflater {
             }
         }
         if !self.plain.is_empty() {
-            self.push_chunk(out, begin);
+            self.push_chunk(out);
         }
     }
 
-    fn push_chunk(&mut self, out: &mut Vec<u8>, begin: usize) {
-        if out.len() == begin {
-            out.extend_from_slice(STREAM_HEAD);
-        }
+    fn push_chunk(&mut self, out: &mut Vec<u8>) {
         let block = match self.encoder.compress(&self.plain, &mut self.block) {
             // What saves less than an eighth is not worth the receiver's work.
             Ok(len) if len < self.plain.len() - self.plain.len() / 8 => self.block.get(..len),

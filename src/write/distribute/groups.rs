@@ -58,11 +58,6 @@ impl Groups {
         self.ends.len()
     }
 
-    /// Whether groups are larger than one series.
-    pub(super) fn are_shared(&self) -> bool {
-        self.len() < self.members.len()
-    }
-
     /// Numbers of the group's series, rising.
     pub(super) fn members(&self, group: u32) -> &[u32] {
         let group = group as usize;
