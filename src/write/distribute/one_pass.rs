@@ -6,7 +6,6 @@
 
 use crate::hashring::SeriesHasher;
 use crate::model::labels::{METRIC_NAME, TAG_FIELD_1, TAG_FIELD_2};
-use crate::wire::reader::read_varint;
 use crate::write::Manners;
 use crate::write::known::LabelCaps;
 
@@ -43,7 +42,7 @@ pub(super) fn read_ordered_labels(
     let mut has_metric_name = false;
     let mut rest = ahead;
     while rest.len() > behind && rest[0] == TAG_FIELD_1 {
-        let label = Label::short(rest).or_else(|| Label::long(rest))?;
+        let label = Label::read(rest)?;
         rest = label.value.get(label.value_len..)?;
         if label.name_len == 0 || label.value_len == 0 || rest.len() < behind {
             return None;
@@ -82,32 +81,27 @@ struct Label<'r> {
 }
 
 impl<'r> Label<'r> {
-    /// Reads a field whose lengths each take one byte.
+    /// Reads the label that `field` begins with, its tag included.
     #[inline(always)]
-    fn short(field: &'r [u8]) -> Option<Label<'r>> {
-        const LONG: u8 = 0x80;
-        let (&[_, label_len, name_tag, name_len], name) = field.split_first_chunk()?;
-        let (&[value_tag, value_len], value) =
-            name.get(usize::from(name_len)..)?.split_first_chunk()?;
-        let is_short = (label_len | name_len | value_len) & LONG == 0;
-        let (name_len, value_len) = (usize::from(name_len), usize::from(value_len));
-        let is_label = name_tag == TAG_FIELD_1
-            && value_tag == TAG_FIELD_2
-            && usize::from(label_len) == name_len + value_len + 4;
-        (is_short && is_label).then_some(Label { name, name_len, value, value_len })
+    fn read(field: &'r [u8]) -> Option<Label<'r>> {
+        let (label_len, label) = read_len(field.get(1..)?)?;
+        let (name_len, name) = read_len(label.strip_prefix(&[TAG_FIELD_1])?)?;
+        let (value_len, value) = read_len(name.get(name_len..)?.strip_prefix(&[TAG_FIELD_2])?)?;
+        let is_all = label.len() - value.len() + value_len == label_len;
+        is_all.then_some(Label { name, name_len, value, value_len })
     }
+}
 
-    #[cold]
-    fn long(field: &'r [u8]) -> Option<Label<'r>> {
-        let (label_len, label) = read_varint(field.get(1..)?)?;
-        let (name_len, name) = read_varint(label.strip_prefix(&[TAG_FIELD_1])?)?;
-        let name_len = usize::try_from(name_len).ok()?;
-        let value = name.get(name_len..)?.strip_prefix(&[TAG_FIELD_2])?;
-        let (value_len, value) = read_varint(value)?;
-        let value_len = usize::try_from(value_len).ok()?;
-        let end = (label.len() - value.len()).checked_add(value_len)?;
-        (end as u64 == label_len).then_some(Label { name, name_len, value, value_len })
+/// Reads a length of one or two bytes.
+#[inline(always)]
+fn read_len(bytes: &[u8]) -> Option<(usize, &[u8])> {
+    const MORE: u8 = 0x80;
+    let (&low, rest) = bytes.split_first()?;
+    if low < MORE {
+        return Some((usize::from(low), rest));
     }
+    let (&high, rest) = rest.split_first()?;
+    (high < MORE).then_some((usize::from(low & !MORE) | usize::from(high) << 7, rest))
 }
 
 /// The first eight bytes of a name as a number that is ordered as they are, a shorter name being

@@ -451,9 +451,8 @@ fn what_senders_usually_write_takes_one_pass() {
 fn series_that_share_replicas_share_a_group() {
     let ring = |endpoint_count| hashring(endpoint_count, 3, Algorithm::Ketama);
     let all: Vec<_> = (0..200).map(numbered).collect();
-    let place = |hashring: &Hashring| {
-        place(hashring, request(&all), Manners::Thanos, Replicas::All(3))
-    };
+    let place =
+        |hashring: &Hashring| place(hashring, request(&all), Manners::Thanos, Replicas::All(3));
     let few = place(&ring(3));
     assert_eq!(few.series().group_count(), 6);
     let whole: Vec<u32> = (0..6).collect();
