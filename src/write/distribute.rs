@@ -128,7 +128,12 @@ impl PlacedSeries {
         })
     }
 
-    /// What those fields amount to.
+    /// What all fields amount to.
+    fn total_bytes(&self) -> usize {
+        self.fields.iter().map(|(_, len)| *len as usize).sum()
+    }
+
+    /// What the fields of these groups amount to.
     pub fn bytes(&self, groups: &[u32]) -> usize {
         self.fields(groups).map(<[u8]>::len).sum()
     }

@@ -231,6 +231,7 @@ impl<F: Forward, L: LocalStore> Fanout<F, L> {
         };
         let placed = distribute(unplaced, &ring, hashring.endpoints().len(), replicas)
             .map_err(not_placed)?;
+        // All series of a group have the same replicas, and so the same answers.
         let ledger = QuorumLedger::new(placed.series().group_count(), quorum);
         let (series, batches, outcome) = placed.into_parts();
         let batches: Arc<[Batch]> = batches.into();

@@ -27,16 +27,15 @@ struct DeflatedGroup {
 impl DeflatedGroups {
     /// Deflates all groups. None if they are too small for that.
     pub fn of(series: &PlacedSeries) -> Option<DeflatedGroups> {
-        let all = || 0..series.group_count() as u32;
-        let plain_bytes = |group| series.bytes(&[group]);
-        let bytes: usize = all().map(plain_bytes).sum();
-        if series.group_count() == 0 || bytes / series.group_count() < GROUP_BYTES_MIN {
+        let group_count = series.group_count();
+        let bytes = series.total_bytes();
+        if group_count == 0 || bytes / group_count < GROUP_BYTES_MIN {
             return None;
         }
         let mut chunks = Vec::with_capacity(bytes / 4);
-        let groups = all().map(|group| {
+        let groups = (0..group_count as u32).map(|group| {
             deflate_snappy_chunks(series.fields(&[group]), &mut chunks);
-            DeflatedGroup { end: chunks.len(), plain_bytes: plain_bytes(group) }
+            DeflatedGroup { end: chunks.len(), plain_bytes: series.bytes(&[group]) }
         });
         let groups = groups.collect();
         Some(DeflatedGroups { chunks, groups })

@@ -3,6 +3,12 @@
 //! Only labels that can go on as they are get through: names in strict order, nothing empty, within
 //! the caps. Whatever else there is, and why it is refused, is for the full read to say. What this
 //! pass accepts the full read accepts, with the same hash.
+//!
+//! Series are not remembered between requests. What they would be known by is either their bytes,
+//! which for a million series is more memory than a router has, or a fingerprint that nobody can
+//! forge; and HighwayHash or SipHash-1-3 to 128 bits (91 and 97 ns for 359 bytes) together with a
+//! look-up among a million (80 ns) take as long as this pass does (165 ns, where walk, judgement and
+//! hash one after another took 300).
 
 use crate::hashring::SeriesHasher;
 use crate::model::labels::{METRIC_NAME, TAG_FIELD_1, TAG_FIELD_2};
