@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::hashring::{Algorithm, Endpoint, Hashring, HashringMetrics, RingDefaults, RingOptions};
 use crate::metrics::Registry;
+use crate::wire::snappy::framed::{self, push_stream_head};
 use crate::write::error::Reason;
 
 const TENANT: &str = "team";
@@ -460,4 +461,30 @@ fn series_that_share_replicas_share_a_group() {
     assert_eq!((fields.len(), fields.iter().collect::<HashSet<_>>().len()), (200, 200));
     // A large ring has too many sets: each series is a group of its own.
     assert_eq!(place(&ring(10)).series().group_count(), 200);
+}
+
+#[test]
+fn what_is_deflated_once_inflates_to_each_batch() {
+    let long = "x".repeat(4 << 10);
+    let all: Vec<_> = (0..200)
+        .map(|i| series(&[("__name__", "up"), ("instance", &format!("host-{i}")), ("z", &long)]))
+        .collect();
+    let hashring = hashring(3, 3, Algorithm::Ketama);
+    let placed = place(&hashring, request(&all), Manners::Thanos, Replicas::All(3));
+    let deflated = DeflatedGroups::of(placed.series()).expect("six groups of 24 KiB and more");
+    assert_eq!(placed.batches.len(), 9);
+    for batch in &placed.batches {
+        let mut stream = Vec::new();
+        push_stream_head(&mut stream);
+        deflated.chunks(&batch.groups).for_each(|chunks| stream.extend_from_slice(chunks));
+        let len = framed::inflated_len(&stream, 1 << 30).unwrap();
+        let mut buffer = Vec::new();
+        let inflated = framed::inflate(&stream, len, &mut buffer).unwrap();
+        let fields: Vec<_> = placed.series().fields(&batch.groups).collect();
+        assert_eq!(inflated, fields.concat());
+        assert_eq!(deflated.plain_bytes(&batch.groups), inflated.len());
+    }
+    let small: Vec<_> = (0..200).map(numbered).collect();
+    let placed = place(&hashring, request(&small), Manners::Thanos, Replicas::All(3));
+    assert!(DeflatedGroups::of(placed.series()).is_none());
 }
