@@ -4,16 +4,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::load::Load;
-use crate::node::{Node, hashrings, ketama, start_all};
+use crate::node::{Node, ketama, start_all};
 
 #[test]
 fn two_nodes_that_hold_each_other_responsible_answer_all_writes() {
     let root = tempfile::tempdir().unwrap();
     let (mut nodes, files) = members(root.path(), 2);
     let [first, second] = &nodes[..] else { unreachable!("two nodes") };
-    // What belongs to one node by its own ring belongs to the other by that one's.
-    fs::write(&files[0], hashrings("hashmod", [first, second])).unwrap();
-    fs::write(&files[1], hashrings("hashmod", [second, first])).unwrap();
+    fs::write(&files[0], ketama([second])).unwrap();
+    fs::write(&files[1], ketama([first])).unwrap();
     answers_all_writes(root.path(), &mut nodes, 2);
 }
 

@@ -235,13 +235,8 @@ pub(crate) fn start_all(nodes: &mut [Node]) {
 
 /// A ring's file.
 pub(crate) fn ketama<'a>(nodes: impl IntoIterator<Item = &'a Node>) -> String {
-    hashrings("ketama", nodes)
-}
-
-/// A ring's file with an algorithm of choice.
-pub(crate) fn hashrings<'a>(algorithm: &str, nodes: impl IntoIterator<Item = &'a Node>) -> String {
     let endpoints: Vec<&str> = nodes.into_iter().map(|node| node.grpc.as_str()).collect();
-    json!([{"hashring": "default", "algorithm": algorithm, "endpoints": endpoints}]).to_string()
+    json!([{"hashring": "default", "algorithm": "ketama", "endpoints": endpoints}]).to_string()
 }
 
 /// Expects a 503 that says when to come back.

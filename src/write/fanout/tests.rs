@@ -18,6 +18,9 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 /// A delay that no request waits for.
 const SILENT: Duration = Duration::from_secs(3600);
 
+/// A delay of calls that overlook their deadline.
+const STUCK: Duration = Duration::MAX;
+
 /// What a node does with all it is sent.
 #[derive(Clone, Copy, Debug)]
 struct Behaviour {
@@ -71,6 +74,9 @@ impl Forward for Nodes {
         }
         let Behaviour { delay, outcome } = self.behaviour(address);
         let peer: Arc<str> = address.into();
+        if delay == STUCK {
+            std::future::pending().await
+        }
         if delay >= timeout {
             tokio::time::sleep(timeout).await;
             return Err(ForwardError::TimedOut { peer });
@@ -258,6 +264,16 @@ async fn a_client_that_goes_away_cancels_nothing() {
     assert!(gone.is_err());
     ring.finish().await;
     assert!(ring.nodes.stored.lock().values().all(|copies| *copies == 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_does_not_end_holds_no_client_beyond_the_deadline() {
+    let stuck = Behaviour { delay: STUCK, outcome: STORED };
+    let ring = ring(&[after(10, STORED), stuck, stuck], 3, Algorithm::Ketama, false);
+    let begun = Instant::now();
+    let refused = ring.write(&request(5), 0).await.unwrap_err();
+    assert!(matches!(refused, WriteError::NoQuorum { .. }), "{refused}");
+    assert_eq!(begun.elapsed(), TIMEOUT);
 }
 
 #[tokio::test(start_paused = true)]
