@@ -6,6 +6,10 @@
 //! would be a copy short for ever otherwise. So a slow replica holds nobody, and what it holds is
 //! counted: until a batch has been gathered into its message the request's bytes are held against
 //! the node's in-flight budget, from then on the message against the peer's.
+//!
+//! A known weakness: since a slow replica is not waited for, the sender's next request can overtake
+//! the last one there. The replica then refuses the earlier samples of a series as out of order, and
+//! they stay a copy short.
 
 use std::future::Future;
 use std::sync::Arc;
