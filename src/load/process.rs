@@ -19,8 +19,18 @@ pub fn cpu_time(pid: u32) -> Option<Duration> {
 
 /// Resident set of a process in bytes.
 pub fn resident_bytes(pid: u32) -> Option<u64> {
+    status_bytes(pid, "VmRSS:")
+}
+
+/// The largest that the resident set of a process ever was, in bytes.
+pub fn peak_resident_bytes(pid: u32) -> Option<u64> {
+    status_bytes(pid, "VmHWM:")
+}
+
+/// A line of `/proc/PID/status`.
+fn status_bytes(pid: u32, name: &str) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
     let kilobytes: u64 = line.split_whitespace().next()?.parse().ok()?;
     Some(kilobytes * 1024)
 }
@@ -33,6 +43,7 @@ mod tests {
     fn this_process_is_resident_and_uses_time() {
         let pid = std::process::id();
         assert!(resident_bytes(pid).unwrap() > 100_000);
+        assert!(peak_resident_bytes(pid).unwrap() >= resident_bytes(pid).unwrap());
         let mut x = 1u64;
         while cpu_time(pid).unwrap() < Duration::from_millis(20) {
             x = std::hint::black_box(x.wrapping_mul(3));

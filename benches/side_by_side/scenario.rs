@@ -1,0 +1,198 @@
+//! What is sent: bodies made before anything is measured.
+
+use std::time::Duration;
+
+use ringest::clock::{Clock, SystemClock};
+use ringest::load::{
+    BodySource, EncodedOnDemand, Order, Pregenerated, Progress, SendError, SendOptions, Setup,
+    Shape, Total, Workload, send,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::AnyError;
+
+/// A workload and its bodies, one source per connection.
+pub(crate) struct Scenario {
+    workload: Workload,
+    rounds: u32,
+    bodies: Vec<Pregenerated>,
+}
+
+impl Scenario {
+    fn make(workload: Workload, rounds: u32) -> Result<Scenario, AnyError> {
+        let lanes = workload.lanes();
+        let bodies: Result<Vec<_>, SendError> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..workload.connections)
+                .map(|connection| {
+                    let (workload, lanes) = (&workload, &lanes);
+                    scope.spawn(move || Pregenerated::new(workload, lanes, connection, rounds))
+                })
+                .collect();
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap_or_else(|p| std::panic::resume_unwind(p)))
+                .collect()
+        });
+        Ok(Scenario { bodies: bodies?, workload, rounds })
+    }
+
+    /// Samples that are sent.
+    pub(crate) fn samples(&self) -> u64 {
+        u64::from(self.workload.series_count) * u64::from(self.rounds)
+    }
+
+    /// Sends everything, with the connections spread over `write_urls`. Nothing is retried: an
+    /// answer other than 2xx fails the measurement.
+    pub(crate) fn send(&self, write_urls: &[http::Uri]) -> Result<Total, AnyError> {
+        let totals: Result<Vec<Total>, SendError> = std::thread::scope(|scope| {
+            let threads: Vec<_> = write_urls
+                .iter()
+                .enumerate()
+                .map(|(i, url)| {
+                    let bodies: Vec<_> =
+                        self.bodies.iter().skip(i).step_by(write_urls.len()).collect();
+                    scope.spawn(move || self.send_bodies(url, &bodies))
+                })
+                .collect();
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap_or_else(|p| std::panic::resume_unwind(p)))
+                .collect()
+        });
+        let total = totals?.into_iter().reduce(|mut sum, total| {
+            sum.tally.merge(&total.tally);
+            sum.elapsed = sum.elapsed.max(total.elapsed);
+            sum
+        });
+        let total = total.ok_or("no server to send to")?;
+        let tally = &total.tally;
+        if tally.acknowledged_samples == self.samples() && tally.unacknowledged_samples == 0 {
+            return Ok(total);
+        }
+        Err(format!(
+            "{} of {} samples acknowledged, answers {:?}: {:?}",
+            tally.acknowledged_samples,
+            self.samples(),
+            tally.statuses,
+            tally.complaints
+        )
+        .into())
+    }
+
+    /// Sends the bodies of some connections.
+    fn send_bodies(&self, url: &http::Uri, bodies: &[&Pregenerated]) -> Result<Total, SendError> {
+        let workload = Workload { connections: bodies.len() as u32, ..self.workload.clone() };
+        let options = SendOptions {
+            write_url: url.clone(),
+            rate: None,
+            rounds: Some(self.rounds),
+            duration: None,
+            timeout: Duration::from_secs(60),
+            retry_for: Duration::ZERO,
+        };
+        let setup = Setup {
+            workload: &workload,
+            options: &options,
+            acked_file: None,
+            keep_acknowledged: false,
+            progress: &Progress::default(),
+            stop: CancellationToken::new(),
+        };
+        send(&setup, |connection| Ok(bodies[connection as usize].clone()))
+    }
+}
+
+/// The workloads of one node, each beginning in time where the one before it ended.
+pub(crate) struct NodeScenarios {
+    pub(crate) new: Scenario,
+    pub(crate) known: Scenario,
+    pub(crate) shuffled: Scenario,
+    pub(crate) churn: Scenario,
+    /// A request of one series, to see whether the server takes writes.
+    pub(crate) probe: Vec<u8>,
+}
+
+const SHUFFLED_ROUNDS: u32 = 3;
+/// Two minutes of sample time, so a tenth of the series is replaced.
+const CHURN_ROUNDS: u32 = 8;
+const CHURN_PERCENT: f64 = 5.0;
+
+impl NodeScenarios {
+    pub(crate) fn make(
+        series_count: u32,
+        known_rounds: u32,
+        connections: u32,
+    ) -> Result<NodeScenarios, AnyError> {
+        let rounds = 1 + known_rounds + SHUFFLED_ROUNDS + CHURN_ROUNDS;
+        let new = workload(series_count, connections, rounds)?;
+        let known = Workload { start: new.synthetic_base(1), ..new.clone() };
+        let shuffled = Workload {
+            start: known.synthetic_base(known_rounds),
+            order: Order::Shuffled,
+            ..new.clone()
+        };
+        let churn = Workload {
+            start: shuffled.synthetic_base(SHUFFLED_ROUNDS),
+            churn_percent: CHURN_PERCENT,
+            ..new.clone()
+        };
+        Ok(NodeScenarios {
+            probe: probe(&new)?,
+            new: Scenario::make(new, 1)?,
+            known: Scenario::make(known, known_rounds)?,
+            shuffled: Scenario::make(shuffled, SHUFFLED_ROUNDS)?,
+            churn: Scenario::make(churn, CHURN_ROUNDS)?,
+        })
+    }
+}
+
+/// The workloads of a ring.
+pub(crate) struct RingScenarios {
+    pub(crate) new: Scenario,
+    pub(crate) known: Scenario,
+    /// The same in requests of as many series as a router puts in a message.
+    pub(crate) known_in_small_requests: Scenario,
+    pub(crate) probe: Vec<u8>,
+}
+
+impl RingScenarios {
+    pub(crate) fn make(
+        series_count: u32,
+        known_rounds: u32,
+        connections: u32,
+        nodes: u32,
+    ) -> Result<RingScenarios, AnyError> {
+        let new = workload(series_count, connections, 1 + known_rounds)?;
+        let known = Workload { start: new.synthetic_base(1), ..new.clone() };
+        // A node is each replica of an equal part of the series.
+        let small = Workload {
+            series_per_request: new.series_per_request.div_ceil(nodes),
+            ..known.clone()
+        };
+        Ok(RingScenarios {
+            probe: probe(&new)?,
+            new: Scenario::make(new, 1)?,
+            known: Scenario::make(known, known_rounds)?,
+            known_in_small_requests: Scenario::make(small, known_rounds)?,
+        })
+    }
+}
+
+/// Begins so long ago that the last of `rounds` is now.
+fn workload(series_count: u32, connections: u32, rounds: u32) -> Result<Workload, AnyError> {
+    let mut workload = Workload::new(SystemClock.now());
+    workload.series_count = series_count;
+    workload.connections = connections;
+    workload.start -= workload.round_span() * i64::from(rounds);
+    workload.check()?;
+    Ok(workload)
+}
+
+fn probe(workload: &Workload) -> Result<Vec<u8>, AnyError> {
+    let probe =
+        Workload { shape: Shape::Avalanche, series_count: 1, connections: 1, ..workload.clone() };
+    let lanes = probe.lanes();
+    let mut bodies = EncodedOnDemand::new(&probe, &lanes, 0);
+    let body = bodies.next(0, probe.start)?.ok_or("the probe has no series")?;
+    Ok(body.body.bytes.to_vec())
+}
