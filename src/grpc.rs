@@ -39,6 +39,10 @@ const READ_REQUEST_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Calls under way on one connection; a querier has one per query.
 const STREAMS_PER_CONNECTION_MAX: u32 = 1000;
 
+/// A peer's usual message, a third of 2,000 series, goes in one frame: the sender makes a system
+/// call of each frame, and wakes us for it. A frame that is announced takes this much memory.
+const FRAME_BYTES_MAX: u32 = 256 * 1024;
+
 /// Connections without traffic are asked for a sign of life, so that what a dead reader held is
 /// freed. Every two hours is the habit of gRPC servers; a dead reader would hold memory so long.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(60);
@@ -139,6 +143,7 @@ pub async fn serve(
     let (stopping, stopped) = tokio::sync::oneshot::channel();
     let mut server = Server::builder()
         .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
+        .max_frame_size(FRAME_BYTES_MAX)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .max_connection_age_grace(options.grace_period)
