@@ -25,7 +25,7 @@ use crate::log::throttle::Throttle;
 use crate::metrics::{Gauge, Registry};
 use crate::wire::grpc::{ACCEPTED, Encoding, GRPC_ACCEPT_ENCODING, GRPC_ENCODING};
 use crate::wire::grpc::{HEAD_BYTES, Head, MessageError};
-use crate::wire::snappy::BufferPool;
+use crate::wire::snappy::{BufferPool, PooledBuffer};
 use crate::write::admission::{Admission, InflightGuard, Overloaded, share};
 use crate::write::error::WriteError;
 use crate::write::service::{PeerSink, PeerWriteError, PeerWrites};
@@ -171,23 +171,22 @@ impl<S: PeerSink> Inner<S> {
         let mut inflight = admission.admit(REQUEST_BYTES_MIN)?;
 
         // Read. What comes behind the message is overlooked, as it is by Thanos.
-        let mut buffer = self.messages.take();
         let timeout = self.options.body_read_timeout;
-        let read = self.read_message(body, encoding, buffer.as_mut_vec(), &mut inflight);
-        let head =
+        let read = self.read_message(body, encoding, &mut inflight);
+        let (head, message) =
             tokio::time::timeout(timeout, read).await.map_err(|_| CallError::Slow(timeout))??;
         let end = HEAD_BYTES + head.len as usize;
         // Inflate.
         let Some(encoding) = encoding.filter(|_| head.is_encoded) else {
-            return self.store(share(buffer, HEAD_BYTES..end, inflight)).await;
+            return self.store(share(message, HEAD_BYTES..end, inflight)).await;
         };
-        let message = buffer.as_slice().get(HEAD_BYTES..end).ok_or(MessageError::CutShort)?;
-        let held = REQUEST_BYTES_MIN + u64::from(head.len);
+        let deflated = message.as_ref().get(HEAD_BYTES..end).ok_or(MessageError::CutShort)?;
+        let held = inflight.bytes();
         let mut inflated = self.inflated.take();
         let admit = |bytes| Ok::<(), CallError>(inflight.resize(held.saturating_add(bytes))?);
         let max = self.message_bytes_max();
-        let request = encoding.inflate(message, max, inflated.as_mut_vec(), admit)?;
-        drop(buffer);
+        let request = encoding.inflate(deflated, max, inflated.as_mut_vec(), admit)?;
+        drop(message);
         // Shrinking always succeeds.
         let request_bytes = request.len();
         inflight.resize(REQUEST_BYTES_MIN + request_bytes as u64)?;
@@ -204,31 +203,39 @@ impl<S: PeerSink> Inner<S> {
         Ok(stored.await.map_err(|_| CallError::Interrupted)??)
     }
 
-    /// Collects the first message, with its head, in the first bytes of `buffer`.
+    /// Reads the whole call, and returns its first message, whose head is in the first bytes.
     async fn read_message(
         &self,
         mut body: Body,
         encoding: Option<Encoding>,
-        buffer: &mut Vec<u8>,
         inflight: &mut InflightGuard,
-    ) -> Result<Head, CallError> {
+    ) -> Result<(Head, Message), CallError> {
+        let mut whole = None;
+        let mut pooled = self.messages.take();
+        let buffer = pooled.as_mut_vec();
         buffer.clear();
         let mut head = None;
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|status| CallError::Body(status.message().to_owned()))?;
             let Ok(mut chunk) = frame.into_data() else { continue };
+            if whole.is_some() {
+                continue;
+            }
             if head.is_none() {
+                if buffer.is_empty()
+                    && let Some(bytes) = chunk.first_chunk::<HEAD_BYTES>()
+                {
+                    let parsed = self.parse_head(*bytes, encoding)?;
+                    if chunk.len() - HEAD_BYTES >= parsed.len as usize {
+                        inflight.resize(REQUEST_BYTES_MIN + chunk.len() as u64)?;
+                        whole = Some((parsed, Message::Frame(chunk)));
+                        continue;
+                    }
+                }
                 let missing = HEAD_BYTES.saturating_sub(buffer.len());
                 buffer.extend_from_slice(&chunk.split_to(missing.min(chunk.len())));
                 let Some(bytes) = buffer.first_chunk::<HEAD_BYTES>() else { continue };
-                let parsed = Head::parse(*bytes, encoding)?;
-                let (len, max) = (u64::from(parsed.len), self.message_bytes_max());
-                if len > max {
-                    return Err(MessageError::TooLarge { len, max }.into());
-                }
-                // The whole message must fit now, but is held only as it arrives.
-                self.options.admission.check(len)?;
-                head = Some(parsed);
+                head = Some(self.parse_head(*bytes, encoding)?);
             }
             let Some(Head { len, .. }) = head else { continue };
             let end = HEAD_BYTES + len as usize;
@@ -237,14 +244,49 @@ impl<S: PeerSink> Inner<S> {
             inflight.resize(REQUEST_BYTES_MIN + (buffer.len() + chunk.len()) as u64)?;
             buffer.extend_from_slice(&chunk);
         }
-        head.filter(|head| buffer.len() == HEAD_BYTES + head.len as usize)
-            .ok_or(MessageError::CutShort.into())
+        if let Some(whole) = whole {
+            return Ok(whole);
+        }
+        let head = head.filter(|head| buffer.len() == HEAD_BYTES + head.len as usize);
+        Ok((head.ok_or(MessageError::CutShort)?, Message::Collected(pooled)))
+    }
+
+    fn parse_head(
+        &self,
+        bytes: [u8; HEAD_BYTES],
+        encoding: Option<Encoding>,
+    ) -> Result<Head, CallError> {
+        let head = Head::parse(bytes, encoding)?;
+        let (len, max) = (u64::from(head.len), self.message_bytes_max());
+        if len > max {
+            return Err(MessageError::TooLarge { len, max }.into());
+        }
+        // The whole message must fit now, but is held only as it arrives.
+        self.options.admission.check(len)?;
+        Ok(head)
     }
 
     /// A message must fit the budget, or its sender would be told to come again for ever.
     fn message_bytes_max(&self) -> u64 {
         let room = self.options.admission.bytes_max().saturating_sub(REQUEST_BYTES_MIN);
         MESSAGE_BYTES_MAX.min(room)
+    }
+}
+
+/// A message with its head in the first bytes.
+enum Message {
+    /// The frame that brought all of it.
+    Frame(Bytes),
+    /// From several frames.
+    Collected(PooledBuffer),
+}
+
+impl AsRef<[u8]> for Message {
+    fn as_ref(&self) -> &[u8] {
+        match self {
+            Message::Frame(bytes) => bytes,
+            Message::Collected(buffer) => buffer.as_slice(),
+        }
     }
 }
 

@@ -10,8 +10,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 
-use crate::wire::snappy::PooledBuffer;
-
 /// The bytes that are in flight over all requests.
 pub struct Admission {
     bytes_max: u64,
@@ -91,20 +89,23 @@ impl InflightGuard {
 
 /// A request's bytes and what they count for: both are given back when the last who shares them is
 /// done.
-struct HeldRequest {
-    buffer: PooledBuffer,
+struct HeldRequest<B> {
+    buffer: B,
     range: Range<usize>,
     _inflight: InflightGuard,
 }
 
-impl AsRef<[u8]> for HeldRequest {
+impl<B: AsRef<[u8]>> AsRef<[u8]> for HeldRequest<B> {
     fn as_ref(&self) -> &[u8] {
-        self.buffer.as_slice().get(self.range.clone()).unwrap_or_default()
+        self.buffer.as_ref().get(self.range.clone()).unwrap_or_default()
     }
 }
 
 /// The bytes of `buffer` in `range`, to be shared. Empty if the buffer is shorter.
-pub fn share(buffer: PooledBuffer, range: Range<usize>, inflight: InflightGuard) -> Bytes {
+pub fn share<B>(buffer: B, range: Range<usize>, inflight: InflightGuard) -> Bytes
+where
+    B: AsRef<[u8]> + Send + 'static,
+{
     Bytes::from_owner(HeldRequest { buffer, range, _inflight: inflight })
 }
 
