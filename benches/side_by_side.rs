@@ -27,6 +27,8 @@
 
 #[path = "side_by_side/node.rs"]
 mod node;
+#[path = "../tests/support/ports.rs"]
+mod ports;
 #[path = "side_by_side/ring.rs"]
 mod ring;
 #[path = "side_by_side/scenario.rs"]

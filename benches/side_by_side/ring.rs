@@ -224,12 +224,12 @@ fn measure_router(
     let directory = tempfile::Builder::new().prefix("side_by_side").tempdir()?;
     let (mut nodes, mut ring) = (Vec::new(), Vec::new());
     for i in 0..plan.nodes {
-        let addresses = Addresses::free()?;
+        let addresses = Addresses::free();
         nodes.push(start(server, directory.path(), &i.to_string(), &addresses, &[])?);
         ring.push(addresses);
     }
     let flags = ring_flags(&ring, forwarding);
-    let addresses = Addresses::free()?;
+    let addresses = Addresses::free();
     let mut router = start(server, directory.path(), "router", &addresses, &flags)?;
     for node in nodes.iter_mut().chain([&mut router]) {
         node.wait_for_write(&scenarios.probe)?;
@@ -253,7 +253,7 @@ fn measure_router(
 
 fn measure_ring(server: &Server, scenarios: &RingScenarios) -> Result<Stored, AnyError> {
     let directory = tempfile::Builder::new().prefix("side_by_side").tempdir()?;
-    let ring = (0..RING_NODES).map(|_| Addresses::free()).collect::<Result<Vec<_>, _>>()?;
+    let ring: Vec<_> = (0..RING_NODES).map(|_| Addresses::free()).collect();
     let mut nodes = Vec::new();
     for (i, addresses) in ring.iter().enumerate() {
         let mut flags = ring_flags(&ring, Forwarding::Snappy);

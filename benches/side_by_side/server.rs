@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use clap::ArgMatches;
 use ringest::load::process;
 
-use crate::AnyError;
+use crate::{AnyError, ports};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -33,7 +33,11 @@ impl Server {
             Kind::Ringest => Some(env!("CARGO_PKG_VERSION").to_owned()),
             _ => version(&binary),
         };
-        Server { name: format!("{} {}", kind.name(), version.unwrap_or_default()), kind, binary }
+        Server {
+            name: format!("{} {}", kind.name(), version.unwrap_or_default()).trim_end().to_owned(),
+            kind,
+            binary,
+        }
     }
 }
 
@@ -98,13 +102,13 @@ pub(crate) struct Addresses {
 }
 
 impl Addresses {
-    pub(crate) fn free() -> io::Result<Addresses> {
-        Ok(Addresses {
-            write: free_address()?,
-            http: free_address()?,
-            grpc: free_address()?,
-            capnproto: free_address()?,
-        })
+    pub(crate) fn free() -> Addresses {
+        Addresses {
+            write: free_address(),
+            http: free_address(),
+            grpc: free_address(),
+            capnproto: free_address(),
+        }
     }
 
     /// As hashrings name the node.
@@ -118,8 +122,8 @@ impl Addresses {
     }
 }
 
-fn free_address() -> io::Result<String> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string())
+fn free_address() -> String {
+    ports::free(1).iter().map(|port| format!("127.0.0.1:{port}")).collect()
 }
 
 /// A server that runs; it is killed when dropped.
@@ -148,12 +152,12 @@ impl Running {
         let arguments;
         match server.kind {
             Kind::Ringest | Kind::Thanos => {
-                return Running::start_node(server, directory, &Addresses::free()?, &[]);
+                return Running::start_node(server, directory, &Addresses::free(), &[]);
             }
             Kind::Prometheus => {
                 let config = directory.join("prometheus.yml");
                 fs::write(&config, "scrape_configs: []\n")?;
-                write = free_address()?;
+                write = free_address();
                 arguments = vec![
                     format!("--config.file={}", config.display()),
                     format!("--storage.tsdb.path={data}"),
@@ -162,7 +166,7 @@ impl Running {
                 ];
             }
             Kind::VictoriaMetrics => {
-                write = free_address()?;
+                write = free_address();
                 arguments = vec![
                     format!("-storageDataPath={data}"),
                     format!("-httpListenAddr={write}"),
