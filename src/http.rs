@@ -167,7 +167,7 @@ fn connection_builder() -> auto::Builder<TokioExecutor> {
 
 /// Errors that concern one connection that is gone already are passed over; the others (no file
 /// descriptors, no memory) would come again at once.
-async fn pause_after(error: &io::Error) {
+pub(crate) async fn pause_after(error: &io::Error) {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     if !matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset) {
         tracing::warn!(err = %error, "cannot accept a connection");

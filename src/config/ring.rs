@@ -10,7 +10,7 @@ use crate::hashring::{
     Algorithm, Endpoint, Hashring, HashringMetrics, RingDefaults, RingError, RingOptions, RingState,
 };
 use crate::metrics::Registry;
-use crate::peer::message::Compression;
+use crate::peer::message::{Compression, Protocol};
 use crate::write::quorum::REPLICATION_FACTOR_MAX;
 
 /// What a node does with the series it is sent.
@@ -55,7 +55,7 @@ pub struct RingConfig {
     pub replication_factor: u8,
     pub forward_timeout: Duration,
     pub backoff_max: Duration,
-    pub compression: Compression,
+    pub protocol: Protocol,
 }
 
 impl RingConfig {
@@ -78,9 +78,13 @@ impl RingConfig {
             replication_factor,
             forward_timeout: duration(values, "receive-forward-timeout"),
             backoff_max: duration(values, "receive-forward-max-backoff"),
-            compression: match values.text("receive.grpc-compression").as_str() {
-                "none" => Compression::None,
-                _ => Compression::Snappy,
+            protocol: match (
+                values.text("receive.replication-protocol").as_str(),
+                values.text("receive.grpc-compression").as_str(),
+            ) {
+                ("capnproto", _) => Protocol::CapnProto,
+                (_, "none") => Protocol::Protobuf(Compression::None),
+                _ => Protocol::Protobuf(Compression::Snappy),
             },
         };
         config.check_inline()?;

@@ -106,7 +106,7 @@ fn what_is_not_there_yet_is_refused_by_name_unless_it_asks_for_nothing() {
 
 #[test]
 fn what_is_awaited_is_taken_and_mentioned() {
-    let flags = ["--receive.capnproto-address=127.0.0.1:0", "--tsdb.retention=0d"];
+    let flags = ["--tsdb.retention=0d"];
     let notices = config(&[&flags[..], &["--label=a=\"b\""]].concat()).unwrap().notices;
     assert_eq!(notices.len(), flags.len(), "{notices:?}");
     for flag in flags {

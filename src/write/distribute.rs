@@ -99,16 +99,24 @@ impl PlacedSeries {
         &'a self,
         series: &'a [u32],
     ) -> impl Iterator<Item = &'a [u8]> + Clone + use<'a> {
-        series.iter().filter_map(|number| {
-            let (offset, len) = *self.fields.get(*number as usize)?;
-            let (offset, len) = (offset as usize, len as usize);
-            let bytes = match offset.checked_sub(self.request.len()) {
-                Some(offset) => self.rewritten.get(offset..offset + len),
-                None => self.request.get(offset..offset + len),
-            };
-            debug_assert!(bytes.is_some(), "series {number} lies outside of the request");
-            bytes
-        })
+        series.iter().filter_map(|number| self.field(*number))
+    }
+
+    fn field(&self, number: u32) -> Option<&[u8]> {
+        let (offset, len) = *self.fields.get(number as usize)?;
+        let (offset, len) = (offset as usize, len as usize);
+        let bytes = match offset.checked_sub(self.request.len()) {
+            Some(offset) => self.rewritten.get(offset..offset + len),
+            None => self.request.get(offset..offset + len),
+        };
+        debug_assert!(bytes.is_some(), "series {number} lies outside of the request");
+        bytes
+    }
+
+    /// The fields of all series.
+    pub fn all_fields(&self) -> impl Iterator<Item = &[u8]> {
+        let numbers = 0..self.fields.len() as u32;
+        numbers.filter_map(|number| self.field(number))
     }
 
     /// What those fields amount to.

@@ -8,7 +8,7 @@
 //! the node's in-flight budget, from then on the message against the peer's.
 
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,8 +19,10 @@ use tokio_util::task::TaskTracker;
 use crate::hashring::{CurrentHashring, Hashring};
 use crate::metrics::{Counter, Registry};
 use crate::model::tenant::TenantId;
-use crate::peer::message::{Compression, ForwardMessage, TenantBatch};
+use crate::peer::message::{ForwardMessage, Protocol, TenantBatch};
 use crate::peer::{ForwardError, PeerPool};
+use crate::wire::capnproto::encode::SeriesTable;
+use crate::wire::remote_write_v1::DecodeError;
 use crate::write::distribute::{
     Batch, DistributeError, PlacedSeries, Replicas, Unplaced, distribute,
 };
@@ -39,7 +41,7 @@ const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// How messages reach peers.
 pub trait Forward: Send + Sync + 'static {
-    fn compression(&self) -> Compression;
+    fn protocol(&self) -> Protocol;
 
     /// Tells beforehand that a message for `tenant` would not be sent to the peer at `address`.
     fn check(
@@ -58,8 +60,8 @@ pub trait Forward: Send + Sync + 'static {
 }
 
 impl Forward for PeerPool {
-    fn compression(&self) -> Compression {
-        self.options().compression
+    fn protocol(&self) -> Protocol {
+        self.options().protocol
     }
 
     async fn check(&self, address: &str, tenant: &str) -> Result<(), ForwardError> {
@@ -237,6 +239,7 @@ impl<F: Forward, L: LocalStore> Fanout<F, L> {
         let call = Call {
             tenant: incoming.tenant.clone(),
             series: Arc::new(series),
+            table: OnceLock::new(),
             batches: batches.clone(),
             manners: incoming.manners,
             deadline: Instant::now() + self.options.forward_timeout.min(TIMEOUT_MAX),
@@ -280,6 +283,10 @@ impl<F: Forward, L: LocalStore> Fanout<F, L> {
                     });
                 }
                 None => {
+                    if self.forward.protocol() == Protocol::CapnProto {
+                        // Here, or the batches would wait for the first of them.
+                        let _ = call.table();
+                    }
                     let (forward, address) = (self.forward.clone(), address.clone());
                     self.tasks.spawn(async move {
                         let is_replicated = call.is_replicated;
@@ -330,6 +337,8 @@ impl<F: Forward, L: LocalStore> PeerSink for Fanout<F, L> {
 struct Call {
     tenant: TenantId,
     series: Arc<PlacedSeries>,
+    /// The series taken apart, if any goes out over Cap'n Proto.
+    table: OnceLock<Result<SeriesTable, DecodeError>>,
     batches: Arc<[Batch]>,
     manners: Manners,
     deadline: Instant,
@@ -370,7 +379,7 @@ impl Call {
         if let Err(error) = forward.check(address, self.tenant.as_str()).await {
             return Answer::of_failure(batch, &error);
         }
-        let message = self.gather(batch, forward.compression());
+        let message = self.gather(batch, forward.protocol());
         // The message is the peer's; the request's bytes are let go.
         drop(self);
         let message = match message {
@@ -384,14 +393,27 @@ impl Call {
         }
     }
 
-    fn gather(&self, batch: usize, compression: Compression) -> Result<ForwardMessage, String> {
+    fn table(&self) -> &Result<SeriesTable, DecodeError> {
+        self.table.get_or_init(|| SeriesTable::new(self.series.all_fields()))
+    }
+
+    fn gather(&self, batch: usize, protocol: Protocol) -> Result<ForwardMessage, String> {
         let Some(batch) = self.batches.get(batch) else {
             return Err("no such batch".to_owned());
         };
-        let series = self.series.fields(&batch.series);
-        let tenants = [TenantBatch { tenant: self.tenant.as_str(), series }];
-        ForwardMessage::gather(u64::from(batch.replica) + 1, &tenants, compression)
-            .map_err(|error| error.to_string())
+        match protocol {
+            Protocol::Protobuf(compression) => {
+                let series = self.series.fields(&batch.series);
+                let tenants = [TenantBatch { tenant: self.tenant.as_str(), series }];
+                ForwardMessage::gather(u64::from(batch.replica) + 1, &tenants, compression)
+                    .map_err(|error| error.to_string())
+            }
+            Protocol::CapnProto => {
+                let table = self.table().as_ref().map_err(ToString::to_string)?;
+                ForwardMessage::gather_capnproto(self.tenant.as_str(), table, &batch.series)
+                    .map_err(|error| error.to_string())
+            }
+        }
     }
 }
 
