@@ -1,5 +1,6 @@
 //! One forward of 2,000 series: gathered from ranges of the request, deflated, and at the other end
-//! inflated and taken apart. `cargo bench --bench forward`
+//! inflated and taken apart; over Cap'n Proto taken apart once for all peers, gathered and packed,
+//! and at the other end unpacked and written out. `cargo bench --bench forward`
 
 mod common;
 
@@ -8,6 +9,11 @@ use std::hint::black_box;
 use common::{REQUEST_SERIES, label_fields, request};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use ringest::peer::message::{Compression, ForwardMessage, TenantBatch};
+use ringest::wire::capnproto::decode::{Position, SeriesCaps, next_piece};
+use ringest::wire::capnproto::encode::{EncodedWrite, SeriesTable};
+use ringest::wire::capnproto::frame::{FrameReader, Message};
+use ringest::wire::capnproto::packed::Unpacker;
+use ringest::wire::capnproto::rpc;
 use ringest::wire::grpc::deflate_snappy;
 use ringest::wire::peer_write::PeerWriteRequest;
 use ringest::wire::reader::split_len_prefixed;
@@ -67,5 +73,56 @@ fn forward(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, forward);
+fn capnproto(criterion: &mut Criterion) {
+    // One request, to a ring of three with three copies: nine messages of a third of the series.
+    let labels: Vec<Vec<u8>> = (0..REQUEST_SERIES).map(label_fields).collect();
+    let request = request(labels.iter().enumerate(), 1_700_000_000_000);
+    let table = || SeriesTable::new([&request[..]]).expect("a good request");
+    let taken_apart = table();
+    let third: Vec<u32> = (0..REQUEST_SERIES as u32).step_by(3).collect();
+    let all: Vec<u32> = (0..REQUEST_SERIES as u32).collect();
+
+    let mut group = criterion.benchmark_group("capnproto");
+    group.throughput(Throughput::Elements(REQUEST_SERIES as u64));
+    group.bench_function("take apart", |bencher| bencher.iter(table));
+    group.bench_function("gather/all", |bencher| {
+        bencher.iter(|| taken_apart.encode("default-tenant", &all).expect("below the cap"));
+    });
+    group.bench_function("write out", |bencher| {
+        let message = call(&taken_apart.encode("default-tenant", &all).expect("below the cap"));
+        let caps = SeriesCaps { labels_max: 1000, bytes_max: 64 << 10 };
+        let mut out = Vec::new();
+        bencher.iter(|| {
+            out.clear();
+            let mut position = Position::default();
+            next_piece(&message, &mut position, caps, 4 << 20, &mut out).expect("a good request");
+            out.len()
+        });
+    });
+    group.bench_function("unpack", |bencher| {
+        let encoded = taken_apart.encode("default-tenant", &all).expect("below the cap");
+        let mut out = vec![0; encoded.words as usize * 8];
+        bencher.iter(|| Unpacker::default().unpack(&mut &encoded.packed[..], &mut out));
+    });
+    group.throughput(Throughput::Elements(third.len() as u64));
+    group.bench_function("gather/third", |bencher| {
+        bencher.iter(|| taken_apart.encode("default-tenant", &third).expect("below the cap"));
+    });
+    group.finish();
+}
+
+/// A call as it is taken off a connection.
+fn call(encoded: &EncodedWrite) -> Message {
+    let packed = [rpc::call_head(1, 0, encoded.words), encoded.packed.clone()].concat();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    runtime.block_on(async {
+        let mut reader = FrameReader::new(&packed[..]);
+        let table = reader.read_table().await.expect("a message");
+        let mut words = Vec::new();
+        reader.read_words(&mut words, table.words()).await.expect("a message");
+        Message::new(table, words)
+    })
+}
+
+criterion_group!(benches, forward, capnproto);
 criterion_main!(benches);

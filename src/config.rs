@@ -40,6 +40,8 @@ pub struct Config {
     /// Bytes that all reads, over gRPC and HTTP, may hold.
     pub query_inflight_bytes_max: usize,
     pub remote_write: RemoteWriteConfig,
+    /// `--receive.capnproto-address`
+    pub capnproto_address: ListenAddress,
     pub tenancy: TenancyConfig,
     pub storage: StorageConfig,
     pub ring: RingConfig,
@@ -211,8 +213,6 @@ impl Config {
             return Err(ConfigError::MemoryLimitRatio);
         }
         refuse_features(values, &mut notices)?;
-        // Nobody listens there yet, but a text that is no address is wrong all the same.
-        ListenAddress::from_values(values, "receive.capnproto-address")?;
         Ok(Config {
             log: LogConfig::from_values(values),
             http: HttpConfig {
@@ -228,6 +228,7 @@ impl Config {
             },
             query_inflight_bytes_max: positive_size(values, "query.inflight-bytes-max")?,
             remote_write: RemoteWriteConfig::from_values(values, &mut notices)?,
+            capnproto_address: ListenAddress::from_values(values, "receive.capnproto-address")?,
             tenancy: TenancyConfig::from_values(values)?,
             storage: StorageConfig::from_values(values, hostname, &mut notices)?,
             ring: RingConfig::from_values(values, &mut notices)?,

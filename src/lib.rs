@@ -9,7 +9,7 @@
 //!
 //! ```text
 //! app                      builds the receiver, starts and drains it     load, ring_tool: tools
-//! http   grpc              listeners, routes, errors to answers
+//! http   grpc   capnproto  listeners, routes, errors to answers
 //! write  store             a request into a head; a query out of it
 //! peer   hashring          other nodes; which of them hold a series
 //! multi_tsdb               tenant to database
@@ -25,8 +25,8 @@
 //! # The path of a write
 //!
 //! 1. [`http::remote_write`] holds the stages of a request in their order: tenant, admission by
-//!    bytes, size caps, body, snappy, version. Writes of peers come through [`grpc`] and
-//!    [`write::service`] and join here.
+//!    bytes, size caps, body, snappy, version. Writes of peers come through [`grpc`] or
+//!    [`capnproto`] and [`write::service`] and join here.
 //!    In a ring, [`write::distribute`] then gives each series its endpoints, and [`write::fanout`]
 //!    hands batches to this node and to [`peer`]s, and answers once [`write::quorum`] has a verdict.
 //! 2. [`write::local`] finds the tenant and has [`write::known`] decode the request against the
@@ -82,8 +82,7 @@
 //!
 //! On purpose: no `unsafe`; no pluggable storage; no query language. For now, and said where it
 //! shows: blocks are neither cut nor read, so the head grows until it is moved elsewhere; histograms
-//! are refused and exemplars dropped, each counted; peers speak gRPC, not Cap'n Proto. The README
-//! keeps the whole list.
+//! are refused and exemplars dropped, each counted. The README keeps the whole list.
 //!
 //! [`Appended`]: tsdb::wal::Appended
 //! [`Batch`]: tsdb::head::batch::Batch
@@ -98,6 +97,7 @@ pub mod app;
 pub mod load;
 pub mod ring_tool;
 
+pub mod capnproto;
 pub mod grpc;
 pub mod http;
 

@@ -7,6 +7,7 @@
 //! alone for a while ([`breaker`]).
 
 pub mod breaker;
+pub mod capnproto;
 pub mod client;
 pub mod link;
 pub mod message;
@@ -30,8 +31,8 @@ use crate::metrics::Registry;
 use crate::model::Timestamp;
 use crate::peer::breaker::{Admitted, Blamed, Breaker, Ended, Refused, State};
 use crate::peer::client::CallFailure;
-use crate::peer::link::{Link, LinkKeeper};
-use crate::peer::message::{Compression, ForwardMessage};
+use crate::peer::link::{Dialler, Link, LinkKeeper, Transport};
+use crate::peer::message::{Compression, ForwardMessage, Protocol};
 use crate::peer::metrics::{PeerMetrics, PoolMetrics};
 use crate::peer::service_config::MethodConfig;
 use crate::peer::tls::ClientTls;
@@ -55,13 +56,13 @@ const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 /// How peers are treated.
 #[derive(Clone, Debug)]
 pub struct PeerOptions {
-    /// `--receive.grpc-compression`
-    pub compression: Compression,
+    /// `--receive.replication-protocol`, `--receive.grpc-compression`
+    pub protocol: Protocol,
     /// `--receive-forward-max-backoff`
     pub backoff_max: Duration,
     /// Bytes of messages under way to one peer. A single larger message may go alone.
     pub inflight_bytes_max: u64,
-    /// `None` for plain text.
+    /// `None` for plain text. Cap'n Proto is always plain.
     pub tls: Option<Arc<ClientTls>>,
     /// `--receive.grpc-service-config`
     pub method: MethodConfig,
@@ -73,7 +74,7 @@ pub struct PeerOptions {
 impl Default for PeerOptions {
     fn default() -> PeerOptions {
         PeerOptions {
-            compression: Compression::Snappy,
+            protocol: Protocol::Protobuf(Compression::Snappy),
             backoff_max: Duration::from_secs(5),
             inflight_bytes_max: INFLIGHT_BYTES_MAX_DEFAULT,
             tls: None,
@@ -149,6 +150,22 @@ impl ForwardError {
     }
 }
 
+/// An endpoint as the pool knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PeerAddress<'a> {
+    /// What the ring calls it, `host:port`.
+    pub name: &'a str,
+    /// Where it is called, `host:port`.
+    pub dialled: &'a str,
+}
+
+impl<'a> From<&'a str> for PeerAddress<'a> {
+    /// An endpoint that is called by its name.
+    fn from(address: &'a str) -> PeerAddress<'a> {
+        PeerAddress { name: address, dialled: address }
+    }
+}
+
 /// All peers of the ring in force.
 pub struct PeerPool {
     options: PeerOptions,
@@ -170,17 +187,18 @@ impl PeerPool {
         pool
     }
 
-    /// Makes the peers those at `addresses` (`host:port`): connections to others are closed once
-    /// their calls have ended, and those that stay are not touched. Must be called within a
-    /// runtime.
-    pub fn update<'a>(&self, addresses: impl IntoIterator<Item = &'a str>) {
+    /// Makes the peers those at `addresses`: connections to others are closed once their calls have
+    /// ended, and those that stay are not touched. Must be called within a runtime.
+    pub fn update<'a>(&self, addresses: impl IntoIterator<Item: Into<PeerAddress<'a>>>) {
         let mut made = self.made.lock();
         let before = self.peers.load();
-        let mut peers = HashMap::new();
+        let mut peers: HashMap<_, Arc<Peer>> = HashMap::new();
         for address in addresses {
-            let peer = match before.get(address) {
+            let address = address.into();
+            let is_same = |peer: &&Arc<Peer>| *peer.dialled == *address.dialled;
+            let known = peers.get(address.name).filter(is_same);
+            let peer = match known.or_else(|| before.get(address.name).filter(is_same)) {
                 Some(peer) => peer.clone(),
-                None if peers.contains_key(address) => continue,
                 None => {
                     *made += 1;
                     Arc::new(Peer::start(address, *made, &self.options, &self.metrics))
@@ -217,6 +235,7 @@ impl PeerPool {
 /// Another node.
 pub struct Peer {
     address: Arc<str>,
+    dialled: Arc<str>,
     inflight_bytes_max: u64,
     method: MethodConfig,
     artificial_delay_max: Duration,
@@ -235,6 +254,8 @@ pub struct Peer {
 #[derive(Clone, Debug)]
 pub struct PeerSnapshot {
     pub address: Arc<str>,
+    /// Where it is called.
+    pub dialled: Arc<str>,
     pub state: PeerState,
     /// Tenants that are backed off alone.
     pub tenants_shut: usize,
@@ -267,8 +288,18 @@ impl PeerState {
 
 impl Peer {
     /// `number` counts the peers of a pool from 1.
-    fn start(address: &str, number: u64, options: &PeerOptions, metrics: &PoolMetrics) -> Peer {
-        let address: Arc<str> = address.into();
+    fn start(
+        address: PeerAddress<'_>,
+        number: u64,
+        options: &PeerOptions,
+        metrics: &PoolMetrics,
+    ) -> Peer {
+        let (address, dialled): (Arc<str>, Arc<str>) =
+            (address.name.into(), address.dialled.into());
+        let dialler = match options.protocol {
+            Protocol::Protobuf(_) => Dialler::Grpc(options.tls.clone()),
+            Protocol::CapnProto => Dialler::CapnProto,
+        };
         Peer {
             inflight_bytes_max: options.inflight_bytes_max,
             method: options.method,
@@ -277,13 +308,14 @@ impl Peer {
                 _ => Duration::ZERO,
             },
             metrics: metrics.peer(&address),
-            link: LinkKeeper::start(address.clone(), options.tls.clone()),
+            link: LinkKeeper::start(dialled.clone(), dialler),
             inflight: Inflight::default(),
             breaker: Mutex::new(Breaker::new(options.backoff_max)),
             trial_ended: Notify::new(),
             last_error: Mutex::default(),
             is_told: AtomicBool::new(false),
             address,
+            dialled,
         }
     }
 
@@ -484,16 +516,20 @@ impl Peer {
             })?;
             *used = Some(connection.number);
             self.metrics.observe_delay(begun.elapsed());
-            let counted = self.metrics.begin();
+            let is_grpc = matches!(connection.transport, Transport::Grpc { .. });
+            let counted = is_grpc.then(|| self.metrics.begin());
             let left = deadline.saturating_duration_since(Instant::now());
             let call = client::call(&mut connection, &self.address, message, left);
             let result = timeout_at(deadline, call).await;
-            counted.end(match &result {
+            let code = match &result {
                 Ok(Ok(())) => Code::Ok,
                 Ok(Err(CallFailure::Status(code, _))) => *code,
                 Ok(Err(_)) => Code::Unavailable,
                 Err(_) => Code::DeadlineExceeded,
-            });
+            };
+            if let Some(counted) = counted {
+                counted.end(code);
+            }
             match result.map_err(timed_out)? {
                 Err(CallFailure::NotSent) if attempt < ATTEMPTS_MAX => {
                     attempt += 1;
@@ -537,6 +573,7 @@ impl Peer {
         let (last_error, last_error_at) = self.last_error.lock().clone().unzip();
         PeerSnapshot {
             address: self.address.clone(),
+            dialled: self.dialled.clone(),
             state,
             tenants_shut,
             inflight_requests: self.inflight.requests.load(Ordering::Relaxed),

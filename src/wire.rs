@@ -1,5 +1,6 @@
 //! Bytes to model and back. Generated types stop here.
 
+pub mod capnproto;
 pub mod grpc;
 pub mod peer_write;
 pub mod proto;

@@ -20,11 +20,14 @@ pub(super) struct Listeners {
     pub http: TcpListener,
     pub grpc: TcpListener,
     pub remote_write: TcpListener,
+    pub capnproto: TcpListener,
 }
 
 impl Listeners {
     pub(super) async fn bind(config: &Config) -> Result<Listeners, BindError> {
         Ok(Listeners {
+            // As in Thanos, whose messages about two taken ports tell of this one.
+            capnproto: bind("receive.capnproto-address", &config.capnproto_address).await?,
             http: bind("http-address", &config.http.address).await?,
             grpc: bind("grpc-address", &config.grpc.address).await?,
             remote_write: bind("remote-write.address", &config.remote_write.address).await?,

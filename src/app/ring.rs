@@ -12,8 +12,9 @@ use crate::config::{RingConfig, RingSource};
 use crate::hashring::{CurrentHashring, Hashring, HashringMetrics};
 use crate::http::ring::RingStatus;
 use crate::metrics::Registry;
+use crate::peer::message::Protocol;
 use crate::peer::tls::ClientTls;
-use crate::peer::{INFLIGHT_BYTES_MAX_DEFAULT, PeerOptions, PeerPool};
+use crate::peer::{INFLIGHT_BYTES_MAX_DEFAULT, PeerAddress, PeerOptions, PeerPool};
 
 /// The ring in force and the connections to its members.
 pub(super) struct RingParts {
@@ -34,7 +35,7 @@ pub(super) fn start(
         return None;
     }
     let options = PeerOptions {
-        compression: config.compression,
+        protocol: config.protocol,
         backoff_max: config.backoff_max,
         inflight_bytes_max: INFLIGHT_BYTES_MAX_DEFAULT,
         tls,
@@ -85,8 +86,9 @@ pub(super) fn start(
 fn prepared(peers: Arc<PeerPool>, local: Option<String>) -> CurrentHashring {
     CurrentHashring::prepared_by(move |next| {
         let before = peers.snapshot();
-        let before = before.iter().map(|peer| &*peer.address);
-        peers.update(before.chain(addresses(next, local.as_deref())));
+        let before =
+            before.iter().map(|peer| PeerAddress { name: &peer.address, dialled: &peer.dialled });
+        peers.update(before.chain(addresses(next, local.as_deref(), peers.options().protocol)));
     })
 }
 
@@ -116,17 +118,29 @@ async fn forget_leavers(
         // Who has left in the meantime has its own time still to come.
         current.while_settled(|latest| {
             let rings = changed.as_deref().into_iter().chain(latest);
-            peers.update(rings.flat_map(|ring| addresses(ring, local.as_deref())));
+            let protocol = peers.options().protocol;
+            peers.update(rings.flat_map(|ring| addresses(ring, local.as_deref(), protocol)));
         });
     }
 }
 
 /// Where the other members are.
-fn addresses<'a>(hashring: &'a Hashring, local: Option<&'a str>) -> impl Iterator<Item = &'a str> {
-    let endpoints = hashring.endpoints().iter();
-    let others =
-        endpoints.filter(move |endpoint| !local.is_some_and(|at| endpoint.has_address(at)));
-    others.map(|endpoint| endpoint.address.as_str())
+fn addresses<'a>(
+    hashring: &'a Hashring,
+    local: Option<&'a str>,
+    protocol: Protocol,
+) -> impl Iterator<Item = PeerAddress<'a>> {
+    let others = hashring
+        .endpoints()
+        .iter()
+        .filter(move |endpoint| local.is_none_or(|local| !endpoint.has_address(local)));
+    others.map(move |endpoint| PeerAddress {
+        name: &endpoint.address,
+        dialled: match protocol {
+            Protocol::Protobuf(_) => &endpoint.address,
+            Protocol::CapnProto => &endpoint.capnproto_address,
+        },
+    })
 }
 
 #[cfg(test)]

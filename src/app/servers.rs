@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::app::listeners::Listeners;
 use crate::app::tls::Tls;
 use crate::app::{AppError, Node};
+use crate::capnproto::{self, CapnProtoOptions};
 use crate::config::{Config, TenancyConfig};
 use crate::grpc::metrics::GrpcMetrics;
 use crate::grpc::remote_write::{RemoteWriteOptions as PeerWriteOptions, RemoteWriteServer};
@@ -25,6 +26,7 @@ use crate::multi_tsdb::MultiTsdb;
 use crate::store::budget::ReadBudget;
 use crate::store::source::{NoTenants, TenantSource};
 use crate::tls::server::ServerTls;
+use crate::write::admission::Admission;
 use crate::write::fanout::{Fanout, FanoutOptions, LocalNode};
 use crate::write::known::LabelCaps;
 use crate::write::local::LocalWriter;
@@ -50,7 +52,18 @@ pub(super) fn spawn(
     let operator = operator_router(config, registry, &source, &budget, ready)
         .merge(http::ring::router(ring_page(config, &node)));
     let services = Services::of_reads(source, budget, move || is_ready.holds());
-    let (write, services) = add_writes(config, registry, &node, services, draining);
+    let Writes { http: write, grpc: services, admission } =
+        add_writes(config, registry, &node, services, draining);
+    let capnproto_options = CapnProtoOptions {
+        is_accepting: Box::new(not_stopping(draining)),
+        admission,
+        message_read_timeout: config.remote_write.body_read_timeout,
+        grace_period: config.grpc.grace_period,
+        caps: label_caps(config),
+        tasks: node.tasks.clone(),
+    };
+    // A peer has placed what it sends here, whatever our own ring says.
+    let writer = node.storage.as_ref().map(|storage| Arc::new(local_writer(config, storage)));
     let grpc_metrics = GrpcMetrics::new(registry, services.names());
     let grpc_options = GrpcOptions {
         grace_period: config.grpc.grace_period,
@@ -69,6 +82,7 @@ pub(super) fn spawn(
         grace,
     ));
     servers.spawn(serve_grpc(listeners.grpc, services, grpc_metrics, grpc_options, draining()));
+    servers.spawn(serve_capnproto(listeners.capnproto, writer, capnproto_options, draining()));
     servers
 }
 
@@ -89,6 +103,12 @@ fn accepting(
         let has_ring = ring.as_ref().is_none_or(|ring| ring.load().is_some());
         has_ring && !stopping.is_cancelled()
     }
+}
+
+/// Whether writes of peers are taken: a series that a peer has placed here needs no ring.
+fn not_stopping(draining: &CancellationToken) -> impl Fn() -> bool + Send + Sync + use<> {
+    let stopping = draining.clone();
+    move || !stopping.is_cancelled()
 }
 
 /// Metrics, probes and remote read.
@@ -117,6 +137,25 @@ fn ring_page(config: &Config, node: &Node) -> RingPage {
     }
 }
 
+/// The endpoints that take writes, over HTTP and gRPC.
+struct Writes {
+    http: Router,
+    grpc: Services,
+    /// What their requests are counted against.
+    admission: Arc<Admission>,
+}
+
+fn label_caps(config: &Config) -> LabelCaps {
+    LabelCaps {
+        labels_max: config.remote_write.series_labels_max,
+        bytes_max: config.remote_write.label_bytes_max,
+    }
+}
+
+fn local_writer(config: &Config, storage: &Arc<MultiTsdb>) -> LocalWriter {
+    LocalWriter::new(storage.clone(), label_caps(config), config.storage.db.wal_sync)
+}
+
 /// The endpoints that take writes, over HTTP and from peers: with a ring they hand series to the
 /// nodes they belong to, without one they store them.
 fn add_writes(
@@ -125,19 +164,14 @@ fn add_writes(
     node: &Node,
     services: Services,
     draining: &CancellationToken,
-) -> (Router, Services) {
+) -> Writes {
     registry
         .gauge(
             "thanos_receive_replication_factor",
             "The number of times to replicate incoming write requests.",
         )
         .set(f64::from(config.ring.replication_factor));
-    let caps = LabelCaps {
-        labels_max: config.remote_write.series_labels_max,
-        bytes_max: config.remote_write.label_bytes_max,
-    };
-    let wal_sync = config.storage.db.wal_sync;
-    let writer = |storage: &Arc<MultiTsdb>| LocalWriter::new(storage.clone(), caps, wal_sync);
+    let writer = |storage| local_writer(config, storage);
     let Some(ring) = &node.ring else {
         let Some(storage) = &node.storage else {
             unreachable!("a node has a ring or storage");
@@ -153,7 +187,7 @@ fn add_writes(
     let options = FanoutOptions {
         replication_factor: config.ring.replication_factor,
         forward_timeout: config.ring.forward_timeout,
-        caps,
+        caps: label_caps(config),
     };
     let (current, peers, tasks) = (ring.current.clone(), ring.peers.clone(), node.tasks.clone());
     let fanout = Fanout::new(options, current, peers, local, tasks, registry);
@@ -169,7 +203,7 @@ fn write_endpoints<S: WriteSink + PeerSink>(
     replication_factor: Option<u64>,
     services: Services,
     draining: &CancellationToken,
-) -> (Router, Services) {
+) -> Writes {
     let TenancyConfig { tenant_header, default_tenant, replica_header, .. } = &config.tenancy;
     let options = RemoteWriteOptions {
         tenants: TenantRules::new(tenant_header.clone(), default_tenant.clone()),
@@ -183,17 +217,16 @@ fn write_endpoints<S: WriteSink + PeerSink>(
     };
     let probe = Probe::new(accepting(node, draining));
     let write = Arc::new(WriteService::new(sink.clone(), probe, options, registry));
-    let stopping = draining.clone();
+    let admission = write.admission();
     let options = PeerWriteOptions {
-        // A series that a peer has placed here needs no ring.
-        is_accepting: Box::new(move || !stopping.is_cancelled()),
-        admission: write.admission(),
+        is_accepting: Box::new(not_stopping(draining)),
+        admission: admission.clone(),
         body_read_timeout: config.remote_write.body_read_timeout,
         tasks: node.tasks.clone(),
     };
     let server =
         RemoteWriteServer::new(PeerWrites::new(sink, replication_factor), options, registry);
-    (remote_write_router(write), services.with(server))
+    Writes { http: remote_write_router(write), grpc: services.with(server), admission }
 }
 
 async fn serve_http(
@@ -224,6 +257,19 @@ async fn serve_grpc(
     let listener = listener.into_std().map_err(failed)?;
     let stopping = draining.cancelled_owned();
     grpc::serve(listener, services, metrics, options, stopping).await.map_err(failed)?;
+    tracing::info!(service, "stopped");
+    Ok(())
+}
+
+async fn serve_capnproto(
+    listener: TcpListener,
+    writer: Option<Arc<LocalWriter>>,
+    options: CapnProtoOptions,
+    draining: CancellationToken,
+) -> Result<(), AppError> {
+    let service = "capnproto/server";
+    log_listening(service, &listener);
+    capnproto::serve(listener, writer, options, draining).await;
     tracing::info!(service, "stopped");
     Ok(())
 }

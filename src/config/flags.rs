@@ -143,7 +143,6 @@ pub const CONTENT_PAIRS: [&str; 5] = [
 
 const GO_RUNTIME: &str = "it sets a memory limit of Go's runtime";
 const NOTHING_PRUNED: &str = "this version cuts no blocks and deletes nothing";
-const NO_CAPNPROTO: &str = "this version takes no Cap'n Proto replication";
 const BYTES_NOT_WORKERS: &str = "forwards to a peer are bounded in bytes, not in number";
 const NO_EFFECT_IN_THANOS: &str = "it has no effect in Thanos either";
 
@@ -213,8 +212,8 @@ pub static FLAGS: &[Flag] = &[
     flag("receive.forward.async-workers", Kind::Uint, "5", "Accepted; forwards to a peer are bounded in bytes.").no_meaning(BYTES_NOT_WORKERS),
     flag("receive.grpc-compression", Kind::Choice(&["snappy", "none"]), "snappy", "Compression towards peers: snappy or none."),
     flag("receive.replication-factor", Kind::Uint, "1", "Copies of each series."),
-    flag("receive.replication-protocol", Kind::Choice(&["protobuf", "capnproto"]), "protobuf", "Protocol towards peers: protobuf or capnproto.").not_yet(),
-    flag("receive.capnproto-address", Kind::Address, "0.0.0.0:19391", "host:port for Cap'n Proto replication.").awaited(NO_CAPNPROTO),
+    flag("receive.replication-protocol", Kind::Choice(&["protobuf", "capnproto"]), "protobuf", "Protocol towards peers: protobuf or capnproto."),
+    flag("receive.capnproto-address", Kind::Address, "0.0.0.0:19391", "host:port for Cap'n Proto replication; always listened on, always plain TCP."),
     flag("receive.grpc-service-config", Kind::Content, NONE, "gRPC service configuration towards peers (JSON); timeout, maxRequestMessageBytes and retryPolicy of a method count."),
     flag("receive-forward-timeout", Kind::DurationModel, "5s", "Deadline of forwarding one request.").hidden(),
     flag("receive-forward-max-backoff", Kind::DurationModel, "5s", "Longest back-off from a failing peer.").hidden(),

@@ -10,7 +10,7 @@ use crate::hashring::{
     Algorithm, Endpoint, Hashring, HashringMetrics, RingDefaults, RingError, RingOptions, RingState,
 };
 use crate::metrics::Registry;
-use crate::peer::message::Compression;
+use crate::peer::message::{Compression, Protocol};
 use crate::peer::service_config::{self, MethodConfig};
 use crate::peer::tls::ClientTlsOptions;
 use crate::write::quorum::REPLICATION_FACTOR_MAX;
@@ -57,7 +57,7 @@ pub struct RingConfig {
     pub replication_factor: u8,
     pub forward_timeout: Duration,
     pub backoff_max: Duration,
-    pub compression: Compression,
+    pub protocol: Protocol,
     /// TLS towards peers; `None` for plain text.
     pub client_tls: Option<ClientTlsOptions>,
     /// How calls to peers are treated.
@@ -89,9 +89,13 @@ impl RingConfig {
             replication_factor,
             forward_timeout: duration(values, "receive-forward-timeout"),
             backoff_max: duration(values, "receive-forward-max-backoff"),
-            compression: match values.text("receive.grpc-compression").as_str() {
-                "none" => Compression::None,
-                _ => Compression::Snappy,
+            protocol: match (
+                values.text("receive.replication-protocol").as_str(),
+                values.text("receive.grpc-compression").as_str(),
+            ) {
+                ("capnproto", _) => Protocol::CapnProto,
+                (_, "none") => Protocol::Protobuf(Compression::None),
+                _ => Protocol::Protobuf(Compression::Snappy),
             },
             client_tls: tls::client(values, notices)?,
             method: method_config(values, notices)?,

@@ -119,7 +119,7 @@ fn a_service_config_says_what_of_it_does_nothing() {
 
 #[test]
 fn what_is_awaited_is_taken_and_mentioned() {
-    let flags = ["--receive.capnproto-address=127.0.0.1:0", "--tsdb.retention=0d"];
+    let flags = ["--tsdb.retention=0d"];
     let notices = config(&[&flags[..], &["--label=a=\"b\""]].concat()).unwrap().notices;
     assert_eq!(notices.len(), flags.len(), "{notices:?}");
     for flag in flags {

@@ -1,19 +1,20 @@
-//! One forward call with its deadline, over gRPC.
+//! One forward call with its deadline.
 //!
-//! Below any gRPC library: the message is ready as bytes, and all that is wanted of the answer is
+//! Over gRPC, it is made below any library: the message is ready as bytes, and all that is wanted of the answer is
 //! its status.
 
 use std::fmt;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::uri::Scheme;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use tonic::{Code, Status};
 
-use crate::peer::link::{CallBody, Connection};
-use crate::peer::message::{Compression, ForwardMessage};
+use crate::peer::link::{CallBody, Connection, Transport};
+use crate::peer::message::{Compression, Form, ForwardMessage};
 use crate::wire::grpc::{ACCEPTED, GRPC_ACCEPT_ENCODING, GRPC_ENCODING};
 
 const REMOTE_WRITE_PATH: &str = "/thanos.WriteableStore/RemoteWrite";
@@ -37,7 +38,8 @@ pub enum CallFailure {
     Status(Code, String),
     /// The connection failed, perhaps after the peer had stored everything.
     Broken(String),
-    /// The connection was closed before the peer saw the call.
+    /// The connection was closed before the peer saw the call, or over Cap'n Proto before it
+    /// answered: there is no telling, and none is needed, as a write may be made twice.
     NotSent,
 }
 
@@ -58,9 +60,22 @@ pub async fn call(
     message: &ForwardMessage,
     timeout: Duration,
 ) -> Result<(), CallFailure> {
-    let request = request(&connection.scheme, address, message, timeout)
+    let (sender, scheme, compression) = match (&mut connection.transport, message.form()) {
+        (Transport::Grpc { sender, scheme }, Form::Protobuf(compression)) => {
+            (sender, scheme, compression)
+        }
+        (Transport::CapnProto(client), Form::CapnProto { words }) => {
+            return client.write(words, message.bytes()).await;
+        }
+        // A pool has one protocol.
+        _ => {
+            debug_assert!(false, "a message of another protocol");
+            return Err(CallFailure::Status(Code::Internal, "another protocol".to_owned()));
+        }
+    };
+    let request = request(scheme, address, message.bytes().clone(), compression, timeout)
         .map_err(|error| CallFailure::Broken(format!("address {address:?}: {error}")))?;
-    let response = match connection.sender.try_send_request(request).await {
+    let response = match sender.try_send_request(request).await {
         Ok(response) => response,
         // A request that is handed back was never sent.
         Err(mut error) => match error.take_message() {
@@ -74,7 +89,8 @@ pub async fn call(
 fn request(
     scheme: &Scheme,
     address: &str,
-    message: &ForwardMessage,
+    body: Bytes,
+    compression: Compression,
     timeout: Duration,
 ) -> Result<Request<CallBody>, http::Error> {
     let uri = Uri::builder()
@@ -88,10 +104,10 @@ fn request(
         .header(header::USER_AGENT, USER_AGENT)
         .header(GRPC_ACCEPT_ENCODING, ACCEPTED)
         .header("grpc-timeout", timeout_header(timeout.saturating_add(DEADLINE_SLACK)));
-    if message.compression() == Compression::Snappy {
+    if compression == Compression::Snappy {
         request = request.header(GRPC_ENCODING, "snappy");
     }
-    request.body(Full::new(message.bytes().clone()))
+    request.body(Full::new(body))
 }
 
 /// At most eight digits and a unit.

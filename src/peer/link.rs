@@ -1,4 +1,4 @@
-//! The connection to a peer: one HTTP/2 connection, kept by a task of its own.
+//! The connection to a peer, over HTTP/2 or Cap'n Proto's RPC, kept by a task of its own.
 //!
 //! The task dials at once, and again whenever the connection ends, resolving the name anew each
 //! time, so that a peer is found under a new address. A call that finds no connection has it dial
@@ -9,6 +9,7 @@
 use std::convert::Infallible;
 use std::fmt;
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -24,6 +25,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::Instant;
 
+use crate::peer::capnproto;
 use crate::peer::tls::ClientTls;
 
 /// Body of a call.
@@ -56,10 +58,25 @@ pub enum Link {
 /// A connection that may be used by many calls at once.
 #[derive(Clone)]
 pub struct Connection {
-    pub sender: SendRequest<CallBody>,
+    pub transport: Transport,
     /// Rises with each connection.
     pub number: u64,
-    pub scheme: Scheme,
+}
+
+/// What calls are made over.
+#[derive(Clone)]
+pub enum Transport {
+    Grpc { sender: SendRequest<CallBody>, scheme: Scheme },
+    CapnProto(capnproto::Client),
+}
+
+/// How a peer is dialled.
+#[derive(Clone)]
+pub enum Dialler {
+    /// `None` for plain text.
+    Grpc(Option<Arc<ClientTls>>),
+    /// Plain TCP.
+    CapnProto,
 }
 
 /// Keeps a connection to one address until dropped.
@@ -73,10 +90,10 @@ pub struct LinkKeeper {
 
 impl LinkKeeper {
     /// `address` is `host:port`. Must be called within a runtime.
-    pub fn start(address: Arc<str>, tls: Option<Arc<ClientTls>>) -> LinkKeeper {
+    pub fn start(address: Arc<str>, dialler: Dialler) -> LinkKeeper {
         let (sender, link) = watch::channel(Link::Dialling);
         let (leave, wanted) = (Arc::new(Leave::default()), Arc::new(Notify::new()));
-        let task = tokio::spawn(keep(address, tls, sender, leave.clone(), wanted.clone()));
+        let task = tokio::spawn(keep(address, dialler, sender, leave.clone(), wanted.clone()));
         LinkKeeper { link, leave, wanted, task }
     }
 
@@ -157,24 +174,23 @@ impl Drop for LinkKeeper {
 
 async fn keep(
     address: Arc<str>,
-    tls: Option<Arc<ClientTls>>,
+    dialler: Dialler,
     link: watch::Sender<Link>,
     leave: Arc<Leave>,
     wanted: Arc<Notify>,
 ) {
-    let scheme = if tls.is_some() { Scheme::HTTPS } else { Scheme::HTTP };
     let mut number = 0;
     let mut pause = DIAL_PAUSE_MIN;
     let mut outage = Outage::default();
     loop {
         let begun = Instant::now();
-        let reason: Arc<str> = match dial(&address, tls.as_deref()).await {
-            Ok((sender, ended)) => {
+        let reason: Arc<str> = match dial(&address, &dialler).await {
+            Ok((transport, ended)) => {
                 number += 1;
                 let begun = Instant::now();
-                link.send_replace(Link::Up(Connection { sender, number, scheme: scheme.clone() }));
+                link.send_replace(Link::Up(Connection { transport, number }));
                 let why = tokio::select! {
-                    ended = ended => why(&ended),
+                    why = ended => why,
                     () = leave.wait_for(number) => String::new(),
                     // One that is closed at once is no news.
                     never = outage.end_if_it_lasts(&address) => match never {},
@@ -230,8 +246,8 @@ impl Outage {
     }
 }
 
-/// Ends with a connection.
-type Ended = JoinHandle<hyper::Result<()>>;
+/// Ends with a connection, and says why.
+type Ended = Pin<Box<dyn Future<Output = String> + Send>>;
 
 /// Why an address could not be reached.
 #[derive(Debug)]
@@ -241,6 +257,7 @@ enum DialError {
     Connect(io::Error),
     Tls(io::Error),
     Handshake(hyper::Error),
+    Bootstrap(io::Error),
 }
 
 impl fmt::Display for DialError {
@@ -251,28 +268,37 @@ impl fmt::Display for DialError {
             DialError::Connect(error) => write!(f, "connect: {error}"),
             DialError::Tls(error) => write!(f, "tls: {error}"),
             DialError::Handshake(error) => write!(f, "handshake: {error}"),
+            DialError::Bootstrap(error) => write!(f, "bootstrap: {error}"),
         }
     }
 }
 
 /// Connects to the first address of the name that accepts. The second value ends with the
 /// connection.
-async fn dial(
-    address: &str,
-    tls: Option<&ClientTls>,
-) -> Result<(SendRequest<CallBody>, Ended), DialError> {
+async fn dial(address: &str, dialler: &Dialler) -> Result<(Transport, Ended), DialError> {
     let candidates = tokio::net::lookup_host(address).await.map_err(DialError::Resolve)?;
     let mut failure = DialError::NoAddress;
     for candidate in candidates {
-        let connected = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(candidate)).await;
-        match connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+        match in_time(TcpStream::connect(candidate)).await {
             Ok(stream) => {
                 // Small frames must not wait for the answer to earlier ones.
                 stream.set_nodelay(true).map_err(DialError::Connect)?;
-                let Some(tls) = tls else { return handshake(stream).await };
-                let agreed = tokio::time::timeout(CONNECT_TIMEOUT, tls.connect(address, stream));
-                let agreed = agreed.await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-                return handshake(agreed.map_err(DialError::Tls)?).await;
+                let tls = match dialler {
+                    Dialler::Grpc(Some(tls)) => tls,
+                    Dialler::Grpc(None) => return handshake(stream, Scheme::HTTP).await,
+                    Dialler::CapnProto => {
+                        let connected = in_time(capnproto::Client::connect(stream)).await;
+                        let (client, ended) = connected.map_err(DialError::Bootstrap)?;
+                        let ended = async {
+                            // It says nothing, and a panic is logged.
+                            let _ = ended.await;
+                            String::new()
+                        };
+                        return Ok((Transport::CapnProto(client), Box::pin(ended)));
+                    }
+                };
+                let agreed = in_time(tls.connect(address, stream)).await;
+                return handshake(agreed.map_err(DialError::Tls)?, Scheme::HTTPS).await;
             }
             Err(error) => failure = DialError::Connect(error),
         }
@@ -287,7 +313,13 @@ fn why(ended: &Result<hyper::Result<()>, JoinError>) -> String {
     error.source().map_or_else(|| format!(": {error}"), |cause| format!(": {cause}"))
 }
 
-async fn handshake<S>(stream: S) -> Result<(SendRequest<CallBody>, Ended), DialError>
+/// A step of dialling.
+async fn in_time<T>(step: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    let done = tokio::time::timeout(CONNECT_TIMEOUT, step).await;
+    done.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+async fn handshake<S>(stream: S, scheme: Scheme) -> Result<(Transport, Ended), DialError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -296,5 +328,7 @@ where
         .await
         .map_err(DialError::Handshake)?;
     // Why it ended is told to the calls that were under way.
-    Ok((sender, tokio::spawn(connection)))
+    let connection = tokio::spawn(connection);
+    let ended = async { why(&connection.await) };
+    Ok((Transport::Grpc { sender, scheme }, Box::pin(ended)))
 }

@@ -2,11 +2,12 @@
 //!
 //! A series' tag, length and body are the same bytes in `prometheus.WriteRequest` and in Thanos'
 //! `WriteRequest`, so they are copied as they are, once, and nothing keeps the request's buffer
-//! alive. The layout is Thanos' own, see [`crate::wire::peer_write`]: the replica, then for each
+//! alive. Over Cap'n Proto they are taken apart, see [`SeriesTable`]. The layout is Thanos' own, see [`crate::wire::peer_write`]: the replica, then for each
 //! tenant a tuple with its series first and its name last.
 
 use bytes::Bytes;
 
+use crate::wire::capnproto::encode::{self, SeriesTable};
 use crate::wire::grpc::{HEAD_BYTES, Head, deflate_snappy, deflate_snappy_chunks};
 use crate::wire::reader::{push_varint, varint_len};
 use crate::wire::snappy::framed::push_stream_head;
@@ -21,6 +22,13 @@ pub enum Compression {
     None,
 }
 
+/// `--receive.replication-protocol`, and what is up to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    Protobuf(Compression),
+    CapnProto,
+}
+
 /// One tenant's series of a forward. `series` gives bytes that are whole fields, each with its tag
 /// `0a`; one run may hold many.
 #[derive(Clone, Debug)]
@@ -29,11 +37,11 @@ pub struct TenantBatch<'a, I> {
     pub series: I,
 }
 
-/// A message ready to be sent, with its head.
+/// A message ready to be sent.
 #[derive(Clone, Debug)]
 pub struct ForwardMessage {
     bytes: Bytes,
-    compression: Compression,
+    form: Form,
     tenants: Box<[Box<str>]>,
 }
 
@@ -46,6 +54,14 @@ pub struct TooLong {
 
 /// What a message of deflated chunks takes besides these and the tenant's name, about.
 const AROUND_BYTES: usize = 64;
+/// What the bytes of a message are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// gRPC's head, and a message under it.
+    Protobuf(Compression),
+    /// A packed `WriteRequest` of so many words.
+    CapnProto { words: u32 },
+}
 
 const REPLICA_TAG: u8 = 3 << 3;
 const TUPLE_TAG: u8 = 4 << 3 | 2;
@@ -130,16 +146,29 @@ impl ForwardMessage {
         // What is under way to a peer is counted by its length.
         bytes.shrink_to_fit();
         let tenants = tenants.map(Box::from).collect();
-        Ok(ForwardMessage { bytes: bytes.into(), compression, tenants })
+        Ok(ForwardMessage { bytes: bytes.into(), form: Form::Protobuf(compression), tenants })
     }
 
-    /// With the head.
+    /// Gathers the series of `table` that are numbered in `numbers`, as Cap'n Proto.
+    pub fn gather_capnproto(
+        tenant: &str,
+        table: &SeriesTable,
+        numbers: &[u32],
+    ) -> Result<ForwardMessage, encode::TooLong> {
+        let encoded = table.encode(tenant, numbers)?;
+        Ok(ForwardMessage {
+            bytes: encoded.packed.into(),
+            form: Form::CapnProto { words: encoded.words },
+            tenants: [tenant.into()].into(),
+        })
+    }
+
     pub fn bytes(&self) -> &Bytes {
         &self.bytes
     }
 
-    pub fn compression(&self) -> Compression {
-        self.compression
+    pub fn form(&self) -> Form {
+        self.form
     }
 
     pub fn tenants(&self) -> impl Iterator<Item = &str> + Clone {

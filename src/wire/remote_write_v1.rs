@@ -9,6 +9,7 @@
 //!
 //! Unknown fields are skipped and a repeated scalar keeps its last value, as Go's decoder does.
 
+use crate::model::labels::{TAG_FIELD_1, TAG_FIELD_2};
 use crate::wire::reader::{read_varint, split_len_prefixed};
 
 /// Bytes that are no write request.
@@ -222,6 +223,16 @@ fn six_byte_varint(bytes: [u8; 6]) -> Option<i64> {
     Some(value as i64)
 }
 
+/// Splits a label in the encoding that senders normally use off the front of a series: its name,
+/// its value, and what follows.
+#[inline]
+pub fn split_usual_label(series: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
+    let (label, rest) = split_len_prefixed(series.strip_prefix(&[TAG_FIELD_1])?)?;
+    let (name, value) = split_len_prefixed(label.strip_prefix(&[TAG_FIELD_1])?)?;
+    let (value, end) = split_len_prefixed(value.strip_prefix(&[TAG_FIELD_2])?)?;
+    end.is_empty().then_some((name, value, rest))
+}
+
 /// A field of a time series.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum SeriesField<'a> {
@@ -259,7 +270,10 @@ impl<'a> SeriesFields<'a> {
             let (number, value, rest) = read_field(self.rest, "timeseries")?;
             self.rest = rest;
             return Ok(Some(match (number, value) {
-                (1, Value::Bytes(label)) => read_label(label)?,
+                (1, Value::Bytes(label)) => {
+                    let (name, value) = read_label(label)?;
+                    SeriesField::Label { name, value }
+                }
                 (2, Value::Bytes(sample)) => read_sample(sample)?,
                 (3, Value::Bytes(exemplar)) => SeriesField::Exemplar(exemplar),
                 (4, Value::Bytes(histogram)) => SeriesField::Histogram(histogram),
@@ -271,7 +285,8 @@ impl<'a> SeriesFields<'a> {
     }
 }
 
-fn read_label(mut message: &[u8]) -> Result<SeriesField<'_>, DecodeError> {
+/// Name and value of a label.
+pub(super) fn read_label(mut message: &[u8]) -> Result<(&[u8], &[u8]), DecodeError> {
     let (mut name, mut value) = (&[][..], &[][..]);
     while !message.is_empty() {
         let (number, field, rest) = read_field(message, "label")?;
@@ -283,7 +298,7 @@ fn read_label(mut message: &[u8]) -> Result<SeriesField<'_>, DecodeError> {
             _ => {}
         }
     }
-    Ok(SeriesField::Label { name, value })
+    Ok((name, value))
 }
 
 fn read_sample<'a>(mut message: &[u8]) -> Result<SeriesField<'a>, DecodeError> {

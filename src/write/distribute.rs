@@ -115,17 +115,29 @@ impl PlacedSeries {
         &'a self,
         groups: &'a [u32],
     ) -> impl Iterator<Item = &'a [u8]> + Clone + use<'a> {
-        let members = groups.iter().flat_map(|group| self.groups.members(*group));
-        members.filter_map(|series| {
-            let (offset, len) = *self.fields.get(*series as usize)?;
-            let (offset, len) = (offset as usize, len as usize);
-            let bytes = match offset.checked_sub(self.request.len()) {
-                Some(offset) => self.rewritten.get(offset..offset + len),
-                None => self.request.get(offset..offset + len),
-            };
-            debug_assert!(bytes.is_some(), "series {series} lies outside of the request");
-            bytes
-        })
+        self.numbers(groups).filter_map(|number| self.field(number))
+    }
+
+    /// The numbers of these groups' series.
+    pub fn numbers<'a>(&'a self, groups: &'a [u32]) -> impl Iterator<Item = u32> + Clone + use<'a> {
+        groups.iter().flat_map(|group| self.groups.members(*group)).copied()
+    }
+
+    fn field(&self, number: u32) -> Option<&[u8]> {
+        let (offset, len) = *self.fields.get(number as usize)?;
+        let (offset, len) = (offset as usize, len as usize);
+        let bytes = match offset.checked_sub(self.request.len()) {
+            Some(offset) => self.rewritten.get(offset..offset + len),
+            None => self.request.get(offset..offset + len),
+        };
+        debug_assert!(bytes.is_some(), "series {number} lies outside of the request");
+        bytes
+    }
+
+    /// The fields of all series.
+    pub fn all_fields(&self) -> impl Iterator<Item = &[u8]> {
+        let numbers = 0..self.fields.len() as u32;
+        numbers.filter_map(|number| self.field(number))
     }
 
     /// What all fields amount to.

@@ -12,7 +12,7 @@
 //! they stay a copy short.
 
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -23,8 +23,10 @@ use tokio_util::task::TaskTracker;
 use crate::hashring::{CurrentHashring, Hashring};
 use crate::metrics::{Counter, Registry};
 use crate::model::tenant::TenantId;
-use crate::peer::message::{Compression, ForwardMessage, TenantBatch};
+use crate::peer::message::{Compression, ForwardMessage, Protocol, TenantBatch};
 use crate::peer::{ForwardError, PeerPool};
+use crate::wire::capnproto::encode::SeriesTable;
+use crate::wire::remote_write_v1::DecodeError;
 use crate::write::distribute::{
     Batch, DeflatedGroups, DistributeError, PlacedSeries, Replicas, Unplaced, distribute,
 };
@@ -43,7 +45,7 @@ const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// How messages reach peers.
 pub trait Forward: Send + Sync + 'static {
-    fn compression(&self) -> Compression;
+    fn protocol(&self) -> Protocol;
 
     /// Tells beforehand that a message for `tenant` would not be sent to the peer at `address`.
     fn check(
@@ -62,8 +64,8 @@ pub trait Forward: Send + Sync + 'static {
 }
 
 impl Forward for PeerPool {
-    fn compression(&self) -> Compression {
-        self.options().compression
+    fn protocol(&self) -> Protocol {
+        self.options().protocol
     }
 
     async fn check(&self, address: &str, tenant: &str) -> Result<(), ForwardError> {
@@ -243,6 +245,7 @@ impl<F: Forward, L: LocalStore> Fanout<F, L> {
             tenant: incoming.tenant.clone(),
             deflated: self.deflate_once(&series, replicas),
             series,
+            table: OnceLock::new(),
             batches: batches.clone(),
             manners: incoming.manners,
             deadline: Instant::now() + self.options.forward_timeout.min(TIMEOUT_MAX),
@@ -267,8 +270,10 @@ impl<F: Forward, L: LocalStore> Fanout<F, L> {
 
     /// Deflates what goes to several peers, if it is worth it.
     fn deflate_once(&self, series: &PlacedSeries, replicas: Replicas) -> Option<DeflatedGroups> {
-        match (self.forward.compression(), replicas) {
-            (Compression::Snappy, Replicas::All(2..)) => DeflatedGroups::of(series),
+        match (self.forward.protocol(), replicas) {
+            (Protocol::Protobuf(Compression::Snappy), Replicas::All(2..)) => {
+                DeflatedGroups::of(series)
+            }
             _ => None,
         }
     }
@@ -294,6 +299,10 @@ impl<F: Forward, L: LocalStore> Fanout<F, L> {
                     });
                 }
                 None => {
+                    if self.forward.protocol() == Protocol::CapnProto {
+                        // Here, or the batches would wait for the first of them.
+                        let _ = call.table();
+                    }
                     let (forward, address) = (self.forward.clone(), address.clone());
                     self.tasks.spawn(async move {
                         let is_replicated = call.is_replicated;
@@ -346,6 +355,8 @@ struct Call {
     series: PlacedSeries,
     /// The same series, where messages can share their deflated bytes.
     deflated: Option<DeflatedGroups>,
+    /// The series taken apart, if any goes out over Cap'n Proto.
+    table: OnceLock<Result<SeriesTable, DecodeError>>,
     batches: Arc<[Batch]>,
     manners: Manners,
     deadline: Instant,
@@ -386,7 +397,7 @@ impl Call {
         if let Err(error) = forward.check(address, self.tenant.as_str()).await {
             return Answer::of_failure(batch, &error);
         }
-        let message = self.gather(batch, forward.compression());
+        let message = self.gather(batch, forward.protocol());
         // The message is the peer's; the request's bytes are let go.
         drop(self);
         let message = match message {
@@ -400,10 +411,30 @@ impl Call {
         }
     }
 
-    fn gather(&self, batch: usize, compression: Compression) -> Result<ForwardMessage, String> {
+    fn table(&self) -> &Result<SeriesTable, DecodeError> {
+        self.table.get_or_init(|| SeriesTable::new(self.series.all_fields()))
+    }
+
+    fn gather(&self, batch: usize, protocol: Protocol) -> Result<ForwardMessage, String> {
         let Some(batch) = self.batches.get(batch) else {
             return Err("no such batch".to_owned());
         };
+        match protocol {
+            Protocol::Protobuf(compression) => self.gather_protobuf(batch, compression),
+            Protocol::CapnProto => {
+                let table = self.table().as_ref().map_err(ToString::to_string)?;
+                let numbers: Vec<u32> = self.series.numbers(&batch.groups).collect();
+                ForwardMessage::gather_capnproto(self.tenant.as_str(), table, &numbers)
+                    .map_err(|error| error.to_string())
+            }
+        }
+    }
+
+    fn gather_protobuf(
+        &self,
+        batch: &Batch,
+        compression: Compression,
+    ) -> Result<ForwardMessage, String> {
         if let Some(deflated) = &self.deflated {
             return ForwardMessage::gather_deflated(
                 u64::from(batch.replica) + 1,

@@ -124,7 +124,7 @@ impl<S: PeerSink> PeerWrites<S> {
 
 /// Which of two failures is told. What a retry may cure goes before what it cannot, since a peer
 /// that hears of a final refusal does not send the request again.
-fn rank(error: &PeerWriteError) -> u8 {
+pub(crate) fn rank(error: &PeerWriteError) -> u8 {
     match error {
         PeerWriteError::Refused { .. } | PeerWriteError::Write(WriteError::TooLarge { .. }) => 0,
         PeerWriteError::TenantName(_)

@@ -52,7 +52,12 @@ pub(crate) struct Receiver {
 impl Receiver {
     /// Starts a receiver on ports of its own choice.
     pub(crate) fn start(args: &[&str]) -> Receiver {
-        let ports = ["--http-address", "--grpc-address", "--remote-write.address"];
+        let ports = [
+            "--http-address",
+            "--grpc-address",
+            "--remote-write.address",
+            "--receive.capnproto-address",
+        ];
         let ports = ports.map(|flag| format!("{flag}=127.0.0.1:0"));
         let log_dir = tempfile::tempdir().unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_ringest"));

@@ -64,7 +64,7 @@ fn a_second_process_is_kept_out_of_the_data_directory() {
     let mut first = Receiver::start(&[&data_in(&dir)]);
     first.line_with(&["status=ready"]);
     let mut args = words(&["receive", "--http-address=", "--grpc-address="]);
-    args.extend(words(&["--remote-write.address="]));
+    args.extend(words(&["--remote-write.address=", "--receive.capnproto-address="]));
     args.push(OsString::from(data_in(&dir)));
     let second = run(&args);
     assert_eq!(second.status.code(), Some(1));

@@ -47,10 +47,13 @@ impl Node {
         for (name, content) in &server.files {
             fs::write(dir.join(name), suite::fill_text(content, &places)).expect("file");
         }
-        // Cap'n Proto is not served yet, and its address cannot be set.
-        let listeners =
-            [("http-address", "http"), ("grpc-address", "grpc"), ("remote-write.address", "write")]
-                .map(|(flag, name)| format!("--{flag}={}", places[name]));
+        let listeners = [
+            ("http-address", "http"),
+            ("grpc-address", "grpc"),
+            ("remote-write.address", "write"),
+            ("receive.capnproto-address", "capnp"),
+        ]
+        .map(|(flag, name)| format!("--{flag}={}", places[name]));
         let given = server.args.iter().map(|arg| suite::fill_text(arg, &places));
         let args = listeners.into_iter().chain(given).collect();
         Node { root, args, places, process: None }

@@ -82,7 +82,12 @@ pub(crate) struct Node {
 impl Node {
     /// Starts a receiver on `data` and free ports, and waits until it takes writes.
     pub(crate) fn start(data: &Path, args: &[&str]) -> Node {
-        let ports = ["--http-address", "--grpc-address", "--remote-write.address"];
+        let ports = [
+            "--http-address",
+            "--grpc-address",
+            "--remote-write.address",
+            "--receive.capnproto-address",
+        ];
         let mut all: Vec<OsString> = vec!["receive".into()];
         all.extend(ports.iter().map(|flag| format!("{flag}=127.0.0.1:0").into()));
         all.push(format!("--tsdb.path={}", data.display()).into());

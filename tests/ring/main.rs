@@ -1,6 +1,7 @@
 //! Rings of real processes on 127.0.0.1: nodes are killed, stopped, restarted and told different
 //! things under load, and everything acknowledged is counted afterwards.
 
+mod capnproto;
 #[path = "../support/certificates.rs"]
 mod certificates;
 mod files;

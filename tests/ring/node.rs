@@ -26,19 +26,22 @@ pub(crate) struct Node {
     pub(crate) grpc: String,
     /// `host:port` of remote write.
     pub(crate) write: String,
+    /// `host:port` of Cap'n Proto replication.
+    capnproto: String,
     process: Option<Process>,
 }
 
 impl Node {
     /// A node that is still to be [started](Node::start).
     pub(crate) fn new(root: &Path, name: &str) -> Node {
-        let ports = ports::free(3);
+        let ports = ports::free(4);
         let address = |i: usize| format!("127.0.0.1:{}", ports[i]);
         let data = root.join(name);
         let args = vec![
             format!("--http-address={}", address(0)),
             format!("--grpc-address={}", address(1)),
             format!("--remote-write.address={}", address(2)),
+            format!("--receive.capnproto-address={}", address(3)),
             format!("--tsdb.path={}", data.display()),
             format!("--label=replica=\"{name}\""),
         ];
@@ -51,6 +54,7 @@ impl Node {
             http: address(0),
             grpc: address(1),
             write: address(2),
+            capnproto: address(3),
             process: None,
         }
     }
@@ -59,6 +63,12 @@ impl Node {
     pub(crate) fn with_ring(mut self, hashrings: &Path, factor: usize) -> Node {
         self.args.push(format!("--receive.hashrings-file={}", hashrings.display()));
         self.args.push(format!("--receive.replication-factor={factor}"));
+        self
+    }
+
+    /// Makes it call its peers over Cap'n Proto.
+    pub(crate) fn with_capnproto(mut self) -> Node {
+        self.args.push("--receive.replication-protocol=capnproto".to_owned());
         self
     }
 
@@ -240,8 +250,14 @@ pub(crate) fn start_all(nodes: &mut [Node]) {
 
 /// A ring's file.
 pub(crate) fn ketama<'a>(nodes: impl IntoIterator<Item = &'a Node>) -> String {
-    let endpoints: Vec<&str> = nodes.into_iter().map(|node| node.grpc.as_str()).collect();
-    json!([{"hashring": "default", "algorithm": "ketama", "endpoints": endpoints}]).to_string()
+    hashrings("ketama", nodes)
+}
+
+/// A ring's file with an algorithm of choice.
+pub(crate) fn hashrings<'a>(algorithm: &str, nodes: impl IntoIterator<Item = &'a Node>) -> String {
+    let endpoint = |node: &Node| json!({"address": node.grpc, "capnproto_address": node.capnproto});
+    let endpoints: Vec<Value> = nodes.into_iter().map(endpoint).collect();
+    json!([{"hashring": "default", "algorithm": algorithm, "endpoints": endpoints}]).to_string()
 }
 
 /// Expects a 503 that says when to come back.

@@ -33,6 +33,7 @@ impl Ringest {
             format!("--http-address={}", address(0)),
             format!("--grpc-address={}", address(1)),
             format!("--remote-write.address={}", address(2)),
+            "--receive.capnproto-address=127.0.0.1:0".to_owned(),
             format!("--tsdb.path={}", dir.display()),
         ];
         let args = own.into_iter().chain(args.iter().map(|arg| (*arg).to_owned())).collect();

@@ -8,6 +8,7 @@ use tonic::Code;
 use super::*;
 use crate::hashring::{Algorithm, Endpoint, HashringMetrics, RingDefaults, RingOptions};
 use crate::model::labels::{TAG_FIELD_1, push_label};
+use crate::peer::message::Compression;
 use crate::wire::grpc::HEAD_BYTES;
 use crate::wire::peer_write::PeerWriteRequest;
 use crate::wire::reader::push_varint;
@@ -53,8 +54,8 @@ impl Nodes {
 }
 
 impl Forward for Nodes {
-    fn compression(&self) -> Compression {
-        Compression::None
+    fn protocol(&self) -> Protocol {
+        Protocol::Protobuf(Compression::None)
     }
 
     async fn check(&self, _address: &str, _tenant: &str) -> Result<(), ForwardError> {

@@ -1,0 +1,257 @@
+//! The Cap'n Proto listener: writes of peers that replicate with
+//! `--receive.replication-protocol=capnproto`.
+//!
+//! Plain TCP whatever the TLS flags say, as in Thanos. A request carries no replica number and is
+//! always already placed: it is stored here and never sent on, and a node without storage answers
+//! that it is unavailable. Memory is taken as bytes arrive, never because they were announced, and
+//! counted against the node's in-flight budget; what does not fit is passed over and answered.
+
+mod connection;
+pub mod respond;
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use capnp::Word;
+use parking_lot::Mutex;
+use rustix::net::sockopt;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::capnproto::connection::Connection;
+use crate::model::tenant::TenantId;
+use crate::wire::capnproto::decode::{Position, RequestError, SeriesCaps, next_piece};
+use crate::wire::capnproto::frame::Message;
+use crate::wire::snappy::BufferPool;
+use crate::write::admission::{Admission, Overloaded, share};
+use crate::write::known::LabelCaps;
+use crate::write::service::{PeerSink, PeerWriteError, rank};
+
+/// Series written out at a time: those of a usual request in one piece.
+const PIECE_BYTES: usize = 4 << 20;
+
+/// A call that takes longer has been given up by any client.
+const CALL_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Idle buffers kept, as for gRPC.
+const POOLED_BUFFERS_MAX: usize = 64;
+const POOLED_BYTES_MAX: usize = 64 << 20;
+
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Why a call failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    #[error("this node has no storage")]
+    NoStorage,
+    #[error("not accepting writes")]
+    NotAccepting,
+    #[error("message of {bytes} bytes is over the cap of {max}")]
+    TooLong { bytes: u64, max: u64 },
+    #[error("overload: {0}")]
+    Overloaded(#[from] Overloaded),
+    #[error("request: {0}")]
+    Request(#[from] RequestError),
+    #[error("request is longer than {max} bytes without its symbols")]
+    Expanded { max: u64 },
+    #[error("not stored within {CALL_TIMEOUT:?}")]
+    Slow,
+    #[error(transparent)]
+    Write(#[from] PeerWriteError),
+}
+
+/// How the listener behaves.
+pub struct CapnProtoOptions {
+    /// Writes are answered `unavailable` unless it says true.
+    pub is_accepting: Box<dyn Fn() -> bool + Send + Sync>,
+    /// The budget that writes over HTTP and gRPC are counted against, too.
+    pub admission: Arc<Admission>,
+    /// From a message's first byte to its last.
+    pub message_read_timeout: Duration,
+    /// `--grpc-grace-period`: calls under way get this long after the shutdown signal.
+    pub grace_period: Duration,
+    pub caps: LabelCaps,
+    /// Writes under way, those included whose callers have gone.
+    pub tasks: TaskTracker,
+}
+
+/// What connections share.
+struct Server<S> {
+    options: CapnProtoOptions,
+    /// None on a node that only routes.
+    sink: Option<Arc<S>>,
+    words: WordPool,
+    pieces: BufferPool,
+}
+
+/// Serves until `draining`; then takes no more connections, lets the calls under way finish for the
+/// grace period, and cuts what is left.
+pub async fn serve<S: PeerSink>(
+    listener: TcpListener,
+    sink: Option<Arc<S>>,
+    options: CapnProtoOptions,
+    draining: CancellationToken,
+) {
+    let grace = options.grace_period;
+    let server = Arc::new(Server {
+        options,
+        sink,
+        words: WordPool::default(),
+        pieces: BufferPool::new(POOLED_BUFFERS_MAX, POOLED_BYTES_MAX),
+    });
+    let connections = TaskTracker::new();
+    let cut = CancellationToken::new();
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = draining.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                set_options(&stream);
+                let connection = Connection::new(server.clone(), stream, draining.clone());
+                let cut = cut.clone();
+                connections.spawn(async move {
+                    tokio::select! {
+                        () = connection.run() => {}
+                        () = cut.cancelled() => {}
+                    }
+                });
+            }
+            Err(error) => crate::http::pause_after(&error).await,
+        }
+    }
+    drop(listener);
+    connections.close();
+    if timeout(grace, connections.wait()).await.is_err() {
+        cut.cancel();
+        connections.wait().await;
+    }
+}
+
+/// All of it only helps: a socket without works.
+fn set_options(stream: &TcpStream) {
+    let _ = stream.set_nodelay(true);
+    let _ = sockopt::set_socket_keepalive(stream, true);
+    let _ = sockopt::set_tcp_keepidle(stream, KEEPALIVE_IDLE);
+    let _ = sockopt::set_tcp_keepintvl(stream, KEEPALIVE_INTERVAL);
+}
+
+impl<S: PeerSink> Server<S> {
+    /// Whether a call may be made at all.
+    fn check(&self) -> Result<&Arc<S>, CallError> {
+        let sink = self.sink.as_ref().ok_or(CallError::NoStorage)?;
+        if (self.options.is_accepting)() { Ok(sink) } else { Err(CallError::NotAccepting) }
+    }
+
+    /// Stores the series of a call to write. Everything that can be stored is; of several failures
+    /// the worst is told.
+    async fn write(&self, message: &Message) -> Result<(), CallError> {
+        let sink = self.check()?;
+        let written = self.write_pieces(sink, message);
+        timeout(CALL_TIMEOUT, written).await.map_err(|_| CallError::Slow)?
+    }
+
+    async fn write_pieces(&self, sink: &Arc<S>, message: &Message) -> Result<(), CallError> {
+        let LabelCaps { labels_max, bytes_max } = self.options.caps;
+        let caps = SeriesCaps { labels_max, bytes_max };
+        // As much as the same request could have over gRPC.
+        let max = self.options.admission.bytes_max();
+        let mut position = Position::default();
+        let mut written = 0;
+        let mut worst: Option<PeerWriteError> = None;
+        loop {
+            let mut buffer = self.pieces.take();
+            buffer.as_mut_vec().clear();
+            let piece = next_piece(message, &mut position, caps, PIECE_BYTES, buffer.as_mut_vec());
+            let Some(piece) = piece? else {
+                return worst.map_or(Ok(()), |worst| Err(worst.into()));
+            };
+            let bytes = buffer.as_slice().len();
+            written += bytes as u64;
+            if written > max {
+                return Err(CallError::Expanded { max });
+            }
+            // Until here it is one piece for each thread that is not counted.
+            let held = self.options.admission.admit(bytes as u64)?;
+            let series = share(buffer, 0..bytes, held);
+            let written = self.write_piece(&**sink, &piece.tenant, series).await;
+            worst = worst.into_iter().chain(written.err()).max_by_key(rank);
+        }
+    }
+
+    async fn write_piece(
+        &self,
+        sink: &S,
+        tenant: &[u8],
+        series: Bytes,
+    ) -> Result<(), PeerWriteError> {
+        /// Any number but 0 says that the series are in their place.
+        const PLACED: u64 = 1;
+        let tenant = TenantId::parse(tenant)?;
+        let outcome = sink.write(&tenant, series, PLACED).await?;
+        if outcome.refusals.is_empty() {
+            return Ok(());
+        }
+        Err(PeerWriteError::Refused { tenant, refusals: Box::new(outcome.refusals) })
+    }
+}
+
+/// Buffers of words that are used again.
+#[derive(Default)]
+struct WordPool(Mutex<KeptWords>);
+
+#[derive(Default)]
+struct KeptWords {
+    buffers: Vec<Vec<Word>>,
+    /// Invariant: the sum of the buffers' capacities.
+    words: usize,
+}
+
+impl WordPool {
+    /// An empty buffer.
+    fn take(&self) -> Vec<Word> {
+        let mut kept = self.0.lock();
+        let buffer = kept.buffers.pop().unwrap_or_default();
+        kept.words -= buffer.capacity();
+        buffer
+    }
+
+    fn put_back(&self, mut buffer: Vec<Word>) {
+        buffer.clear();
+        let mut kept = self.0.lock();
+        let words = kept.words.saturating_add(buffer.capacity());
+        if kept.buffers.len() < POOLED_BUFFERS_MAX && words <= POOLED_BYTES_MAX / 8 {
+            kept.words = words;
+            kept.buffers.push(buffer);
+        }
+    }
+}
+
+/// Why a connection was closed by us.
+#[derive(Debug, thiserror::Error)]
+enum ConnectionError {
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error(transparent)]
+    Frame(#[from] crate::wire::capnproto::frame::FrameError),
+    #[error("message: {0}")]
+    Message(#[from] capnp::Error),
+    #[error("message did not arrive within {0:?}")]
+    Slow(Duration),
+    #[error("question {0} is asked while it is under way")]
+    QuestionInUse(u32),
+    #[error("more than {0} answers are kept")]
+    TooManyAnswers(usize),
+    #[error("answers are not read")]
+    AnswersNotRead,
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,63 @@
+//! Errors to the schema's own; nowhere else.
+
+use crate::capnproto::CallError;
+use crate::wire::capnproto::rpc::WriteError as Answer;
+use crate::write::error::WriteError;
+use crate::write::service::PeerWriteError;
+
+/// What a peer is told that writes to us. A Thanos router takes `alreadyExists` for final and
+/// retries everything else. On `unavailable` it also backs off the whole peer, for all tenants, and
+/// on `internal`, too, other than over gRPC; so what concerns one tenant or one message is
+/// `invalidArgument`, which is retried and no more.
+pub fn write(error: &CallError) -> Answer {
+    match error {
+        CallError::NoStorage
+        | CallError::NotAccepting
+        | CallError::Overloaded(_)
+        | CallError::Slow => Answer::Unavailable,
+        CallError::TooLong { .. } | CallError::Request(_) | CallError::Expanded { .. } => {
+            Answer::InvalidArgument
+        }
+        CallError::Write(error) => match error {
+            PeerWriteError::Refused { .. } => Answer::AlreadyExists,
+            PeerWriteError::BadReplica { .. }
+            | PeerWriteError::TenantName(_)
+            | PeerWriteError::Malformed(_) => Answer::InvalidArgument,
+            PeerWriteError::Write(error) => match error {
+                // No retry could store it.
+                WriteError::TooLarge { .. } => Answer::AlreadyExists,
+                WriteError::Unavailable(_)
+                | WriteError::NoHashring
+                | WriteError::NoQuorum { .. } => Answer::Unavailable,
+                WriteError::Invalid { .. }
+                | WriteError::TenantName(_)
+                | WriteError::BadReplica { .. }
+                | WriteError::Placement(_)
+                | WriteError::TenantNotReady { .. } => Answer::InvalidArgument,
+            },
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::tenant::{TenantId, TenantNameError};
+    use crate::write::admission::Admission;
+
+    #[test]
+    fn only_a_node_that_cannot_write_at_all_is_backed_off() {
+        let of_write = |error: PeerWriteError| write(&CallError::Write(error));
+        let opening = WriteError::TenantNotReady { tenant: "a".into(), detail: "opening".into() };
+        assert_eq!(of_write(opening.into()), Answer::InvalidArgument);
+        assert_eq!(of_write(TenantNameError::NotUtf8.into()), Answer::InvalidArgument);
+        let full = WriteError::Unavailable("disk full".into());
+        assert_eq!(of_write(full.into()), Answer::Unavailable);
+        let tenant = TenantId::parse(b"a").unwrap();
+        let refused = PeerWriteError::Refused { tenant, refusals: Box::default() };
+        assert_eq!(of_write(refused), Answer::AlreadyExists);
+        assert_eq!(write(&CallError::NoStorage), Answer::Unavailable);
+        let overloaded = Admission::new(1).admit(2).err().unwrap();
+        assert_eq!(write(&overloaded.into()), Answer::Unavailable);
+    }
+}

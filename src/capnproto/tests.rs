@@ -1,0 +1,395 @@
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+use crate::metrics::Registry;
+use crate::peer::message::{ForwardMessage, Protocol};
+use crate::peer::{ForwardError, Peer, PeerOptions, PeerPool, PeerState};
+use crate::wire::capnproto::encode::SeriesTable;
+use crate::wire::capnproto::frame::FrameReader;
+use crate::wire::capnproto::rpc::{self, Incoming};
+use crate::write::WriteOutcome;
+use crate::write::error::{Reason, WriteError};
+
+/// Long enough for anything that is to succeed.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// For calls that are to time out.
+const SHORT: Duration = Duration::from_millis(100);
+
+const BUDGET: u64 = 32 << 20;
+
+/// Answers by the tenant's name, and keeps what it was given.
+#[derive(Default)]
+struct Sink {
+    written: Mutex<Vec<(String, Vec<u8>)>>,
+    /// Told when a call hangs.
+    hangs: Notify,
+    /// Lets hanging calls go on.
+    go_on: Notify,
+}
+
+impl PeerSink for Sink {
+    async fn write(
+        &self,
+        tenant: &TenantId,
+        message: Bytes,
+        replica: u64,
+    ) -> Result<WriteOutcome, WriteError> {
+        assert!(replica > 0, "what comes in is in its place");
+        let mut outcome = WriteOutcome::default();
+        match tenant.as_str() {
+            "conflict" => outcome.refusals.add(Reason::OutOfOrder, 1, || "{a=\"b\"}".into()),
+            "down" => return Err(WriteError::Unavailable("disk full".into())),
+            "opening" => {
+                let (tenant, detail) = (tenant.to_string(), "opening".into());
+                return Err(WriteError::TenantNotReady { tenant, detail });
+            }
+            "hangs" => {
+                self.hangs.notify_one();
+                self.go_on.notified().await;
+            }
+            _ => {}
+        }
+        self.written.lock().push((tenant.to_string(), message.to_vec()));
+        Ok(outcome)
+    }
+}
+
+struct Listening {
+    address: SocketAddr,
+    sink: Arc<Sink>,
+    admission: Arc<Admission>,
+    draining: CancellationToken,
+    serving: JoinHandle<()>,
+}
+
+impl Listening {
+    async fn start(address: SocketAddr) -> Listening {
+        Listening::with(address, true, PATIENCE).await
+    }
+
+    async fn with(address: SocketAddr, has_storage: bool, read_timeout: Duration) -> Listening {
+        let listener = TcpListener::bind(address).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let sink = Arc::new(Sink::default());
+        let admission = Admission::new(BUDGET);
+        let options = CapnProtoOptions {
+            is_accepting: Box::new(|| true),
+            admission: admission.clone(),
+            message_read_timeout: read_timeout,
+            grace_period: PATIENCE,
+            caps: LabelCaps::default(),
+            tasks: TaskTracker::new(),
+        };
+        let draining = CancellationToken::new();
+        let storage = has_storage.then(|| sink.clone());
+        let serving = tokio::spawn(serve(listener, storage, options, draining.clone()));
+        Listening { address, sink, admission, draining, serving }
+    }
+
+    async fn stop(self) {
+        self.draining.cancel();
+        tokio::time::timeout(PATIENCE, self.serving).await.unwrap().unwrap();
+    }
+
+    fn written(&self) -> Vec<(String, Vec<u8>)> {
+        std::mem::take(&mut self.sink.written.lock())
+    }
+}
+
+fn any_port() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 0))
+}
+
+fn pool_of(address: SocketAddr) -> (Arc<PeerPool>, Arc<Peer>) {
+    let options = PeerOptions { protocol: Protocol::CapnProto, ..PeerOptions::default() };
+    let pool = PeerPool::new(options, &Registry::new());
+    let address = address.to_string();
+    pool.update([&address[..]]);
+    let peer = pool.peer(&address).unwrap();
+    (pool, peer)
+}
+
+/// Series with one label of `bytes` bytes.
+fn series(count: usize, bytes: usize) -> Vec<u8> {
+    let mut fields = Vec::new();
+    for i in 0..count {
+        let mut message = Vec::new();
+        let value = format!("{i:0bytes$}");
+        crate::model::labels::push_label(&mut message, 0x0a, b"a", value.as_bytes());
+        fields.push(0x0a);
+        crate::wire::reader::push_varint(&mut fields, message.len() as u64);
+        fields.extend_from_slice(&message);
+    }
+    fields
+}
+
+fn message_of(tenant: &str, series: &[u8]) -> ForwardMessage {
+    let table = SeriesTable::new([series]).unwrap();
+    let numbers: Vec<u32> = (0..table.len() as u32).collect();
+    ForwardMessage::gather_capnproto(tenant, &table, &numbers).unwrap()
+}
+
+fn to(tenant: &str) -> ForwardMessage {
+    message_of(tenant, &series(1, 3))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn series_arrive_as_they_are() {
+    let server = Listening::start(any_port()).await;
+    let (pool, peer) = pool_of(server.address);
+    for (count, bytes) in [(0, 1), (1, 1), (2000, 100), (3, 60_000)] {
+        let series = series(count, bytes);
+        peer.remote_write(&message_of("a", &series), PATIENCE).await.unwrap();
+        let written = server.written();
+        let expected: &[_] = if count == 0 { &[] } else { &[("a".to_owned(), series)] };
+        assert!(written == expected, "{count} series of {bytes} bytes");
+    }
+    // A request that takes several pieces.
+    let series = series(200, 60_000);
+    peer.remote_write(&message_of("a", &series), PATIENCE).await.unwrap();
+    let written = server.written();
+    assert!(written.len() > 1);
+    let all: Vec<u8> = written.into_iter().flat_map(|(_, piece)| piece).collect();
+    assert!(all == series);
+    assert_eq!(pool.snapshot()[0].state, PeerState::Open);
+    assert_eq!(pool.snapshot()[0].inflight_bytes, 0);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn every_answer_has_its_meaning() {
+    let server = Listening::start(any_port()).await;
+    let (pool, peer) = pool_of(server.address);
+    let write = async |tenant: &str| peer.remote_write(&to(tenant), PATIENCE).await.unwrap_err();
+    let conflict = write("conflict").await;
+    let says_why = |error: &ForwardError| error.to_string().contains("out of order");
+    assert!(matches!(conflict, ForwardError::Conflict { .. }) && says_why(&conflict));
+    for tenant in ["", ".", "..", "a/b"] {
+        let refused = write(tenant).await;
+        assert!(matches!(refused, ForwardError::BadReplica { .. }), "{tenant}: {refused}");
+    }
+    // One tenant's trouble is not the node's.
+    let opening = write("opening").await;
+    assert!(matches!(opening, ForwardError::BadReplica { .. }), "{opening}");
+    assert_eq!(pool.snapshot()[0].state, PeerState::Open);
+    let down = write("down").await;
+    assert!(matches!(&down, ForwardError::Unavailable { detail, .. } if detail.contains("disk")));
+    assert!(matches!(write("a").await, ForwardError::BackedOff { .. }));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_without_storage_is_unavailable() {
+    let server = Listening::with(any_port(), false, PATIENCE).await;
+    let (_pool, peer) = pool_of(server.address);
+    // One that fits what is read first, and one that is passed over.
+    for count in [1, 2000] {
+        let message = message_of("a", &series(count, 100));
+        let refused = loop {
+            match peer.remote_write(&message, PATIENCE).await.unwrap_err() {
+                ForwardError::BackedOff { .. } => tokio::time::sleep(SHORT / 10).await,
+                other => break other,
+            }
+        };
+        assert!(matches!(refused, ForwardError::Unavailable { .. }), "{refused}");
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn calls_go_side_by_side_and_may_be_given_up() {
+    let server = Listening::start(any_port()).await;
+    let (pool, peer) = pool_of(server.address);
+    let message = to("hangs");
+    let hanging = peer.remote_write(&message, SHORT);
+    let others = async {
+        server.sink.hangs.notified().await;
+        peer.remote_write(&to("a"), PATIENCE).await
+    };
+    let (hanging, others) = tokio::join!(hanging, others);
+    assert!(matches!(hanging, Err(ForwardError::TimedOut { .. })));
+    others.unwrap();
+    peer.remote_write(&to("a"), PATIENCE).await.unwrap();
+    assert_eq!(pool.snapshot()[0].state, PeerState::Open);
+    // What was given up is stored all the same, and holds the end.
+    assert_eq!(server.written().len(), 2);
+    server.sink.go_on.notify_one();
+    let (sink, admission) = (server.sink.clone(), server.admission.clone());
+    server.stop().await;
+    assert_eq!(sink.written.lock()[0].0, "hangs");
+    assert_eq!(admission.inflight_bytes(), 0);
+}
+
+#[tokio::test]
+async fn a_peer_that_comes_back_is_used_again() {
+    let server = Listening::start(any_port()).await;
+    let address = server.address;
+    let (pool, peer) = pool_of(address);
+    peer.remote_write(&to("a"), PATIENCE).await.unwrap();
+    server.stop().await;
+    let server = Listening::start(address).await;
+    let begun = tokio::time::Instant::now();
+    while let Err(error) = peer.remote_write(&to("a"), PATIENCE).await {
+        assert!(begun.elapsed() < PATIENCE, "{error}");
+    }
+    assert_eq!(server.written().len(), 1);
+    assert_eq!(pool.snapshot()[0].state, PeerState::Open);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_call_under_way_is_finished_before_the_end() {
+    let server = Listening::start(any_port()).await;
+    let (_pool, peer) = pool_of(server.address);
+    let message = to("hangs");
+    let call = peer.remote_write(&message, PATIENCE);
+    let stopping = async {
+        server.sink.hangs.notified().await;
+        server.draining.cancel();
+        server.sink.go_on.notify_one();
+    };
+    let (call, ()) = tokio::join!(call, stopping);
+    call.unwrap();
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn what_does_not_fit_is_passed_over_and_answered() {
+    let server = Listening::start(any_port()).await;
+    let (_pool, peer) = pool_of(server.address);
+    let large = message_of("a", &series(2000, 1000));
+    let held = server.admission.admit(BUDGET - (1 << 20)).unwrap();
+    let refused = peer.remote_write(&large, PATIENCE).await.unwrap_err();
+    assert!(matches!(refused, ForwardError::Unavailable { .. }), "{refused}");
+    assert!(refused.to_string().contains("overload"), "{refused}");
+    drop(held);
+    // One that never fits is not the node's fault, and the connection goes on.
+    let larger = message_of("a", &series(600, 60_000));
+    let too_long = loop {
+        match peer.remote_write(&larger, PATIENCE).await.unwrap_err() {
+            ForwardError::BackedOff { .. } => tokio::time::sleep(SHORT / 10).await,
+            other => break other,
+        }
+    };
+    assert!(matches!(too_long, ForwardError::BadReplica { .. }), "{too_long}");
+    peer.remote_write(&large, PATIENCE).await.unwrap();
+    assert_eq!(server.admission.inflight_bytes(), 0);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_short_message_does_not_become_a_long_one() {
+    let server = Listening::start(any_port()).await;
+    let (_pool, peer) = pool_of(server.address);
+    // Each series names the same long symbol.
+    let mut fields = Vec::new();
+    for _ in 0..1000 {
+        fields.extend_from_slice(&series(1, 60_000));
+    }
+    let message = message_of("a", &fields);
+    assert!(message.bytes().len() < 200_000);
+    let refused = peer.remote_write(&message, PATIENCE).await.unwrap_err();
+    assert!(refused.to_string().contains("without its symbols"), "{refused}");
+    assert_eq!(server.admission.inflight_bytes(), 0);
+    server.stop().await;
+}
+
+/// Sends bytes and reads what comes back until the end of the connection.
+async fn exchange(address: SocketAddr, bytes: &[u8]) -> Vec<Incoming> {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(bytes).await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut reader = FrameReader::new(tokio::io::BufReader::new(stream));
+    let mut answers = Vec::new();
+    while reader.wait().await.unwrap_or(false) {
+        let table = reader.read_table().await.unwrap();
+        let mut words = Vec::new();
+        reader.read_words(&mut words, table.words()).await.unwrap();
+        answers.push(rpc::read(&Message::new(table, words)).unwrap());
+    }
+    answers
+}
+
+#[tokio::test]
+async fn what_thanos_sends_is_stored() {
+    let server = Listening::start(any_port()).await;
+    let sent = include_bytes!("../../tests/data/capnproto/router-sends.bin");
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    stream.write_all(sent).await.unwrap();
+    let mut reader = FrameReader::new(tokio::io::BufReader::new(stream));
+    for _ in 0..2 {
+        let table = reader.read_table().await.unwrap();
+        let mut words = Vec::new();
+        reader.read_words(&mut words, table.words()).await.unwrap();
+        let answer = rpc::read(&Message::new(table, words)).unwrap();
+        assert!(matches!(answer, Incoming::Return { .. }), "{answer:?}");
+    }
+    let time = b"\x80\xd0\x95\xff\xbc\x31";
+    let value = |value: f64| value.to_le_bytes();
+    let sample = |v: f64| [&b"\x12\x10\x09"[..], &value(v), b"\x10", time].concat();
+    let exemplar =
+        [&b"\x1a\x1e\x0a\x0c\x0a\x05trace\x12\x03abc\x11"[..], &value(2.5), b"\x18", time].concat();
+    let histogram = [
+        &b"\x22\x23\x08\x03\x19"[..],
+        &value(3.5),
+        b"\x29",
+        &value(0.001),
+        b"\x5a\x02\x10\x02\x62\x02\x02\x02\x78",
+        time,
+    ]
+    .concat();
+    let series = |name: &str, job: &str, rest: &[u8]| {
+        let mut message = Vec::new();
+        for (name, value) in [("__name__", name), ("job", job)] {
+            let (name, value) = (name.as_bytes(), value.as_bytes());
+            crate::model::labels::push_label(&mut message, 0x0a, name, value);
+        }
+        message.extend_from_slice(rest);
+        [&[0x0a, message.len() as u8], &message[..]].concat()
+    };
+    let expected = [
+        series("m", "a", &[sample(1.0), exemplar].concat()),
+        series("m", "b", &sample(2.5)),
+        series("h", "b", &histogram),
+    ];
+    // The recorded router lets go of the answer at once; it is stored before the end all the same.
+    let sink = server.sink.clone();
+    server.stop().await;
+    assert_eq!(*sink.written.lock(), [("rec".to_owned(), expected.concat())]);
+}
+
+#[tokio::test]
+async fn what_is_no_call_to_the_writer_is_told_so() {
+    let server = Listening::start(any_port()).await;
+    let answer = |question| Incoming::Return { question, needs_finish: true };
+    // A call on what a bootstrap will be answered with, and one on nothing.
+    let mut call = rpc::call_head(2, 9, 4);
+    crate::wire::capnproto::packed::pack(&[0; 4], &mut call);
+    let sent = [rpc::bootstrap(1), call, rpc::finish(1)].concat();
+    assert_eq!(exchange(server.address, &sent).await, [answer(1), answer(2)]);
+    // Bytes of HTTP, and a message that is cut short.
+    for sent in [&b"POST / HTTP/1.1\r\nHost: a\r\n\r\n"[..], b"\x10\x01"] {
+        let answers = exchange(server.address, sent).await;
+        assert!(answers.iter().all(|answer| matches!(answer, Incoming::Abort(_))), "{answers:?}");
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_half_sent_message_is_not_waited_for() {
+    let server = Listening::with(any_port(), true, SHORT).await;
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    stream.write_all(b"\x10").await.unwrap();
+    let mut reader = FrameReader::new(tokio::io::BufReader::new(stream));
+    let told = tokio::time::timeout(PATIENCE, reader.read_table()).await.unwrap();
+    assert!(told.is_ok(), "why the connection is closed");
+    server.stop().await;
+}

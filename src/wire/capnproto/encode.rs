@@ -1,0 +1,476 @@
+//! Series of a write request as Cap'n Proto messages, one for each peer that gets some of them.
+//!
+//! A request is taken apart once, into a [`SeriesTable`]: names and values of labels become numbers
+//! of symbols. Each message then takes the series it is for, and numbers their symbols anew, so that
+//! it carries no others. Its words are laid out in the order in which they are pointed to, symbols
+//! last, and packed.
+
+use std::collections::HashMap;
+
+use rapidhash::fast::RandomState;
+
+use crate::wire::capnproto::histogram::{self, Histogram};
+use crate::wire::capnproto::packed::{pack, pack_as_is};
+use crate::wire::capnproto::rpc::{
+    CALL_HEAD_WORDS, list_pointer, struct_pointer, structs_pointer, structs_tag,
+};
+use crate::wire::remote_write_v1::{
+    DecodeError, RequestField, RequestFields, SeriesField, SeriesFields, Value, WRONG_WIRE_TYPE,
+    read_field, read_label, split_tail_sample, split_usual_label,
+};
+
+/// The longest message that Thanos takes, unpacked and with its table.
+pub const MESSAGE_BYTES_MAX: usize = 64 << 20;
+
+/// A message longer than any peer takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("Cap'n Proto message of {bytes} bytes is over the cap of {MESSAGE_BYTES_MAX}")]
+pub struct TooLong {
+    pub bytes: usize,
+}
+
+/// A `WriteRequest` and all it points to.
+#[derive(Clone, Debug)]
+pub struct EncodedWrite {
+    /// Its length, unpacked.
+    pub words: u32,
+    pub packed: Vec<u8>,
+}
+
+/// Series of one request, in their order, their labels by numbers of symbols.
+#[derive(Debug, Default)]
+pub struct SeriesTable {
+    symbols: Symbols,
+    series: Vec<Entry>,
+    labels: Vec<Label>,
+    /// Time and bits of the value.
+    samples: Vec<(i64, u64)>,
+    exemplars: Vec<Exemplar>,
+    exemplar_labels: Vec<Label>,
+    histograms: Vec<Histogram>,
+}
+
+/// Where in the lists the series' parts end.
+#[derive(Clone, Copy, Debug, Default)]
+struct Entry {
+    labels: u32,
+    samples: u32,
+    exemplars: u32,
+    histograms: u32,
+}
+
+/// Numbers of symbols.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Label {
+    name: u32,
+    value: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Exemplar {
+    labels: u32,
+    timestamp: i64,
+    value: u64,
+}
+
+/// Names and values, one behind the other.
+#[derive(Debug, Default)]
+struct Symbols {
+    bytes: Vec<u8>,
+    ends: Vec<u32>,
+}
+
+impl Symbols {
+    fn push(&mut self, symbol: &[u8]) -> u32 {
+        // All of a request's bytes together are numbered by 32 bits.
+        let number = self.ends.len() as u32;
+        self.bytes.extend_from_slice(symbol);
+        self.ends.push(self.bytes.len() as u32);
+        number
+    }
+
+    fn get(&self, number: u32) -> &[u8] {
+        let number = number as usize;
+        let start = number.checked_sub(1).and_then(|before| self.ends.get(before)).copied();
+        let end = self.ends.get(number).copied().unwrap_or_default();
+        self.bytes.get(start.unwrap_or_default() as usize..end as usize).unwrap_or_default()
+    }
+}
+
+impl SeriesTable {
+    /// Takes apart whole fields of a `prometheus.WriteRequest`, each with its tag: the series.
+    pub fn new<'r>(fields: impl IntoIterator<Item = &'r [u8]>) -> Result<SeriesTable, DecodeError> {
+        let mut builder = TableBuilder::default();
+        for field in fields.into_iter().flat_map(RequestFields::of_peer) {
+            if let RequestField::TimeSeries(series) = field? {
+                builder.push(series)?;
+            }
+        }
+        Ok(builder.table)
+    }
+
+    /// How many series there are.
+    pub fn len(&self) -> usize {
+        self.series.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.series.is_empty()
+    }
+
+    /// Writes the series with these numbers as those of one tenant.
+    pub fn encode(&self, tenant: &str, numbers: &[u32]) -> Result<EncodedWrite, TooLong> {
+        let words = self.words(numbers);
+        if words > MESSAGE_BYTES_MAX / 8 {
+            return Err(TooLong { bytes: words.saturating_mul(8) });
+        }
+        let others = 16 + tenant.len() / 8 + self.symbols.ends.len() / 2;
+        let mut encoder = Encoder {
+            table: self,
+            segment: Segment(Vec::with_capacity(words + others)),
+            numbers: vec![0; self.symbols.ends.len()],
+            symbols: Symbols::default(),
+        };
+        encoder.write(tenant, numbers);
+        encoder.finish()
+    }
+
+    /// Words that these series take, but for their histograms, exemplars and symbols.
+    fn words(&self, numbers: &[u32]) -> usize {
+        let words = |(start, end): (Entry, Entry)| {
+            let (labels, samples) = (end.labels - start.labels, end.samples - start.samples);
+            usize::from(SERIES_POINTERS) + 2 + labels as usize + 2 * samples as usize
+        };
+        numbers.iter().filter_map(|number| self.entry(*number)).map(words).sum()
+    }
+
+    fn entry(&self, number: u32) -> Option<(Entry, Entry)> {
+        let number = number as usize;
+        let start = number.checked_sub(1).and_then(|before| self.series.get(before)).copied();
+        Some((start.unwrap_or_default(), *self.series.get(number)?))
+    }
+}
+
+/// Interns symbols.
+#[derive(Default)]
+struct TableBuilder<'r> {
+    table: SeriesTable,
+    numbers: HashMap<&'r [u8], u32, RandomState>,
+    /// The labels of the series before, which are likely to come again at the same places.
+    before: Vec<(&'r [u8], &'r [u8], Label)>,
+    /// Of all series so far.
+    bytes: usize,
+}
+
+impl<'r> TableBuilder<'r> {
+    fn push(&mut self, series: &'r [u8]) -> Result<(), DecodeError> {
+        self.bytes += series.len();
+        let labels = self.table.labels.len();
+        if self.push_usual(series).is_none() {
+            self.table.labels.truncate(labels);
+            self.push_any(series)?;
+        }
+        let table = &mut self.table;
+        // Each takes at least two bytes of the request, which has fewer than 2^32.
+        table.series.push(Entry {
+            labels: table.labels.len() as u32,
+            samples: table.samples.len() as u32,
+            exemplars: table.exemplars.len() as u32,
+            histograms: table.histograms.len() as u32,
+        });
+        Ok(())
+    }
+
+    /// Takes a series of labels and one sample in the encoding that senders normally use.
+    #[inline]
+    fn push_usual(&mut self, series: &'r [u8]) -> Option<()> {
+        let (mut rest, t, v) = split_tail_sample(series)?;
+        let mut place = 0;
+        while !rest.is_empty() {
+            let (name, value, after) = split_usual_label(rest)?;
+            let label = self.intern_at(place, name, value);
+            self.table.labels.push(label);
+            place += 1;
+            rest = after;
+        }
+        self.table.samples.push((t, v));
+        Some(())
+    }
+
+    fn push_any(&mut self, series: &'r [u8]) -> Result<(), DecodeError> {
+        let mut fields = SeriesFields::new(series);
+        let mut place = 0;
+        while let Some(field) = fields.next_field()? {
+            match field {
+                SeriesField::Label { name, value } => {
+                    let label = self.intern_at(place, name, value);
+                    self.table.labels.push(label);
+                    place += 1;
+                }
+                SeriesField::Sample { t, v } => self.push_sample(t, v)?,
+                SeriesField::Exemplar(message) => self.push_exemplar(message)?,
+                SeriesField::Histogram(message) => {
+                    self.table.histograms.push(Histogram::from_protobuf(message)?);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A sample takes 16 bytes here and two of a request if it is all zero. So there may be no more
+    /// than a request of its length can have in earnest.
+    fn push_sample(&mut self, t: i64, v: u64) -> Result<(), DecodeError> {
+        const SAMPLE_BYTES_MIN: usize = 9;
+        const SAMPLES_ALLOWED: usize = 4096;
+        if self.table.samples.len() >= SAMPLES_ALLOWED + self.bytes / SAMPLE_BYTES_MIN {
+            return Err(DecodeError::new("timeseries", "a storm of empty samples"));
+        }
+        self.table.samples.push((t, v));
+        Ok(())
+    }
+
+    /// Interns the label at a place of its series.
+    fn intern_at(&mut self, place: usize, name: &'r [u8], value: &'r [u8]) -> Label {
+        let before = self.before.get(place).copied();
+        let label = match before {
+            Some((same, before, label)) if same == name => {
+                let value = if before == value { label.value } else { self.intern(value) };
+                Label { name: label.name, value }
+            }
+            _ => Label { name: self.intern(name), value: self.intern(value) },
+        };
+        match self.before.get_mut(place) {
+            Some(before) => *before = (name, value, label),
+            None => self.before.push((name, value, label)),
+        }
+        label
+    }
+
+    fn intern(&mut self, symbol: &'r [u8]) -> u32 {
+        let symbols = &mut self.table.symbols;
+        *self.numbers.entry(symbol).or_insert_with(|| symbols.push(symbol))
+    }
+
+    fn push_exemplar(&mut self, mut message: &'r [u8]) -> Result<(), DecodeError> {
+        const EXEMPLAR: &str = "exemplar";
+        let (mut value, mut timestamp) = (0, 0);
+        while !message.is_empty() {
+            let (number, field, rest) = read_field(message, EXEMPLAR)?;
+            message = rest;
+            match (number, field) {
+                (1, Value::Bytes(label)) => {
+                    let (name, value) = read_label(label)?;
+                    let label = Label { name: self.intern(name), value: self.intern(value) };
+                    self.table.exemplar_labels.push(label);
+                }
+                (2, Value::Fixed64(bits)) => value = bits,
+                (3, Value::Varint(time)) => timestamp = time as i64,
+                (1..=3, _) => return Err(DecodeError::new(EXEMPLAR, WRONG_WIRE_TYPE)),
+                _ => {}
+            }
+        }
+        let labels = self.table.exemplar_labels.len() as u32;
+        self.table.exemplars.push(Exemplar { labels, timestamp, value });
+        Ok(())
+    }
+}
+
+/// The words of a message's only segment, from the `WriteRequest` on.
+#[derive(Default)]
+pub(super) struct Segment(Vec<u64>);
+
+impl Segment {
+    pub(super) fn push(&mut self, word: u64) {
+        self.0.push(word);
+    }
+
+    pub(super) fn set(&mut self, at: usize, word: u64) {
+        if let Some(to) = self.0.get_mut(at) {
+            *to = word;
+        }
+    }
+
+    /// Makes the word `at` a pointer to what is pushed next.
+    pub(super) fn point(&mut self, at: usize, pointer: impl FnOnce(u32) -> u64) {
+        // Over-long messages are told when they are done; until then they only wrap.
+        let offset = self.0.len().wrapping_sub(at + 1) as u32;
+        self.set(at, pointer(offset));
+    }
+
+    /// Appends `count` words of zeros; returns where they begin.
+    fn reserve(&mut self, count: usize) -> usize {
+        let at = self.0.len();
+        self.0.resize(at + count, 0);
+        at
+    }
+}
+
+/// Pointers of the schema's structs, by the order in which they were added to it.
+const WRITE_REQUEST_POINTERS: usize = 4;
+const SYMBOLS: usize = 0;
+const DATA: usize = 3;
+const TUPLE_POINTERS: u16 = 3;
+const TUPLE_TIME_SERIES: usize = 1;
+const TUPLE_TENANT: usize = 2;
+const SERIES_POINTERS: u16 = 4;
+const SERIES_LABELS: usize = 0;
+const SERIES_SAMPLES: usize = 1;
+const SERIES_HISTOGRAMS: usize = 2;
+const SERIES_EXEMPLARS: usize = 3;
+
+const BYTES: u32 = 2;
+const FOUR_BYTES: u32 = 4;
+
+struct Encoder<'t> {
+    table: &'t SeriesTable,
+    segment: Segment,
+    /// By a symbol's number in the table: its number in the message, counted from 1.
+    numbers: Vec<u32>,
+    symbols: Symbols,
+}
+
+impl Encoder<'_> {
+    fn write(&mut self, tenant: &str, numbers: &[u32]) {
+        let segment = &mut self.segment;
+        segment.reserve(WRITE_REQUEST_POINTERS);
+        segment.point(DATA, |offset| structs_pointer(offset, u32::from(TUPLE_POINTERS)));
+        segment.push(structs_tag(1, 0, TUPLE_POINTERS));
+        let tuple = segment.reserve(usize::from(TUPLE_POINTERS));
+        // Text ends with a zero.
+        let text = tenant.len() + 1;
+        segment.point(tuple + TUPLE_TENANT, |offset| list_pointer(offset, BYTES, text as u32));
+        let words = tenant.as_bytes().chunks(8).map(word_of);
+        words
+            .chain(tenant.len().is_multiple_of(8).then_some(0))
+            .for_each(|word| segment.push(word));
+
+        let count = numbers.len();
+        let words = count * usize::from(SERIES_POINTERS);
+        segment.point(tuple + TUPLE_TIME_SERIES, |at| structs_pointer(at, words as u32));
+        segment.push(structs_tag(count as u32, 0, SERIES_POINTERS));
+        let first = segment.reserve(words);
+        for (i, number) in numbers.iter().enumerate() {
+            self.write_series(first + i * usize::from(SERIES_POINTERS), *number);
+        }
+    }
+
+    /// Fills the struct at `at`.
+    fn write_series(&mut self, at: usize, number: u32) {
+        let table = self.table;
+        let Some((start, end)) = table.entry(number) else {
+            debug_assert!(false, "series {number} is not in the table");
+            return;
+        };
+        let labels = part(&table.labels, start.labels, end.labels);
+        self.write_labels(at + SERIES_LABELS, labels);
+        let samples = part(&table.samples, start.samples, end.samples);
+        if !samples.is_empty() {
+            let count = samples.len() as u32;
+            let pointer = |offset| structs_pointer(offset, count.wrapping_mul(2));
+            self.segment.point(at + SERIES_SAMPLES, pointer);
+            self.segment.push(structs_tag(count, 2, 0));
+            for (t, v) in samples {
+                self.segment.push(*t as u64);
+                self.segment.push(*v);
+            }
+        }
+        if start.histograms < end.histograms {
+            let histograms = part(&table.histograms, start.histograms, end.histograms);
+            self.write_histograms(at + SERIES_HISTOGRAMS, histograms);
+        }
+        if start.exemplars < end.exemplars {
+            self.write_exemplars(at + SERIES_EXEMPLARS, start.exemplars, end.exemplars);
+        }
+    }
+
+    fn write_labels(&mut self, pointer: usize, labels: &[Label]) {
+        if labels.is_empty() {
+            return;
+        }
+        let count = labels.len() as u32;
+        self.segment.point(pointer, |offset| structs_pointer(offset, count));
+        self.segment.push(structs_tag(count, 1, 0));
+        for label in labels {
+            let (name, value) = (self.number(label.name), self.number(label.value));
+            self.segment.push(u64::from(name) | u64::from(value) << 32);
+        }
+    }
+
+    /// A symbol's number in the message.
+    #[inline]
+    fn number(&mut self, symbol: u32) -> u32 {
+        let Some(number) = self.numbers.get_mut(symbol as usize) else { return 0 };
+        if *number == 0 {
+            *number = self.symbols.push(self.table.symbols.get(symbol)) + 1;
+        }
+        *number - 1
+    }
+
+    #[cold]
+    fn write_histograms(&mut self, pointer: usize, histograms: &[Histogram]) {
+        let (count, segment) = (histograms.len(), &mut self.segment);
+        let size = usize::from(histogram::DATA_WORDS + histogram::POINTERS);
+        segment.point(pointer, |offset| structs_pointer(offset, (count * size) as u32));
+        segment.push(structs_tag(count as u32, histogram::DATA_WORDS, histogram::POINTERS));
+        let first = segment.reserve(count * size);
+        for (i, histogram) in histograms.iter().enumerate() {
+            histogram.write_capnproto(segment, first + i * size);
+        }
+    }
+
+    #[cold]
+    fn write_exemplars(&mut self, pointer: usize, start: u32, end: u32) {
+        const DATA_WORDS: u16 = 2;
+        const SIZE: usize = DATA_WORDS as usize + 1;
+        let table = self.table;
+        let exemplars = part(&table.exemplars, start, end);
+        let words = exemplars.len() * SIZE;
+        self.segment.point(pointer, |offset| structs_pointer(offset, words as u32));
+        self.segment.push(structs_tag(exemplars.len() as u32, DATA_WORDS, 1));
+        let first = self.segment.reserve(words);
+        let before = start.checked_sub(1).and_then(|before| table.exemplars.get(before as usize));
+        let mut labels = before.map_or(0, |before| before.labels);
+        for (i, exemplar) in exemplars.iter().enumerate() {
+            let at = first + i * SIZE;
+            self.segment.set(at, exemplar.value);
+            self.segment.set(at + 1, exemplar.timestamp as u64);
+            self.write_labels(at + 2, part(&table.exemplar_labels, labels, exemplar.labels));
+            labels = exemplar.labels;
+        }
+    }
+
+    /// Writes the symbols, and packs.
+    fn finish(mut self) -> Result<EncodedWrite, TooLong> {
+        let Symbols { bytes, ends } = &self.symbols;
+        let segment = &mut self.segment;
+        segment.point(SYMBOLS, |offset| struct_pointer(offset, 0, 2));
+        let symbols = segment.reserve(2);
+        segment.point(symbols + 1, |offset| list_pointer(offset, FOUR_BYTES, ends.len() as u32));
+        for pair in ends.chunks(2) {
+            let [first, second] = [0, 1].map(|i| pair.get(i).copied().unwrap_or_default());
+            segment.push(u64::from(first) | u64::from(second) << 32);
+        }
+        segment.point(symbols, |offset| list_pointer(offset, BYTES, bytes.len() as u32));
+        let words = segment.0.len() + bytes.len().div_ceil(8);
+        let message_bytes = (words + CALL_HEAD_WORDS + 1).saturating_mul(8);
+        if message_bytes > MESSAGE_BYTES_MAX {
+            return Err(TooLong { bytes: message_bytes });
+        }
+        let mut packed = Vec::with_capacity(segment.0.len() * 5 + bytes.len() + bytes.len() / 128);
+        pack(&segment.0, &mut packed);
+        pack_as_is(bytes, &mut packed);
+        Ok(EncodedWrite { words: words as u32, packed })
+    }
+}
+
+fn part<T>(list: &[T], start: u32, end: u32) -> &[T] {
+    list.get(start as usize..end as usize).unwrap_or_default()
+}
+
+/// Up to eight bytes as a word.
+fn word_of(bytes: &[u8]) -> u64 {
+    bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,382 @@
+//! Packing: words with their zero bytes left out.
+//!
+//! ```text
+//! word     tag (bit i: byte i is not zero), the bytes that are not
+//! tag 00   then one byte: how many more words of zeros follow
+//! tag ff   then eight bytes, then one byte: how many words follow as they are
+//! ```
+//!
+//! Any split of words into runs is good, so packed words may be put behind packed words.
+
+/// Most words that follow a tag of `00` or `ff`.
+const RUN_WORDS_MAX: usize = 255;
+
+const WORD_BYTES: usize = 8;
+
+/// Appends `words`, packed.
+pub fn pack(words: &[u64], out: &mut Vec<u8>) {
+    // A word takes ten bytes at most: one that is full, with an empty run behind it.
+    out.reserve(words.len() * 10);
+    let mut rest = words;
+    while let Some((&word, after)) = rest.split_first() {
+        rest = after;
+        match tag_of(word) {
+            0 => {
+                let zeros = rest.iter().take(RUN_WORDS_MAX).take_while(|word| **word == 0).count();
+                rest = rest.get(zeros..).unwrap_or_default();
+                out.extend_from_slice(&[0, zeros as u8]);
+            }
+            0xff => {
+                // Words with one zero byte or none are no longer as they are than packed.
+                let is_full = |word: &&u64| tag_of(**word).count_zeros() <= 1;
+                let full = rest.iter().take(RUN_WORDS_MAX).take_while(is_full).count();
+                let (run, after) = rest.split_at(full);
+                rest = after;
+                out.push(0xff);
+                out.extend_from_slice(&word.to_le_bytes());
+                out.push(full as u8);
+                run.iter().for_each(|word| out.extend_from_slice(&word.to_le_bytes()));
+            }
+            tag => push_partial(word, tag, out),
+        }
+    }
+}
+
+/// Appends `bytes`, filled up with zeros to whole words, as they are: text has no zeros to leave
+/// out.
+pub fn pack_as_is(bytes: &[u8], out: &mut Vec<u8>) {
+    let runs = bytes.chunks((1 + RUN_WORDS_MAX) * WORD_BYTES);
+    out.reserve(bytes.len() + (runs.len() + 1) * (WORD_BYTES + 2));
+    for run in runs {
+        let words = run.len().div_ceil(WORD_BYTES);
+        let first = run.len().min(WORD_BYTES);
+        out.push(0xff);
+        out.extend_from_slice(&run[..first]);
+        if first < WORD_BYTES {
+            out.resize(out.len() + WORD_BYTES - first, 0);
+        }
+        // At least one, as no run is empty.
+        out.push((words - 1) as u8);
+        out.extend_from_slice(&run[first..]);
+        if first == WORD_BYTES {
+            out.resize(out.len() + words * WORD_BYTES - run.len(), 0);
+        }
+    }
+}
+
+/// Bit i tells whether byte i is not zero.
+#[inline]
+fn tag_of(word: u64) -> u8 {
+    const LOW: u64 = 0x7f7f_7f7f_7f7f_7f7f;
+    // The high bit of each byte: set if any of its bits is.
+    let high = (((word & LOW) + LOW) | word) & !LOW;
+    // Gathers the eight bits in the topmost byte.
+    ((high >> 7).wrapping_mul(0x0102_0408_1020_4080) >> 56) as u8
+}
+
+/// A word that is neither zero nor full.
+#[inline]
+fn push_partial(word: u64, tag: u8, out: &mut Vec<u8>) {
+    let low = tag.trailing_zeros();
+    let run = tag >> low;
+    let (bytes, len) = if run & run.wrapping_add(1) == 0 {
+        // One run of bytes: a small number, a float with few digits, a time.
+        (word >> (8 * low), run.trailing_ones())
+    } else {
+        let (lower, upper) = (tag & 0x0f, tag >> 4);
+        if lower & (lower + 1) == 0 && upper & (upper + 1) == 0 {
+            // Two small numbers, as in a label or a pointer.
+            let len = lower.trailing_ones();
+            let upper_bytes = word >> 32 << (8 * len);
+            (word & 0xffff_ffff | upper_bytes, len + upper.trailing_ones())
+        } else {
+            squeeze(word)
+        }
+    };
+    let end = out.len() + 1 + len as usize;
+    out.push(tag);
+    out.extend_from_slice(&bytes.to_le_bytes());
+    out.truncate(end);
+}
+
+/// The bytes of a word that are not zero, moved together, and how many they are.
+#[inline]
+fn squeeze(word: u64) -> (u64, u32) {
+    let (mut bytes, mut len) = (0, 0);
+    for byte in word.to_le_bytes() {
+        bytes |= u64::from(byte) << (8 * len).min(63);
+        len += u32::from(byte != 0);
+    }
+    (bytes, len)
+}
+
+/// Unpacks a stream that comes in pieces.
+#[derive(Debug, Default)]
+pub struct Unpacker {
+    state: State,
+}
+
+/// What comes next.
+#[derive(Clone, Copy, Debug, Default)]
+enum State {
+    #[default]
+    Tag,
+    /// Bytes of a word, from this one on.
+    Word {
+        tag: u8,
+        byte: u32,
+    },
+    ZeroCount,
+    RunCount,
+    /// Bytes that are zero.
+    Zeros {
+        left: usize,
+    },
+    /// Bytes as they are.
+    Run {
+        left: usize,
+    },
+}
+
+impl Unpacker {
+    /// Takes bytes off `input` and fills `out` from the front, until one of them is used up.
+    /// Returns how many bytes it has written.
+    pub fn unpack(&mut self, input: &mut &[u8], out: &mut [u8]) -> usize {
+        let out_len = out.len();
+        let mut out = out;
+        loop {
+            if matches!(self.state, State::Tag) {
+                unpack_words(input, &mut out);
+            }
+            let Some(next) = self.step(input, &mut out) else { return out_len - out.len() };
+            self.state = next;
+        }
+    }
+
+    /// Does what the state asks for; `None` if there is nothing to do it with.
+    fn step(&mut self, input: &mut &[u8], out: &mut &mut [u8]) -> Option<State> {
+        Some(match &mut self.state {
+            // Whether a word is ahead is known only from its tag, which is taken when there is room
+            // for the word.
+            State::Tag if out.is_empty() => return None,
+            State::Tag => {
+                let tag = take_byte(input)?;
+                State::Word { tag, byte: 0 }
+            }
+            State::Word { tag, byte: 8 } => match tag {
+                0 => State::ZeroCount,
+                0xff => State::RunCount,
+                _ => State::Tag,
+            },
+            State::Word { tag, byte } => {
+                if out.is_empty() {
+                    return None;
+                }
+                let value = if *tag >> *byte & 1 == 1 { take_byte(input)? } else { 0 };
+                put(out, &[value]);
+                State::Word { tag: *tag, byte: *byte + 1 }
+            }
+            State::ZeroCount => State::Zeros { left: usize::from(take_byte(input)?) * WORD_BYTES },
+            State::RunCount => State::Run { left: usize::from(take_byte(input)?) * WORD_BYTES },
+            State::Zeros { left: 0 } | State::Run { left: 0 } => State::Tag,
+            State::Zeros { left } => {
+                let len = (*left).min(out.len());
+                if len == 0 {
+                    return None;
+                }
+                let (zeros, rest) = std::mem::take(out).split_at_mut(len);
+                zeros.fill(0);
+                *out = rest;
+                State::Zeros { left: *left - len }
+            }
+            State::Run { left } => {
+                let len = (*left).min(out.len()).min(input.len());
+                if len == 0 {
+                    return None;
+                }
+                let (run, rest) = input.split_at(len);
+                put(out, run);
+                *input = rest;
+                State::Run { left: *left - len }
+            }
+        })
+    }
+}
+
+/// Unpacks whole words that are neither zero nor full, for as long as all of a word is surely there.
+#[inline]
+fn unpack_words(input: &mut &[u8], out: &mut &mut [u8]) {
+    while let Some((&tag, after)) = input.split_first()
+        && tag != 0
+        && tag != 0xff
+        && let Some(bytes) = after.first_chunk::<WORD_BYTES>()
+        && let Some((to, _)) = out.split_first_chunk_mut::<WORD_BYTES>()
+    {
+        *to = spread(tag, u64::from_le_bytes(*bytes)).to_le_bytes();
+        *input = after.get(tag.count_ones() as usize..).unwrap_or_default();
+        *out = std::mem::take(out).get_mut(WORD_BYTES..).unwrap_or_default();
+    }
+}
+
+/// The word that has the first of `bytes` where the tag's bits are.
+#[inline]
+fn spread(tag: u8, bytes: u64) -> u64 {
+    let low = tag.trailing_zeros();
+    let run = tag >> low;
+    let first = |len: u32| bytes & !(u64::MAX << (8 * len));
+    if run & run.wrapping_add(1) == 0 {
+        return first(run.trailing_ones()) << (8 * low);
+    }
+    let (lower, upper) = (tag & 0x0f, tag >> 4);
+    if lower & (lower + 1) == 0 && upper & (upper + 1) == 0 {
+        let len = lower.trailing_ones();
+        let upper = first(len + upper.trailing_ones()) >> (8 * len);
+        return first(len) | upper << 32;
+    }
+    let (mut word, mut bytes) = (0, bytes);
+    for i in (0..8).filter(|i| tag >> i & 1 == 1) {
+        word |= (bytes & 0xff) << (8 * i);
+        bytes >>= 8;
+    }
+    word
+}
+
+fn take_byte(input: &mut &[u8]) -> Option<u8> {
+    let (byte, rest) = input.split_first()?;
+    *input = rest;
+    Some(*byte)
+}
+
+/// Writes `bytes`, for which there is room, to the front of `out`.
+fn put(out: &mut &mut [u8], bytes: &[u8]) {
+    let (to, rest) = std::mem::take(out).split_at_mut(bytes.len());
+    to.copy_from_slice(bytes);
+    *out = rest;
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn packed(words: &[u64]) -> Vec<u8> {
+        let mut out = Vec::new();
+        pack(words, &mut out);
+        out
+    }
+
+    /// Unpacks `input` in pieces of `piece` bytes into pieces of `room`.
+    fn unpacked(input: &[u8], piece: usize, room: usize, bytes: usize) -> Vec<u8> {
+        let mut unpacker = Unpacker::default();
+        let mut out = vec![0xaa; bytes];
+        let mut filled = 0;
+        for mut piece in input.chunks(piece) {
+            loop {
+                let end = (filled + room).min(bytes);
+                let written = unpacker.unpack(&mut piece, &mut out[filled..end]);
+                filled += written;
+                if written == 0 {
+                    break;
+                }
+            }
+        }
+        out.truncate(filled);
+        out
+    }
+
+    fn bytes_of(words: &[u64]) -> Vec<u8> {
+        words.iter().flat_map(|word| word.to_le_bytes()).collect()
+    }
+
+    #[test]
+    fn words_pack_as_the_encoding_page_shows() {
+        assert_eq!(packed(&[0x0000_0000_0000_0000]), [0, 0]);
+        assert_eq!(
+            packed(&[0x0002_0003_0000_0008, 0x0000_01aa_0000_0019]),
+            [0x51, 8, 3, 2, 0x31, 0x19, 0xaa, 1]
+        );
+        assert_eq!(packed(&[0; 257]), [0, 255, 0, 0]);
+        let full = 0x0102_0304_0506_0708;
+        assert_eq!(packed(&[full]), [0xff, 8, 7, 6, 5, 4, 3, 2, 1, 0]);
+        assert_eq!(packed(&[full, full])[9], 1);
+        assert_eq!(packed(&[full; 300]).len(), 300 * 8 + 2 * 2);
+    }
+
+    #[test]
+    fn text_is_taken_as_it_is() {
+        for len in [0usize, 1, 7, 8, 9, 16, 2047, 2048, 2049, 5000] {
+            let text: Vec<u8> = (0..len).map(|i| (i % 7) as u8).collect();
+            let mut out = Vec::new();
+            pack_as_is(&text, &mut out);
+            let bytes = len.div_ceil(8) * 8;
+            let back = unpacked(&out, 100, 100, bytes + 8);
+            assert_eq!(back.len(), bytes, "{len}");
+            assert_eq!(&back[..len], text);
+            assert!(back[len..].iter().all(|byte| *byte == 0));
+        }
+    }
+
+    /// Words of the kinds there are: zero, small numbers, floats, text.
+    fn word() -> impl Strategy<Value = u64> {
+        prop_oneof![
+            Just(0),
+            any::<u64>(),
+            any::<u64>().prop_map(|word| word | 0x0101_0101_0101_0101),
+            (any::<u16>(), any::<u16>()).prop_map(|(a, b)| u64::from(a) | u64::from(b) << 32),
+            any::<f32>().prop_map(|value| f64::from(value).to_bits()),
+            (any::<u64>(), any::<u64>()).prop_map(|(a, b)| a & b & (b >> 7)),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn what_was_packed_comes_back(
+            words in proptest::collection::vec(word(), 0..400),
+            piece in 1usize..40,
+            room in 1usize..40,
+        ) {
+            let packed = packed(&words);
+            let bytes = bytes_of(&words);
+            // Room for more than there is.
+            prop_assert_eq!(&unpacked(&packed, piece, room, bytes.len() + 16), &bytes);
+            prop_assert_eq!(&unpacked(&packed, packed.len().max(1), 1 << 20, bytes.len()), &bytes);
+        }
+
+        #[test]
+        fn the_capnp_crate_reads_what_we_pack(
+            words in proptest::collection::vec(word(), 1..400),
+        ) {
+            let table = (words.len() as u64) << 32;
+            let packed = packed(&[&[table], &words[..]].concat());
+            let read = capnp::serialize_packed::read_message(&packed[..], Default::default());
+            let segments = read.unwrap().into_segments();
+            let theirs = capnp::message::ReaderSegments::get_segment(&segments, 0);
+            prop_assert_eq!(theirs, Some(&bytes_of(&words)[..]));
+        }
+
+        #[test]
+        fn we_read_what_the_capnp_crate_packs(
+            words in proptest::collection::vec(word(), 0..400),
+            piece in 1usize..40,
+        ) {
+            let mut builder = capnp::message::Builder::new_default();
+            builder.set_root::<capnp::data::Owned>(&bytes_of(&words)[..]).unwrap();
+            let (mut plain, mut packed) = (Vec::new(), Vec::new());
+            capnp::serialize::write_message(&mut plain, &builder).unwrap();
+            capnp::serialize_packed::write_message(&mut packed, &builder).unwrap();
+            prop_assert_eq!(unpacked(&packed, piece, 64, plain.len()), plain);
+        }
+
+        #[test]
+        fn any_bytes_unpack_to_something(
+            input in proptest::collection::vec(any::<u8>(), 0..300),
+            piece in 1usize..40,
+        ) {
+            let in_pieces = unpacked(&input, piece, 7, 4096);
+            prop_assert_eq!(in_pieces, unpacked(&input, 300, 4096, 4096));
+        }
+    }
+}
