@@ -21,9 +21,6 @@ const REPLICATION_FACTOR: u32 = 3;
 /// A ring whose every node takes writes.
 const RING_NODES: u32 = 3;
 
-/// What a Ringest says that does not know a way of forwarding yet.
-const NOT_SUPPORTED: &str = "is not supported by this version";
-
 /// How series reach the nodes that store them.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Forwarding {
@@ -150,14 +147,8 @@ pub(crate) fn run_router(
         for forwarding in Forwarding::ALL {
             let name = format!("{} {}", server.name, forwarding.name());
             eprintln!("measuring {name} as a router");
-            let measured = match measure_router(server, forwarding, plan, scenarios, direct) {
-                Ok(measured) => measured,
-                Err(error) if error.to_string().contains(NOT_SUPPORTED) => {
-                    eprintln!("{name} as a router: {error}");
-                    continue;
-                }
-                Err(error) => return Err(format!("{name} as a router: {error}").into()),
-            };
+            let measured = measure_router(server, forwarding, plan, scenarios, direct)
+                .map_err(|error| format!("{name} as a router: {error}"))?;
             let is_ours = |f: &(Kind, Forwarding)| *f == (Kind::Ringest, forwarding);
             let ours = forwarding_of.iter().position(is_ours);
             forwarding_of.push((server.kind, forwarding));
