@@ -2,8 +2,9 @@
 //!
 //! A series' tag, length and body are the same bytes in `prometheus.WriteRequest` and in Thanos'
 //! `WriteRequest`, so they are copied as they are, once, and nothing keeps the request's buffer
-//! alive. Over Cap'n Proto they are taken apart, see [`SeriesTable`]. The layout is Thanos' own, see [`crate::wire::peer_write`]: the replica, then for each
-//! tenant a tuple with its series first and its name last.
+//! alive. The layout is Thanos' own, see [`crate::wire::peer_write`]: the replica, then for each
+//! tenant a tuple with its series first and its name last. Over Cap'n Proto series are taken apart,
+//! see [`SeriesTable`].
 
 use bytes::Bytes;
 
@@ -54,6 +55,7 @@ pub struct TooLong {
 
 /// What a message of deflated chunks takes besides these and the tenant's name, about.
 const AROUND_BYTES: usize = 64;
+
 /// What the bytes of a message are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
