@@ -14,6 +14,7 @@ use ringest::hashring::{
 use ringest::metrics::Registry;
 use ringest::peer::message::{Compression, ForwardMessage, TenantBatch};
 use ringest::write::Manners;
+use ringest::write::admission::Admission;
 use ringest::write::distribute::{DeflatedGroups, Placed, Replicas, Unplaced, distribute};
 use ringest::write::known::LabelCaps;
 use rustix::time::{ClockId, clock_gettime};
@@ -69,6 +70,7 @@ fn place(hashring: &Hashring, request: &Bytes, factor: u8) -> Placed {
         tenant: TENANT,
         manners: Manners::Thanos,
         caps: LabelCaps::default(),
+        inflight: Admission::new(u64::MAX).admit(0).expect("no bound"),
     };
     let ring = hashring.ring_of(TENANT).expect("one ring takes all tenants");
     let placed = distribute(unplaced, &ring, hashring.endpoints().len(), Replicas::All(factor));

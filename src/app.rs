@@ -33,6 +33,7 @@ use crate::hashring::CurrentHashring;
 use crate::metrics::{Registry, process};
 use crate::multi_tsdb::{MultiTsdb, MultiTsdbOptions, StartError};
 use crate::tls::TlsError;
+use crate::write::admission::Admission;
 use listeners::{BindError, Listeners};
 use tls::Tls;
 
@@ -82,6 +83,8 @@ struct Node {
     ring: Option<ring::RingParts>,
     /// What goes on after a request was answered: forwards to slow replicas.
     tasks: TaskTracker,
+    /// The budget that all writes are counted against.
+    admission: Arc<Admission>,
 }
 
 /// The receiver, started.
@@ -121,7 +124,8 @@ impl App {
         let storage =
             has_storage.then(|| open_storage(&config, rings.clone(), &registry)).transpose()?;
         let tasks = TaskTracker::new();
-        let node = Node { storage: storage.clone(), ring, tasks: tasks.clone() };
+        let admission = Admission::new(config.remote_write.inflight_bytes_max);
+        let node = Node { storage: storage.clone(), ring, tasks: tasks.clone(), admission };
         let servers = servers::spawn(listeners, tls, &config, &registry, node, &draining);
         let forward_timeout = config.ring.forward_timeout;
         Ok(App { storage, rings, draining, servers, tasks, forward_timeout, _data_lock: data_lock })

@@ -190,7 +190,8 @@ fn add_writes(
         caps: label_caps(config),
     };
     let (current, peers, tasks) = (ring.current.clone(), ring.peers.clone(), node.tasks.clone());
-    let fanout = Fanout::new(options, current, peers, local, tasks, registry);
+    let admission = node.admission.clone();
+    let fanout = Fanout::new(options, current, peers, local, tasks, admission, registry);
     write_endpoints(config, registry, node, Arc::new(fanout), factor, services, draining)
 }
 
@@ -216,8 +217,8 @@ fn write_endpoints<S: WriteSink + PeerSink>(
         },
     };
     let probe = Probe::new(accepting(node, draining));
-    let write = Arc::new(WriteService::new(sink.clone(), probe, options, registry));
-    let admission = write.admission();
+    let admission = node.admission.clone();
+    let write = WriteService::new(sink.clone(), probe, options, admission.clone(), registry);
     let options = PeerWriteOptions {
         is_accepting: Box::new(not_stopping(draining)),
         admission: admission.clone(),
@@ -226,7 +227,7 @@ fn write_endpoints<S: WriteSink + PeerSink>(
     };
     let server =
         RemoteWriteServer::new(PeerWrites::new(sink, replication_factor), options, registry);
-    Writes { http: remote_write_router(write), grpc: services.with(server), admission }
+    Writes { http: remote_write_router(Arc::new(write)), grpc: services.with(server), admission }
 }
 
 async fn serve_http(

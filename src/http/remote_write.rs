@@ -183,23 +183,19 @@ impl<S: WriteSink> WriteService<S> {
         sink: Arc<S>,
         accepting: Probe,
         options: RemoteWriteOptions,
+        admission: Arc<Admission>,
         registry: &Registry,
     ) -> WriteService<S> {
         WriteService {
             sink,
             accepting,
-            admission: Admission::new(options.limits.inflight_bytes_max),
+            admission,
             options,
             bodies: BufferPool::new(POOLED_BUFFERS_MAX, POOLED_BYTES_MAX),
             inflated: BufferPool::new(POOLED_BUFFERS_MAX, POOLED_BYTES_MAX),
             metrics: WriteMetrics::new(registry),
             told: Throttle::new(TOLD_INTERVAL),
         }
-    }
-
-    /// The budget that all writes to this node are counted against.
-    pub fn admission(&self) -> Arc<Admission> {
-        self.admission.clone()
     }
 
     /// One write request from head to outcome. The order of the stages is Thanos'; what a sender

@@ -22,6 +22,7 @@ use crate::wire::remote_write_v1::{
     DecodeError, RequestField, RequestFields, SeriesField, SeriesFields, check_message,
     split_tail_sample,
 };
+use crate::write::admission::{InflightGuard, Overloaded};
 use crate::write::distribute::groups::Groups;
 use crate::write::distribute::one_pass::{OrderedLabels, read_ordered_labels};
 use crate::write::known::{LabelCaps, display, judge_labels};
@@ -29,6 +30,9 @@ use crate::write::{Manners, WriteOutcome};
 
 /// About what a series takes in a request, for a first guess at how many there are.
 const SERIES_BYTES_USUAL: usize = 300;
+
+/// What a series' place takes, but for its replicas: field, hash, set, group, batches and tally.
+const PLACE_BYTES: usize = 40;
 
 /// Which replicas of the series are asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +52,8 @@ pub struct Unplaced<'a> {
     pub tenant: &'a str,
     pub manners: Manners,
     pub caps: LabelCaps,
+    /// Grows by what the places take: many short series take more than their bytes.
+    pub inflight: InflightGuard,
 }
 
 /// A request whose series have their places.
@@ -60,11 +66,12 @@ pub struct Placed {
     pub outcome: WriteOutcome,
 }
 
-/// Series that go to one endpoint as one replica.
+/// Series that go to one endpoint as one replica, or as whatever replicas they are where that does
+/// not matter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch {
     pub endpoint: EndpointIndex,
-    /// Counted from 0.
+    /// Counted from 0; that of the first series.
     pub replica: u8,
     /// Numbers of groups, rising.
     pub groups: Vec<u32>,
@@ -78,6 +85,7 @@ pub struct PlacedSeries {
     /// Offset and length of each series' field, tag included.
     fields: Vec<(u32, u32)>,
     groups: Groups,
+    _inflight: InflightGuard,
 }
 
 /// Why a request cannot be placed at all.
@@ -87,6 +95,8 @@ pub enum DistributeError {
     Decode(#[from] DecodeError),
     #[error("request of {0} bytes is too long to be placed")]
     TooLong(u64),
+    #[error(transparent)]
+    Overloaded(#[from] Overloaded),
 }
 
 impl Placed {
@@ -164,9 +174,9 @@ pub fn distribute(
         true => RequestFields::of_peer(&request),
         false => RequestFields::new(&request),
     };
-    let mut distributor = Distributor::new(&unplaced, &request, ring);
+    let mut distributor = Distributor::new(unplaced, &request, ring)?;
     distributor.take_all(fields)?;
-    Ok(distributor.finish(unplaced.request, endpoint_count, replicas))
+    Ok(distributor.finish(request.clone(), endpoint_count, replicas))
 }
 
 struct Distributor<'a, 'r> {
@@ -182,6 +192,7 @@ struct Distributor<'a, 'r> {
     /// cache misses overlap.
     hashes: Vec<u64>,
     outcome: WriteOutcome,
+    inflight: InflightGuard,
     /// Labels of the series at hand, reused; of too many only as many as prove it.
     labels: Vec<(&'r [u8], &'r [u8])>,
     label_count: usize,
@@ -195,9 +206,13 @@ struct Contents {
 }
 
 impl<'a, 'r> Distributor<'a, 'r> {
-    fn new(unplaced: &Unplaced<'_>, request: &'r [u8], ring: &'a Ring) -> Distributor<'a, 'r> {
+    fn new(
+        unplaced: Unplaced<'_>,
+        request: &'r [u8],
+        ring: &'a Ring,
+    ) -> Result<Distributor<'a, 'r>, Overloaded> {
         let series_count = request.len() / SERIES_BYTES_USUAL;
-        Distributor {
+        let mut distributor = Distributor {
             ring,
             request,
             manners: unplaced.manners,
@@ -207,9 +222,19 @@ impl<'a, 'r> Distributor<'a, 'r> {
             fields: Vec::with_capacity(series_count),
             hashes: Vec::with_capacity(series_count),
             outcome: WriteOutcome::default(),
+            inflight: unplaced.inflight,
             labels: Vec::new(),
             label_count: 0,
-        }
+        };
+        distributor.hold(series_count)?;
+        Ok(distributor)
+    }
+
+    /// Holds what places for so many series take, here and in the ledger.
+    fn hold(&mut self, series_count: usize) -> Result<(), Overloaded> {
+        let place_bytes = PLACE_BYTES + size_of::<u32>() * self.ring.replica_count();
+        let bytes = series_count.saturating_mul(place_bytes);
+        self.inflight.resize(bytes.saturating_add(self.rewritten.capacity()) as u64)
     }
 
     /// Takes all series of the request.
@@ -276,6 +301,9 @@ impl<'a, 'r> Distributor<'a, 'r> {
         };
         let too_long = |_| DistributeError::TooLong(offset as u64 + len as u64);
         let end = u32::try_from(offset + len).map_err(too_long)?;
+        if self.fields.len() == self.fields.capacity() {
+            self.hold(self.fields.capacity() * 2)?;
+        }
         // Both are at most `end`. A series takes two bytes, so there are fewer than 2^32.
         self.fields.push((end - len as u32, len as u32));
         self.hashes.push(hash);
@@ -328,6 +356,7 @@ impl<'a, 'r> Distributor<'a, 'r> {
         self.rewritten.push(TAG_FIELD_1);
         push_varint(&mut self.rewritten, message.len() as u64);
         self.rewritten.extend_from_slice(&message);
+        self.hold(self.fields.capacity())?;
         Ok((self.request.len() + start, self.rewritten.len() - start))
     }
 
@@ -338,8 +367,8 @@ impl<'a, 'r> Distributor<'a, 'r> {
         let sets = self.hashes.iter().map(|hash| set_of(hash).unwrap_or(nowhere)).collect();
         let groups = Groups::new(sets, self.ring);
         let batches = groups.batches(self.ring, endpoint_count, replicas);
-        let (rewritten, fields) = (self.rewritten, self.fields);
-        let series = PlacedSeries { request, rewritten, fields, groups };
+        let (rewritten, fields, inflight) = (self.rewritten, self.fields, self.inflight);
+        let series = PlacedSeries { request, rewritten, fields, groups, _inflight: inflight };
         Placed { series, batches, outcome: self.outcome }
     }
 }

@@ -157,7 +157,11 @@ fn a_tenant_that_cannot_be_opened_is_quarantined_until_it_is_mended() {
 
     let retries = || node.metric("ringest_tenant_open_retries_total").unwrap();
     wait_until("retried in vain", || retries() >= 1.0);
-    assert_eq!(node.lines_with(&["tenant=hit", "quarantined"]).len(), 1, "said once");
+    assert_eq!(
+        node.lines_with(&["tenant=hit", "level=error", "quarantined"]).len(),
+        1,
+        "said once"
+    );
 
     fs::remove_file(&wal).unwrap();
     fs::rename(&away, &wal).unwrap();

@@ -56,7 +56,10 @@ fn node(accepting: Probe) -> Node {
     );
     let options = RemoteWriteOptions::new(tenants, "THANOS-REPLICA", LIMITS).unwrap();
     let (sink, registry) = (Arc::new(Recorder::default()), Registry::new());
-    let service = WriteService::new(sink.clone(), accepting, options, &registry);
+    let service = {
+        let admission = Admission::new(LIMITS.inflight_bytes_max);
+        WriteService::new(sink.clone(), accepting, options, admission, &registry)
+    };
     Node { sink, service: Arc::new(service), registry }
 }
 

@@ -6,6 +6,7 @@ use super::*;
 use crate::hashring::{Algorithm, Endpoint, Hashring, HashringMetrics, RingDefaults, RingOptions};
 use crate::metrics::Registry;
 use crate::wire::snappy::framed::{self, push_stream_head};
+use crate::write::admission::Admission;
 use crate::write::error::Reason;
 
 const TENANT: &str = "team";
@@ -45,7 +46,9 @@ fn request(all: &[Vec<u8>]) -> Bytes {
 }
 
 fn unplaced(request: Bytes, manners: Manners) -> Unplaced<'static> {
-    Unplaced { request, is_of_peer: false, tenant: TENANT, manners, caps: LabelCaps::default() }
+    let inflight = Admission::new(u64::MAX).admit(0).unwrap();
+    let caps = LabelCaps::default();
+    Unplaced { request, is_of_peer: false, tenant: TENANT, manners, caps, inflight }
 }
 
 fn place(hashring: &Hashring, request: Bytes, manners: Manners, replicas: Replicas) -> Placed {
@@ -229,13 +232,13 @@ proptest! {
 
 /// What [`distribute`] would give if it read every series in full.
 fn distribute_by_full_reads(
-    unplaced: &Unplaced<'_>,
+    unplaced: Unplaced<'_>,
     ring: &Ring,
     endpoint_count: usize,
     replicas: Replicas,
 ) -> Result<Placed, DistributeError> {
     let request = unplaced.request.clone();
-    let mut distributor = Distributor::new(unplaced, &request, ring);
+    let mut distributor = Distributor::new(unplaced, &request, ring)?;
     let mut fields = RequestFields::new(&request);
     while let Some(field) = fields.next_field()? {
         match field {
@@ -402,7 +405,7 @@ proptest! {
             for manners in [Manners::Thanos, Manners::Prometheus] {
                 let unplaced = || Unplaced { caps, ..unplaced(request.clone(), manners) };
                 let expected =
-                    distribute_by_full_reads(&unplaced(), &ring, endpoint_count, replicas);
+                    distribute_by_full_reads(unplaced(), &ring, endpoint_count, replicas);
                 let placed = distribute(unplaced(), &ring, endpoint_count, replicas);
                 let (expected, placed) = match (expected, placed) {
                     (Ok(expected), Ok(placed)) => (expected, placed),
@@ -430,7 +433,7 @@ fn what_senders_usually_write_takes_one_pass() {
     let ring = hashring(3, 1, Algorithm::Ketama).ring_of(TENANT).unwrap();
     for manners in [Manners::Thanos, Manners::Prometheus] {
         let unplaced = unplaced(request.clone(), manners);
-        let mut distributor = Distributor::new(&unplaced, &request, &ring);
+        let mut distributor = Distributor::new(unplaced, &request, &ring).unwrap();
         let mut fields = RequestFields::new(&request);
         let mut hasher = SeriesHasher::for_tenant(TENANT.as_bytes());
         let Ok(Some(RequestField::TimeSeries(body))) = fields.next_field() else { panic!() };
@@ -487,4 +490,28 @@ fn what_is_deflated_once_inflates_to_each_batch() {
     let small: Vec<_> = (0..200).map(numbered).collect();
     let placed = place(&hashring, request(&small), Manners::Thanos, Replicas::All(3));
     assert!(DeflatedGroups::of(placed.series()).is_none());
+}
+
+#[test]
+fn places_of_many_short_series_are_held_against_the_nodes_budget() {
+    let hashring = hashring(3, 3, Algorithm::Ketama);
+    let ring = hashring.ring_of(TENANT).unwrap();
+    // A label of one byte, and no sample: the shortest series there is.
+    let request = Bytes::from(b"\x0a\x08\x0a\x06\x0a\x01a\x12\x01b".repeat(10_000));
+    for (budget, fits) in [(1 << 20, true), (400_000, false)] {
+        let admission = Admission::new(budget);
+        let inflight = admission.admit(0).unwrap();
+        let unplaced = Unplaced { inflight, ..unplaced(request.clone(), Manners::Thanos) };
+        let placed = distribute(unplaced, &ring, 3, Replicas::All(3));
+        match placed {
+            Ok(placed) => {
+                assert!(fits);
+                assert!(admission.inflight_bytes() >= 10_000 * PLACE_BYTES as u64);
+                drop(placed);
+            }
+            Err(DistributeError::Overloaded(_)) => assert!(!fits),
+            Err(error) => panic!("{error}"),
+        }
+        assert_eq!(admission.inflight_bytes(), 0);
+    }
 }

@@ -37,6 +37,8 @@ struct Nodes {
     arrived: Mutex<Vec<(String, i64, String)>>,
     /// How often each series body is stored.
     stored: Mutex<BTreeMap<Vec<u8>, usize>>,
+    /// Requests that this node's storage was given.
+    local_writes: Mutex<usize>,
 }
 
 impl Nodes {
@@ -141,6 +143,7 @@ impl LocalStore for Local {
         groups: &[u32],
         _manners: Manners,
     ) -> Result<WriteOutcome, WriteError> {
+        *self.nodes.local_writes.lock() += 1;
         let written = self.act(tenant).await?;
         if written.refusals.is_empty() {
             let fields = series.fields(groups).flat_map(RequestFields::of_peer);
@@ -194,7 +197,10 @@ fn ring(behaviours: &[Behaviour], factor: u8, algorithm: Algorithm, is_member: b
     };
     let tasks = TaskTracker::new();
     let (current, peers) = (hashring.clone(), nodes.clone());
-    let fanout = Fanout::new(options, current, peers, local, tasks.clone(), &registry);
+    let fanout = {
+        let admission = Admission::new(u64::MAX);
+        Fanout::new(options, current, peers, local, tasks.clone(), admission, &registry)
+    };
     Ring { nodes, hashring, fanout, tasks, registry }
 }
 
@@ -255,6 +261,21 @@ async fn a_slow_third_replica_does_not_hold_the_client_and_still_gets_its_copy()
         let text = ring.registry.expose();
         assert!(text.contains("thanos_receive_replications_total{result=\"error\"} 0"), "{text}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn this_node_stores_whatever_replicas_it_has_at_once() {
+    let ring = ring(&[after(1, STORED); 3], 3, Algorithm::Ketama, true);
+    ring.write(&request(60), 0).await.unwrap();
+    ring.finish().await;
+    assert!(ring.nodes.stored.lock().values().all(|copies| *copies == 3));
+    assert_eq!(*ring.nodes.local_writes.lock(), 1);
+    // Peers are told of each replica.
+    let mut arrived: Vec<_> =
+        ring.nodes.arrived.lock().iter().map(|(to, replica, _)| (to.clone(), *replica)).collect();
+    arrived.sort();
+    let expected = [1, 2].map(|node| [1, 2, 3].map(|replica| (address(node), replica)));
+    assert_eq!(arrived, expected.concat());
 }
 
 #[tokio::test(start_paused = true)]
