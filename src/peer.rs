@@ -437,9 +437,8 @@ impl Peer {
         }
     }
 
-    /// Asks the breaker. A call that comes while another is on trial waits for its end, `deadline`
-    /// at most: a request makes several calls to a peer that is back, and all but the first would
-    /// fail.
+    /// Asks the breaker. A call that comes while another is on trial waits a moment for its end: a
+    /// request makes several calls to a peer that is back, and all but the first would fail.
     async fn begin<'a>(
         &'a self,
         message: &'a ForwardMessage,
@@ -453,8 +452,11 @@ impl Peer {
             let admitted = self.breaker.lock().admit(message.tenants(), now);
             match admitted {
                 Ok(admitted) => return Ok(Call { peer: self, message, admitted: Some(admitted) }),
-                Err(Refused::PeerOnTrial) if timeout_at(deadline, trial_ended).await.is_ok() => {}
-                Err(Refused::PeerOnTrial | Refused::PeerShut | Refused::TenantShut) => {
+                // By then it is taken for shut.
+                Err(Refused::PeerOnTrial { until }) if now < deadline => {
+                    let _ = timeout_at(until.min(deadline), trial_ended).await;
+                }
+                Err(Refused::PeerOnTrial { .. } | Refused::PeerShut | Refused::TenantShut) => {
                     return Err(ForwardError::BackedOff { peer: self.address.clone() });
                 }
             }

@@ -10,8 +10,9 @@
 //! ```
 //!
 //! Shut lasts 100 ms at first and twice as long each time, up to a maximum, with jitter. In
-//! probation one call is on trial, others are refused until it ends; if it times out, its tenants
-//! are backed off for longer than the peer, so that the next trial is somebody else's.
+//! probation one call is on trial; others wait a moment for its end, and are refused if it does not
+//! come. If the trial times out, its tenants are backed off for longer than the peer, so that the
+//! next one is somebody else's.
 //!
 //! A time-out shuts the peer only if it answered no call at all since that call began; if it
 //! answered others, the time-out is held against the tenants of the call (their logs may be read at
@@ -28,6 +29,10 @@ use tokio::time::Instant;
 /// The first back-off.
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 
+/// How long others wait for the call on trial. A peer that is well answers sooner; one that hangs is
+/// to cost them no work and no memory.
+const TRIAL_WAIT: Duration = Duration::from_millis(250);
+
 /// Tenants backed off at the same time. More than that are too many to be told apart, and their
 /// calls go through and time out.
 const TENANTS_MAX: usize = 1024;
@@ -40,7 +45,7 @@ pub enum State {
     /// None does until then.
     Shut { until: Instant, backoff: Backoff },
     /// One does, and decides. `backoff` is the one it came from.
-    Probation { backoff: Backoff },
+    Probation { backoff: Backoff, begun: Instant },
 }
 
 /// A length of time that doubles.
@@ -75,8 +80,10 @@ pub struct Admitted {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
     PeerShut,
-    /// Another call decides.
-    PeerOnTrial,
+    /// Another call decides, soon if the peer is well.
+    PeerOnTrial {
+        until: Instant,
+    },
     TenantShut,
 }
 
@@ -141,18 +148,25 @@ impl Breaker {
         match self.state {
             State::Open => Ok(Admitted { begun: now, on_trial: false }),
             State::Shut { until, backoff } if until <= now => {
-                self.state = State::Probation { backoff };
+                self.state = State::Probation { backoff, begun: now };
                 Ok(Admitted { begun: now, on_trial: true })
             }
             State::Shut { .. } => Err(Refused::PeerShut),
-            State::Probation { .. } => Err(Refused::PeerOnTrial),
+            State::Probation { begun, .. } if now < begun + TRIAL_WAIT => {
+                Err(Refused::PeerOnTrial { until: begun + TRIAL_WAIT })
+            }
+            State::Probation { .. } => Err(Refused::PeerShut),
         }
     }
 
     /// Whether a call for `tenant` would be refused without any wait.
     pub fn is_shut_to(&self, tenant: &str, now: Instant) -> bool {
-        matches!(self.state, State::Shut { until, .. } if until > now)
-            || self.is_tenant_shut(tenant, now)
+        let is_shut = match self.state {
+            State::Open => false,
+            State::Shut { until, .. } => now < until,
+            State::Probation { begun, .. } => now >= begun + TRIAL_WAIT,
+        };
+        is_shut || self.is_tenant_shut(tenant, now)
     }
 
     fn is_tenant_shut(&self, tenant: &str, now: Instant) -> bool {
@@ -200,7 +214,7 @@ impl Breaker {
                 Blamed::Peer
             }
             Ended::Cancelled => {
-                if let (true, State::Probation { backoff }) = (call.on_trial, self.state) {
+                if let (true, State::Probation { backoff, .. }) = (call.on_trial, self.state) {
                     self.state = State::Shut { until: now, backoff };
                 }
                 Blamed::Nobody
@@ -211,7 +225,7 @@ impl Breaker {
     fn shut(&mut self, call: Admitted, now: Instant, jitter: f64) {
         let previous = match self.state {
             State::Open => None,
-            State::Probation { backoff } if call.on_trial => Some(backoff),
+            State::Probation { backoff, .. } if call.on_trial => Some(backoff),
             // Calls from before end one after another; one of them has been counted.
             State::Shut { .. } | State::Probation { .. } => return,
         };
@@ -223,7 +237,7 @@ impl Breaker {
     fn backoff(&self) -> Option<Backoff> {
         match self.state {
             State::Open => None,
-            State::Shut { backoff, .. } | State::Probation { backoff } => Some(backoff),
+            State::Shut { backoff, .. } | State::Probation { backoff, .. } => Some(backoff),
         }
     }
 
@@ -301,7 +315,12 @@ mod tests {
         breaker.end(call, Ended::Unavailable, NO_TENANT, begin, 1.0);
         let now = begin + ms(100);
         let trial = breaker.admit(NO_TENANT, now).unwrap();
-        assert_eq!(breaker.admit(NO_TENANT, now), Err(Refused::PeerOnTrial));
+        let on_trial = Refused::PeerOnTrial { until: now + TRIAL_WAIT };
+        assert_eq!(breaker.admit(NO_TENANT, now), Err(on_trial));
+        assert!(!breaker.is_shut_to("a", now));
+        // One that does not answer soon is taken for shut.
+        assert_eq!(breaker.admit(NO_TENANT, now + TRIAL_WAIT), Err(Refused::PeerShut));
+        assert!(breaker.is_shut_to("a", now + TRIAL_WAIT));
         // A call from before ends badly: it decides nothing.
         breaker.end(older, Ended::Unavailable, NO_TENANT, now, 1.0);
         assert!(matches!(breaker.state(), State::Probation { .. }));
