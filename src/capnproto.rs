@@ -10,6 +10,7 @@ mod connection;
 pub mod respond;
 
 use std::io;
+use std::mem::Discriminant;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,11 +24,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::capnproto::connection::Connection;
+use crate::log::throttle::Throttle;
 use crate::model::tenant::TenantId;
 use crate::wire::capnproto::decode::{Position, RequestError, SeriesCaps, next_piece};
 use crate::wire::capnproto::frame::Message;
 use crate::wire::snappy::BufferPool;
 use crate::write::admission::{Admission, Overloaded, share};
+use crate::write::error::WriteError;
 use crate::write::known::LabelCaps;
 use crate::write::service::{PeerSink, PeerWriteError, rank};
 
@@ -40,6 +43,9 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// Idle buffers kept, as for gRPC.
 const POOLED_BUFFERS_MAX: usize = 64;
 const POOLED_BYTES_MAX: usize = 64 << 20;
+
+/// A kind of failure of this node is told once in this time; peers repeat what failed.
+const TOLD_INTERVAL: Duration = Duration::from_secs(10);
 
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
@@ -87,6 +93,7 @@ struct Server<S> {
     sink: Option<Arc<S>>,
     words: WordPool,
     pieces: BufferPool,
+    told: Throttle<Discriminant<WriteError>>,
 }
 
 /// Serves until `draining`; then takes no more connections, lets the calls under way finish for the
@@ -103,6 +110,7 @@ pub async fn serve<S: PeerSink>(
         sink,
         words: WordPool::default(),
         pieces: BufferPool::new(POOLED_BUFFERS_MAX, POOLED_BYTES_MAX),
+        told: Throttle::new(TOLD_INTERVAL),
     });
     let connections = TaskTracker::new();
     let cut = CancellationToken::new();
@@ -148,6 +156,20 @@ impl<S: PeerSink> Server<S> {
     fn check(&self) -> Result<&Arc<S>, CallError> {
         let sink = self.sink.as_ref().ok_or(CallError::NoStorage)?;
         if (self.options.is_accepting)() { Ok(sink) } else { Err(CallError::NotAccepting) }
+    }
+
+    /// What a peer sent wrongly is told to those who debug, here as there.
+    fn log_failure(&self, error: &CallError) {
+        let untold = match error {
+            CallError::Write(PeerWriteError::Write(cause)) if cause.is_ours() => {
+                self.told.pass(std::mem::discriminant(cause))
+            }
+            _ => None,
+        };
+        match untold {
+            Some(untold) => tracing::warn!(err = %error, untold, "write of a peer failed"),
+            None => tracing::debug!(err = %error, "write of a peer failed"),
+        }
     }
 
     /// Stores the series of a call to write. Everything that can be stored is; of several failures

@@ -268,6 +268,7 @@ impl<S: PeerSink> Session<S> {
         let held = match admitted {
             Ok(held) => held,
             Err(error) => {
+                self.server.log_failure(&error);
                 self.server.words.put_back(message.into_words());
                 return self.answer(answer(question, &Err(error))).await;
             }
@@ -281,6 +282,9 @@ impl<S: PeerSink> Session<S> {
         let server = self.server.clone();
         let made = async move {
             let result = server.write(&message).await;
+            if let Err(error) = &result {
+                server.log_failure(error);
+            }
             server.words.put_back(message.into_words());
             drop(held);
             if calls.end(question, number)
@@ -308,9 +312,6 @@ impl<S: PeerSink> Session<S> {
 fn answer(question: u32, result: &Result<(), CallError>) -> Vec<u8> {
     match result {
         Ok(()) => rpc::return_written(question, WriteError::None, ""),
-        Err(error) => {
-            tracing::debug!(err = %error, "write of a peer failed");
-            rpc::return_written(question, respond::write(error), &error.to_string())
-        }
+        Err(error) => rpc::return_written(question, respond::write(error), &error.to_string()),
     }
 }

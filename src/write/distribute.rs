@@ -25,7 +25,7 @@ use crate::wire::remote_write_v1::{
 use crate::write::admission::{InflightGuard, Overloaded};
 use crate::write::distribute::groups::Groups;
 use crate::write::distribute::one_pass::{OrderedLabels, read_ordered_labels};
-use crate::write::known::{LabelCaps, display, judge_labels};
+use crate::write::known::{LabelCaps, STORM, display, judge_labels, samples_max};
 use crate::write::{Manners, WriteOutcome};
 
 /// About what a series takes in a request, for a first guess at how many there are.
@@ -294,6 +294,10 @@ impl<'a, 'r> Distributor<'a, 'r> {
         in_order: bool,
     ) -> Result<(), DistributeError> {
         self.outcome.samples_stored += contents.samples;
+        // What no node stores is told here, or it would be sent again for ever.
+        if self.outcome.samples_stored > samples_max(self.request.len()) as u64 {
+            return Err(STORM.into());
+        }
         self.outcome.exemplars_dropped += contents.exemplars;
         let (offset, len) = match usual_head(self.request, end, body.len()).filter(|_| in_order) {
             Some(head) => (end - body.len() - head, head + body.len()),

@@ -25,6 +25,15 @@ const SAMPLE_BYTES_MIN: usize = 9;
 /// Samples that a request may have whatever its length.
 const SAMPLES_ALLOWED: usize = 4096;
 
+/// Why a request with more samples is refused.
+pub(super) const STORM: DecodeError =
+    DecodeError { field: "timeseries", what: "a storm of empty samples" };
+
+/// Samples that a request of so many bytes may have.
+pub(super) fn samples_max(bytes: usize) -> usize {
+    (bytes / SAMPLE_BYTES_MIN).max(SAMPLES_ALLOWED)
+}
+
 /// What a series' labels may amount to.
 #[derive(Clone, Copy, Debug)]
 pub struct LabelCaps {
@@ -65,7 +74,7 @@ pub fn decode_fields<'r>(
         known,
         manners,
         caps,
-        samples_max: (bytes / SAMPLE_BYTES_MIN).max(SAMPLES_ALLOWED),
+        samples_max: samples_max(bytes),
         batch,
         outcome: WriteOutcome::default(),
         guess: Guess::default(),
@@ -215,7 +224,7 @@ impl<'r> Decoder<'r, '_> {
 
     fn push_sample(&mut self, series: u32, t: i64, v: u64) -> Result<(), DecodeError> {
         if self.batch.samples.len() >= self.samples_max {
-            return Err(DecodeError { field: "timeseries", what: "a storm of empty samples" });
+            return Err(STORM);
         }
         self.batch.push(series, t, v);
         Ok(())

@@ -515,3 +515,17 @@ fn places_of_many_short_series_are_held_against_the_nodes_budget() {
         assert_eq!(admission.inflight_bytes(), 0);
     }
 }
+
+#[test]
+fn a_storm_of_empty_samples_is_refused_where_it_comes_in() {
+    let hashring = hashring(3, 3, Algorithm::Ketama);
+    let ring = hashring.ring_of(TENANT).unwrap();
+    for (samples, is_storm) in [(4096, false), (4097, true)] {
+        let body = [&b"\x0a\x06\x0a\x01a\x12\x01b"[..], &b"\x12\x00".repeat(samples)].concat();
+        let mut request = Vec::new();
+        push_field(&mut request, 0x0a, &body);
+        let placed =
+            distribute(unplaced(request.into(), Manners::Thanos), &ring, 3, Replicas::All(3));
+        assert_eq!(placed.err(), is_storm.then_some(DistributeError::Decode(STORM)), "{samples}");
+    }
+}
