@@ -11,6 +11,8 @@
 //! the last one there. The replica then refuses the earlier samples of a series as out of order, and
 //! they stay a copy short.
 
+mod call;
+
 use std::future::Future;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -23,15 +25,14 @@ use tokio_util::task::TaskTracker;
 use crate::hashring::{CurrentHashring, Endpoint, Hashring};
 use crate::metrics::{Counter, Registry};
 use crate::model::tenant::TenantId;
-use crate::peer::message::{Compression, ForwardMessage, Protocol, TenantBatch};
+use crate::peer::message::{Compression, ForwardMessage, Protocol};
 use crate::peer::{ForwardError, PeerPool};
-use crate::wire::capnproto::encode::SeriesTable;
-use crate::wire::remote_write_v1::DecodeError;
 use crate::write::admission::{Admission, Overloaded};
 use crate::write::distribute::{
     Batch, DeflatedGroups, DistributeError, PlacedSeries, Replicas, Unplaced, distribute,
 };
 use crate::write::error::{Refusals, WriteError};
+use crate::write::fanout::call::{Answer, Call};
 use crate::write::known::LabelCaps;
 use crate::write::local::LocalWriter;
 use crate::write::quorum::{QuorumLedger, ReplicaOutcome, Verdict, WriteQuorum};
@@ -171,30 +172,6 @@ struct Incoming<'a> {
     /// As on the wire: counted from 1, 0 for a request that is not replicated yet.
     replica: u64,
     manners: Manners,
-}
-
-/// What became of one batch.
-struct Answer {
-    /// Which one.
-    batch: usize,
-    outcome: ReplicaOutcome,
-    /// What this node's storage refused.
-    refusals: Refusals,
-    /// In words, if it is no success.
-    failure: Option<String>,
-    /// False if the replica was not even asked.
-    was_sent: bool,
-}
-
-impl Answer {
-    fn told(batch: usize, outcome: ReplicaOutcome, failure: Option<String>) -> Answer {
-        Answer { batch, outcome, refusals: Refusals::default(), failure, was_sent: true }
-    }
-
-    fn of_failure(batch: usize, error: &ForwardError) -> Answer {
-        let was_sent = error.not_sent().is_none();
-        Answer { was_sent, ..Answer::told(batch, outcome_of_peer(error), Some(error.to_string())) }
-    }
 }
 
 impl<F: Forward, L: LocalStore> Fanout<F, L> {
@@ -377,108 +354,6 @@ impl<F: Forward, L: LocalStore> PeerSink for Fanout<F, L> {
     }
 }
 
-/// One request on its way out, shared by its batches.
-struct Call {
-    tenant: TenantId,
-    series: PlacedSeries,
-    /// The same series, where messages can share their deflated bytes.
-    deflated: Option<DeflatedGroups>,
-    /// The series taken apart, if any goes out over Cap'n Proto.
-    table: OnceLock<Result<SeriesTable, DecodeError>>,
-    batches: Arc<[Batch]>,
-    manners: Manners,
-    deadline: Instant,
-    is_replicated: bool,
-}
-
-impl Call {
-    /// Stores a batch on this node.
-    async fn store<L: LocalStore>(self: Arc<Call>, batch: usize, store: &L) -> Answer {
-        let groups = self.batches.get(batch).map_or(&[][..], |batch| &batch.groups);
-        let stored = store.store(&self.tenant, &self.series, groups, self.manners);
-        let (outcome, refusals, failure) = match timeout_at(self.deadline, stored).await {
-            Ok(Ok(outcome)) if outcome.refusals.is_empty() => {
-                (ReplicaOutcome::Stored, outcome.refusals, None)
-            }
-            Ok(Ok(outcome)) => (ReplicaOutcome::Conflict, outcome.refusals, None),
-            Ok(Err(error)) => {
-                let text = format!("this node: {error}");
-                (outcome_of_local(&error), Refusals::default(), Some(text))
-            }
-            Err(_) => {
-                let text = "this node did not store it in time".to_owned();
-                (ReplicaOutcome::TimedOut, Refusals::default(), Some(text))
-            }
-        };
-        Answer { batch, outcome, refusals, failure, was_sent: true }
-    }
-
-    /// Sends a batch to the peer at `address`.
-    async fn forward<F: Forward>(
-        self: Arc<Call>,
-        batch: usize,
-        forward: &F,
-        address: &str,
-    ) -> Answer {
-        let deadline = self.deadline;
-        // Gathering is most of the work.
-        if let Err(error) = forward.check(address, self.tenant.as_str()).await {
-            return Answer::of_failure(batch, &error);
-        }
-        let message = self.gather(batch, forward.protocol());
-        // The message is the peer's; the request's bytes are let go.
-        drop(self);
-        let message = match message {
-            Ok(message) => message,
-            Err(text) => return Answer::told(batch, ReplicaOutcome::Failed, Some(text)),
-        };
-        let timeout = deadline.saturating_duration_since(Instant::now());
-        match forward.forward(address, &message, timeout).await {
-            Ok(()) => Answer::told(batch, ReplicaOutcome::Stored, None),
-            Err(error) => Answer::of_failure(batch, &error),
-        }
-    }
-
-    fn table(&self) -> &Result<SeriesTable, DecodeError> {
-        self.table.get_or_init(|| SeriesTable::new(self.series.all_fields()))
-    }
-
-    fn gather(&self, batch: usize, protocol: Protocol) -> Result<ForwardMessage, String> {
-        let Some(batch) = self.batches.get(batch) else {
-            return Err("no such batch".to_owned());
-        };
-        match protocol {
-            Protocol::Protobuf(compression) => self.gather_protobuf(batch, compression),
-            Protocol::CapnProto => {
-                let table = self.table().as_ref().map_err(ToString::to_string)?;
-                let numbers: Vec<u32> = self.series.numbers(&batch.groups).collect();
-                ForwardMessage::gather_capnproto(self.tenant.as_str(), table, &numbers)
-                    .map_err(|error| error.to_string())
-            }
-        }
-    }
-
-    fn gather_protobuf(
-        &self,
-        batch: &Batch,
-        compression: Compression,
-    ) -> Result<ForwardMessage, String> {
-        if let Some(deflated) = &self.deflated {
-            return ForwardMessage::gather_deflated(
-                u64::from(batch.replica) + 1,
-                self.tenant.as_str(),
-                deflated.plain_bytes(&batch.groups),
-                deflated.chunks(&batch.groups),
-            )
-            .map_err(|error| error.to_string());
-        }
-        let series = self.series.fields(&batch.groups);
-        let tenants = [TenantBatch { tenant: self.tenant.as_str(), series }];
-        ForwardMessage::gather(u64::from(batch.replica) + 1, &tenants, compression)
-            .map_err(|error| error.to_string())
-    }
-}
-
 /// Takes answers until the verdict is fixed.
 async fn wait(
     mut answers: mpsc::Receiver<Answer>,
@@ -539,32 +414,6 @@ fn not_placed(error: DistributeError) -> WriteError {
         DistributeError::TooLong(_) => {
             WriteError::TooLarge { stage: "place", detail: error.to_string() }
         }
-    }
-}
-
-fn outcome_of_local(error: &WriteError) -> ReplicaOutcome {
-    match error {
-        WriteError::TenantNotReady { .. } => ReplicaOutcome::NotReady,
-        WriteError::Unavailable(_) => ReplicaOutcome::Unavailable,
-        // No retry could store it.
-        WriteError::Invalid { .. } | WriteError::TooLarge { .. } => ReplicaOutcome::Conflict,
-        WriteError::TenantName(_)
-        | WriteError::BadReplica { .. }
-        | WriteError::NoHashring
-        | WriteError::Placement(_)
-        | WriteError::NoQuorum { .. } => ReplicaOutcome::Failed,
-    }
-}
-
-fn outcome_of_peer(error: &ForwardError) -> ReplicaOutcome {
-    match error {
-        ForwardError::Conflict { .. } => ReplicaOutcome::Conflict,
-        ForwardError::Unavailable { .. }
-        | ForwardError::Unreachable { .. }
-        | ForwardError::BackedOff { .. }
-        | ForwardError::Full { .. } => ReplicaOutcome::Unavailable,
-        ForwardError::TimedOut { .. } => ReplicaOutcome::TimedOut,
-        ForwardError::BadReplica { .. } | ForwardError::Failed { .. } => ReplicaOutcome::Failed,
     }
 }
 

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use parking_lot::Mutex;
 use tonic::Code;
 
+use super::call::outcome_of_local;
 use super::*;
 use crate::hashring::{Algorithm, Endpoint, HashringMetrics, RingDefaults, RingOptions};
 use crate::model::labels::{TAG_FIELD_1, push_label};
