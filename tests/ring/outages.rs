@@ -33,7 +33,7 @@ fn with_two_replicas_a_killed_node_costs_no_write_and_no_sample() {
     ring.nodes[2].kill();
     load.wait_stretch();
     ring.nodes[0].wait_until("fails to reach the dead node", |node| {
-        node.metric("thanos_receive_forward_requests_total{result=\"error\"}") > 0.0
+        node.metric("ringest_peer_forwards_not_sent_total") > 0.0
     });
     ring.nodes[2].start();
     ring.nodes[0].wait_member(&killed, "open");
