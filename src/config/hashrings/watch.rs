@@ -130,20 +130,20 @@ impl HashringsFile {
         let hashring =
             Hashring::build(rings, self.defaults, previous.as_deref(), &self.hashring_metrics);
         self.content_hash = Some(content_hash);
-        self.note_success(&content, &hashring);
+        self.count_success(&content, &hashring);
         self.current.replace(hashring);
+        self.tell_success(&content);
         Ok(Loaded::Changed)
     }
 
-    fn note_success(&mut self, content: &[u8], hashring: &Hashring) {
-        let now = self.clock.now();
+    fn count_success(&mut self, content: &[u8], hashring: &Hashring) {
         let config_hash = hashrings::config_hash(content);
         let metrics = &self.metrics;
         metrics.changes.inc();
         metrics.config_hash.set(config_hash as f64);
         metrics.controller_hash.set(hashrings::controller_hash(content) as f64);
         metrics.last_successful.set(1.0);
-        metrics.last_success_seconds.set(now as f64 / 1000.0);
+        metrics.last_success_seconds.set(self.clock.now() as f64 / 1000.0);
         // A ring that is gone has no nodes, rather than those it had.
         for name in self.names.drain() {
             for family in [&metrics.nodes, &metrics.tenants, &metrics.warnings] {
@@ -165,8 +165,16 @@ impl HashringsFile {
                 "hashring has a flaw"
             );
         }
-        *self.status.lock() =
-            FileStatus { config_hash: Some(config_hash), loaded_at: Some(now), last_error: None };
+    }
+
+    /// Only now that it is true.
+    fn tell_success(&self, content: &[u8]) {
+        let config_hash = hashrings::config_hash(content);
+        *self.status.lock() = FileStatus {
+            config_hash: Some(config_hash),
+            loaded_at: Some(self.clock.now()),
+            last_error: None,
+        };
         tracing::info!(
             component = "receive",
             path = %self.path.display(),
@@ -450,8 +458,12 @@ mod tests {
 
         async fn wait_for_error(&self, part: &str) {
             let has_error =
-                || self.status.lock().last_error.as_ref().is_some_and(|e| e.contains(part));
-            while !has_error() {
+                |status: &FileStatus| status.last_error.as_ref().is_some_and(|e| e.contains(part));
+            self.wait_until(has_error).await;
+        }
+
+        async fn wait_until(&self, holds: impl Fn(&FileStatus) -> bool) {
+            while !holds(&self.status.lock()) {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         }
@@ -561,7 +573,7 @@ mod tests {
         fs::write(fixture.path("hashrings.json"), ring("b:1")).unwrap();
         fixture.wait_for("b:1").await;
         assert_eq!(fixture.metric("thanos_receive_config_last_reload_successful").unwrap(), "1");
-        assert!(fixture.status.lock().last_error.is_none());
+        fixture.wait_until(|status| status.last_error.is_none()).await;
         fixture.end().await;
     }
 
