@@ -44,9 +44,6 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(60);
 const POOLED_BUFFERS_MAX: usize = 64;
 const POOLED_BYTES_MAX: usize = 64 << 20;
 
-/// A kind of failure of this node is told once in this time; peers repeat what failed.
-const TOLD_INTERVAL: Duration = Duration::from_secs(10);
-
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -110,7 +107,7 @@ pub async fn serve<S: PeerSink>(
         sink,
         words: WordPool::default(),
         pieces: BufferPool::new(POOLED_BUFFERS_MAX, POOLED_BYTES_MAX),
-        told: Throttle::new(TOLD_INTERVAL),
+        told: Throttle::default(),
     });
     let connections = TaskTracker::new();
     let cut = CancellationToken::new();

@@ -164,7 +164,8 @@ impl Hashring {
     }
 
     /// Position in the file of the ring that takes the tenant.
-    pub fn position_of_ring(&self, tenant: &str) -> Result<usize, PlacementError> {
+    #[cfg(test)]
+    fn position_of_ring(&self, tenant: &str) -> Result<usize, PlacementError> {
         self.choice.ring_of(tenant)
     }
 
@@ -207,13 +208,6 @@ impl Hashring {
                 Ok(Placement::PerTenant(_)) | Err(_) => None,
             },
         })
-    }
-
-    /// Whether any ring is placed by hashmod, which moves nearly every series when it changes.
-    pub fn has_hashmod(&self) -> bool {
-        let algorithm =
-            |ring: &MemberRing| ring.built_from.algorithm.resolve(self.defaults.algorithm);
-        self.rings.iter().any(|ring| algorithm(ring) == Algorithm::Hashmod)
     }
 
     /// The member at the same place among those of the same name.

@@ -46,8 +46,6 @@ const BUFFER_STEP_BYTES: usize = 64 * 1024;
 const POOLED_BUFFERS_MAX: usize = 64;
 const POOLED_BYTES_MAX: usize = 64 << 20;
 
-const TOLD_INTERVAL: Duration = Duration::from_secs(10);
-
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CallError {
@@ -116,7 +114,7 @@ impl<S: PeerSink> RemoteWriteServer<S> {
             ),
             messages: BufferPool::new(POOLED_BUFFERS_MAX, POOLED_BYTES_MAX),
             inflated: BufferPool::new(POOLED_BUFFERS_MAX, POOLED_BYTES_MAX),
-            told: Throttle::new(TOLD_INTERVAL),
+            told: Throttle::default(),
         }))
     }
 }

@@ -148,7 +148,8 @@ impl Ring {
     }
 
     /// The hash of each section, ascending. Empty for hashmod.
-    pub fn section_hashes(&self) -> &[u64] {
+    #[cfg(test)]
+    pub(super) fn section_hashes(&self) -> &[u64] {
         match &self.lookup {
             Lookup::Clockwise(sorted) => &sorted.hashes,
             _ => &[],

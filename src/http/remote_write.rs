@@ -29,7 +29,7 @@ use crate::log::throttle::Throttle;
 use crate::metrics::Registry;
 use crate::model::tenant::{TenantId, TenantNameError};
 use crate::wire::snappy::{self, BufferPool, SnappyError};
-use crate::write::admission::{Admission, InflightGuard, Overloaded, share};
+use crate::write::admission::{Admission, InflightGuard, share};
 use crate::write::error::WriteError;
 use crate::write::fanout::{Fanout, Forward, LocalStore};
 use crate::write::local::LocalWriter;
@@ -48,9 +48,6 @@ const MESSAGE_2: &str = "io.prometheus.write.v2.Request";
 /// A body's buffer grows from here, doubling up to its declared length, so that a declaration
 /// alone takes no more than this.
 const BODY_STEP_BYTES: u64 = 64 * 1024;
-
-/// A kind of failure of this node is told once in this time; senders repeat what failed.
-const TOLD_INTERVAL: Duration = Duration::from_secs(10);
 
 /// What a request counts for at least: its head, its task, its answer.
 const REQUEST_BYTES_MIN: u64 = 4 * 1024;
@@ -194,7 +191,7 @@ impl<S: WriteSink> WriteService<S> {
             bodies: BufferPool::new(POOLED_BUFFERS_MAX, POOLED_BYTES_MAX),
             inflated: BufferPool::new(POOLED_BUFFERS_MAX, POOLED_BYTES_MAX),
             metrics: WriteMetrics::new(registry),
-            told: Throttle::new(TOLD_INTERVAL),
+            told: Throttle::default(),
         }
     }
 
@@ -226,8 +223,10 @@ impl<S: WriteSink> WriteService<S> {
         // must fit now, but is held only as it arrives.
         let body_bytes_max = limits.body_bytes_max();
         let declared = body.size_hint().exact();
-        self.admission.check(declared.unwrap_or(0).min(body_bytes_max)).map_err(overloaded)?;
-        let mut inflight = self.admission.admit(REQUEST_BYTES_MIN).map_err(overloaded)?;
+        self.admission
+            .check(declared.unwrap_or(0).min(body_bytes_max))
+            .map_err(WriteError::from)?;
+        let mut inflight = self.admission.admit(REQUEST_BYTES_MIN).map_err(WriteError::from)?;
 
         // Size, as declared.
         if let Some(bytes) = declared.filter(|bytes| *bytes > body_bytes_max) {
@@ -244,7 +243,9 @@ impl<S: WriteSink> WriteService<S> {
             snappy::inflated_len(block.as_mut_vec(), limits.inflated_bytes_max(block_bytes))
                 .map_err(snappy_error)?;
         let inflated_bytes = inflated_len as u64;
-        inflight.resize(REQUEST_BYTES_MIN + block_bytes + inflated_bytes).map_err(overloaded)?;
+        inflight
+            .resize(REQUEST_BYTES_MIN + block_bytes + inflated_bytes)
+            .map_err(WriteError::from)?;
         let mut inflated = self.inflated.take();
         let request_bytes =
             snappy::inflate(block.as_mut_vec(), inflated_len, inflated.as_mut_vec())
@@ -252,7 +253,7 @@ impl<S: WriteSink> WriteService<S> {
                 .len();
         drop(block);
         // Shrinking always succeeds.
-        inflight.resize(REQUEST_BYTES_MIN + inflated_bytes).map_err(overloaded)?;
+        inflight.resize(REQUEST_BYTES_MIN + inflated_bytes).map_err(WriteError::from)?;
 
         // Version.
         if manners == Manners::Thanos {
@@ -301,7 +302,7 @@ impl<S: WriteSink> WriteService<S> {
                 if len > body_bytes_max {
                     return Err(too_large(STAGE, len, body_bytes_max));
                 }
-                inflight.resize(REQUEST_BYTES_MIN + len).map_err(overloaded)?;
+                inflight.resize(REQUEST_BYTES_MIN + len).map_err(WriteError::from)?;
                 reserve(block, chunk.len(), declared);
                 block.extend_from_slice(&chunk);
             }
@@ -539,10 +540,6 @@ fn snappy_error(error: SnappyError) -> WriteError {
             WriteError::TooLarge { stage: STAGE, detail: error.to_string() }
         }
     }
-}
-
-fn overloaded(error: Overloaded) -> WriteError {
-    WriteError::Unavailable(format!("overload: {error}"))
 }
 
 #[cfg(test)]

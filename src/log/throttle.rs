@@ -8,7 +8,6 @@ use parking_lot::Mutex;
 
 /// Says of each kind of line whether it is its time. Kinds are few and known: none is forgotten.
 pub struct Throttle<K> {
-    interval: Duration,
     kinds: Mutex<HashMap<K, Said>>,
 }
 
@@ -18,12 +17,16 @@ struct Said {
     unsaid: u64,
 }
 
-impl<K: Eq + Hash> Throttle<K> {
-    /// At most one line of a kind in `interval`.
-    pub fn new(interval: Duration) -> Throttle<K> {
-        Throttle { interval, kinds: Mutex::default() }
-    }
+/// A kind is told once in this time. Senders and peers repeat what failed.
+const INTERVAL: Duration = Duration::from_secs(10);
 
+impl<K> Default for Throttle<K> {
+    fn default() -> Throttle<K> {
+        Throttle { kinds: Mutex::default() }
+    }
+}
+
+impl<K: Eq + Hash> Throttle<K> {
     /// How many lines of this kind were left out since the last one, if one may be said now.
     pub fn pass(&self, kind: K) -> Option<u64> {
         self.pass_at(kind, Instant::now())
@@ -35,7 +38,7 @@ impl<K: Eq + Hash> Throttle<K> {
             kinds.insert(kind, Said { at: now, unsaid: 0 });
             return Some(0);
         };
-        if now.duration_since(said.at) < self.interval {
+        if now.duration_since(said.at) < INTERVAL {
             said.unsaid += 1;
             return None;
         }
@@ -50,7 +53,7 @@ mod tests {
 
     #[test]
     fn each_kind_is_said_once_in_the_interval_and_the_others_are_counted() {
-        let throttle = Throttle::new(Duration::from_secs(10));
+        let throttle = Throttle::default();
         let begin = Instant::now();
         let at = |seconds| begin + Duration::from_secs(seconds);
         assert_eq!(throttle.pass_at("a", begin), Some(0));

@@ -4,6 +4,7 @@ use std::fmt;
 
 use crate::hashring::PlacementError;
 use crate::model::tenant::TenantNameError;
+use crate::write::admission::Overloaded;
 
 /// A request that failed as a whole. What each becomes on the wire is decided in `http/respond.rs`
 /// and `grpc/respond.rs`, nowhere else.
@@ -36,6 +37,12 @@ pub enum WriteError {
     /// replicas said, and what the request held.
     #[error("no quorum: {detail}")]
     NoQuorum { detail: String, series: u64, samples: u64 },
+}
+
+impl From<Overloaded> for WriteError {
+    fn from(error: Overloaded) -> WriteError {
+        WriteError::Unavailable(format!("overload: {error}"))
+    }
 }
 
 impl WriteError {

@@ -27,7 +27,7 @@ use crate::metrics::{Counter, Registry};
 use crate::model::tenant::TenantId;
 use crate::peer::message::{Compression, ForwardMessage, Protocol};
 use crate::peer::{ForwardError, PeerPool};
-use crate::write::admission::{Admission, Overloaded};
+use crate::write::admission::Admission;
 use crate::write::distribute::{
     Batch, DeflatedGroups, DistributeError, PlacedSeries, Replicas, Unplaced, distribute,
 };
@@ -216,7 +216,7 @@ impl<F: Forward, L: LocalStore> Fanout<F, L> {
             tenant: incoming.tenant.as_str(),
             manners: incoming.manners,
             caps: self.options.caps,
-            inflight: self.admission.admit(0).map_err(overloaded)?,
+            inflight: self.admission.admit(0)?,
         };
         let placed = distribute(unplaced, &ring, hashring.endpoints().len(), replicas)
             .map_err(not_placed)?;
@@ -243,17 +243,20 @@ impl<F: Forward, L: LocalStore> Fanout<F, L> {
     /// over Cap'n Proto. One write of all is cheaper than one for each replica.
     fn merge(&self, batches: Vec<Batch>, hashring: &Hashring) -> Vec<Batch> {
         let over_capnproto = self.forward.protocol() == Protocol::CapnProto;
+        if !over_capnproto && self.local.is_none() {
+            return batches;
+        }
         let mut merged: Vec<Batch> = Vec::with_capacity(batches.len());
         for batch in batches {
             match merged.last_mut().filter(|last| last.endpoint == batch.endpoint) {
                 Some(last) if over_capnproto || self.is_here(hashring.endpoint(batch.endpoint)) => {
                     last.groups.extend(batch.groups);
+                    // A run for each replica; a request's order holds within all of them.
+                    last.groups.sort();
                 }
                 _ => merged.push(batch),
             }
         }
-        // They are a run for each replica; a request's order holds within all of them.
-        merged.iter_mut().for_each(|batch| batch.groups.sort());
         merged
     }
 
@@ -401,13 +404,9 @@ async fn wait(
     }
 }
 
-fn overloaded(error: Overloaded) -> WriteError {
-    WriteError::Unavailable(format!("overload: {error}"))
-}
-
 fn not_placed(error: DistributeError) -> WriteError {
     match error {
-        DistributeError::Overloaded(error) => overloaded(error),
+        DistributeError::Overloaded(error) => error.into(),
         DistributeError::Decode(error) => {
             WriteError::Invalid { stage: "decode protobuf", detail: error.to_string() }
         }

@@ -185,13 +185,9 @@ impl QuorumLedger {
     }
 
     /// The verdict of one series, once it is fixed.
-    pub fn series_verdict(&self, series: u32) -> Option<Verdict> {
+    #[cfg(test)]
+    fn series_verdict(&self, series: u32) -> Option<Verdict> {
         self.tallies.get(series as usize)?.verdict(self.quorum)
-    }
-
-    /// Series that still wait for an answer that matters.
-    pub fn undecided_count(&self) -> usize {
-        self.undecided
     }
 
     /// The verdict over all series, once it is fixed: when each is decided, or one has come to the

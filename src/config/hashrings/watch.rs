@@ -130,14 +130,14 @@ impl HashringsFile {
         let hashring =
             Hashring::build(rings, self.defaults, previous.as_deref(), &self.hashring_metrics);
         self.content_hash = Some(content_hash);
-        self.count_success(&content, &hashring);
+        let config_hash = hashrings::config_hash(&content);
+        self.count_success(&content, config_hash, &hashring);
         self.current.replace(hashring);
-        self.tell_success(&content);
+        self.tell_success(config_hash);
         Ok(Loaded::Changed)
     }
 
-    fn count_success(&mut self, content: &[u8], hashring: &Hashring) {
-        let config_hash = hashrings::config_hash(content);
+    fn count_success(&mut self, content: &[u8], config_hash: u64, hashring: &Hashring) {
         let metrics = &self.metrics;
         metrics.changes.inc();
         metrics.config_hash.set(config_hash as f64);
@@ -168,8 +168,7 @@ impl HashringsFile {
     }
 
     /// Only now that it is true.
-    fn tell_success(&self, content: &[u8]) {
-        let config_hash = hashrings::config_hash(content);
+    fn tell_success(&self, config_hash: u64) {
         *self.status.lock() = FileStatus {
             config_hash: Some(config_hash),
             loaded_at: Some(self.clock.now()),
