@@ -79,6 +79,9 @@ impl Node {
     pub(crate) fn spawn(&mut self) {
         let mut command = Command::new(runner::binary());
         command.arg("receive").args(&self.args).current_dir(self.root.path());
+        // A suite starts a server again that died where it was recorded. Ours lives, and has to
+        // give its ports back first.
+        self.process = None;
         self.process = Some(Process::start(&mut command, &self.log_path()));
     }
 
