@@ -12,10 +12,10 @@ use ringest::hashring::{
     Algorithm, Endpoint, Hashring, HashringMetrics, RingDefaults, RingOptions,
 };
 use ringest::metrics::Registry;
-use ringest::peer::message::{Compression, ForwardMessage, TenantBatch};
+use ringest::peer::message::{Compression, Envelope, ForwardMessage};
 use ringest::write::Manners;
 use ringest::write::admission::Admission;
-use ringest::write::distribute::{DeflatedGroups, Placed, Replicas, Unplaced, distribute};
+use ringest::write::distribute::{Batch, DeflatedGroups, Placed, Replicas, Unplaced, distribute};
 use ringest::write::known::LabelCaps;
 use rustix::time::{ClockId, clock_gettime};
 
@@ -79,12 +79,14 @@ fn place(hashring: &Hashring, request: &Bytes, factor: u8) -> Placed {
     placed
 }
 
+fn envelope(batch: &Batch) -> Envelope<'static> {
+    Envelope { tenant: TENANT, replica: u64::from(batch.replica) + 1, is_merged: false }
+}
+
 fn gather(placed: &Placed, compression: Compression) {
     for batch in &placed.batches {
         let series = placed.series().fields(&batch.groups);
-        let tenants = [TenantBatch { tenant: TENANT, series }];
-        let replica = u64::from(batch.replica) + 1;
-        let message = ForwardMessage::gather(replica, &tenants, compression);
+        let message = ForwardMessage::gather(envelope(batch), series, compression);
         black_box(message.expect("a short message"));
     }
 }
@@ -95,9 +97,9 @@ fn gather_deflated(placed: &Placed) {
         return gather(placed, Compression::Snappy);
     };
     for batch in &placed.batches {
-        let (replica, groups) = (u64::from(batch.replica) + 1, &batch.groups);
+        let groups = &batch.groups;
         let (bytes, chunks) = (deflated.plain_bytes(groups), deflated.chunks(groups));
-        let message = ForwardMessage::gather_deflated(replica, TENANT, bytes, chunks);
+        let message = ForwardMessage::gather_deflated(envelope(batch), bytes, chunks);
         black_box(message.expect("a short message"));
     }
 }

@@ -8,7 +8,7 @@ use std::hint::black_box;
 
 use common::{REQUEST_SERIES, label_fields, request};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use ringest::peer::message::{Compression, ForwardMessage, TenantBatch};
+use ringest::peer::message::{Compression, Envelope, ForwardMessage};
 use ringest::wire::capnproto::decode::{Position, SeriesCaps, next_piece};
 use ringest::wire::capnproto::encode::{EncodedWrite, SeriesTable};
 use ringest::wire::capnproto::frame::{FrameReader, Message};
@@ -39,11 +39,12 @@ fn forward(criterion: &mut Criterion) {
     let request = request(labels.iter().enumerate(), 1_700_000_000_000);
     let series: Vec<&[u8]> = series_of(&request).into_iter().step_by(3).collect();
     let gather = |compression| {
-        let batch = TenantBatch { tenant: "default-tenant", series: series.iter().copied() };
-        ForwardMessage::gather(1, &[batch], compression).expect("below the cap")
+        let envelope = Envelope { tenant: "default-tenant", replica: 1, is_merged: false };
+        let fields = series.iter().copied();
+        ForwardMessage::gather(envelope, fields, compression).expect("below the cap")
     };
-    let message = gather(Compression::None);
-    let plain = &message.bytes()[ringest::wire::grpc::HEAD_BYTES..];
+    let body = gather(Compression::None).body();
+    let plain = &body.first_ref()[ringest::wire::grpc::HEAD_BYTES..];
     let mut deflated = Vec::new();
     deflate_snappy([plain], &mut deflated);
 

@@ -41,9 +41,14 @@ const READ_REQUEST_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Calls under way on one connection; a querier has one per query.
 const STREAMS_PER_CONNECTION_MAX: u32 = 1000;
 
-/// A peer's usual message, a third of 2,000 series, goes in one frame: the sender makes a system
-/// call of each frame, and wakes us for it. A frame that is announced takes this much memory.
-const FRAME_BYTES_MAX: u32 = 256 * 1024;
+/// A peer's usual message, 2,000 series or some of them, goes in one frame: the sender makes a
+/// system call of each frame, wakes us for it, and what comes in several has to be copied together.
+const FRAME_BYTES_MAX: u32 = 1024 * 1024;
+
+/// What may be under way on a stream, and on a connection, before it is read: whole frames, and the
+/// next ones while these are taken in.
+const STREAM_WINDOW_BYTES: u32 = 2 * FRAME_BYTES_MAX;
+const CONNECTION_WINDOW_BYTES: u32 = 4 * FRAME_BYTES_MAX;
 
 /// Connections without traffic are asked for a sign of life, so that what a dead reader held is
 /// freed. Every two hours is the habit of gRPC servers; a dead reader would hold memory so long.
@@ -152,6 +157,8 @@ pub async fn serve(
     let mut server = Server::builder()
         .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
         .max_frame_size(FRAME_BYTES_MAX)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .layer(metrics);

@@ -246,6 +246,8 @@ pub struct Peer {
     /// Told when a call has ended, which may have been the one on trial.
     trial_ended: Notify,
     last_error: Mutex<Option<(ForwardError, Timestamp)>>,
+    /// As it said with its last success.
+    takes_merged: AtomicBool,
     /// The log has it that the peer is backed off.
     is_told: AtomicBool,
 }
@@ -313,6 +315,7 @@ impl Peer {
             breaker: Mutex::new(Breaker::new(options.backoff_max)),
             trial_ended: Notify::new(),
             last_error: Mutex::default(),
+            takes_merged: AtomicBool::new(options.protocol == Protocol::CapnProto),
             is_told: AtomicBool::new(false),
             address,
             dialled,
@@ -338,6 +341,13 @@ impl Peer {
             Err(error) => self.note(error),
         }
         result
+    }
+
+    /// Whether it takes series of several replicas in one message. Over Cap'n Proto every peer does,
+    /// over gRPC those that have said so; one that is replaced by another that does not refuses the
+    /// first of such messages.
+    pub fn takes_merged(&self) -> bool {
+        self.takes_merged.load(Ordering::Relaxed)
     }
 
     /// Tells beforehand that a message for `tenant` would not be sent, so that none need be made.
@@ -384,7 +394,7 @@ impl Peer {
         message: &ForwardMessage,
         timeout: Duration,
     ) -> Result<(), ForwardError> {
-        let bytes = message.bytes().len() as u64;
+        let bytes = message.body_bytes() as u64;
         let max = self.inflight_bytes_max;
         let _held = self.inflight.take(bytes, max).map_err(|inflight| ForwardError::Full {
             peer: self.address.clone(),
@@ -449,7 +459,7 @@ impl Peer {
             let mut trial_ended = std::pin::pin!(self.trial_ended.notified());
             // From here on no end is missed.
             trial_ended.as_mut().enable();
-            let admitted = self.breaker.lock().admit(message.tenants(), now);
+            let admitted = self.breaker.lock().admit([message.tenant()], now);
             match admitted {
                 Ok(admitted) => return Ok(Call { peer: self, message, admitted: Some(admitted) }),
                 // By then it is taken for shut.
@@ -524,7 +534,10 @@ impl Peer {
             let call = client::call(&mut connection, &self.address, message, left);
             let result = timeout_at(deadline, call).await;
             let code = match &result {
-                Ok(Ok(())) => Code::Ok,
+                Ok(Ok(stored)) => {
+                    self.takes_merged.store(stored.takes_merged, Ordering::Relaxed);
+                    Code::Ok
+                }
                 Ok(Err(CallFailure::Status(code, _))) => *code,
                 Ok(Err(_)) => Code::Unavailable,
                 Err(_) => Code::DeadlineExceeded,
@@ -537,7 +550,7 @@ impl Peer {
                     attempt += 1;
                     self.link.leave(connection.number);
                 }
-                result => return result.map_err(|failure| self.judge(failure)),
+                result => return result.map(drop).map_err(|failure| self.judge(failure)),
             }
         }
     }
@@ -549,6 +562,11 @@ impl Peer {
                 Code::AlreadyExists => ForwardError::Conflict { peer, detail },
                 Code::InvalidArgument => ForwardError::BadReplica { peer, detail },
                 Code::Unavailable => ForwardError::Unavailable { peer, detail },
+                // It is another program than it was.
+                Code::Unimplemented => {
+                    self.takes_merged.store(false, Ordering::Relaxed);
+                    ForwardError::Failed { peer, code, detail }
+                }
                 // We have cancelled nothing: a time-out of the peer's own, as tonic tells it.
                 Code::DeadlineExceeded | Code::Cancelled => ForwardError::TimedOut { peer },
                 code => ForwardError::Failed { peer, code, detail },
@@ -596,9 +614,9 @@ struct Call<'a> {
 impl Call<'_> {
     fn end(&mut self, ended: Ended) -> Blamed {
         let Some(admitted) = self.admitted.take() else { return Blamed::Nobody };
-        let tenants = self.message.tenants();
+        let tenant = self.message.tenant();
         let blamed =
-            self.peer.breaker.lock().end(admitted, ended, tenants, Instant::now(), jitter());
+            self.peer.breaker.lock().end(admitted, ended, [tenant], Instant::now(), jitter());
         self.peer.trial_ended.notify_waiters();
         blamed
     }

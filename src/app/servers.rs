@@ -223,11 +223,18 @@ fn write_endpoints<S: WriteSink + PeerSink>(
         is_accepting: Box::new(not_stopping(draining)),
         admission: admission.clone(),
         body_read_timeout: config.remote_write.body_read_timeout,
+        // A node that only routes places all series anew.
+        takes_merged: node.storage.is_some(),
         tasks: node.tasks.clone(),
     };
     let server =
         RemoteWriteServer::new(PeerWrites::new(sink, replication_factor), options, registry);
-    Writes { http: remote_write_router(Arc::new(write)), grpc: services.with(server), admission }
+    let merged = server.merged();
+    let mut grpc = services.with(server);
+    if let Some(merged) = merged {
+        grpc = grpc.with(merged);
+    }
+    Writes { http: remote_write_router(Arc::new(write)), grpc, admission }
 }
 
 async fn serve_http(

@@ -40,11 +40,12 @@ const CODES: [&str; 17] = [
 ];
 
 /// Service, method, type, and whether the method's metrics exist before its first call.
-const METHODS: [(&str, &str, &str, bool); 11] = [
+const METHODS: [(&str, &str, &str, bool); 12] = [
     ("thanos.Store", "Series", "server_stream", true),
     ("thanos.Store", "LabelNames", "unary", true),
     ("thanos.Store", "LabelValues", "unary", true),
     ("thanos.WriteableStore", "RemoteWrite", "unary", true),
+    ("ringest.WriteableStore", "RemoteWrite", "unary", false),
     ("thanos.Exemplars", "Exemplars", "server_stream", true),
     ("thanos.Status", "TSDBStatistics", "server_stream", true),
     ("thanos.info.Info", "Info", "unary", true),

@@ -14,7 +14,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
+use http::{HeaderMap, HeaderValue, Request, Response, header};
 use http_body_util::{BodyExt as _, Full};
 use tokio_util::task::TaskTracker;
 use tonic::body::Body;
@@ -23,15 +23,28 @@ use tonic::server::NamedService;
 use crate::grpc::respond;
 use crate::log::throttle::Throttle;
 use crate::metrics::{Gauge, Registry};
-use crate::wire::grpc::{ACCEPTED, Encoding, GRPC_ACCEPT_ENCODING, GRPC_ENCODING};
+use crate::wire::grpc::{ACCEPTED, Encoding, GRPC_ACCEPT_ENCODING, GRPC_ENCODING, TAKES_MERGED};
 use crate::wire::grpc::{HEAD_BYTES, Head, MessageError};
 use crate::wire::snappy::{BufferPool, PooledBuffer};
 use crate::write::admission::{Admission, InflightGuard, Overloaded, share};
 use crate::write::error::WriteError;
 use crate::write::service::{PeerSink, PeerWriteError, PeerWrites};
 
-const SERVICE: &str = "thanos.WriteableStore";
-const REMOTE_WRITE_PATH: &str = "/thanos.WriteableStore/RemoteWrite";
+/// The methods, one of each service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Method {
+    RemoteWrite,
+    MergedWrite,
+}
+
+impl Method {
+    fn path(self) -> &'static str {
+        match self {
+            Method::RemoteWrite => "/thanos.WriteableStore/RemoteWrite",
+            Method::MergedWrite => "/ringest.WriteableStore/RemoteWrite",
+        }
+    }
+}
 
 /// The longest message that Thanos sends and takes.
 const MESSAGE_BYTES_MAX: u64 = (1 << 31) - 1;
@@ -75,12 +88,19 @@ pub struct RemoteWriteOptions {
     pub admission: Arc<Admission>,
     /// From a call's head to its message's last byte.
     pub body_read_timeout: Duration,
+    /// Whether all that a peer has placed here is stored here, whichever replicas of its series.
+    /// Then [`MergedWriteServer`] is served, too.
+    pub takes_merged: bool,
     /// Writes under way, those included whose callers have gone.
     pub tasks: TaskTracker,
 }
 
 /// The service.
 pub struct RemoteWriteServer<S>(Arc<Inner<S>>);
+
+/// The same for merged messages: three replicas that go to one node are one call instead of three.
+/// Its name is not Thanos', whose nodes would place the series by the one number that it has.
+pub struct MergedWriteServer<S>(Arc<Inner<S>>);
 
 struct Inner<S> {
     writes: Arc<PeerWrites<S>>,
@@ -117,25 +137,30 @@ impl<S: PeerSink> RemoteWriteServer<S> {
             told: Throttle::default(),
         }))
     }
+
+    /// The service for merged messages, if they may come.
+    pub fn merged(&self) -> Option<MergedWriteServer<S>> {
+        self.0.options.takes_merged.then(|| MergedWriteServer(self.0.clone()))
+    }
 }
 
 impl<S: PeerSink> Inner<S> {
-    async fn call(&self, request: Request<Body>) -> Response<Body> {
-        if request.uri().path() != REMOTE_WRITE_PATH || request.method() != Method::POST {
+    async fn call(&self, request: Request<Body>, method: Method) -> Response<Body> {
+        if request.uri().path() != method.path() || request.method() != http::Method::POST {
             return tonic::Status::unimplemented("unknown method").into_http();
         }
         let _pending = Pending::count(&self.pending);
         let (head, body) = request.into_parts();
         let encoding = Encoding::of(&head.headers);
         let result = match encoding.clone() {
-            Ok(encoding) => self.write(body, encoding).await,
+            Ok(encoding) => self.write(method, body, encoding).await,
             Err(error) => Err(error.into()),
         };
         if let Err(error) = &result {
             self.log_failure(error);
         }
         match result {
-            Ok(()) => success(encoding.ok().flatten()),
+            Ok(()) => success(encoding.ok().flatten(), self.options.takes_merged),
             Err(error) => {
                 let mut response = respond::write(&error).into_http();
                 if let CallError::Message(MessageError::UnknownEncoding(_)) = error {
@@ -161,7 +186,12 @@ impl<S: PeerSink> Inner<S> {
         }
     }
 
-    async fn write(&self, body: Body, encoding: Option<Encoding>) -> Result<(), CallError> {
+    async fn write(
+        &self,
+        method: Method,
+        body: Body,
+        encoding: Option<Encoding>,
+    ) -> Result<(), CallError> {
         if !(self.options.is_accepting)() {
             return Err(CallError::NotAccepting);
         }
@@ -176,7 +206,7 @@ impl<S: PeerSink> Inner<S> {
         let end = HEAD_BYTES + head.len as usize;
         // Inflate.
         let Some(encoding) = encoding.filter(|_| head.is_encoded) else {
-            return self.store(share(message, HEAD_BYTES..end, inflight)).await;
+            return self.store(method, share(message, HEAD_BYTES..end, inflight)).await;
         };
         let deflated = message.as_ref().get(HEAD_BYTES..end).ok_or(MessageError::CutShort)?;
         let held = inflight.bytes();
@@ -190,14 +220,19 @@ impl<S: PeerSink> Inner<S> {
         inflight.resize(REQUEST_BYTES_MIN + request_bytes as u64)?;
 
         // Decode and store.
-        self.store(share(inflated, 0..request_bytes, inflight)).await
+        self.store(method, share(inflated, 0..request_bytes, inflight)).await
     }
 
     /// Stores a message in a task of its own: a Thanos router cancels what is still under way when
     /// its verdict is fixed, and good series would be a copy short for ever.
-    async fn store(&self, message: Bytes) -> Result<(), CallError> {
+    async fn store(&self, method: Method, message: Bytes) -> Result<(), CallError> {
         let writes = self.writes.clone();
-        let stored = self.options.tasks.spawn(async move { writes.write(message).await });
+        let stored = self.options.tasks.spawn(async move {
+            match method {
+                Method::RemoteWrite => writes.write(message).await,
+                Method::MergedWrite => writes.write_merged(message).await,
+            }
+        });
         Ok(stored.await.map_err(|_| CallError::Interrupted)??)
     }
 
@@ -314,7 +349,7 @@ fn reserve(buffer: &mut Vec<u8>, more: usize, end: usize) {
 
 /// An empty `thanos.WriteResponse`. One to an encoded request says that it is encoded, too, as
 /// grpc-go's does, though an empty message never is.
-fn success(encoding: Option<Encoding>) -> Response<Body> {
+fn success(encoding: Option<Encoding>, takes_merged: bool) -> Response<Body> {
     let message = Full::new(Bytes::from_static(&[0; HEAD_BYTES]));
     let mut trailers = HeaderMap::new();
     trailers.insert(tonic::Status::GRPC_STATUS, HeaderValue::from_static("0"));
@@ -325,33 +360,44 @@ fn success(encoding: Option<Encoding>) -> Response<Body> {
     if let Some(encoding) = encoding {
         headers.insert(GRPC_ENCODING, encoding.name());
     }
+    if takes_merged {
+        headers.insert(TAKES_MERGED, HeaderValue::from_static("true"));
+    }
     response
 }
 
-impl<S> Clone for RemoteWriteServer<S> {
-    fn clone(&self) -> RemoteWriteServer<S> {
-        RemoteWriteServer(self.0.clone())
-    }
+/// The two servers differ in name and method.
+macro_rules! serve {
+    ($server:ident, $name:literal, $method:expr) => {
+        impl<S> Clone for $server<S> {
+            fn clone(&self) -> $server<S> {
+                $server(self.0.clone())
+            }
+        }
+
+        impl<S> NamedService for $server<S> {
+            const NAME: &'static str = $name;
+        }
+
+        impl<S: PeerSink> tower::Service<Request<Body>> for $server<S> {
+            type Response = Response<Body>;
+            type Error = Infallible;
+            type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+            fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+                Poll::Ready(Ok(()))
+            }
+
+            fn call(&mut self, request: Request<Body>) -> Self::Future {
+                let inner = self.0.clone();
+                Box::pin(async move { Ok(inner.call(request, $method).await) })
+            }
+        }
+    };
 }
 
-impl<S> NamedService for RemoteWriteServer<S> {
-    const NAME: &'static str = SERVICE;
-}
-
-impl<S: PeerSink> tower::Service<Request<Body>> for RemoteWriteServer<S> {
-    type Response = Response<Body>;
-    type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let inner = self.0.clone();
-        Box::pin(async move { Ok(inner.call(request).await) })
-    }
-}
+serve!(RemoteWriteServer, "thanos.WriteableStore", Method::RemoteWrite);
+serve!(MergedWriteServer, "ringest.WriteableStore", Method::MergedWrite);
 
 #[cfg(test)]
 mod tests;

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Weak};
 
-use bytes::{Buf as _, Bytes};
+use bytes::Buf;
 use parking_lot::Mutex;
 use tokio::io::{AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
@@ -103,7 +103,7 @@ impl Client {
     /// Calls the peer's writer with a request of `words` words, packed, and waits for its answer.
     /// When the connection ends before, the call may be made again on another one: a write that is
     /// made twice stores the same.
-    pub async fn write(&self, words: u32, request: &Bytes) -> Answer {
+    pub async fn write(&self, words: u32, request: impl Buf) -> Answer {
         let (question, answer) = self.0.ask().ok_or(CallFailure::NotSent)?;
         let mut asked = Asked { shared: &self.0, question, is_sent: false };
         let head = rpc::call_head(question, self.0.export, words);
@@ -148,7 +148,7 @@ impl Shared {
 
     /// Writes a message when the stream is free. If it is dropped before the end, or fails, the
     /// connection is closed.
-    async fn send(&self, head: &[u8], body: &[u8]) -> io::Result<()> {
+    async fn send(&self, head: &[u8], body: impl Buf) -> io::Result<()> {
         let mut writer = self.writer.lock().await;
         // Taken out for as long as the stream is within a message.
         let mut stream = writer.take().ok_or(io::ErrorKind::BrokenPipe)?;
@@ -201,7 +201,7 @@ async fn write_notes(shared: &Weak<Shared>, has_notes: &Notify) {
     loop {
         has_notes.notified().await;
         let Some(shared) = shared.upgrade() else { return };
-        if !shared.state.lock().notes.is_empty() && shared.send(&[], &[]).await.is_err() {
+        if !shared.state.lock().notes.is_empty() && shared.send(&[], &[][..]).await.is_err() {
             return;
         }
     }

@@ -1,12 +1,11 @@
 //! One forward call with its deadline.
 //!
-//! Over gRPC, it is made below any library: the message is ready as bytes, and all that is wanted of the answer is
-//! its status.
+//! Over gRPC, it is made below any library: the message is ready as bytes, and all that is wanted of
+//! the answer is its status.
 
 use std::fmt;
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::uri::Scheme;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt as _, Full};
@@ -15,9 +14,11 @@ use tonic::{Code, Status};
 
 use crate::peer::link::{CallBody, Connection, Transport};
 use crate::peer::message::{Compression, Form, ForwardMessage};
-use crate::wire::grpc::{ACCEPTED, GRPC_ACCEPT_ENCODING, GRPC_ENCODING};
+use crate::wire::grpc::{ACCEPTED, GRPC_ACCEPT_ENCODING, GRPC_ENCODING, TAKES_MERGED};
 
 const REMOTE_WRITE_PATH: &str = "/thanos.WriteableStore/RemoteWrite";
+/// For messages that are merged. Thanos has no such method, and so refuses what it would misplace.
+const MERGED_WRITE_PATH: &str = "/ringest.WriteableStore/RemoteWrite";
 const USER_AGENT: HeaderValue =
     HeaderValue::from_static(concat!("ringest/", env!("CARGO_PKG_VERSION")));
 
@@ -53,19 +54,27 @@ impl fmt::Display for CallFailure {
     }
 }
 
+/// What a peer tells with its success.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// It takes series of several replicas in one message.
+    pub takes_merged: bool,
+}
+
 /// Sends `message` to the peer at `address` and waits for its answer.
 pub async fn call(
     connection: &mut Connection,
     address: &str,
     message: &ForwardMessage,
     timeout: Duration,
-) -> Result<(), CallFailure> {
+) -> Result<Stored, CallFailure> {
     let (sender, scheme, compression) = match (&mut connection.transport, message.form()) {
         (Transport::Grpc { sender, scheme }, Form::Protobuf(compression)) => {
             (sender, scheme, compression)
         }
         (Transport::CapnProto(client), Form::CapnProto { words }) => {
-            return client.write(words, message.bytes()).await;
+            client.write(words, message.body()).await?;
+            return Ok(Stored { takes_merged: true });
         }
         // A pool has one protocol.
         _ => {
@@ -73,7 +82,7 @@ pub async fn call(
             return Err(CallFailure::Status(Code::Internal, "another protocol".to_owned()));
         }
     };
-    let request = request(scheme, address, message.bytes().clone(), compression, timeout)
+    let request = request(scheme, address, message, compression, timeout)
         .map_err(|error| CallFailure::Broken(format!("address {address:?}: {error}")))?;
     let response = match sender.try_send_request(request).await {
         Ok(response) => response,
@@ -83,20 +92,21 @@ pub async fn call(
             None => return Err(broken(error.error())),
         },
     };
-    read_status(response).await
+    let takes_merged = response.headers().contains_key(TAKES_MERGED);
+    read_status(response).await.map(|()| Stored { takes_merged })
 }
 
 fn request(
     scheme: &Scheme,
     address: &str,
-    body: Bytes,
+    message: &ForwardMessage,
     compression: Compression,
     timeout: Duration,
 ) -> Result<Request<CallBody>, http::Error> {
     let uri = Uri::builder()
         .scheme(scheme.clone())
         .authority(address)
-        .path_and_query(REMOTE_WRITE_PATH)
+        .path_and_query(if message.is_merged() { MERGED_WRITE_PATH } else { REMOTE_WRITE_PATH })
         .build()?;
     let mut request = Request::post(uri)
         .header(header::CONTENT_TYPE, "application/grpc")
@@ -107,7 +117,7 @@ fn request(
     if compression == Compression::Snappy {
         request = request.header(GRPC_ENCODING, "snappy");
     }
-    request.body(Full::new(body))
+    request.body(Full::new(message.body()))
 }
 
 /// At most eight digits and a unit.

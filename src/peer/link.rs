@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use bytes::buf::Chain;
 use http::uri::Scheme;
 use http_body_util::Full;
 use hyper::client::conn::http2::{self, SendRequest};
@@ -29,7 +30,7 @@ use crate::peer::capnproto;
 use crate::peer::tls::ClientTls;
 
 /// Body of a call.
-pub type CallBody = Full<Bytes>;
+pub type CallBody = Full<Chain<Bytes, Bytes>>;
 
 /// Between failed attempts: dialling costs a peer nothing, and one that is back is to be used soon.
 /// No call makes the pause shorter than the shortest.

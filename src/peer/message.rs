@@ -2,15 +2,17 @@
 //!
 //! A series' tag, length and body are the same bytes in `prometheus.WriteRequest` and in Thanos'
 //! `WriteRequest`, so they are copied as they are, once, and nothing keeps the request's buffer
-//! alive. The layout is Thanos' own, see [`crate::wire::peer_write`]: the replica, then for each
-//! tenant a tuple with its series first and its name last. Over Cap'n Proto series are taken apart,
-//! see [`SeriesTable`].
+//! alive. The layout is Thanos' own, see [`crate::wire::peer_write`]: the replica, then the tenant's
+//! series and its name. A merged message has all series at its end, so one that is all of a request
+//! need not be gathered: it shares the request's bytes. Over Cap'n Proto series are taken apart, see
+//! [`SeriesTable`].
 
-use bytes::Bytes;
+use bytes::buf::Chain;
+use bytes::{Buf as _, Bytes};
 
 use crate::wire::capnproto::encode::{self, SeriesTable};
 use crate::wire::grpc::{HEAD_BYTES, Head, deflate_snappy, deflate_snappy_chunks};
-use crate::wire::reader::{push_varint, varint_len};
+use crate::wire::reader::push_varint;
 use crate::wire::snappy::framed::push_stream_head;
 
 /// The longest message that Thanos takes, inflated.
@@ -30,20 +32,27 @@ pub enum Protocol {
     CapnProto,
 }
 
-/// One tenant's series of a forward. `series` gives bytes that are whole fields, each with its tag
-/// `0a`; one run may hold many.
-#[derive(Clone, Debug)]
-pub struct TenantBatch<'a, I> {
+/// What is written around the series of a message.
+#[derive(Clone, Copy, Debug)]
+pub struct Envelope<'a> {
     pub tenant: &'a str,
-    pub series: I,
+    /// As on the wire: counted from 1, 0 for series that the peer is to place itself.
+    pub replica: u64,
+    /// The series are of several replicas, `replica` being the highest, and the peer is one that
+    /// [takes them so](crate::wire::peer_write::MergedWriteRequest).
+    pub is_merged: bool,
 }
 
 /// A message ready to be sent.
 #[derive(Clone, Debug)]
 pub struct ForwardMessage {
+    /// All of it, or what goes before `shared`.
     bytes: Bytes,
+    /// A request's series, as they came in. Most messages have none.
+    shared: Bytes,
     form: Form,
-    tenants: Box<[Box<str>]>,
+    is_merged: bool,
+    tenant: Box<str>,
 }
 
 /// A message longer than any peer takes.
@@ -53,7 +62,7 @@ pub struct TooLong {
     pub bytes: usize,
 }
 
-/// What a message of deflated chunks takes besides these and the tenant's name, about.
+/// What a stream of deflated chunks takes besides these and what they hold, about.
 const AROUND_BYTES: usize = 64;
 
 /// What the bytes of a message are.
@@ -70,85 +79,85 @@ const TUPLE_TAG: u8 = 4 << 3 | 2;
 const TENANT_TAG: u8 = 2 << 3 | 2;
 
 impl ForwardMessage {
-    /// Gathers the series of `tenants`. `replica` is the number on the wire: counted from 1, 0 for
-    /// series that the peer is to place itself.
-    pub fn gather<'a, I>(
-        replica: u64,
-        tenants: &[TenantBatch<'a, I>],
+    /// Gathers series. `fields` gives bytes that are whole fields, each with its tag `0a`; one run
+    /// may hold many.
+    pub fn gather<'a>(
+        envelope: Envelope<'_>,
+        fields: impl Iterator<Item = &'a [u8]> + Clone,
         compression: Compression,
-    ) -> Result<ForwardMessage, TooLong>
-    where
-        I: Iterator<Item = &'a [u8]> + Clone,
-    {
-        let replica_field = replica_field(replica);
-        let frames: Vec<_> = tenants.iter().map(TupleFrame::around).collect();
-        let series = tenants.iter().map(|batch| batch.series.clone());
-        let parts = frames.iter().zip(series).flat_map(|(frame, series)| {
-            let series = series.map(shorten);
-            [&frame.before[..]].into_iter().chain(series).chain([&frame.after[..]])
-        });
-        let parts = [&replica_field[..]].into_iter().chain(parts);
-        let len = frames
-            .iter()
-            .fold(replica_field.len(), |len, frame| len.saturating_add(frame.tuple_bytes));
-        if len > MESSAGE_BYTES_MAX {
-            return Err(TooLong { bytes: len });
-        }
+    ) -> Result<ForwardMessage, TooLong> {
+        let cover = Cover::new(envelope, fields.clone().map(<[u8]>::len).sum())?;
+        let parts = [&cover.before[..]].into_iter().chain(fields.map(shorten));
+        let parts = parts.chain([&cover.after[..]]);
         let mut bytes = match compression {
-            Compression::None => Vec::with_capacity(HEAD_BYTES + len),
-            Compression::Snappy => Vec::with_capacity(HEAD_BYTES + len / 2),
+            Compression::None => Vec::with_capacity(HEAD_BYTES + cover.message_bytes),
+            Compression::Snappy => Vec::with_capacity(HEAD_BYTES + cover.message_bytes / 2),
         };
         bytes.extend_from_slice(&[0; HEAD_BYTES]);
         match compression {
             Compression::None => parts.for_each(|part| bytes.extend_from_slice(part)),
             Compression::Snappy => deflate_snappy(parts, &mut bytes),
         }
-        ForwardMessage::finish(bytes, compression, tenants.iter().map(|batch| batch.tenant))
+        ForwardMessage::finish(bytes, compression, envelope)
     }
 
-    /// As [`ForwardMessage::gather`] with snappy, for one tenant's series that were deflated before:
-    /// `chunks` hold `series_bytes` of whole fields.
+    /// As [`ForwardMessage::gather`] with snappy, for series that were deflated before: `chunks`
+    /// hold `series_bytes` of whole fields.
     pub fn gather_deflated<'a>(
-        replica: u64,
-        tenant: &str,
+        envelope: Envelope<'_>,
         series_bytes: usize,
         chunks: impl Iterator<Item = &'a [u8]> + Clone,
     ) -> Result<ForwardMessage, TooLong> {
-        let replica_field = replica_field(replica);
-        let frame = TupleFrame::of(tenant, series_bytes);
-        let len = replica_field.len().saturating_add(frame.tuple_bytes);
-        if len > MESSAGE_BYTES_MAX {
-            return Err(TooLong { bytes: len });
-        }
+        let cover = Cover::new(envelope, series_bytes)?;
         let chunk_bytes: usize = chunks.clone().map(<[u8]>::len).sum();
-        let mut bytes = Vec::with_capacity(HEAD_BYTES + chunk_bytes + AROUND_BYTES + tenant.len());
+        let around_bytes = AROUND_BYTES + cover.message_bytes - series_bytes;
+        let mut bytes = Vec::with_capacity(HEAD_BYTES + chunk_bytes + around_bytes);
         bytes.extend_from_slice(&[0; HEAD_BYTES]);
         push_stream_head(&mut bytes);
-        deflate_snappy_chunks([&replica_field[..], &frame.before], &mut bytes);
+        deflate_snappy_chunks([&cover.before[..]], &mut bytes);
         chunks.for_each(|chunk| bytes.extend_from_slice(chunk));
-        deflate_snappy_chunks([&frame.after[..]], &mut bytes);
-        ForwardMessage::finish(bytes, Compression::Snappy, std::iter::once(tenant))
+        deflate_snappy_chunks([&cover.after[..]], &mut bytes);
+        ForwardMessage::finish(bytes, Compression::Snappy, envelope)
     }
 
     /// Fills the head in that `bytes` has room for.
-    fn finish<'a>(
+    fn finish(
         mut bytes: Vec<u8>,
         compression: Compression,
-        tenants: impl Iterator<Item = &'a str>,
+        envelope: Envelope<'_>,
     ) -> Result<ForwardMessage, TooLong> {
         let sent = bytes.len() - HEAD_BYTES;
         // What does not deflate grows by a chunk's head for each 64 KiB.
-        let sent_len = u32::try_from(sent).map_err(|_| TooLong { bytes: sent })?;
-        // An empty message is never encoded.
-        let is_encoded = compression == Compression::Snappy && sent > 0;
-        let head = Head { is_encoded, len: sent_len }.to_bytes();
+        let len = u32::try_from(sent).map_err(|_| TooLong { bytes: sent })?;
+        let head = Head { is_encoded: compression == Compression::Snappy, len }.to_bytes();
         for (to, from) in bytes.iter_mut().zip(head) {
             *to = from;
         }
         // What is under way to a peer is counted by its length.
         bytes.shrink_to_fit();
-        let tenants = tenants.map(Box::from).collect();
-        Ok(ForwardMessage { bytes: bytes.into(), form: Form::Protobuf(compression), tenants })
+        Ok(ForwardMessage {
+            bytes: bytes.into(),
+            shared: Bytes::new(),
+            form: Form::Protobuf(compression),
+            is_merged: envelope.is_merged,
+            tenant: envelope.tenant.into(),
+        })
+    }
+
+    /// A merged message of `series` that lie in one piece, whole fields as they came in: they are
+    /// not copied, and keep the buffer alive that they are a part of.
+    pub fn share(tenant: &str, replica: u64, series: Bytes) -> Result<ForwardMessage, TooLong> {
+        let cover = Cover::new(Envelope { tenant, replica, is_merged: true }, series.len())?;
+        let too_long = |_| TooLong { bytes: cover.message_bytes };
+        let len = u32::try_from(cover.message_bytes).map_err(too_long)?;
+        let head = Head { is_encoded: false, len }.to_bytes();
+        Ok(ForwardMessage {
+            bytes: [&head[..], &cover.before].concat().into(),
+            shared: series,
+            form: Form::Protobuf(Compression::None),
+            is_merged: true,
+            tenant: tenant.into(),
+        })
     }
 
     /// Gathers the series of `table` that are numbered in `numbers`, as Cap'n Proto.
@@ -160,31 +169,35 @@ impl ForwardMessage {
         let encoded = table.encode(tenant, numbers)?;
         Ok(ForwardMessage {
             bytes: encoded.packed.into(),
+            shared: Bytes::new(),
             form: Form::CapnProto { words: encoded.words },
-            tenants: [tenant.into()].into(),
+            is_merged: false,
+            tenant: tenant.into(),
         })
     }
 
-    pub fn bytes(&self) -> &Bytes {
-        &self.bytes
+    /// What is sent.
+    pub fn body(&self) -> Chain<Bytes, Bytes> {
+        self.bytes.clone().chain(self.shared.clone())
+    }
+
+    /// How much that is.
+    pub fn body_bytes(&self) -> usize {
+        self.bytes.len() + self.shared.len()
+    }
+
+    /// Whether it is one that only peers take that say so.
+    pub fn is_merged(&self) -> bool {
+        self.is_merged
     }
 
     pub fn form(&self) -> Form {
         self.form
     }
 
-    pub fn tenants(&self) -> impl Iterator<Item = &str> + Clone {
-        self.tenants.iter().map(|tenant| &**tenant)
+    pub fn tenant(&self) -> &str {
+        &self.tenant
     }
-}
-
-fn replica_field(replica: u64) -> Vec<u8> {
-    let mut field = Vec::new();
-    if replica > 0 {
-        field.push(REPLICA_TAG);
-        push_varint(&mut field, replica);
-    }
-    field
 }
 
 /// The same bytes, for less time: those around the series do not live as long as they.
@@ -192,36 +205,42 @@ fn shorten<'short, 'a: 'short>(bytes: &'a [u8]) -> &'short [u8] {
     bytes
 }
 
-/// The bytes around the series of a tenant.
-struct TupleFrame {
-    /// Tag and length of the tuple.
+/// The bytes around the series of a message.
+struct Cover {
     before: Vec<u8>,
-    /// The tenant's name.
     after: Vec<u8>,
-    /// All of the tuple, tag and length included.
-    tuple_bytes: usize,
+    /// Of the whole message, its series included, at most [`MESSAGE_BYTES_MAX`].
+    message_bytes: usize,
 }
 
-impl TupleFrame {
-    fn around<'a, I>(batch: &TenantBatch<'a, I>) -> TupleFrame
-    where
-        I: Iterator<Item = &'a [u8]> + Clone,
-    {
-        TupleFrame::of(batch.tenant, batch.series.clone().map(<[u8]>::len).sum())
-    }
-
+impl Cover {
     /// Around so many bytes of series.
-    fn of(tenant: &str, series_bytes: usize) -> TupleFrame {
-        let name_len = tenant.len() as u64;
-        let mut after = Vec::with_capacity(1 + varint_len(name_len) + tenant.len());
-        after.push(TENANT_TAG);
-        push_varint(&mut after, name_len);
-        after.extend_from_slice(tenant.as_bytes());
-        let body = series_bytes.saturating_add(after.len());
-        let mut before = vec![TUPLE_TAG];
-        push_varint(&mut before, body as u64);
-        let tuple_bytes = before.len().saturating_add(body);
-        TupleFrame { before, after, tuple_bytes }
+    fn new(envelope: Envelope<'_>, series_bytes: usize) -> Result<Cover, TooLong> {
+        let Envelope { tenant, replica, is_merged } = envelope;
+        let mut before = Vec::new();
+        if replica > 0 {
+            before.push(REPLICA_TAG);
+            push_varint(&mut before, replica);
+        }
+        let mut name = vec![TENANT_TAG];
+        push_varint(&mut name, tenant.len() as u64);
+        name.extend_from_slice(tenant.as_bytes());
+        let after = match is_merged {
+            true => {
+                before.append(&mut name);
+                Vec::new()
+            }
+            false => {
+                before.push(TUPLE_TAG);
+                push_varint(&mut before, series_bytes.saturating_add(name.len()) as u64);
+                name
+            }
+        };
+        let bytes = series_bytes.saturating_add(before.len() + after.len());
+        match bytes <= MESSAGE_BYTES_MAX {
+            true => Ok(Cover { before, after, message_bytes: bytes }),
+            false => Err(TooLong { bytes }),
+        }
     }
 }
 
@@ -229,7 +248,36 @@ impl TupleFrame {
 mod tests {
     use super::*;
     use crate::wire::grpc::{Encoding, MessageError};
-    use crate::wire::peer_write::PeerWriteRequest;
+    use crate::wire::peer_write::{MergedWriteRequest, PeerWriteRequest};
+
+    fn to(tenant: &str, replica: u64) -> Envelope<'_> {
+        Envelope { tenant, replica, is_merged: false }
+    }
+
+    /// All that is sent.
+    fn bytes(message: &ForwardMessage) -> Vec<u8> {
+        let body = message.body();
+        let bytes = [&body.first_ref()[..], body.last_ref()].concat();
+        assert_eq!(message.body_bytes(), bytes.len());
+        bytes
+    }
+
+    /// The message itself, inflated.
+    fn inflated(message: &ForwardMessage) -> Vec<u8> {
+        let bytes = bytes(message);
+        let (head, body) = bytes.split_at(HEAD_BYTES);
+        let head = Head::parse(head.try_into().unwrap(), Some(Encoding::Snappy)).unwrap();
+        assert_eq!(head.is_encoded, message.form() == Form::Protobuf(Compression::Snappy));
+        assert_eq!(head.len as usize, body.len());
+        let mut buffer = Vec::new();
+        match head.is_encoded {
+            true => {
+                let admit = |_| Ok::<(), MessageError>(());
+                Encoding::Snappy.inflate(body, 1 << 20, &mut buffer, admit).unwrap().to_vec()
+            }
+            false => body.to_vec(),
+        }
+    }
 
     #[test]
     fn the_bytes_are_those_that_thanos_sends() {
@@ -240,45 +288,55 @@ mod tests {
         let recorded =
             [b"\x00\x00\x00\x00\x36\x18\x01\x22\x32", &series[..], b"\x12\x03cap"].concat();
         let (first, second) = series.split_at(20);
-        let batch = TenantBatch { tenant: "cap", series: [first, second].into_iter() };
-        let message = ForwardMessage::gather(1, &[batch], Compression::None).unwrap();
-        assert_eq!(message.bytes(), &recorded);
+        let fields = [first, second].into_iter();
+        let message = ForwardMessage::gather(to("cap", 1), fields, Compression::None).unwrap();
+        assert_eq!(bytes(&message), recorded);
     }
 
     #[test]
-    fn several_tenants_arrive_as_they_were_gathered() {
+    fn series_arrive_as_they_were_gathered() {
         let long = [&b"\x0a\x80\x80\x08"[..], &vec![b'x'; 1 << 17]].concat();
-        let batches = [
-            TenantBatch {
-                tenant: "a",
-                series: vec![&b"\x0a\x01s"[..], &b"\x0a\x01t"[..]].into_iter(),
-            },
-            TenantBatch { tenant: "b", series: vec![&long[..]].into_iter() },
-            TenantBatch { tenant: "a", series: vec![].into_iter() },
-        ];
-        for compression in [Compression::None, Compression::Snappy] {
-            let message = ForwardMessage::gather(3, &batches, compression).unwrap();
-            let (head, body) = message.bytes().split_at(HEAD_BYTES);
-            let head = Head::parse(head.try_into().unwrap(), Some(Encoding::Snappy)).unwrap();
-            assert_eq!(head.is_encoded, compression == Compression::Snappy);
-            assert_eq!(head.len as usize, body.len());
-            let mut buffer = Vec::new();
-            let body = match head.is_encoded {
-                true => Encoding::Snappy
-                    .inflate(body, 1 << 20, &mut buffer, |_| Ok::<(), MessageError>(()))
-                    .unwrap(),
-                false => body,
-            };
-            let request = PeerWriteRequest::parse(body).unwrap();
-            assert_eq!(request.replica, 3);
-            let tenants: Vec<_> = request.tenants().map(Result::unwrap).collect();
-            let names: Vec<_> = tenants.iter().map(|tenant| tenant.tenant).collect();
-            assert_eq!(names, [b"a", b"b", b"a"]);
-            assert!(tenants[0].message.starts_with(b"\x0a\x01s\x0a\x01t\x12"));
-            assert!(tenants[1].message.starts_with(&long));
-            assert!(!tenants[2].has_series);
-            assert_eq!(message.tenants().collect::<Vec<_>>(), ["a", "b", "a"]);
+        for fields in [&[][..], &[&b"\x0a\x01s"[..], b"\x0a\x01t"], &[&long, b"\x0a\x00"]] {
+            for compression in [Compression::None, Compression::Snappy] {
+                let gather = |is_merged| {
+                    let envelope = Envelope { is_merged, ..to("a", 3) };
+                    let fields = fields.iter().copied();
+                    ForwardMessage::gather(envelope, fields, compression).unwrap()
+                };
+                let message = gather(false);
+                assert!(!message.is_merged());
+                let message = inflated(&message);
+                let request = PeerWriteRequest::parse(&message).unwrap();
+                let tenants: Vec<_> = request.tenants().map(Result::unwrap).collect();
+                assert_eq!((request.replica, tenants.len()), (3, 1));
+                assert_eq!(
+                    (tenants[0].tenant, tenants[0].has_series),
+                    (&b"a"[..], !fields.is_empty())
+                );
+                assert!(tenants[0].message.starts_with(&fields.concat()));
+
+                let message = gather(true);
+                assert_eq!((message.is_merged(), message.tenant()), (true, "a"));
+                let message = inflated(&message);
+                let request = MergedWriteRequest::parse(&message).unwrap();
+                let series = fields.concat();
+                assert_eq!(
+                    request,
+                    MergedWriteRequest { replica: 3, tenant: b"a", series: &series }
+                );
+            }
         }
+    }
+
+    #[test]
+    fn a_message_that_shares_its_series_is_the_same() {
+        let series = b"\x0a\x01s\x0a\x01t";
+        let shared = ForwardMessage::share("team", 2, Bytes::from_static(series)).unwrap();
+        let envelope = Envelope { is_merged: true, ..to("team", 2) };
+        let fields = [&series[..]].into_iter();
+        let gathered = ForwardMessage::gather(envelope, fields, Compression::None).unwrap();
+        assert_eq!(bytes(&shared), bytes(&gathered));
+        assert!(shared.is_merged() && !shared.body().last_ref().is_empty());
     }
 
     #[test]
@@ -286,33 +344,28 @@ mod tests {
         let runs: Vec<Vec<u8>> = (0..3u8).map(|i| vec![b'a' + i; 50_000]).collect();
         let fields: Vec<Vec<u8>> =
             runs.iter().map(|run| [&b"\x0a\xd0\x86\x03"[..], run].concat()).collect();
-        let tenant = "t".repeat(300);
-        let batch = TenantBatch { tenant: &tenant, series: fields.iter().map(|field| &field[..]) };
-        let plain = ForwardMessage::gather(2, &[batch], Compression::None).unwrap();
+        let series_bytes = fields.iter().map(Vec::len).sum();
         let mut chunks = Vec::new();
         for field in &fields {
             let mut chunk = Vec::new();
             deflate_snappy_chunks([&field[..]], &mut chunk);
             chunks.push(chunk);
         }
-        let series_bytes = fields.iter().map(Vec::len).sum();
-        let chunks = chunks.iter().map(|chunk| &chunk[..]);
-        let message = ForwardMessage::gather_deflated(2, &tenant, series_bytes, chunks).unwrap();
-        let (head, body) = message.bytes().split_at(HEAD_BYTES);
-        let head = Head::parse(head.try_into().unwrap(), Some(Encoding::Snappy)).unwrap();
-        assert!(head.is_encoded);
-        let mut buffer = Vec::new();
-        let inflated = Encoding::Snappy
-            .inflate(body, 1 << 20, &mut buffer, |_| Ok::<(), MessageError>(()))
-            .unwrap();
-        assert_eq!(inflated, &plain.bytes()[HEAD_BYTES..]);
-        assert_eq!(message.tenants().collect::<Vec<_>>(), [&tenant[..]]);
+        let tenant = "t".repeat(300);
+        for is_merged in [false, true] {
+            let envelope = Envelope { is_merged, ..to(&tenant, 2) };
+            let series = fields.iter().map(|field| &field[..]);
+            let plain = ForwardMessage::gather(envelope, series, Compression::None).unwrap();
+            let chunks = chunks.iter().map(|chunk| &chunk[..]);
+            let deflated = ForwardMessage::gather_deflated(envelope, series_bytes, chunks).unwrap();
+            assert_eq!(inflated(&deflated), inflated(&plain));
+        }
     }
 
     #[test]
-    fn nothing_at_all_is_an_empty_message() {
-        let no_batches: [TenantBatch<'_, std::iter::Empty<&[u8]>>; 0] = [];
-        let message = ForwardMessage::gather(0, &no_batches, Compression::Snappy).unwrap();
-        assert_eq!(message.bytes(), &[0; HEAD_BYTES][..]);
+    fn what_no_peer_takes_is_not_sent() {
+        let chunks = std::iter::empty();
+        let gathered = ForwardMessage::gather_deflated(to("a", 1), MESSAGE_BYTES_MAX, chunks);
+        assert_eq!(gathered.unwrap_err(), TooLong { bytes: MESSAGE_BYTES_MAX + 11 });
     }
 }

@@ -9,7 +9,7 @@ use crate::grpc::metrics::GrpcMetrics;
 use crate::grpc::remote_write::{RemoteWriteOptions, RemoteWriteServer};
 use crate::grpc::{GrpcOptions, Services};
 use crate::model::tenant::TenantId;
-use crate::peer::message::TenantBatch;
+use crate::peer::message::Envelope;
 use crate::write::WriteOutcome;
 use crate::write::admission::Admission;
 use crate::write::error::{Reason, WriteError};
@@ -63,6 +63,11 @@ struct Server {
 
 impl Server {
     fn start(address: SocketAddr) -> Server {
+        Server::start_with(address, true)
+    }
+
+    /// One that takes merged messages, or not.
+    fn start_with(address: SocketAddr, takes_merged: bool) -> Server {
         let listener = TcpListener::bind(address).unwrap();
         let address = listener.local_addr().unwrap();
         let sink = Arc::new(Sink::default());
@@ -70,12 +75,14 @@ impl Server {
             is_accepting: Box::new(|| true),
             admission: Admission::new(64 << 20),
             body_read_timeout: PATIENCE,
+            takes_merged,
             tasks: TaskTracker::new(),
         };
         // A ring with three copies of each series.
         let writes = PeerWrites::new(sink.clone(), Some(3));
-        let services =
-            Services::default().with(RemoteWriteServer::new(writes, options, &Registry::new()));
+        let server = RemoteWriteServer::new(writes, options, &Registry::new());
+        let merged = server.merged();
+        let services = merged.into_iter().fold(Services::default().with(server), Services::with);
         let metrics = GrpcMetrics::new(&Registry::new(), services.names());
         let options =
             GrpcOptions { grace_period: Duration::from_millis(10), ..GrpcOptions::default() };
@@ -114,8 +121,8 @@ fn series(bytes: usize) -> Vec<u8> {
 }
 
 fn message_of(replica: u64, tenant: &str, series: &[u8], with: Compression) -> ForwardMessage {
-    let batch = TenantBatch { tenant, series: [series].into_iter() };
-    ForwardMessage::gather(replica, &[batch], with).unwrap()
+    let envelope = Envelope { tenant, replica, is_merged: false };
+    ForwardMessage::gather(envelope, [series].into_iter(), with).unwrap()
 }
 
 fn to(tenant: &str) -> ForwardMessage {
@@ -149,6 +156,38 @@ async fn series_arrive_as_they_are() {
     ] {
         assert!(page.contains(&line), "{line}{page}");
     }
+}
+
+fn merged(replica: u64) -> ForwardMessage {
+    ForwardMessage::share("a", replica, series(10).into()).unwrap()
+}
+
+#[tokio::test]
+async fn a_peer_says_whether_it_takes_merged_messages() {
+    let server = Server::start(any_port());
+    let (_pool, _registry, peer) = pool_of(server.address, PeerOptions::default());
+    assert!(!peer.takes_merged());
+    peer.remote_write(&to("a"), PATIENCE).await.unwrap();
+    assert!(peer.takes_merged());
+    peer.remote_write(&merged(3), PATIENCE).await.unwrap();
+    assert_eq!(server.sink.written.lock().len(), 2);
+    let refused = peer.remote_write(&merged(4), PATIENCE).await;
+    assert!(matches!(refused, Err(ForwardError::BadReplica { .. })), "{refused:?}");
+
+    // Another takes its place that does not know them, as Thanos does not: it misplaces nothing.
+    let address = server.address;
+    server.stop().await;
+    let server = Server::start_with(address, false);
+    let refused = loop {
+        match peer.remote_write(&merged(3), PATIENCE).await {
+            Err(ForwardError::Unreachable { .. }) => {}
+            refused => break refused.unwrap_err(),
+        }
+    };
+    assert!(matches!(refused, ForwardError::Failed { code: Code::Unimplemented, .. }), "{refused}");
+    assert!(!peer.takes_merged() && server.sink.written.lock().is_empty());
+    peer.remote_write(&to("a"), PATIENCE).await.unwrap();
+    assert!(!peer.takes_merged());
 }
 
 #[tokio::test]
@@ -301,7 +340,7 @@ async fn bytes_under_way_are_bounded_and_given_back() {
     let mut hanging = Box::pin(peer.remote_write(&large, PATIENCE));
     assert!(futures::poll!(&mut hanging).is_pending());
     let full = peer.remote_write(&to("a"), PATIENCE).await.unwrap_err();
-    let inflight = large.bytes().len() as u64;
+    let inflight = large.body_bytes() as u64;
     let address: Arc<str> = server.address.to_string().into();
     assert_eq!(full, ForwardError::Full { peer: address, inflight, max: 100 });
     assert_eq!(pool.snapshot()[0].inflight_requests, 1);

@@ -21,6 +21,9 @@ pub const GRPC_ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accep
 /// What is put there: the encodings that are understood.
 pub const ACCEPTED: HeaderValue = HeaderValue::from_static("snappy,gzip");
 
+/// Set where a peer's write succeeds: the node has a method for merged messages, too.
+pub const TAKES_MERGED: HeaderName = HeaderName::from_static("ringest-takes-merged");
+
 /// Flag and length before each message.
 pub const HEAD_BYTES: usize = 5;
 

@@ -9,6 +9,9 @@
 //! `prometheus.WriteRequest`: tag, length and body of a series are the same bytes everywhere.
 //! Fields 1 and 2 of the request are its older form, for one tenant. Thanos overlooks them where
 //! field 4 is there, and so do we, or the two would store different samples.
+//!
+//! Nodes of ours send one another merged requests, under a method of their own: in that older form,
+//! but with the series at the end, so that nobody has to walk over them to find the tenant.
 
 use crate::wire::remote_write_v1::{DecodeError, Value, WRONG_WIRE_TYPE, read_field};
 
@@ -92,6 +95,33 @@ impl<'a> Iterator for Tenants<'a> {
     }
 }
 
+/// A request of the series of one tenant that are in their place, whichever replicas they are:
+/// fields 3, 2 and then 1 only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MergedWriteRequest<'a> {
+    /// The highest of the replicas', counted from 1.
+    pub replica: u64,
+    /// The tenant's name, not checked.
+    pub tenant: &'a [u8],
+    /// The fields of the series. What else may be among them is skipped by who reads them.
+    pub series: &'a [u8],
+}
+
+impl<'a> MergedWriteRequest<'a> {
+    pub fn parse(message: &'a [u8]) -> Result<MergedWriteRequest<'a>, DecodeError> {
+        const MERGED: &str = "merged peer write request";
+        let (number, replica, rest) = read_field(message, MERGED)?;
+        let (3, Value::Varint(replica)) = (number, replica) else {
+            return Err(DecodeError::new(MERGED, "does not begin with a replica"));
+        };
+        let (number, tenant, series) = read_field(rest, MERGED)?;
+        let (2, Value::Bytes(tenant)) = (number, tenant) else {
+            return Err(DecodeError::new(MERGED, "has no tenant before its series"));
+        };
+        Ok(MergedWriteRequest { replica, tenant, series })
+    }
+}
+
 /// Finds the tenant among the fields of a message. Thanos writes it behind the series.
 fn read_tenant<'a>(message: &'a [u8], name: &'static str) -> Result<TenantSeries<'a>, DecodeError> {
     let mut found = TenantSeries { tenant: &[], message, has_series: false };
@@ -151,10 +181,27 @@ mod tests {
         }
     }
 
+    #[test]
+    fn merged_series_stand_at_the_end() {
+        let merged = MergedWriteRequest::parse(b"\x18\x02\x12\x01a\x0a\x01s");
+        let expected = MergedWriteRequest { replica: 2, tenant: b"a", series: b"\x0a\x01s" };
+        assert_eq!(merged, Ok(expected));
+        for other in [
+            &b""[..],
+            b"\x18\x02",
+            b"\x12\x01a\x18\x02",
+            b"\x18\x02\x0a\x01s\x12\x01a",
+            b"\x1a\x00\x12\x01a",
+        ] {
+            assert!(MergedWriteRequest::parse(other).is_err(), "{other:?}");
+        }
+    }
+
     proptest! {
         #[test]
         fn any_bytes_are_an_answer(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
             let _ = tenants(&bytes);
+            let _ = MergedWriteRequest::parse(&bytes);
         }
     }
 }

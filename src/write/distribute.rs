@@ -155,6 +155,18 @@ impl PlacedSeries {
         self.fields.iter().map(|(_, len)| *len as usize).sum()
     }
 
+    /// The fields of these groups in one piece that shares the request's bytes, if they are all that
+    /// the request has.
+    pub fn whole(&self, groups: &[u32]) -> Option<Bytes> {
+        let (start, _) = *self.fields.first()?;
+        let (last, last_len) = *self.fields.last()?;
+        let range = start as usize..last as usize + last_len as usize;
+        let is_whole = groups.len() == self.groups.len()
+            && self.rewritten.is_empty()
+            && range.len() == self.total_bytes();
+        is_whole.then(|| self.request.slice(range))
+    }
+
     /// What the fields of these groups amount to.
     pub fn bytes(&self, groups: &[u32]) -> usize {
         self.fields(groups).map(<[u8]>::len).sum()

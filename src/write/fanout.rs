@@ -1,11 +1,16 @@
-//! One request to all its replicas: starts a call per endpoint and replica, counts the answers, and
-//! returns as soon as the verdict is fixed.
+//! One request to all its replicas: starts a task per endpoint, counts the answers, and returns as
+//! soon as the verdict is fixed.
 //!
-//! A verdict answers the client and cancels nothing. Every batch is a task of its own, which goes
-//! on until it is answered or its deadline has come: good series that share a batch with bad ones
-//! would be a copy short for ever otherwise. So a slow replica holds nobody, and what it holds is
-//! counted: until a batch has been gathered into its message the request's bytes are held against
-//! the node's in-flight budget, from then on the message against the peer's.
+//! Thanos' nodes want a call for each replica of their series, and three nodes with three copies
+//! nine calls. Where nobody asks which replica a series is (here, over Cap'n Proto, and at a peer
+//! that says so) all batches of an endpoint are one write.
+//!
+//! A verdict answers the client and cancels nothing. Every task goes on until it is answered or its
+//! deadline has come: good series that share a batch with bad ones would be a copy short for ever
+//! otherwise. So a slow replica holds nobody, and what it holds is counted: until a batch has been
+//! gathered into its message the request's bytes are held against the node's in-flight budget, from
+//! then on the message against the peer's, and a message that shares the request's bytes against
+//! both.
 //!
 //! A known weakness: since a slow replica is not waited for, the sender's next request can overtake
 //! the last one there. The replica then refuses the earlier samples of a series as out of order, and
@@ -49,6 +54,9 @@ const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 pub trait Forward: Send + Sync + 'static {
     fn protocol(&self) -> Protocol;
 
+    /// Whether the peer at `address` takes its series in one message, whichever replicas they are.
+    fn takes_merged(&self, address: &str) -> bool;
+
     /// Tells beforehand that a message for `tenant` would not be sent to the peer at `address`.
     fn check(
         &self,
@@ -68,6 +76,10 @@ pub trait Forward: Send + Sync + 'static {
 impl Forward for PeerPool {
     fn protocol(&self) -> Protocol {
         self.options().protocol
+    }
+
+    fn takes_merged(&self, address: &str) -> bool {
+        self.peer(address).is_some_and(|peer| peer.takes_merged())
     }
 
     async fn check(&self, address: &str, tenant: &str) -> Result<(), ForwardError> {
@@ -223,7 +235,7 @@ impl<F: Forward, L: LocalStore> Fanout<F, L> {
         // All series of a group have the same replicas, and so the same answers.
         let ledger = QuorumLedger::new(placed.series().group_count(), quorum);
         let (series, batches, outcome) = placed.into_parts();
-        let batches: Arc<[Batch]> = self.merge(batches, &hashring).into();
+        let batches: Arc<[Batch]> = batches.into();
         let call = Call {
             tenant: incoming.tenant.clone(),
             deflated: self.deflate_once(&series, replicas),
@@ -237,27 +249,6 @@ impl<F: Forward, L: LocalStore> Fanout<F, L> {
         let deadline = call.deadline;
         let answers = self.start(call, &hashring);
         wait(answers, ledger, &batches, outcome, deadline).await
-    }
-
-    /// Makes one of the batches of an endpoint where nobody asks which replica a series is: here, and
-    /// over Cap'n Proto. One write of all is cheaper than one for each replica.
-    fn merge(&self, batches: Vec<Batch>, hashring: &Hashring) -> Vec<Batch> {
-        let over_capnproto = self.forward.protocol() == Protocol::CapnProto;
-        if !over_capnproto && self.local.is_none() {
-            return batches;
-        }
-        let mut merged: Vec<Batch> = Vec::with_capacity(batches.len());
-        for batch in batches {
-            match merged.last_mut().filter(|last| last.endpoint == batch.endpoint) {
-                Some(last) if over_capnproto || self.is_here(hashring.endpoint(batch.endpoint)) => {
-                    last.groups.extend(batch.groups);
-                    // A run for each replica; a request's order holds within all of them.
-                    last.groups.sort();
-                }
-                _ => merged.push(batch),
-            }
-        }
-        merged
     }
 
     fn is_here(&self, endpoint: &Endpoint) -> bool {
@@ -286,21 +277,22 @@ impl<F: Forward, L: LocalStore> Fanout<F, L> {
         }
     }
 
-    /// Starts a task for each batch.
+    /// Starts a task for each endpoint.
     fn start(&self, call: Call, hashring: &Hashring) -> mpsc::Receiver<Answer> {
         let call = Arc::new(call);
         let (sender, answers) = mpsc::channel(call.batches.len().max(1));
-        for (batch, Batch { endpoint, .. }) in call.batches.iter().enumerate() {
-            let endpoint = hashring.endpoint(*endpoint);
+        let mut end = 0;
+        for of_endpoint in call.batches.chunk_by(|a, b| a.endpoint == b.endpoint) {
+            let batches = end..end + of_endpoint.len();
+            end = batches.end;
+            let endpoint = hashring.endpoint(of_endpoint[0].endpoint);
             let local = self.local.clone().filter(|_| self.is_here(endpoint));
-            let address = &endpoint.address;
             let (call, sender) = (call.clone(), sender.clone());
-            let metrics = self.metrics.clone();
+            let (metrics, is_replicated) = (self.metrics.clone(), call.is_replicated);
             match local {
                 Some(local) => {
                     self.tasks.spawn(async move {
-                        let is_replicated = call.is_replicated;
-                        let answer = call.store(batch, &*local.store).await;
+                        let answer = call.store(batches, &*local.store).await;
                         metrics.count(&answer, true, is_replicated);
                         // Nobody waits any more once the verdict is fixed.
                         let _ = sender.send(answer).await;
@@ -311,12 +303,14 @@ impl<F: Forward, L: LocalStore> Fanout<F, L> {
                         // Here, or the batches would wait for the first of them.
                         let _ = call.table();
                     }
-                    let (forward, address) = (self.forward.clone(), address.clone());
+                    let (forward, address) = (self.forward.clone(), endpoint.address.clone());
                     self.tasks.spawn(async move {
-                        let is_replicated = call.is_replicated;
-                        let answer = call.forward(batch, &*forward, &address).await;
-                        metrics.count(&answer, false, is_replicated);
-                        let _ = sender.send(answer).await;
+                        let tell = |answer| {
+                            metrics.count(&answer, false, is_replicated);
+                            // There is room for one of each batch.
+                            let _ = sender.try_send(answer);
+                        };
+                        call.forward(batches, &*forward, &address, tell).await;
                     });
                 }
             }
@@ -371,8 +365,9 @@ async fn wait(
     while ledger.verdict().is_none() {
         // Every task ends by the deadline, but one that hangs must not hold the client.
         let Ok(Some(answer)) = timeout_at(deadline, answers.recv()).await else { break };
-        let Some(batch) = batches.get(answer.batch) else { continue };
-        ledger.record(batch.groups.iter().copied(), answer.outcome);
+        for batch in batches.get(answer.batches).unwrap_or_default() {
+            ledger.record(batch.groups.iter().copied(), answer.outcome);
+        }
         refusals.merge(answer.refusals);
         if let Some(failure) = answer.failure {
             let told = match answer.outcome {

@@ -11,7 +11,7 @@ use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 
 use crate::model::tenant::{TenantId, TenantNameError};
-use crate::wire::peer_write::{PeerWriteRequest, TenantSeries};
+use crate::wire::peer_write::{MergedWriteRequest, PeerWriteRequest, TenantSeries};
 use crate::wire::remote_write_v1::DecodeError;
 use crate::write::WriteOutcome;
 use crate::write::error::{Refusals, WriteError};
@@ -83,9 +83,7 @@ impl<S: PeerSink> PeerWrites<S> {
         let request = PeerWriteRequest::parse(&message)?;
         // A negative number is as good as a huge one.
         let replica = request.replica as u64;
-        if let Some(factor) = self.replication_factor.filter(|factor| replica > *factor) {
-            return Err(PeerWriteError::BadReplica { replica, factor });
-        }
+        self.check_replica(replica)?;
         // Side by side, or one that waits takes the time of the others.
         let mut tenants = request.tenants().fuse();
         let mut writes = FuturesUnordered::new();
@@ -102,6 +100,23 @@ impl<S: PeerSink> PeerWrites<S> {
         worst.map_or(Ok(()), Err)
     }
 
+    /// Stores a merged request, see [`MergedWriteRequest`].
+    pub async fn write_merged(&self, message: Bytes) -> Result<(), PeerWriteError> {
+        let MergedWriteRequest { replica, tenant, series } = MergedWriteRequest::parse(&message)?;
+        self.check_replica(replica)?;
+        if series.is_empty() {
+            return Ok(());
+        }
+        self.store(tenant, message.slice_ref(series), replica).await
+    }
+
+    fn check_replica(&self, replica: u64) -> Result<(), PeerWriteError> {
+        match self.replication_factor.filter(|factor| replica > *factor) {
+            Some(factor) => Err(PeerWriteError::BadReplica { replica, factor }),
+            None => Ok(()),
+        }
+    }
+
     async fn write_tenant(
         &self,
         message: &Bytes,
@@ -112,9 +127,17 @@ impl<S: PeerSink> PeerWrites<S> {
         if !series.has_series {
             return Ok(());
         }
-        let tenant = TenantId::parse(series.tenant)?;
-        let shared = message.slice_ref(series.message);
-        let outcome = self.sink.write(&tenant, shared, replica).await?;
+        self.store(series.tenant, message.slice_ref(series.message), replica).await
+    }
+
+    async fn store(
+        &self,
+        tenant: &[u8],
+        series: Bytes,
+        replica: u64,
+    ) -> Result<(), PeerWriteError> {
+        let tenant = TenantId::parse(tenant)?;
+        let outcome = self.sink.write(&tenant, series, replica).await?;
         if outcome.refusals.is_empty() {
             return Ok(());
         }
@@ -213,6 +236,26 @@ mod tests {
         PeerWrites::new(sink.clone(), None).write(request(4).into()).await.unwrap();
         let replicas: Vec<_> = sink.0.lock().iter().map(|written| written.2).collect();
         assert_eq!(replicas, [3, 0, 4]);
+    }
+
+    #[tokio::test]
+    async fn merged_series_are_stored_under_their_tenant() {
+        let sink = Arc::new(Sink::default());
+        let writes = PeerWrites::new(sink.clone(), Some(3));
+        let message = |replica: u8, tenant: &str, series: &[u8]| {
+            let name = [&[0x12, tenant.len() as u8], tenant.as_bytes()].concat();
+            Bytes::from([&[0x18, replica], &name[..], series].concat())
+        };
+        writes.write_merged(message(3, "a", b"\x0a\x01s\x0a\x01t")).await.unwrap();
+        writes.write_merged(message(3, "..", b"")).await.unwrap();
+        let stored = [("a".to_owned(), b"\x0a\x01s\x0a\x01t".to_vec(), 3)];
+        assert_eq!(*sink.0.lock(), stored);
+        let refused = writes.write_merged(message(4, "a", b"\x0a\x01s")).await.unwrap_err();
+        assert!(matches!(refused, PeerWriteError::BadReplica { replica: 4, factor: 3 }));
+        for (tenant, expected) in [("..", 1), ("conflict", 0), ("down", 3)] {
+            let refused = writes.write_merged(message(1, tenant, b"\x0a\x01s")).await;
+            assert_eq!(rank(&refused.unwrap_err()), expected, "{tenant}");
+        }
     }
 
     #[tokio::test]

@@ -188,10 +188,18 @@ impl Node {
 
     /// The sum over all series of a metric.
     pub(crate) fn metric(&self, name: &str) -> f64 {
+        self.metric_with(name, "")
+    }
+
+    /// The sum over those whose labels, as they are exposed, hold `label`.
+    pub(crate) fn metric_with(&self, name: &str, label: &str) -> f64 {
         let page = String::from_utf8(self.get("/metrics").body).expect("UTF-8");
-        let has_name =
-            |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{']));
-        let values = page.lines().filter(has_name).map(|line| line.rsplit_once(' ').expect(line).1);
+        let is_asked_for = |line: &&str| {
+            let rest = line.strip_prefix(name);
+            rest.is_some_and(|rest| rest.starts_with([' ', '{']) && rest.contains(label))
+        };
+        let values =
+            page.lines().filter(is_asked_for).map(|line| line.rsplit_once(' ').expect(line).1);
         values.map(|value| value.parse::<f64>().expect("a number")).sum()
     }
 

@@ -30,6 +30,12 @@ fn keeps_all_copies(count: usize, factor: usize) {
     }
     for node in &ring.nodes {
         assert!(node.metric("prometheus_tsdb_head_series") > 0.0, "a node took no part");
+        let calls = |service: &str| {
+            let service = format!("grpc_service=\"{service}.WriteableStore\"");
+            node.metric_with("grpc_server_handled_total", &service)
+        };
+        // Once a peer has said that it takes them, all its series of a request are one message.
+        assert!(count == 1 || calls("ringest") > calls("thanos"), "messages were not merged");
     }
     ring.nodes.iter_mut().for_each(Node::stop);
 }

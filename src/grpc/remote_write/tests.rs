@@ -47,6 +47,7 @@ fn fixture_with_timeout(inflight_bytes_max: u64, body_read_timeout: Duration) ->
         is_accepting: Box::new(|| true),
         admission: admission.clone(),
         body_read_timeout,
+        takes_merged: true,
         tasks: tasks.clone(),
     };
     let server =
@@ -69,7 +70,7 @@ async fn what_was_read_is_stored_though_the_caller_has_gone() {
 
 impl Fixture {
     async fn call(&self, encoding: &str, body: Body) -> Response<Body> {
-        let mut request = Request::post(REMOTE_WRITE_PATH);
+        let mut request = Request::post(Method::RemoteWrite.path());
         if !encoding.is_empty() {
             request = request.header(GRPC_ENCODING, encoding);
         }
@@ -207,12 +208,32 @@ async fn a_node_that_stops_says_unavailable() {
         is_accepting: Box::new(|| false),
         admission: Admission::new(1 << 20),
         body_read_timeout: Duration::from_secs(30),
+        takes_merged: false,
         tasks: TaskTracker::new(),
     };
     let server =
         RemoteWriteServer::new(PeerWrites::new(sink.clone(), None), options, &Registry::new());
+    assert!(server.merged().is_none(), "a node that only routes has no such method");
     let fixture = Fixture { sink, admission: Admission::new(0), tasks: TaskTracker::new(), server };
     assert_eq!(fixture.code_of("", &framed(0, &request(1)), 9).await, Code::Unavailable);
+}
+
+#[tokio::test]
+async fn merged_messages_have_a_name_of_their_own() {
+    let fixture = fixture(1 << 20);
+    let body = |message: &[u8]| Body::new(Full::new(framed(0, message).into()));
+    let response = fixture.call("", body(&request(1))).await;
+    assert_eq!(response.headers()[TAKES_MERGED], "true");
+    let mut server = fixture.server.merged().unwrap();
+    let merged = b"\x18\x03\x12\x01b\x0a\x01s";
+    for (method, expected) in
+        [(Method::MergedWrite, Code::Ok), (Method::RemoteWrite, Code::Unimplemented)]
+    {
+        let call = Request::post(method.path()).body(body(merged)).unwrap();
+        assert_eq!(code(server.call(call).await.unwrap()).await, expected);
+    }
+    let stored = fixture.sink.0.lock();
+    assert_eq!(stored[1..], [("b".to_owned(), b"\x0a\x01s".to_vec())]);
 }
 
 proptest! {

@@ -9,7 +9,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpListener;
 
 use super::*;
-use crate::peer::message::{Compression, ForwardMessage, TenantBatch};
+use crate::peer::message::{Compression, Envelope, ForwardMessage};
 use crate::peer::{ForwardError, PeerOptions, PeerPool};
 use crate::tls::certificates::{Authority, put};
 use crate::tls::server::{ServerTls, ServerTlsOptions};
@@ -98,8 +98,9 @@ async fn write(peer: SocketAddr, options: ClientTlsOptions) -> Result<(), Forwar
     let pool = PeerPool::new(options, &Registry::new());
     let address = peer.to_string();
     pool.update([&address[..]]);
-    let batch = TenantBatch { tenant: "a", series: [&b"\x0a\x00"[..]].into_iter() };
-    let message = ForwardMessage::gather(1, &[batch], Compression::None).unwrap();
+    let envelope = Envelope { tenant: "a", replica: 1, is_merged: false };
+    let fields = [&b"\x0a\x00"[..]].into_iter();
+    let message = ForwardMessage::gather(envelope, fields, Compression::None).unwrap();
     pool.peer(&address).unwrap().remote_write(&message, Duration::from_secs(30)).await
 }
 

@@ -1,12 +1,16 @@
 //! One request on its way out: each of its batches stored here, or gathered and sent to a peer.
 
+use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use tokio::time::{Instant, timeout_at};
 
 use crate::model::tenant::TenantId;
 use crate::peer::ForwardError;
-use crate::peer::message::{Compression, ForwardMessage, Protocol, TenantBatch};
+use crate::peer::message::{Compression, Envelope, ForwardMessage, Protocol, TooLong};
 use crate::wire::capnproto::encode::SeriesTable;
 use crate::wire::remote_write_v1::DecodeError;
 use crate::write::Manners;
@@ -30,10 +34,14 @@ pub(super) struct Call {
 }
 
 impl Call {
-    /// Stores a batch on this node.
-    pub(super) async fn store<L: LocalStore>(self: Arc<Call>, batch: usize, store: &L) -> Answer {
-        let groups = self.batches.get(batch).map_or(&[][..], |batch| &batch.groups);
-        let stored = store.store(&self.tenant, &self.series, groups, self.manners);
+    /// Stores these batches on this node, which asks nobody which replica a series is.
+    pub(super) async fn store<L: LocalStore>(
+        self: Arc<Call>,
+        batches: Range<usize>,
+        store: &L,
+    ) -> Answer {
+        let groups = self.groups(batches.clone());
+        let stored = store.store(&self.tenant, &self.series, &groups, self.manners);
         let (outcome, refusals, failure) = match timeout_at(self.deadline, stored).await {
             Ok(Ok(outcome)) if outcome.refusals.is_empty() => {
                 (ReplicaOutcome::Stored, outcome.refusals, None)
@@ -48,32 +56,38 @@ impl Call {
                 (ReplicaOutcome::TimedOut, Refusals::default(), Some(text))
             }
         };
-        Answer { batch, outcome, refusals, failure, was_sent: true }
+        Answer { batches, outcome, refusals, failure, was_sent: true }
     }
 
-    /// Sends a batch to the peer at `address`.
+    /// Sends these batches to the peer at `address`, in one message if it takes them so, and tells
+    /// each answer as it comes.
     pub(super) async fn forward<F: Forward>(
         self: Arc<Call>,
-        batch: usize,
+        batches: Range<usize>,
         forward: &F,
         address: &str,
-    ) -> Answer {
+        mut tell: impl FnMut(Answer),
+    ) {
         let deadline = self.deadline;
         // Gathering is most of the work.
         if let Err(error) = forward.check(address, self.tenant.as_str()).await {
-            return Answer::of_failure(batch, &error);
+            return tell(Answer::of_failure(batches, &error));
         }
-        let message = self.gather(batch, forward.protocol());
-        // The message is the peer's; the request's bytes are let go.
+        let is_merged = forward.takes_merged(address);
+        let batches_each = if is_merged { batches.len().max(1) } else { 1 };
+        let messages = batches.step_by(batches_each).map(|start| {
+            let part = start..start + batches_each;
+            (part.clone(), self.gather(part, forward.protocol(), is_merged))
+        });
+        let messages: Vec<_> = messages.collect();
+        // The messages are the peer's; the request's bytes are let go.
         drop(self);
-        let message = match message {
-            Ok(message) => message,
-            Err(text) => return Answer::told(batch, ReplicaOutcome::Failed, Some(text)),
-        };
-        let timeout = deadline.saturating_duration_since(Instant::now());
-        match forward.forward(address, &message, timeout).await {
-            Ok(()) => Answer::told(batch, ReplicaOutcome::Stored, None),
-            Err(error) => Answer::of_failure(batch, &error),
+        let mut calls: FuturesUnordered<_> = messages
+            .into_iter()
+            .map(|(part, message)| send(part, message, forward, address, deadline))
+            .collect();
+        while let Some(answer) = calls.next().await {
+            tell(answer);
         }
     }
 
@@ -81,46 +95,86 @@ impl Call {
         self.table.get_or_init(|| SeriesTable::new(self.series.all_fields()))
     }
 
-    fn gather(&self, batch: usize, protocol: Protocol) -> Result<ForwardMessage, String> {
-        let Some(batch) = self.batches.get(batch) else {
-            return Err("no such batch".to_owned());
-        };
-        match protocol {
-            Protocol::Protobuf(compression) => self.gather_protobuf(batch, compression),
-            Protocol::CapnProto => {
-                let table = self.table().as_ref().map_err(ToString::to_string)?;
-                let numbers: Vec<u32> = self.series.numbers(&batch.groups).collect();
-                ForwardMessage::gather_capnproto(self.tenant.as_str(), table, &numbers)
-                    .map_err(|error| error.to_string())
+    /// The groups of these batches, which are of one endpoint.
+    fn groups(&self, batches: Range<usize>) -> Cow<'_, [u32]> {
+        match self.batches.get(batches).unwrap_or_default() {
+            [one] => Cow::Borrowed(&one.groups),
+            several => {
+                let mut groups: Vec<u32> =
+                    several.iter().flat_map(|batch| &batch.groups).copied().collect();
+                // A run for each replica; a request's order holds within all of them.
+                groups.sort();
+                Cow::Owned(groups)
             }
         }
     }
 
+    /// One message of these batches.
+    fn gather(
+        &self,
+        batches: Range<usize>,
+        protocol: Protocol,
+        is_merged: bool,
+    ) -> Result<ForwardMessage, String> {
+        let tenant = self.tenant.as_str();
+        let groups = self.groups(batches.clone());
+        let compression = match protocol {
+            Protocol::Protobuf(compression) => compression,
+            Protocol::CapnProto => {
+                let table = self.table().as_ref().map_err(ToString::to_string)?;
+                let numbers: Vec<u32> = self.series.numbers(&groups).collect();
+                return ForwardMessage::gather_capnproto(tenant, table, &numbers)
+                    .map_err(|error| error.to_string());
+            }
+        };
+        let batches = self.batches.get(batches).unwrap_or_default();
+        let replica = batches.iter().map(|batch| u64::from(batch.replica) + 1).max();
+        let envelope = Envelope { tenant, replica: replica.unwrap_or(0), is_merged };
+        self.gather_protobuf(envelope, &groups, compression).map_err(|error| error.to_string())
+    }
+
     fn gather_protobuf(
         &self,
-        batch: &Batch,
+        envelope: Envelope<'_>,
+        groups: &[u32],
         compression: Compression,
-    ) -> Result<ForwardMessage, String> {
+    ) -> Result<ForwardMessage, TooLong> {
         if let Some(deflated) = &self.deflated {
-            return ForwardMessage::gather_deflated(
-                u64::from(batch.replica) + 1,
-                self.tenant.as_str(),
-                deflated.plain_bytes(&batch.groups),
-                deflated.chunks(&batch.groups),
-            )
-            .map_err(|error| error.to_string());
+            let (bytes, chunks) = (deflated.plain_bytes(groups), deflated.chunks(groups));
+            return ForwardMessage::gather_deflated(envelope, bytes, chunks);
         }
-        let series = self.series.fields(&batch.groups);
-        let tenants = [TenantBatch { tenant: self.tenant.as_str(), series }];
-        ForwardMessage::gather(u64::from(batch.replica) + 1, &tenants, compression)
-            .map_err(|error| error.to_string())
+        if envelope.is_merged
+            && compression == Compression::None
+            && let Some(series) = self.series.whole(groups)
+        {
+            return ForwardMessage::share(envelope.tenant, envelope.replica, series);
+        }
+        ForwardMessage::gather(envelope, self.series.fields(groups), compression)
     }
 }
 
-/// What became of one batch.
+async fn send<F: Forward>(
+    batches: Range<usize>,
+    message: Result<ForwardMessage, String>,
+    forward: &F,
+    address: &str,
+    deadline: Instant,
+) -> Answer {
+    let message = match message {
+        Ok(message) => message,
+        Err(text) => return Answer::told(batches, ReplicaOutcome::Failed, Some(text)),
+    };
+    let timeout = deadline.saturating_duration_since(Instant::now());
+    match forward.forward(address, &message, timeout).await {
+        Ok(()) => Answer::told(batches, ReplicaOutcome::Stored, None),
+        Err(error) => Answer::of_failure(batches, &error),
+    }
+}
+
+/// What became of some batches, which were one write.
 pub(super) struct Answer {
-    /// Which one.
-    pub(super) batch: usize,
+    /// Which ones.
+    pub(super) batches: Range<usize>,
     pub(super) outcome: ReplicaOutcome,
     /// What this node's storage refused.
     pub(super) refusals: Refusals,
@@ -131,13 +185,14 @@ pub(super) struct Answer {
 }
 
 impl Answer {
-    fn told(batch: usize, outcome: ReplicaOutcome, failure: Option<String>) -> Answer {
-        Answer { batch, outcome, refusals: Refusals::default(), failure, was_sent: true }
+    fn told(batches: Range<usize>, outcome: ReplicaOutcome, failure: Option<String>) -> Answer {
+        Answer { batches, outcome, refusals: Refusals::default(), failure, was_sent: true }
     }
 
-    fn of_failure(batch: usize, error: &ForwardError) -> Answer {
+    fn of_failure(batches: Range<usize>, error: &ForwardError) -> Answer {
         let was_sent = error.not_sent().is_none();
-        Answer { was_sent, ..Answer::told(batch, outcome_of_peer(error), Some(error.to_string())) }
+        let told = Answer::told(batches, outcome_of_peer(error), Some(error.to_string()));
+        Answer { was_sent, ..told }
     }
 }
 

@@ -1,7 +1,8 @@
 //! Peers that follow a script, on a clock that stands still but for their delays.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
+use bytes::Buf as _;
 use parking_lot::Mutex;
 use tonic::Code;
 
@@ -34,10 +35,14 @@ struct Behaviour {
 #[derive(Default)]
 struct Nodes {
     behaviours: Mutex<HashMap<String, Behaviour>>,
+    /// Those that take series of several replicas in one message.
+    merging: Mutex<HashSet<String>>,
     /// Address, replica as on the wire and tenant of each message that arrived.
     arrived: Mutex<Vec<(String, i64, String)>>,
     /// How often each series body is stored.
     stored: Mutex<BTreeMap<Vec<u8>, usize>>,
+    /// Messages that were in two pieces.
+    shared_messages: Mutex<usize>,
     /// Requests that this node's storage was given.
     local_writes: Mutex<usize>,
 }
@@ -61,6 +66,10 @@ impl Forward for Nodes {
         Protocol::Protobuf(Compression::None)
     }
 
+    fn takes_merged(&self, address: &str) -> bool {
+        self.merging.lock().contains(address)
+    }
+
     async fn check(&self, _address: &str, _tenant: &str) -> Result<(), ForwardError> {
         Ok(())
     }
@@ -71,7 +80,11 @@ impl Forward for Nodes {
         message: &ForwardMessage,
         timeout: Duration,
     ) -> Result<(), ForwardError> {
-        let request = PeerWriteRequest::parse(&message.bytes()[HEAD_BYTES..]).unwrap();
+        let mut body = message.body();
+        *self.shared_messages.lock() += usize::from(body.last_ref().has_remaining());
+        let bytes = body.copy_to_bytes(body.remaining());
+        assert!(!message.is_merged() || self.takes_merged(address), "{address} takes no such");
+        let request = PeerWriteRequest::parse(&bytes[HEAD_BYTES..]).unwrap();
         for tenant in request.tenants() {
             let tenant = String::from_utf8(tenant.unwrap().tenant.to_vec()).unwrap();
             self.arrived.lock().push((address.to_owned(), request.replica, tenant));
@@ -277,6 +290,45 @@ async fn this_node_stores_whatever_replicas_it_has_at_once() {
     arrived.sort();
     let expected = [1, 2].map(|node| [1, 2, 3].map(|replica| (address(node), replica)));
     assert_eq!(arrived, expected.concat());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_takes_merged_messages_gets_one() {
+    let ring = ring(&[after(1, STORED); 4], 3, Algorithm::Ketama, false);
+    ring.nodes.merging.lock().extend([address(0), address(2)]);
+    ring.write(&request(60), 0).await.unwrap();
+    ring.finish().await;
+    let stored = ring.nodes.stored.lock();
+    assert_eq!(stored.len(), 60);
+    assert!(stored.values().all(|copies| *copies == 3));
+    // Its number is the highest of its series'.
+    let mut arrived: Vec<_> =
+        ring.nodes.arrived.lock().iter().map(|(to, replica, _)| (to.clone(), *replica)).collect();
+    arrived.sort();
+    let expected = [(0, 3), (1, 1), (1, 2), (1, 3), (2, 3), (3, 1), (3, 2), (3, 3)];
+    assert_eq!(arrived, expected.map(|(node, replica)| (address(node), replica)));
+    let text = ring.registry.expose();
+    assert!(text.contains("thanos_receive_replications_total{result=\"success\"} 8"), "{text}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_of_all_series_shares_the_requests_bytes() {
+    let ring = ring(&[after(1, STORED); 3], 3, Algorithm::Ketama, false);
+    ring.nodes.merging.lock().extend([address(0), address(1)]);
+    // What is no series lies before, between and behind them.
+    let metadata = [0x1a, 2, 0x08, 1];
+    let (all, some) = (request(60), request(20));
+    for request in [all.clone(), [&metadata, &all[..], &metadata].concat()] {
+        ring.write(&request, 0).await.unwrap();
+    }
+    let between = [&some, &metadata[..], &all[some.len()..]].concat();
+    ring.write(&between, 0).await.unwrap();
+    ring.finish().await;
+    let stored = ring.nodes.stored.lock();
+    assert_eq!(stored.len(), 60);
+    assert!(stored.values().all(|copies| *copies == 9));
+    // Two nodes that were sent the request's own bytes, twice.
+    assert_eq!(*ring.nodes.shared_messages.lock(), 4);
 }
 
 #[tokio::test(start_paused = true)]
@@ -489,6 +541,8 @@ async fn whatever_peers_do_the_answer_is_the_rules_and_comes_when_it_is_fixed() 
             })
             .collect();
         let ring = ring(&behaviours, factor, algorithm, is_member);
+        let merging = (0..node_count).filter(|_| dice.chance(50)).map(address);
+        *ring.nodes.merging.lock() = merging.collect();
         let begun = Instant::now();
         let result = ring.write(&request(series_count), 0).await;
         let elapsed = begun.elapsed();
