@@ -63,12 +63,13 @@ struct Routed {
     forwarding_bytes: Option<u64>,
 }
 
-/// CPU time of a node that stores the same samples, sent to it over HTTP.
+/// CPU time of nodes that store the same copies, sent to them over HTTP.
 #[derive(Clone, Copy)]
 struct Direct {
-    /// In the requests that the router takes.
+    /// In the requests that the router takes, as long as a message to a node of three that holds
+    /// all replicas.
     large_requests: Duration,
-    /// In requests as large as the router's messages.
+    /// In requests as long as a message that holds one replica.
     small_requests: Duration,
 }
 
@@ -80,8 +81,8 @@ const ROUTER_ROWS: [Row<Routed>; 9] = [
     ("router resident at most, MB", |r| Some(r.peak_resident as f64 / 1e6), 1),
     ("under way to peers, at most, MB", |r| Some(r.forwarding_bytes? as f64 / 1e6), 2),
     ("storing a forwarded sample, ns CPU", |r| Some(nanoseconds(r.storing_cpu, r.copies())), 0),
-    ("over HTTP in requests as large, ns", |r| Some(r.direct_nanoseconds().1), 0),
     ("over HTTP in requests of 2,000, ns", |r| Some(r.direct_nanoseconds().0), 0),
+    ("over HTTP in requests of one replica, ns", |r| Some(r.direct_nanoseconds().1), 0),
 ];
 
 impl Routed {
@@ -91,7 +92,7 @@ impl Routed {
 
     /// A sample in large requests, and in small ones.
     fn direct_nanoseconds(&self) -> (f64, f64) {
-        let per_sample = |time| nanoseconds(time, self.samples());
+        let per_sample = |time| nanoseconds(time, self.copies());
         (per_sample(self.direct.large_requests), per_sample(self.direct.small_requests))
     }
 
@@ -189,20 +190,34 @@ fn title_of(plan: &Plan, what: &str) -> String {
     )
 }
 
-/// CPU time of a node that is sent the known series over HTTP.
+/// CPU time of the nodes that store the copies, each sent all known series over HTTP. All at once,
+/// as a router has them, since they share the machine's caches.
 fn measure_direct(
     server: &Server,
     scenarios: &RingScenarios,
     known: &Scenario,
 ) -> Result<Duration, AnyError> {
     let directory = tempfile::Builder::new().prefix("side_by_side").tempdir()?;
-    let mut node = Running::start(server, directory.path())?;
-    node.wait_for_write(&scenarios.probe)?;
-    let url = std::slice::from_ref(&node.write_url);
-    scenarios.new.send(url)?;
-    let before = node.cpu()?;
-    known.send(url)?;
-    Ok(crate::at_least_a_tick(node.cpu()? - before))
+    let mut nodes = Vec::new();
+    for copy in 0..REPLICATION_FACTOR {
+        let addresses = Addresses::free();
+        let mut node = start(server, directory.path(), &copy.to_string(), &addresses, &[])?;
+        node.wait_for_write(&scenarios.probe)?;
+        scenarios.new.send(std::slice::from_ref(&node.write_url))?;
+        nodes.push(node);
+    }
+    let before = cpu_of(&nodes)?;
+    std::thread::scope(|scope| {
+        let send = |node: &Running| {
+            let sent = known.send(std::slice::from_ref(&node.write_url));
+            sent.map_err(|error| error.to_string())
+        };
+        let sending: Vec<_> = nodes.iter().map(|node| scope.spawn(move || send(node))).collect();
+        sending.into_iter().try_for_each(|thread| {
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)).map(drop)
+        })
+    })?;
+    Ok(crate::at_least_a_tick(cpu_of(&nodes)? - before))
 }
 
 fn measure_router(
@@ -227,6 +242,7 @@ fn measure_router(
     }
     let url = std::slice::from_ref(&router.write_url);
     scenarios.new.send(url)?;
+    wait_until_idle(&nodes)?;
     let (router_before, nodes_before) = (router.cpu()?, cpu_of(&nodes)?);
     let (total, forwarding_bytes) =
         watched(|| router.forwarding_bytes(), || scenarios.known.send(url));

@@ -150,7 +150,7 @@ impl NodeScenarios {
 pub(crate) struct RingScenarios {
     pub(crate) new: Scenario,
     pub(crate) known: Scenario,
-    /// The same in requests of as many series as a router puts in a message.
+    /// The same in requests of as many series as a router puts in a message of one replica.
     pub(crate) known_in_small_requests: Scenario,
     pub(crate) probe: Vec<u8>,
 }
