@@ -203,42 +203,100 @@ impl Unpacker {
     }
 }
 
-/// Unpacks whole words that are neither zero nor full, for as long as all of a word is surely there.
+/// Unpacks words and runs for as long as all of the next one is there, and room for it. Bytes that
+/// follow a tag are read ten at a time, so that some words at the input's end are left.
 #[inline]
 fn unpack_words(input: &mut &[u8], out: &mut &mut [u8]) {
-    while let Some((&tag, after)) = input.split_first()
-        && tag != 0
-        && tag != 0xff
-        && let Some(bytes) = after.first_chunk::<WORD_BYTES>()
-        && let Some((to, _)) = out.split_first_chunk_mut::<WORD_BYTES>()
-    {
-        *to = spread(tag, u64::from_le_bytes(*bytes)).to_le_bytes();
-        *input = after.get(tag.count_ones() as usize..).unwrap_or_default();
-        *out = std::mem::take(out).get_mut(WORD_BYTES..).unwrap_or_default();
+    const HEAD_BYTES: usize = 1 + WORD_BYTES + 1;
+    while let Some(&[tag, ref bytes @ .., count]) = input.first_chunk::<HEAD_BYTES>() {
+        let bytes: &[u8; WORD_BYTES] = bytes;
+        match tag {
+            0 => {
+                let len = (1 + usize::from(bytes[0])) * WORD_BYTES;
+                let Some(zeros) = take_room(out, len) else { return };
+                zeros.fill(0);
+                *input = input.get(2..).unwrap_or_default();
+            }
+            0xff => {
+                let end = HEAD_BYTES + usize::from(count) * WORD_BYTES;
+                let Some((run, rest)) = input.split_at_checked(end) else { return };
+                let Some(room) = take_room(out, end - 2) else { return };
+                let (first, others) = room.split_at_mut(WORD_BYTES);
+                first.copy_from_slice(bytes);
+                others.copy_from_slice(run.get(HEAD_BYTES..).unwrap_or_default());
+                *input = rest;
+            }
+            tag => {
+                let Some(word) = take_room(out, WORD_BYTES) else { return };
+                word.copy_from_slice(&spread(tag, u64::from_le_bytes(*bytes)).to_le_bytes());
+                let len = 1 + usize::from(ONES[usize::from(tag)]);
+                *input = input.get(len..).unwrap_or_default();
+            }
+        }
     }
 }
+
+/// The first `len` bytes of `out`, which are taken off it if there are so many.
+#[inline]
+fn take_room<'o>(out: &mut &'o mut [u8], len: usize) -> Option<&'o mut [u8]> {
+    if out.len() < len {
+        return None;
+    }
+    let (room, rest) = std::mem::take(out).split_at_mut_checked(len)?;
+    *out = rest;
+    Some(room)
+}
+
+/// Bits of a tag: bytes behind it.
+const ONES: [u8; 256] = {
+    let mut ones = [0; 256];
+    let mut tag = 0;
+    while tag < 256 {
+        ones[tag] = (tag as u8).count_ones() as u8;
+        tag += 1;
+    }
+    ones
+};
+
+/// By a tag: the bytes that have come into place after a move up by four bytes, by two and by one,
+/// and the tag's own. A byte moves up by as many bytes as there are zeros below it, and so by some of
+/// the three. Looked up, as which tag comes next is hard to predict, and a wrong branch costs more
+/// than all of it.
+const MOVES: [[u64; 4]; 256] = {
+    let mut moves = [[0; 4]; 256];
+    let mut tag = 0;
+    while tag < 256 {
+        let (mut at, mut from) = (0, 0);
+        while at < 8 {
+            if tag >> at & 1 == 1 {
+                let distance = at - from;
+                let mut step = 0;
+                while step < 3 {
+                    let by = 4 >> step;
+                    // Larger moves have been made before.
+                    if distance & by != 0 {
+                        moves[tag][step] |= 0xff << (8 * (from + distance / by * by));
+                    }
+                    step += 1;
+                }
+                moves[tag][3] |= 0xff << (8 * at);
+                from += 1;
+            }
+            at += 1;
+        }
+        tag += 1;
+    }
+    moves
+};
 
 /// The word that has the first of `bytes` where the tag's bits are.
 #[inline]
 fn spread(tag: u8, bytes: u64) -> u64 {
-    let low = tag.trailing_zeros();
-    let run = tag >> low;
-    let first = |len: u32| bytes & !(u64::MAX << (8 * len));
-    if run & run.wrapping_add(1) == 0 {
-        return first(run.trailing_ones()) << (8 * low);
-    }
-    let (lower, upper) = (tag & 0x0f, tag >> 4);
-    if lower & (lower + 1) == 0 && upper & (upper + 1) == 0 {
-        let len = lower.trailing_ones();
-        let upper = first(len + upper.trailing_ones()) >> (8 * len);
-        return first(len) | upper << 32;
-    }
-    let (mut word, mut bytes) = (0, bytes);
-    for i in (0..8).filter(|i| tag >> i & 1 == 1) {
-        word |= (bytes & 0xff) << (8 * i);
-        bytes >>= 8;
-    }
-    word
+    let [by_four, by_two, by_one, all] = MOVES[usize::from(tag)];
+    let word = bytes & !by_four | bytes << 32 & by_four;
+    let word = word & !by_two | word << 16 & by_two;
+    let word = word & !by_one | word << 8 & by_one;
+    word & all
 }
 
 fn take_byte(input: &mut &[u8]) -> Option<u8> {
@@ -301,6 +359,20 @@ mod tests {
         assert_eq!(packed(&[full]), [0xff, 8, 7, 6, 5, 4, 3, 2, 1, 0]);
         assert_eq!(packed(&[full, full])[9], 1);
         assert_eq!(packed(&[full; 300]).len(), 300 * 8 + 2 * 2);
+    }
+
+    #[test]
+    fn every_tag_spreads_its_bytes() {
+        for tag in 0..=255u8 {
+            let mut next = 0;
+            let expected: [u8; 8] = std::array::from_fn(|i| {
+                let is_there = tag >> i & 1;
+                next += is_there;
+                next * is_there
+            });
+            let word = spread(tag, 0x0807_0605_0403_0201);
+            assert_eq!(word.to_le_bytes(), expected, "{tag:08b}");
+        }
     }
 
     #[test]
