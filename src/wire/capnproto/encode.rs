@@ -81,6 +81,7 @@ struct Symbols {
 }
 
 impl Symbols {
+    #[inline(never)]
     fn push(&mut self, symbol: &[u8]) -> u32 {
         // All of a request's bytes together are numbered by 32 bits.
         let number = self.ends.len() as u32;
@@ -156,8 +157,9 @@ impl SeriesTable {
 struct TableBuilder<'r> {
     table: SeriesTable,
     numbers: HashMap<&'r [u8], u32, RandomState>,
-    /// The labels of the series before, which are likely to come again at the same places.
-    before: Vec<(&'r [u8], &'r [u8], Label)>,
+    /// The labels of the series before in the encoding that senders normally use, which are likely
+    /// to come again at the same places.
+    before: Vec<(&'r [u8], Label)>,
     /// Of all series so far.
     bytes: usize,
 }
@@ -187,8 +189,13 @@ impl<'r> TableBuilder<'r> {
         let (mut rest, t, v) = split_tail_sample(series)?;
         let mut place = 0;
         while !rest.is_empty() {
-            let (name, value, after) = split_usual_label(rest)?;
-            let label = self.intern_at(place, name, value);
+            // A field carries its length, so that one which begins the same is the same.
+            let (label, after) = match self.before.get(place) {
+                Some((before, label)) if let Some(after) = rest.strip_prefix(*before) => {
+                    (*label, after)
+                }
+                _ => self.intern_usual(place, rest)?,
+            };
             self.table.labels.push(label);
             place += 1;
             rest = after;
@@ -199,13 +206,11 @@ impl<'r> TableBuilder<'r> {
 
     fn push_any(&mut self, series: &'r [u8]) -> Result<(), DecodeError> {
         let mut fields = SeriesFields::new(series);
-        let mut place = 0;
         while let Some(field) = fields.next_field()? {
             match field {
                 SeriesField::Label { name, value } => {
-                    let label = self.intern_at(place, name, value);
+                    let label = Label { name: self.intern(name), value: self.intern(value) };
                     self.table.labels.push(label);
-                    place += 1;
                 }
                 SeriesField::Sample { t, v } => self.push_sample(t, v)?,
                 SeriesField::Exemplar(message) => self.push_exemplar(message)?,
@@ -229,21 +234,21 @@ impl<'r> TableBuilder<'r> {
         Ok(())
     }
 
-    /// Interns the label at a place of its series.
-    fn intern_at(&mut self, place: usize, name: &'r [u8], value: &'r [u8]) -> Label {
-        let before = self.before.get(place).copied();
-        let label = match before {
-            Some((same, before, label)) if same == name => {
-                let value = if before == value { label.value } else { self.intern(value) };
-                Label { name: label.name, value }
-            }
-            _ => Label { name: self.intern(name), value: self.intern(value) },
-        };
+    /// Interns the label at the front of `fields`, which stands at this place of its series; returns
+    /// what follows it, too.
+    fn intern_usual(&mut self, place: usize, fields: &'r [u8]) -> Option<(Label, &'r [u8])> {
+        let (name, value, rest) = split_usual_label(fields)?;
+        let field = fields.get(..fields.len() - rest.len())?;
+        // Series that differ in a label's value have its name in common.
+        let before = self.before.get(place).map(|(_, label)| label.name);
+        let same = before.filter(|before| self.table.symbols.get(*before) == name);
+        let name = same.unwrap_or_else(|| self.intern(name));
+        let label = Label { name, value: self.intern(value) };
         match self.before.get_mut(place) {
-            Some(before) => *before = (name, value, label),
-            None => self.before.push((name, value, label)),
+            Some(before) => *before = (field, label),
+            None => self.before.push((field, label)),
         }
-        label
+        Some((label, rest))
     }
 
     fn intern(&mut self, symbol: &'r [u8]) -> u32 {
@@ -390,20 +395,16 @@ impl Encoder<'_> {
         let count = labels.len() as u32;
         self.segment.point(pointer, |offset| structs_pointer(offset, count));
         self.segment.push(structs_tag(count, 1, 0));
-        for label in labels {
-            let (name, value) = (self.number(label.name), self.number(label.value));
-            self.segment.push(u64::from(name) | u64::from(value) << 32);
-        }
-    }
-
-    /// A symbol's number in the message.
-    #[inline]
-    fn number(&mut self, symbol: u32) -> u32 {
-        let Some(number) = self.numbers.get_mut(symbol as usize) else { return 0 };
-        if *number == 0 {
-            *number = self.symbols.push(self.table.symbols.get(symbol)) + 1;
-        }
-        *number - 1
+        let Encoder { table, segment, numbers, symbols } = self;
+        let mut number = |symbol: u32| {
+            let Some(number) = numbers.get_mut(symbol as usize) else { return 0 };
+            if *number == 0 {
+                *number = 1 + symbols.push(table.symbols.get(symbol));
+            }
+            u64::from(*number - 1)
+        };
+        let words = labels.iter().map(|label| number(label.name) | number(label.value) << 32);
+        segment.0.extend(words);
     }
 
     #[cold]

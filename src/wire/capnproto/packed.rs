@@ -77,37 +77,12 @@ fn tag_of(word: u64) -> u8 {
 /// A word that is neither zero nor full.
 #[inline]
 fn push_partial(word: u64, tag: u8, out: &mut Vec<u8>) {
-    let low = tag.trailing_zeros();
-    let run = tag >> low;
-    let (bytes, len) = if run & run.wrapping_add(1) == 0 {
-        // One run of bytes: a small number, a float with few digits, a time.
-        (word >> (8 * low), run.trailing_ones())
-    } else {
-        let (lower, upper) = (tag & 0x0f, tag >> 4);
-        if lower & (lower + 1) == 0 && upper & (upper + 1) == 0 {
-            // Two small numbers, as in a label or a pointer.
-            let len = lower.trailing_ones();
-            let upper_bytes = word >> 32 << (8 * len);
-            (word & 0xffff_ffff | upper_bytes, len + upper.trailing_ones())
-        } else {
-            squeeze(word)
-        }
-    };
-    let end = out.len() + 1 + len as usize;
-    out.push(tag);
-    out.extend_from_slice(&bytes.to_le_bytes());
+    let end = out.len() + 1 + usize::from(ONES[usize::from(tag)]);
+    let mut packed = [0; 1 + WORD_BYTES];
+    packed[0] = tag;
+    packed[1..].copy_from_slice(&gather(tag, word).to_le_bytes());
+    out.extend_from_slice(&packed);
     out.truncate(end);
-}
-
-/// The bytes of a word that are not zero, moved together, and how many they are.
-#[inline]
-fn squeeze(word: u64) -> (u64, u32) {
-    let (mut bytes, mut len) = (0, 0);
-    for byte in word.to_le_bytes() {
-        bytes |= u64::from(byte) << (8 * len).min(63);
-        len += u32::from(byte != 0);
-    }
-    (bytes, len)
 }
 
 /// Unpacks a stream that comes in pieces.
@@ -299,6 +274,15 @@ fn spread(tag: u8, bytes: u64) -> u64 {
     word & all
 }
 
+/// Undoes [`spread`]: the word's bytes where the tag's bits are, moved together.
+#[inline]
+fn gather(tag: u8, word: u64) -> u64 {
+    let [by_four, by_two, by_one, _] = MOVES[usize::from(tag)];
+    let bytes = word & !by_one | (word & by_one) >> 8;
+    let bytes = bytes & !by_two | (bytes & by_two) >> 16;
+    bytes & !by_four | (bytes & by_four) >> 32
+}
+
 fn take_byte(input: &mut &[u8]) -> Option<u8> {
     let (byte, rest) = input.split_first()?;
     *input = rest;
@@ -372,6 +356,7 @@ mod tests {
             });
             let word = spread(tag, 0x0807_0605_0403_0201);
             assert_eq!(word.to_le_bytes(), expected, "{tag:08b}");
+            assert_eq!(spread(tag, gather(tag, word)), word, "{tag:08b}");
         }
     }
 
