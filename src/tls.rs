@@ -5,6 +5,7 @@
 //! connection after that uses them. Files that cannot be used at that moment, perhaps because one
 //! of them is not written yet, leave the last good ones in force.
 
+pub(crate) mod own_authority;
 pub mod server;
 pub mod stream;
 
@@ -108,18 +109,38 @@ impl Identity {
     }
 }
 
-/// Reads the certificates of authorities.
-pub(crate) fn read_roots(file: &TlsFile) -> Result<RootCertStore, TlsError> {
-    let mut roots = RootCertStore::empty();
-    // Bundles that come with systems have some that are too old to be understood.
-    let (added, ignored) = roots.add_parsable_certificates(read_certificates(file)?);
-    if added == 0 {
-        return Err(TlsError::Authority(file.clone()));
+/// Who is trusted.
+#[derive(Clone)]
+pub(crate) struct Authorities {
+    pub(crate) roots: Arc<RootCertStore>,
+    /// The same, whole.
+    pub(crate) certificates: Arc<[CertificateDer<'static>]>,
+}
+
+impl Authorities {
+    pub(crate) fn nobody() -> Authorities {
+        Authorities { roots: Arc::new(RootCertStore::empty()), certificates: Arc::default() }
     }
-    if ignored > 0 {
-        tracing::warn!(%file, ignored, "some certificates of authorities are not understood");
+
+    /// Reads the certificates of authorities.
+    pub(crate) fn read(file: &TlsFile) -> Result<Authorities, TlsError> {
+        let (authorities, ignored) = Authorities::of(read_certificates(file)?);
+        if authorities.roots.is_empty() {
+            return Err(TlsError::Authority(file.clone()));
+        }
+        if ignored > 0 {
+            tracing::warn!(%file, ignored, "some certificates of authorities are not understood");
+        }
+        Ok(authorities)
     }
-    Ok(roots)
+
+    /// Tells how many are not understood, too: bundles that come with systems have some that are
+    /// too old.
+    pub(crate) fn of(certificates: Vec<CertificateDer<'static>>) -> (Authorities, usize) {
+        let mut roots = RootCertStore::empty();
+        let (_, ignored) = roots.add_parsable_certificates(certificates.iter().cloned());
+        (Authorities { roots: Arc::new(roots), certificates: certificates.into() }, ignored)
+    }
 }
 
 fn read_certificates(file: &TlsFile) -> Result<Vec<CertificateDer<'static>>, TlsError> {

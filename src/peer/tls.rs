@@ -9,18 +9,19 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustls::client::ResolvesClientCert;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{ResolvesClientCert, WebPkiServerVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::metrics::Registry;
-use crate::tls::{FromFiles, Identity, TlsError, TlsFile, TlsVersion, provider, read_roots};
+use crate::tls::own_authority::OwnAuthorities;
+use crate::tls::{Authorities, FromFiles, Identity, TlsError, TlsFile, TlsVersion, provider};
 
 /// What the names of the flags begin with.
 const FLAGS: &str = "remote-write.client-tls";
@@ -46,7 +47,7 @@ pub struct ClientTls {
     options: ClientTlsOptions,
     server_name: Option<ServerName<'static>>,
     /// None if a file says whom.
-    system_roots: Option<Arc<RootCertStore>>,
+    trusted_by_system: Option<Authorities>,
     client: FromFiles<Client>,
 }
 
@@ -62,24 +63,24 @@ impl ClientTls {
     pub fn load(options: ClientTlsOptions, registry: &Registry) -> Result<ClientTls, TlsError> {
         let server_name = options.server_name.as_ref();
         let server_name = server_name.map(|name| parse_name(name)).transpose()?;
-        let system_roots = match (&options.ca, options.skip_verify) {
+        let trusted_by_system = match (&options.ca, options.skip_verify) {
             (Some(_), _) | (None, true) => None,
-            (None, false) => Some(Arc::new(system_roots())),
+            (None, false) => Some(trusted_by_system()),
         };
         let mut files = Vec::from_iter(options.ca.clone());
         if let Some(Identity { cert, key }) = &options.identity {
             files.extend([cert.clone(), key.clone()]);
         }
-        let make = || build(&options, system_roots.as_ref());
+        let make = || build(&options, trusted_by_system.as_ref());
         let client = FromFiles::new(FLAGS, files.clone(), registry, make).or_else(|error| {
             // What is wrong with anything else is wrong here, too.
             let anonymous = ClientTlsOptions { identity: None, ..options.clone() };
-            let client = build(&anonymous, system_roots.as_ref())?;
+            let client = build(&anonymous, trusted_by_system.as_ref())?;
             tracing::warn!(err = %error, "no certificate to show to peers until there is one");
             let client = Client { nothing_to_show: Some(error.to_string()), ..client };
             Ok::<_, TlsError>(FromFiles::without_files(FLAGS, files, registry, client, &error))
         })?;
-        Ok(ClientTls { options, server_name, system_roots, client })
+        Ok(ClientTls { options, server_name, trusted_by_system, client })
     }
 
     /// Shakes hands with the peer at `address`, which is `host:port`.
@@ -112,7 +113,7 @@ impl ClientTls {
 
     /// With the certificate as it is now.
     fn client(&self) -> Arc<Client> {
-        self.client.current(|| build(&self.options, self.system_roots.as_ref()))
+        self.client.current(|| build(&self.options, self.trusted_by_system.as_ref()))
     }
 }
 
@@ -124,21 +125,23 @@ impl fmt::Debug for ClientTls {
 
 fn build(
     options: &ClientTlsOptions,
-    system_roots: Option<&Arc<RootCertStore>>,
+    trusted_by_system: Option<&Authorities>,
 ) -> Result<Client, TlsError> {
     let provider = Arc::new(provider());
     let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(options.version_min.and_above())?;
     // Read even where anybody is trusted: a file that is not what it should be is a mistake.
-    let roots = match &options.ca {
-        Some(file) => Arc::new(read_roots(file)?),
-        None => system_roots.cloned().unwrap_or_else(|| Arc::new(RootCertStore::empty())),
+    let authorities = match &options.ca {
+        Some(file) => Authorities::read(file)?,
+        None => trusted_by_system.cloned().unwrap_or_else(Authorities::nobody),
     };
-    let builder = match options.skip_verify {
-        false => builder.with_root_certificates(roots),
-        true => builder
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider.clone()))),
+    let verifier = match options.skip_verify {
+        true => Some(Arc::new(AnyCertificate(provider.clone())) as Arc<dyn ServerCertVerifier>),
+        false => verifier(&authorities, &provider),
+    };
+    let builder = match verifier {
+        Some(verifier) => builder.dangerous().with_custom_certificate_verifier(verifier),
+        None => builder.with_root_certificates(authorities.roots),
     };
     let mut config = match &options.identity {
         None => builder.with_no_client_auth(),
@@ -167,18 +170,28 @@ impl ResolvesClientCert for Asked {
     }
 }
 
-fn system_roots() -> RootCertStore {
+/// None where nobody is trusted.
+fn verifier(
+    authorities: &Authorities,
+    provider: &Arc<CryptoProvider>,
+) -> Option<Arc<dyn ServerCertVerifier>> {
+    let Authorities { roots, certificates } = authorities;
+    let verifier = WebPkiServerVerifier::builder_with_provider(roots.clone(), provider.clone());
+    // It fails without roots, and there are no lists of revoked certificates to be understood.
+    let verifier = verifier.build().ok()?;
+    Some(Arc::new(OwnAuthorities::new(certificates.clone(), verifier)))
+}
+
+fn trusted_by_system() -> Authorities {
     let found = rustls_native_certs::load_native_certs();
     for error in &found.errors {
         tracing::warn!(err = %error, "a certificate that the system trusts cannot be read");
     }
-    let mut roots = RootCertStore::empty();
-    // Systems have some that are too old to be understood.
-    roots.add_parsable_certificates(found.certs);
-    if roots.is_empty() {
+    let (authorities, _) = Authorities::of(found.certs);
+    if authorities.roots.is_empty() {
         tracing::warn!("the system trusts no certificate, so no peer can be verified");
     }
-    roots
+    authorities
 }
 
 fn parse_name(name: &str) -> Result<ServerName<'static>, TlsError> {

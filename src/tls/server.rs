@@ -18,7 +18,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use crate::metrics::{Counter, Registry};
-use crate::tls::{FromFiles, Identity, TlsError, TlsFile, TlsVersion, provider, read_roots};
+use crate::tls::own_authority::OwnAuthorities;
+use crate::tls::{Authorities, FromFiles, Identity, TlsError, TlsFile, TlsVersion, provider};
 
 /// From the connection to the end of its handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -105,12 +106,13 @@ fn build(options: &ServerTlsOptions, protocols: &[&[u8]]) -> Result<ServerConfig
     let builder = match &options.client_ca {
         None => builder.with_no_client_auth(),
         Some(file) => {
-            let roots = Arc::new(read_roots(file)?);
+            let Authorities { roots, certificates } = Authorities::read(file)?;
             let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider.clone());
             let verifier = verifier.build();
-            builder.with_client_cert_verifier(
-                verifier.map_err(|source| TlsError::Verifier { file: file.clone(), source })?,
-            )
+            let verifier =
+                verifier.map_err(|source| TlsError::Verifier { file: file.clone(), source })?;
+            let verifier = OwnAuthorities::new(certificates, verifier);
+            builder.with_client_cert_verifier(Arc::new(verifier))
         }
     };
     let identity = options.identity.read(&provider)?;

@@ -6,12 +6,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::Empty;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, date_time_ymd};
 use tokio::net::TcpListener;
 
 use super::*;
 use crate::peer::message::{Compression, Envelope, ForwardMessage};
 use crate::peer::{ForwardError, PeerOptions, PeerPool};
-use crate::tls::certificates::{Authority, put};
+use crate::tls::certificates::{Authority, issue_own, put};
 use crate::tls::server::{ServerTls, ServerTlsOptions};
 
 /// The name in the peer's certificate.
@@ -135,6 +136,75 @@ async fn a_peer_with_another_name_or_authority_is_not_written_to() {
 
     let any = ClientTlsOptions { skip_verify: true, server_name: None, ..other };
     write(world.peer, any).await.unwrap();
+}
+
+/// A peer and a client whose certificates are their own authorities, and trust each other's.
+async fn write_with_own(
+    of_peer: fn(&mut CertificateParams),
+    of_client: fn(&mut CertificateParams),
+    named: &str,
+) -> Result<(), ForwardError> {
+    let dir = tempfile::tempdir().unwrap();
+    let trusted = |name: &str| Some(identity(dir.path(), name).cert);
+    issue_own(dir.path(), NAME, of_peer);
+    issue_own(dir.path(), CLIENT, of_client);
+    let peer = serve_peer(identity(dir.path(), NAME), trusted(CLIENT)).await;
+    let options = ClientTlsOptions {
+        identity: Some(identity(dir.path(), CLIENT)),
+        ca: trusted(NAME),
+        server_name: Some(named.to_owned()),
+        ..ClientTlsOptions::default()
+    };
+    let v1_2 = ClientTlsOptions { version_min: TlsVersion::V1_2, ..options.clone() };
+    write(peer, v1_2).await?;
+    write(peer, options).await
+}
+
+#[tokio::test]
+async fn certificates_may_be_their_own_authorities() {
+    let for_all = |_: &mut CertificateParams| {};
+    let for_clients = |params: &mut CertificateParams| {
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    };
+    let for_servers = |params: &mut CertificateParams| {
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    };
+    let for_any = |params: &mut CertificateParams| {
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::Any];
+    };
+    let of_old = |params: &mut CertificateParams| params.not_after = date_time_ymd(2020, 1, 1);
+    let of_later = |params: &mut CertificateParams| params.not_before = date_time_ymd(2100, 1, 1);
+    write_with_own(for_all, for_all, NAME).await.unwrap();
+    write_with_own(for_servers, for_clients, NAME).await.unwrap();
+    write_with_own(for_any, for_any, NAME).await.unwrap();
+    for (of_peer, of_client, named) in [
+        (for_all as fn(&mut CertificateParams), for_all as fn(&mut CertificateParams), CLIENT),
+        (for_clients, for_all, NAME),
+        (for_all, for_servers, NAME),
+        (of_old, for_all, NAME),
+        (for_all, of_old, NAME),
+        (of_later, for_all, NAME),
+        (for_all, of_later, NAME),
+    ] {
+        detail(write_with_own(of_peer, of_client, named).await);
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_that_looks_like_a_trusted_one_is_not_it() {
+    let dir = tempfile::tempdir().unwrap();
+    issue_own(dir.path(), NAME, |_| {});
+    std::fs::rename(dir.path().join("peer.example.crt"), dir.path().join("trusted")).unwrap();
+    issue_own(dir.path(), NAME, |_| {});
+    let peer = serve_peer(identity(dir.path(), NAME), None).await;
+    let of = |ca: &str| ClientTlsOptions {
+        ca: Some(TlsFile { flag: "a-flag", path: dir.path().join(ca) }),
+        server_name: Some(NAME.to_owned()),
+        ..ClientTlsOptions::default()
+    };
+    let error = detail(write(peer, of("trusted")).await);
+    assert!(error.contains("certificate"), "{error}");
+    write(peer, of("peer.example.crt")).await.unwrap();
 }
 
 #[tokio::test]
