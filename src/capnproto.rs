@@ -202,6 +202,8 @@ impl<S: PeerSink> Server<S> {
             let series = share(buffer, 0..bytes, held);
             let written = self.write_piece(&**sink, &piece.tenant, series).await;
             worst = worst.into_iter().chain(written.err()).max_by_key(rank);
+            // Tenants without end must not hold a thread, nor put off the time-out.
+            tokio::task::yield_now().await;
         }
     }
 

@@ -43,6 +43,7 @@ const STREAMS_PER_CONNECTION_MAX: u32 = 1000;
 
 /// A peer's usual message, 2,000 series or some of them, goes in one frame: the sender makes a
 /// system call of each frame, wakes us for it, and what comes in several has to be copied together.
+/// A frame takes as much memory as has come of it, which nothing counts until it is there.
 const FRAME_BYTES_MAX: u32 = 1024 * 1024;
 
 /// What may be under way on a stream, and on a connection, before it is read: whole frames, and the

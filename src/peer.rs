@@ -246,8 +246,6 @@ pub struct Peer {
     /// Told when a call has ended, which may have been the one on trial.
     trial_ended: Notify,
     last_error: Mutex<Option<(ForwardError, Timestamp)>>,
-    /// As it said with its last success.
-    takes_merged: AtomicBool,
     /// The log has it that the peer is backed off.
     is_told: AtomicBool,
 }
@@ -315,7 +313,6 @@ impl Peer {
             breaker: Mutex::new(Breaker::new(options.backoff_max)),
             trial_ended: Notify::new(),
             last_error: Mutex::default(),
-            takes_merged: AtomicBool::new(options.protocol == Protocol::CapnProto),
             is_told: AtomicBool::new(false),
             address,
             dialled,
@@ -343,11 +340,10 @@ impl Peer {
         result
     }
 
-    /// Whether it takes series of several replicas in one message. Over Cap'n Proto every peer does,
-    /// over gRPC those that have said so; one that is replaced by another that does not refuses the
-    /// first of such messages.
+    /// Whether it takes series of several replicas in one message. Where messages have a limit they
+    /// are not made longer.
     pub fn takes_merged(&self) -> bool {
-        self.takes_merged.load(Ordering::Relaxed)
+        self.method.request_bytes_max.is_none() && self.link.takes_merged()
     }
 
     /// Tells beforehand that a message for `tenant` would not be sent, so that none need be made.
@@ -534,10 +530,7 @@ impl Peer {
             let call = client::call(&mut connection, &self.address, message, left);
             let result = timeout_at(deadline, call).await;
             let code = match &result {
-                Ok(Ok(stored)) => {
-                    self.takes_merged.store(stored.takes_merged, Ordering::Relaxed);
-                    Code::Ok
-                }
+                Ok(Ok(())) => Code::Ok,
                 Ok(Err(CallFailure::Status(code, _))) => *code,
                 Ok(Err(_)) => Code::Unavailable,
                 Err(_) => Code::DeadlineExceeded,
@@ -550,7 +543,7 @@ impl Peer {
                     attempt += 1;
                     self.link.leave(connection.number);
                 }
-                result => return result.map(drop).map_err(|failure| self.judge(failure)),
+                result => return result.map_err(|failure| self.judge(failure)),
             }
         }
     }
@@ -562,11 +555,6 @@ impl Peer {
                 Code::AlreadyExists => ForwardError::Conflict { peer, detail },
                 Code::InvalidArgument => ForwardError::BadReplica { peer, detail },
                 Code::Unavailable => ForwardError::Unavailable { peer, detail },
-                // It is another program than it was.
-                Code::Unimplemented => {
-                    self.takes_merged.store(false, Ordering::Relaxed);
-                    ForwardError::Failed { peer, code, detail }
-                }
                 // We have cancelled nothing: a time-out of the peer's own, as tonic tells it.
                 Code::DeadlineExceeded | Code::Cancelled => ForwardError::TimedOut { peer },
                 code => ForwardError::Failed { peer, code, detail },

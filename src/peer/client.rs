@@ -54,27 +54,19 @@ impl fmt::Display for CallFailure {
     }
 }
 
-/// What a peer tells with its success.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stored {
-    /// It takes series of several replicas in one message.
-    pub takes_merged: bool,
-}
-
 /// Sends `message` to the peer at `address` and waits for its answer.
 pub async fn call(
     connection: &mut Connection,
     address: &str,
     message: &ForwardMessage,
     timeout: Duration,
-) -> Result<Stored, CallFailure> {
-    let (sender, scheme, compression) = match (&mut connection.transport, message.form()) {
-        (Transport::Grpc { sender, scheme }, Form::Protobuf(compression)) => {
-            (sender, scheme, compression)
+) -> Result<(), CallFailure> {
+    let (sender, scheme, merging, compression) = match (&mut connection.transport, message.form()) {
+        (Transport::Grpc { sender, scheme, merging }, Form::Protobuf(compression)) => {
+            (sender, scheme, merging, compression)
         }
         (Transport::CapnProto(client), Form::CapnProto { words }) => {
-            client.write(words, message.body()).await?;
-            return Ok(Stored { takes_merged: true });
+            return client.write(words, message.body()).await;
         }
         // A pool has one protocol.
         _ => {
@@ -93,7 +85,38 @@ pub async fn call(
         },
     };
     let takes_merged = response.headers().contains_key(TAKES_MERGED);
-    read_status(response).await.map(|()| Stored { takes_merged })
+    let result = read_status(response).await;
+    match &result {
+        Ok(()) if takes_merged => merging.allow(),
+        Err(CallFailure::Status(code, _)) if message.is_merged() && !is_of_write(*code) => {
+            merging.bar();
+        }
+        _ => {}
+    }
+    result
+}
+
+/// Whether a write ends so that has reached its method. One that is too long may pass in parts.
+fn is_of_write(code: Code) -> bool {
+    match code {
+        Code::Ok
+        | Code::AlreadyExists
+        | Code::InvalidArgument
+        | Code::Unavailable
+        | Code::Internal
+        | Code::DeadlineExceeded
+        | Code::Cancelled => true,
+        Code::Unimplemented
+        | Code::PermissionDenied
+        | Code::Unauthenticated
+        | Code::NotFound
+        | Code::ResourceExhausted
+        | Code::Unknown
+        | Code::FailedPrecondition
+        | Code::Aborted
+        | Code::OutOfRange
+        | Code::DataLoss => false,
+    }
 }
 
 fn request(
@@ -166,14 +189,19 @@ fn status_of(headers: &HeaderMap) -> Option<Result<(), CallFailure>> {
     })
 }
 
-/// An answer of something that does not speak gRPC, most likely a proxy in between.
+/// An answer of something that does not speak gRPC, most likely a proxy in between, read as gRPC's
+/// `http-grpc-status-mapping` says.
 fn without_status(status: StatusCode) -> CallFailure {
     let code = match status {
         StatusCode::TOO_MANY_REQUESTS
         | StatusCode::BAD_GATEWAY
         | StatusCode::SERVICE_UNAVAILABLE
         | StatusCode::GATEWAY_TIMEOUT => Code::Unavailable,
-        _ => Code::Internal,
+        StatusCode::BAD_REQUEST => Code::Internal,
+        StatusCode::UNAUTHORIZED => Code::Unauthenticated,
+        StatusCode::FORBIDDEN => Code::PermissionDenied,
+        StatusCode::NOT_FOUND => Code::Unimplemented,
+        _ => Code::Unknown,
     };
     CallFailure::Status(code, format!("HTTP status {} and no gRPC status", status.as_u16()))
 }
@@ -222,6 +250,7 @@ mod tests {
             other => panic!("{other}"),
         };
         assert_eq!(code(StatusCode::BAD_GATEWAY), Code::Unavailable);
-        assert_eq!(code(StatusCode::OK), Code::Internal);
+        assert_eq!(code(StatusCode::OK), Code::Unknown);
+        assert_eq!(code(StatusCode::NOT_FOUND), Code::Unimplemented);
     }
 }

@@ -11,7 +11,7 @@ use std::fmt;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -67,8 +67,35 @@ pub struct Connection {
 /// What calls are made over.
 #[derive(Clone)]
 pub enum Transport {
-    Grpc { sender: SendRequest<CallBody>, scheme: Scheme },
+    Grpc { sender: SendRequest<CallBody>, scheme: Scheme, merging: Arc<Merging> },
     CapnProto(capnproto::Client),
+}
+
+/// Whether a connection takes merged messages: once the peer has said so, unless something on the
+/// way does not let them through. Another program under the same address has another connection.
+#[derive(Default)]
+pub struct Merging(AtomicU8);
+
+impl Merging {
+    const UNKNOWN: u8 = 0;
+    const TAKEN: u8 = 1;
+    const BARRED: u8 = 2;
+
+    /// The peer has said that it takes them.
+    pub fn allow(&self) {
+        let (before, after) = (Merging::UNKNOWN, Merging::TAKEN);
+        // What is barred stays so.
+        let _ = self.0.compare_exchange(before, after, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// One was answered as no write is.
+    pub fn bar(&self) {
+        self.0.store(Merging::BARRED, Ordering::Relaxed);
+    }
+
+    fn is_allowed(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == Merging::TAKEN
+    }
 }
 
 /// How a peer is dialled.
@@ -130,6 +157,16 @@ impl LinkKeeper {
                 let attempt = tokio::time::timeout(DIAL_PAUSE_MIN + QUICK_FAILURE_MAX, attempt);
                 attempt.await.map_or(Ok(()), |connected| connected.map(drop))
             }
+        }
+    }
+
+    /// Whether the connection at this moment is one of gRPC that takes merged messages.
+    pub fn takes_merged(&self) -> bool {
+        match &*self.link.borrow() {
+            Link::Up(Connection { transport: Transport::Grpc { merging, .. }, .. }) => {
+                merging.is_allowed()
+            }
+            Link::Up(_) | Link::Dialling | Link::Down { .. } => false,
         }
     }
 
@@ -331,5 +368,6 @@ where
     // Why it ended is told to the calls that were under way.
     let connection = tokio::spawn(connection);
     let ended = async { why(&connection.await) };
-    Ok((Transport::Grpc { sender, scheme }, Box::pin(ended)))
+    let transport = Transport::Grpc { sender, scheme, merging: Arc::default() };
+    Ok((transport, Box::pin(ended)))
 }

@@ -1,10 +1,9 @@
 //! The message of one forward: gathered from ranges of the request that the series came in.
 //!
 //! A series' tag, length and body are the same bytes in `prometheus.WriteRequest` and in Thanos'
-//! `WriteRequest`, so they are copied as they are, once, and nothing keeps the request's buffer
-//! alive. The layout is Thanos' own, see [`crate::wire::peer_write`]: the replica, then the tenant's
+//! `WriteRequest`, so they are copied as they are, once. The layout is Thanos' own, see [`crate::wire::peer_write`]: the replica, then the tenant's
 //! series and its name. A merged message has all series at its end, so one that is all of a request
-//! need not be gathered: it shares the request's bytes. Over Cap'n Proto series are taken apart, see
+//! need not be gathered: it shares the request's bytes, and only that keeps a request's buffer alive. Over Cap'n Proto series are taken apart, see
 //! [`SeriesTable`].
 
 use bytes::buf::Chain;
@@ -38,7 +37,7 @@ pub struct Envelope<'a> {
     pub tenant: &'a str,
     /// As on the wire: counted from 1, 0 for series that the peer is to place itself.
     pub replica: u64,
-    /// The series are of several replicas, `replica` being the highest, and the peer is one that
+    /// The series are of several replicas, `replica` being the lowest, and the peer is one that
     /// [takes them so](crate::wire::peer_write::MergedWriteRequest).
     pub is_merged: bool,
 }
@@ -166,7 +165,8 @@ impl ForwardMessage {
         table: &SeriesTable,
         numbers: &[u32],
     ) -> Result<ForwardMessage, encode::TooLong> {
-        let encoded = table.encode(tenant, numbers)?;
+        let mut encoded = table.encode(tenant, numbers)?;
+        encoded.packed.shrink_to_fit();
         Ok(ForwardMessage {
             bytes: encoded.packed.into(),
             shared: Bytes::new(),

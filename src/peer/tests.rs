@@ -63,11 +63,11 @@ struct Server {
 
 impl Server {
     fn start(address: SocketAddr) -> Server {
-        Server::start_with(address, true)
+        Server::start_with(address, true, true)
     }
 
-    /// One that takes merged messages, or not.
-    fn start_with(address: SocketAddr, takes_merged: bool) -> Server {
+    /// One that says that it takes merged messages, or not, and does, or not.
+    fn start_with(address: SocketAddr, takes_merged: bool, serves_merged: bool) -> Server {
         let listener = TcpListener::bind(address).unwrap();
         let address = listener.local_addr().unwrap();
         let sink = Arc::new(Sink::default());
@@ -81,7 +81,7 @@ impl Server {
         // A ring with three copies of each series.
         let writes = PeerWrites::new(sink.clone(), Some(3));
         let server = RemoteWriteServer::new(writes, options, &Registry::new());
-        let merged = server.merged();
+        let merged = server.merged().filter(|_| serves_merged);
         let services = merged.into_iter().fold(Services::default().with(server), Services::with);
         let metrics = GrpcMetrics::new(&Registry::new(), services.names());
         let options =
@@ -173,11 +173,12 @@ async fn a_peer_says_whether_it_takes_merged_messages() {
     assert_eq!(server.sink.written.lock().len(), 2);
     let refused = peer.remote_write(&merged(4), PATIENCE).await;
     assert!(matches!(refused, Err(ForwardError::BadReplica { .. })), "{refused:?}");
+    assert!(peer.takes_merged());
 
     // Another takes its place that does not know them, as Thanos does not: it misplaces nothing.
     let address = server.address;
     server.stop().await;
-    let server = Server::start_with(address, false);
+    let server = Server::start_with(address, false, false);
     let refused = loop {
         match peer.remote_write(&merged(3), PATIENCE).await {
             Err(ForwardError::Unreachable { .. }) => {}
@@ -186,6 +187,28 @@ async fn a_peer_says_whether_it_takes_merged_messages() {
     };
     assert!(matches!(refused, ForwardError::Failed { code: Code::Unimplemented, .. }), "{refused}");
     assert!(!peer.takes_merged() && server.sink.written.lock().is_empty());
+    peer.remote_write(&to("a"), PATIENCE).await.unwrap();
+    assert!(!peer.takes_merged());
+}
+
+#[tokio::test]
+async fn merged_messages_that_do_not_get_through_are_tried_once() {
+    let server = Server::start_with(any_port(), true, false);
+    let (_pool, _registry, peer) = pool_of(server.address, PeerOptions::default());
+    peer.remote_write(&to("a"), PATIENCE).await.unwrap();
+    assert!(peer.takes_merged());
+    peer.remote_write(&merged(1), PATIENCE).await.unwrap_err();
+    assert!(!peer.takes_merged());
+    peer.remote_write(&to("a"), PATIENCE).await.unwrap();
+    assert!(!peer.takes_merged(), "though it says again that it takes them");
+}
+
+#[tokio::test]
+async fn messages_that_have_a_limit_are_not_made_longer() {
+    let server = Server::start(any_port());
+    let method = MethodConfig { request_bytes_max: Some(1 << 20), ..MethodConfig::default() };
+    let options = PeerOptions { method, ..PeerOptions::default() };
+    let (_pool, _registry, peer) = pool_of(server.address, options);
     peer.remote_write(&to("a"), PATIENCE).await.unwrap();
     assert!(!peer.takes_merged());
 }

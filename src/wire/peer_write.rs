@@ -99,7 +99,7 @@ impl<'a> Iterator for Tenants<'a> {
 /// fields 3, 2 and then 1 only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MergedWriteRequest<'a> {
-    /// The highest of the replicas', counted from 1.
+    /// The lowest of the replicas', counted from 1.
     pub replica: u64,
     /// The tenant's name, not checked.
     pub tenant: &'a [u8],

@@ -66,12 +66,11 @@ pub struct Placed {
     pub outcome: WriteOutcome,
 }
 
-/// Series that go to one endpoint as one replica, or as whatever replicas they are where that does
-/// not matter.
+/// Series that go to one endpoint as one replica.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch {
     pub endpoint: EndpointIndex,
-    /// Counted from 0; that of the first series.
+    /// Counted from 0.
     pub replica: u8,
     /// Numbers of groups, rising.
     pub groups: Vec<u32>,
@@ -155,15 +154,16 @@ impl PlacedSeries {
         self.fields.iter().map(|(_, len)| *len as usize).sum()
     }
 
-    /// The fields of these groups in one piece that shares the request's bytes, if they are all that
-    /// the request has.
+    /// The fields of these groups in one piece that shares the request's bytes, if they are all of
+    /// its series and nearly all that it holds: what is shared keeps the rest alive, too.
     pub fn whole(&self, groups: &[u32]) -> Option<Bytes> {
         let (start, _) = *self.fields.first()?;
         let (last, last_len) = *self.fields.last()?;
         let range = start as usize..last as usize + last_len as usize;
         let is_whole = groups.len() == self.groups.len()
             && self.rewritten.is_empty()
-            && range.len() == self.total_bytes();
+            && range.len() == self.total_bytes()
+            && range.len() >= self.request.len() / 4 * 3;
         is_whole.then(|| self.request.slice(range))
     }
 

@@ -79,7 +79,8 @@ impl Forward for PeerPool {
     }
 
     fn takes_merged(&self, address: &str) -> bool {
-        self.peer(address).is_some_and(|peer| peer.takes_merged())
+        self.protocol() == Protocol::CapnProto
+            || self.peer(address).is_some_and(|peer| peer.takes_merged())
     }
 
     async fn check(&self, address: &str, tenant: &str) -> Result<(), ForwardError> {
@@ -451,7 +452,7 @@ impl FanoutMetrics {
             self.forwarded[result].inc();
         }
         if !is_replicated {
-            self.replicated[result].inc();
+            self.replicated[result].add(answer.batches.len() as u64);
         }
     }
 }

@@ -38,18 +38,6 @@ impl Authority {
     }
 }
 
-/// As [`Authority::issue`], but the certificate is its own authority, as `openssl req -x509` makes
-/// it.
-pub(crate) fn issue_own(dir: &Path, name: &str, change: impl FnOnce(&mut CertificateParams)) {
-    let key = KeyPair::generate().expect("a key");
-    let mut params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    change(&mut params);
-    let certificate = params.self_signed(&key).expect("a certificate");
-    put(&dir.join(format!("{name}.key")), &key.serialize_pem());
-    put(&dir.join(format!("{name}.crt")), &certificate.pem());
-}
-
 /// Whole or not at all, as those do it who renew certificates.
 pub(crate) fn put(path: &Path, content: &str) {
     let new = path.with_extension("new");

@@ -68,7 +68,7 @@ pub fn next_piece(
             continue;
         }
         let symbols = SymbolTable::new(request.get_symbols()?)?;
-        let labels = LabelWriter::new(symbols);
+        let labels = LabelWriter::new(symbols, list.len() - position.series);
         let mut writer = SeriesWriter { labels, caps, nested: Vec::new() };
         while out.len() < piece_bytes && position.series < list.len() {
             writer.write(list.get(position.series), out)?;
@@ -194,7 +194,7 @@ const SAMPLE_BITS: u32 = 128;
 /// Writes labels, and keeps how each was written until another takes its slot.
 struct LabelWriter<'a> {
     symbols: SymbolTable<'a>,
-    /// By the last bits of the value's number. Their count is a power of two.
+    /// By the last bits of the value's number. Their count is a power of two, or there are none.
     slots: Vec<Slot>,
 }
 
@@ -203,7 +203,7 @@ struct LabelWriter<'a> {
 struct Slot {
     /// The name's number, and in the upper half the value's.
     label: Option<u64>,
-    /// The field, whose length is in its second byte, and zeros.
+    /// The field, whose length is in its second byte. What is behind it means nothing.
     field: [u8; FIELD_BYTES_MAX],
 }
 
@@ -215,9 +215,18 @@ const FIELD_BYTES_COPIED: usize = 64;
 
 const SLOTS_MAX: usize = 2048;
 
+/// Fewer slots for few series, and none where they would not be used again.
+const SLOTS_PER_SERIES: usize = 4;
+const SERIES_MIN: u32 = 4;
+
 impl<'a> LabelWriter<'a> {
-    fn new(symbols: SymbolTable<'a>) -> LabelWriter<'a> {
-        let count = (symbols.ends.len() as usize).min(SLOTS_MAX).next_power_of_two();
+    /// For so many series: tenants may be many, and share their few series.
+    fn new(symbols: SymbolTable<'a>, series_count: u32) -> LabelWriter<'a> {
+        let labels = (symbols.ends.len() as usize).min(SLOTS_PER_SERIES * series_count as usize);
+        let count = match series_count {
+            0..SERIES_MIN => 0,
+            _ => labels.min(SLOTS_MAX).next_power_of_two(),
+        };
         let empty = Slot { label: None, field: [0; FIELD_BYTES_MAX] };
         LabelWriter { symbols, slots: vec![empty; count] }
     }
@@ -266,10 +275,11 @@ impl<'a> LabelWriter<'a> {
     }
 
     fn slot_of(&self, label: u64) -> usize {
-        (label >> 32) as usize & (self.slots.len() - 1)
+        (label >> 32) as usize & self.slots.len().wrapping_sub(1)
     }
 
     /// Writes a label that is in no slot, and puts it into one; false if it is over the cap.
+    // Rare, and in the way of the usual.
     #[inline(never)]
     fn write_new(
         &mut self,
@@ -480,12 +490,16 @@ mod tests {
         }
 
         #[test]
-        fn symbols_that_are_not_there_are_told(name in any::<u32>(), value in any::<u32>()) {
+        fn symbols_that_are_not_there_are_told(
+            name in any::<u32>(),
+            value in any::<u32>(),
+            series_count in prop_oneof![Just(1u32), Just(100)],
+        ) {
             let message = call(&request(&[vec![("a".to_owned(), "b".to_owned())]]));
             let reader = message.reader();
             let request = rpc::write_request_of(&reader).unwrap();
             let symbols = SymbolTable::new(request.get_symbols().unwrap()).unwrap();
-            let mut writer = LabelWriter::new(symbols);
+            let mut writer = LabelWriter::new(symbols, series_count);
             for (name, value) in [(name, value), (u32::MAX, u32::MAX), (0, 2), (2, 0), (0, 1)] {
                 let label = [name.to_le_bytes(), value.to_le_bytes()].concat();
                 let label = [label.try_into().unwrap()];

@@ -81,6 +81,7 @@ struct Symbols {
 }
 
 impl Symbols {
+    // Rare, and in the way of the usual.
     #[inline(never)]
     fn push(&mut self, symbol: &[u8]) -> u32 {
         // All of a request's bytes together are numbered by 32 bits.

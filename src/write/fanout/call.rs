@@ -68,26 +68,45 @@ impl Call {
         address: &str,
         mut tell: impl FnMut(Answer),
     ) {
-        let deadline = self.deadline;
         // Gathering is most of the work.
         if let Err(error) = forward.check(address, self.tenant.as_str()).await {
             return tell(Answer::of_failure(batches, &error));
         }
         let is_merged = forward.takes_merged(address);
         let batches_each = if is_merged { batches.len().max(1) } else { 1 };
-        let messages = batches.step_by(batches_each).map(|start| {
-            let part = start..start + batches_each;
-            (part.clone(), self.gather(part, forward.protocol(), is_merged))
-        });
-        let messages: Vec<_> = messages.collect();
-        // The messages are the peer's; the request's bytes are let go.
-        drop(self);
-        let mut calls: FuturesUnordered<_> = messages
-            .into_iter()
-            .map(|(part, message)| send(part, message, forward, address, deadline))
+        let mut calls: FuturesUnordered<_> = batches
+            .step_by(batches_each)
+            .map(|start| {
+                self.clone().send(start..start + batches_each, is_merged, forward, address)
+            })
             .collect();
+        // Each holds the request until its message is made.
+        drop(self);
         while let Some(answer) = calls.next().await {
             tell(answer);
+        }
+    }
+
+    /// Sends these batches in one message.
+    async fn send<F: Forward>(
+        self: Arc<Call>,
+        batches: Range<usize>,
+        is_merged: bool,
+        forward: &F,
+        address: &str,
+    ) -> Answer {
+        let deadline = self.deadline;
+        let message = self.gather(batches.clone(), forward.protocol(), is_merged);
+        // The message is the peer's; the request's bytes are let go.
+        drop(self);
+        let message = match message {
+            Ok(message) => message,
+            Err(text) => return Answer::told(batches, ReplicaOutcome::Failed, Some(text)),
+        };
+        let timeout = deadline.saturating_duration_since(Instant::now());
+        match forward.forward(address, &message, timeout).await {
+            Ok(()) => Answer::told(batches, ReplicaOutcome::Stored, None),
+            Err(error) => Answer::of_failure(batches, &error),
         }
     }
 
@@ -104,6 +123,8 @@ impl Call {
                     several.iter().flat_map(|batch| &batch.groups).copied().collect();
                 // A run for each replica; a request's order holds within all of them.
                 groups.sort();
+                // An endpoint that the ring has twice is several replicas of a series.
+                groups.dedup();
                 Cow::Owned(groups)
             }
         }
@@ -128,7 +149,9 @@ impl Call {
             }
         };
         let batches = self.batches.get(batches).unwrap_or_default();
-        let replica = batches.iter().map(|batch| u64::from(batch.replica) + 1).max();
+        // The lowest of several: while a larger replication factor rolls out, nodes that have the
+        // smaller one take what they took before.
+        let replica = batches.iter().map(|batch| u64::from(batch.replica) + 1).min();
         let envelope = Envelope { tenant, replica: replica.unwrap_or(0), is_merged };
         self.gather_protobuf(envelope, &groups, compression).map_err(|error| error.to_string())
     }
@@ -150,24 +173,6 @@ impl Call {
             return ForwardMessage::share(envelope.tenant, envelope.replica, series);
         }
         ForwardMessage::gather(envelope, self.series.fields(groups), compression)
-    }
-}
-
-async fn send<F: Forward>(
-    batches: Range<usize>,
-    message: Result<ForwardMessage, String>,
-    forward: &F,
-    address: &str,
-    deadline: Instant,
-) -> Answer {
-    let message = match message {
-        Ok(message) => message,
-        Err(text) => return Answer::told(batches, ReplicaOutcome::Failed, Some(text)),
-    };
-    let timeout = deadline.saturating_duration_since(Instant::now());
-    match forward.forward(address, &message, timeout).await {
-        Ok(()) => Answer::told(batches, ReplicaOutcome::Stored, None),
-        Err(error) => Answer::of_failure(batches, &error),
     }
 }
 

@@ -191,7 +191,19 @@ fn address(i: usize) -> String {
 
 /// A ring of as many nodes as there are behaviours; the first of them is this node, if `is_member`.
 fn ring(behaviours: &[Behaviour], factor: u8, algorithm: Algorithm, is_member: bool) -> Ring {
-    let endpoints = (0..behaviours.len()).map(|i| Endpoint::at(&address(i))).collect();
+    let each: Vec<usize> = (0..behaviours.len()).collect();
+    ring_of(&each, behaviours, factor, algorithm, is_member)
+}
+
+/// A ring that lists these of the nodes.
+fn ring_of(
+    listed: &[usize],
+    behaviours: &[Behaviour],
+    factor: u8,
+    algorithm: Algorithm,
+    is_member: bool,
+) -> Ring {
+    let endpoints = listed.iter().map(|i| Endpoint::at(&address(*i))).collect();
     let options = RingOptions { endpoints, ..RingOptions::default() };
     let defaults = RingDefaults { algorithm, replication_factor: usize::from(factor) };
     let registry = Registry::new();
@@ -301,14 +313,40 @@ async fn a_peer_that_takes_merged_messages_gets_one() {
     let stored = ring.nodes.stored.lock();
     assert_eq!(stored.len(), 60);
     assert!(stored.values().all(|copies| *copies == 3));
-    // Its number is the highest of its series'.
+    // Its number is the lowest of its series'.
     let mut arrived: Vec<_> =
         ring.nodes.arrived.lock().iter().map(|(to, replica, _)| (to.clone(), *replica)).collect();
     arrived.sort();
-    let expected = [(0, 3), (1, 1), (1, 2), (1, 3), (2, 3), (3, 1), (3, 2), (3, 3)];
+    let expected = [(0, 1), (1, 1), (1, 2), (1, 3), (2, 1), (3, 1), (3, 2), (3, 3)];
     assert_eq!(arrived, expected.map(|(node, replica)| (address(node), replica)));
     let text = ring.registry.expose();
-    assert!(text.contains("thanos_receive_replications_total{result=\"success\"} 8"), "{text}");
+    assert!(text.contains("thanos_receive_replications_total{result=\"success\"} 12"), "{text}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_is_listed_twice_is_sent_its_own_series_once() {
+    for is_merging in [false, true] {
+        let behaviours = [after(1, STORED); 2];
+        let ring = ring_of(&[0, 0, 1, 1], &behaviours, 2, Algorithm::Hashmod, false);
+        if is_merging {
+            ring.nodes.merging.lock().extend([address(0), address(1)]);
+        }
+        ring.write(&request(60), 0).await.unwrap();
+        ring.finish().await;
+        let snapshot = ring.hashring.load().unwrap();
+        let places = snapshot.ring_of("team").unwrap();
+        let mut hasher = crate::hashring::SeriesHasher::for_tenant(b"team");
+        for (i, copies) in (0..60).map(|i| (i, ring.nodes.stored.lock()[&body(i)])) {
+            let instance = i.to_string();
+            let labels: [(&[u8], &[u8]); 2] =
+                [(b"__name__", b"up"), (b"instance", instance.as_bytes())];
+            let mut replicas = places.replicas(places.section_of(hasher.hash(labels))).to_vec();
+            if is_merging {
+                replicas.dedup();
+            }
+            assert_eq!(copies, replicas.len(), "series {i}");
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -324,10 +362,23 @@ async fn a_message_of_all_series_shares_the_requests_bytes() {
     let between = [&some, &metadata[..], &all[some.len()..]].concat();
     ring.write(&between, 0).await.unwrap();
     ring.finish().await;
-    let stored = ring.nodes.stored.lock();
-    assert_eq!(stored.len(), 60);
-    assert!(stored.values().all(|copies| *copies == 9));
+    {
+        let stored = ring.nodes.stored.lock();
+        assert_eq!(stored.len(), 60);
+        assert!(stored.values().all(|copies| *copies == 9));
+    }
     // Two nodes that were sent the request's own bytes, twice.
+    assert_eq!(*ring.nodes.shared_messages.lock(), 4);
+
+    // They would keep alive what goes nowhere.
+    let mut help = vec![0x22];
+    push_varint(&mut help, all.len() as u64);
+    help.resize(help.len() + all.len(), b'h');
+    let mut metadata = vec![0x1a];
+    push_varint(&mut metadata, help.len() as u64);
+    metadata.extend(help);
+    ring.write(&[&all[..], &metadata].concat(), 0).await.unwrap();
+    ring.tasks.wait().await;
     assert_eq!(*ring.nodes.shared_messages.lock(), 4);
 }
 
