@@ -4,6 +4,7 @@ pub mod compression;
 pub mod health;
 mod incoming;
 pub mod metrics;
+mod question;
 pub mod reflection;
 pub mod remote_write;
 pub mod respond;
@@ -34,8 +35,8 @@ use crate::wire::proto::thanos::status_server::StatusServer;
 use crate::wire::proto::thanos::store_server::StoreServer;
 use tonic_health::pb::health_server::HealthServer;
 
-/// Largest question a reader may send. Questions are matchers and label names; answers are not
-/// limited here, since they come in frames of about 1 MiB.
+/// Largest question a reader may send, held against the budget of reads. Questions are matchers and
+/// label names; answers are not limited here, since they come in frames of about 1 MiB.
 const READ_REQUEST_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// Calls under way on one connection; a querier has one per query.
@@ -102,15 +103,15 @@ impl Services {
             .max_decoding_message_size(READ_REQUEST_BYTES_MAX);
         let exemplars = ExemplarsServer::new(ExemplarsService)
             .max_decoding_message_size(READ_REQUEST_BYTES_MAX);
-        let status = StatusServer::new(StatusService::new(source, budget))
+        let status = StatusServer::new(StatusService::new(source, budget.clone()))
             .max_decoding_message_size(READ_REQUEST_BYTES_MAX);
         let health = HealthServer::new(HealthService::new(is_ready));
         Services::default()
-            .with(Compressed(store))
-            .with(Compressed(info))
-            .with(Compressed(exemplars))
-            .with(Compressed(status))
-            .with(Compressed(health))
+            .with(Compressed::new(store, budget.clone()))
+            .with(Compressed::new(info, budget.clone()))
+            .with(Compressed::new(exemplars, budget.clone()))
+            .with(Compressed::new(status, budget.clone()))
+            .with(Compressed::new(health, budget))
     }
 
     /// Adds a generated server.

@@ -14,13 +14,26 @@ use tonic::body::Body;
 use tonic::server::NamedService;
 use tower::Service;
 
+use crate::grpc::question::{self, Question};
 use crate::grpc::{READ_REQUEST_BYTES_MAX, respond};
+use crate::store::budget::{ReadBudget, ReadBudgetGuard};
+use crate::store::error::QueryError;
 use crate::wire::grpc::{ACCEPTED, Encoding, GRPC_ACCEPT_ENCODING, GRPC_ENCODING};
 use crate::wire::grpc::{HEAD_BYTES, Head, MessageError};
 
-/// A generated server whose messages may be encoded.
+/// A generated server of reads, whose messages may be encoded. Its questions are held against a
+/// budget while they come in.
 #[derive(Clone)]
-pub struct Compressed<S>(pub S);
+pub struct Compressed<S> {
+    service: S,
+    budget: ReadBudget,
+}
+
+impl<S> Compressed<S> {
+    pub fn new(service: S, budget: ReadBudget) -> Compressed<S> {
+        Compressed { service, budget }
+    }
+}
 
 impl<S: NamedService> NamedService for Compressed<S> {
     const NAME: &'static str = S::NAME;
@@ -36,12 +49,13 @@ where
     type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        self.0.poll_ready(cx)
+        self.service.poll_ready(cx)
     }
 
-    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let mut request = request.map(|body| Question::wrap(body, &self.budget));
         let encoding = match Encoding::of(request.headers()) {
-            Ok(None) => return Box::pin(self.0.call(request)),
+            Ok(None) => return Box::pin(self.service.call(request)),
             Ok(Some(encoding)) => encoding,
             Err(error) => {
                 let mut response = respond::message(&error).into_http();
@@ -50,8 +64,9 @@ where
             }
         };
         request.headers_mut().remove(GRPC_ENCODING);
-        let request = request.map(|body| Recoded::wrap(body, Step::Inflate(encoding)));
-        let response = self.0.call(request);
+        let inflate = Step::Inflate(encoding, self.budget.begin());
+        let request = request.map(|body| Recoded::wrap(body, inflate));
+        let response = self.service.call(request);
         Box::pin(async move {
             let mut response = response.await?;
             // With its status in the head a response has no body, and must not be given one.
@@ -66,10 +81,31 @@ where
 }
 
 /// What is done to each message.
-#[derive(Clone, Copy)]
 enum Step {
-    Inflate(Encoding),
+    /// What it gets to is held, too.
+    Inflate(Encoding, ReadBudgetGuard),
     Deflate(Encoding),
+}
+
+/// Why a message is not passed on.
+enum RecodeError {
+    Message(MessageError),
+    Budget(QueryError),
+}
+
+impl From<MessageError> for RecodeError {
+    fn from(error: MessageError) -> RecodeError {
+        RecodeError::Message(error)
+    }
+}
+
+impl RecodeError {
+    fn status(&self) -> Status {
+        match self {
+            RecodeError::Message(error) => respond::message(error),
+            RecodeError::Budget(error) => respond::query(error),
+        }
+    }
 }
 
 /// A body whose messages are inflated or deflated as they pass.
@@ -86,18 +122,18 @@ impl Recoded {
     }
 
     /// Takes the messages that are whole out of `partial`.
-    fn take_messages(&mut self) -> Result<Bytes, MessageError> {
+    fn take_messages(&mut self) -> Result<Bytes, RecodeError> {
         let mut out = BytesMut::new();
         while let Some(head) = self.partial.first_chunk::<HEAD_BYTES>() {
             let head = match self.step {
-                Step::Inflate(encoding) => Head::parse(*head, Some(encoding))?,
+                Step::Inflate(encoding, _) => Head::parse(*head, Some(encoding))?,
                 Step::Deflate(_) => Head::parse(*head, None)?,
             };
-            if let Step::Inflate(_) = self.step
+            if let Step::Inflate(..) = self.step
                 && head.len as usize > READ_REQUEST_BYTES_MAX
             {
                 let max = READ_REQUEST_BYTES_MAX as u64;
-                return Err(MessageError::TooLarge { len: u64::from(head.len), max });
+                return Err(MessageError::TooLarge { len: u64::from(head.len), max }.into());
             }
             if self.partial.len() - HEAD_BYTES < head.len as usize {
                 break;
@@ -111,12 +147,19 @@ impl Recoded {
 }
 
 impl Step {
-    fn recode(self, head: Head, message: &[u8], out: &mut BytesMut) -> Result<(), MessageError> {
+    fn recode(
+        &mut self,
+        head: Head,
+        message: &[u8],
+        out: &mut BytesMut,
+    ) -> Result<(), RecodeError> {
         let mut buffer = Vec::new();
         let (is_encoded, message) = match self {
-            Step::Inflate(encoding) if head.is_encoded => {
+            Step::Inflate(encoding, held) if head.is_encoded => {
                 let max = READ_REQUEST_BYTES_MAX as u64;
-                let admit = |_| Ok::<(), MessageError>(());
+                // No more than `max`.
+                let admit =
+                    |bytes| question::hold(held, bytes as usize).map_err(RecodeError::Budget);
                 (false, encoding.inflate(message, max, &mut buffer, admit)?)
             }
             Step::Deflate(encoding) if !message.is_empty() => {
@@ -161,7 +204,7 @@ impl HttpBody for Recoded {
                     match this.take_messages() {
                         Ok(messages) if messages.is_empty() => {}
                         Ok(messages) => return Poll::Ready(Some(Ok(Frame::data(messages)))),
-                        Err(error) => return Poll::Ready(Some(Err(respond::message(&error)))),
+                        Err(error) => return Poll::Ready(Some(Err(error.status()))),
                     }
                 }
                 Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
@@ -175,5 +218,35 @@ impl HttpBody for Recoded {
 
     fn size_hint(&self) -> SizeHint {
         SizeHint::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::{BodyExt as _, Full};
+    use tonic::Code;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_a_question_inflates_to_is_held() {
+        let budget = ReadBudget::new(512 << 10);
+        for encoding in [Encoding::Snappy, Encoding::Gzip] {
+            for (len, expected) in
+                [(60 << 10, Ok(60 << 10)), (4 << 20, Err(Code::ResourceExhausted))]
+            {
+                let deflated = encoding.deflate(&vec![b'a'; len]);
+                assert!(deflated.len() < 512 << 10);
+                let head = Head { is_encoded: true, len: deflated.len() as u32 }.to_bytes();
+                let body = Body::new(
+                    Full::new(Bytes::from([&head[..], &deflated].concat()))
+                        .map_err(|never| match never {}),
+                );
+                let inflate = Step::Inflate(encoding, budget.begin());
+                let frame = Recoded::wrap(body, inflate).frame().await.unwrap();
+                let inflated = frame.map(|frame| frame.into_data().unwrap().len() - HEAD_BYTES);
+                assert_eq!(inflated.map_err(|status| status.code()), expected, "{encoding:?}");
+            }
+        }
     }
 }

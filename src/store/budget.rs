@@ -55,6 +55,15 @@ impl ReadBudgetGuard {
         }
         Ok(())
     }
+
+    /// Holds so many bytes in all, if it does not hold more already.
+    pub fn hold_in_all(&mut self, bytes: usize) -> Result<(), QueryError> {
+        let held = self.held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits) * PERMIT_BYTES;
+        match bytes.saturating_sub(held) {
+            0 => Ok(()),
+            more => self.hold(more),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -72,5 +81,10 @@ mod tests {
         drop(first);
         second.hold(2 * PERMIT_BYTES).unwrap();
         assert!(matches!(second.hold(9 * PERMIT_BYTES), Err(QueryError::TooLarge { .. })));
+        second.hold_in_all(3 * PERMIT_BYTES).unwrap();
+        second.hold_in_all(PERMIT_BYTES).unwrap();
+        let mut third = budget.begin();
+        third.hold_in_all(5 * PERMIT_BYTES).unwrap();
+        assert!(matches!(third.hold_in_all(6 * PERMIT_BYTES), Err(QueryError::Overloaded)));
     }
 }
