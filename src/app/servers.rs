@@ -230,10 +230,7 @@ fn write_endpoints<S: WriteSink + PeerSink>(
     let server =
         RemoteWriteServer::new(PeerWrites::new(sink, replication_factor), options, registry);
     let merged = server.merged();
-    let mut grpc = services.with(server);
-    if let Some(merged) = merged {
-        grpc = grpc.with(merged);
-    }
+    let grpc = merged.into_iter().fold(services.with(server), Services::with);
     Writes { http: remote_write_router(Arc::new(write)), grpc, admission }
 }
 

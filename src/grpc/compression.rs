@@ -1,5 +1,6 @@
 //! Encoded messages for services that know of none: questions are inflated before the service sees
-//! them, and answered in the encoding they came in, as grpc-go does.
+//! them, and answered in the encoding they came in, as grpc-go does. What they take meanwhile is
+//! held, see [`question`].
 
 use std::convert::Infallible;
 use std::future::Future;

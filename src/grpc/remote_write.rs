@@ -23,8 +23,9 @@ use tonic::server::NamedService;
 use crate::grpc::respond;
 use crate::log::throttle::Throttle;
 use crate::metrics::{Gauge, Registry};
-use crate::wire::grpc::{ACCEPTED, Encoding, GRPC_ACCEPT_ENCODING, GRPC_ENCODING, TAKES_MERGED};
+use crate::wire::grpc::{ACCEPTED, Encoding, GRPC_ACCEPT_ENCODING, GRPC_ENCODING};
 use crate::wire::grpc::{HEAD_BYTES, Head, MessageError};
+use crate::wire::grpc::{MERGED_WRITE_PATH, REMOTE_WRITE_PATH, TAKES_MERGED};
 use crate::wire::snappy::{BufferPool, PooledBuffer};
 use crate::write::admission::{Admission, InflightGuard, Overloaded, share};
 use crate::write::error::WriteError;
@@ -40,8 +41,8 @@ enum Method {
 impl Method {
     fn path(self) -> &'static str {
         match self {
-            Method::RemoteWrite => "/thanos.WriteableStore/RemoteWrite",
-            Method::MergedWrite => "/ringest.WriteableStore/RemoteWrite",
+            Method::RemoteWrite => REMOTE_WRITE_PATH,
+            Method::MergedWrite => MERGED_WRITE_PATH,
         }
     }
 }

@@ -14,11 +14,9 @@ use tonic::{Code, Status};
 
 use crate::peer::link::{CallBody, Connection, Transport};
 use crate::peer::message::{Compression, Form, ForwardMessage};
-use crate::wire::grpc::{ACCEPTED, GRPC_ACCEPT_ENCODING, GRPC_ENCODING, TAKES_MERGED};
+use crate::wire::grpc::{ACCEPTED, GRPC_ACCEPT_ENCODING, GRPC_ENCODING};
+use crate::wire::grpc::{MERGED_WRITE_PATH, REMOTE_WRITE_PATH, TAKES_MERGED};
 
-const REMOTE_WRITE_PATH: &str = "/thanos.WriteableStore/RemoteWrite";
-/// For messages that are merged. Thanos has no such method, and so refuses what it would misplace.
-const MERGED_WRITE_PATH: &str = "/ringest.WriteableStore/RemoteWrite";
 const USER_AGENT: HeaderValue =
     HeaderValue::from_static(concat!("ringest/", env!("CARGO_PKG_VERSION")));
 

@@ -21,6 +21,12 @@ pub const GRPC_ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accep
 /// What is put there: the encodings that are understood.
 pub const ACCEPTED: HeaderValue = HeaderValue::from_static("snappy,gzip");
 
+/// The method by which nodes of a ring hand series to one another.
+pub const REMOTE_WRITE_PATH: &str = "/thanos.WriteableStore/RemoteWrite";
+
+/// The same for merged messages. Thanos has no such method, and so refuses what it would misplace.
+pub const MERGED_WRITE_PATH: &str = "/ringest.WriteableStore/RemoteWrite";
+
 /// Set where a peer's write succeeds: the node has a method for merged messages, too.
 pub const TAKES_MERGED: HeaderName = HeaderName::from_static("ringest-takes-merged");
 

@@ -8,7 +8,9 @@ use tonic::Code;
 
 use super::call::outcome_of_local;
 use super::*;
-use crate::hashring::{Algorithm, Endpoint, HashringMetrics, RingDefaults, RingOptions};
+use crate::hashring::{
+    Algorithm, Endpoint, HashringMetrics, RingDefaults, RingOptions, SeriesHasher,
+};
 use crate::model::labels::{TAG_FIELD_1, push_label};
 use crate::peer::message::Compression;
 use crate::wire::grpc::HEAD_BYTES;
@@ -236,6 +238,18 @@ impl Ring {
         self.fanout.write(&tenant(), request, replica, Manners::Thanos).await
     }
 
+    /// Addresses of the nodes that series `i` of a request belongs to, by the ring alone.
+    fn replicas_of(&self, i: usize) -> Vec<String> {
+        let snapshot = self.hashring.load().unwrap();
+        let places = snapshot.ring_of("team").unwrap();
+        let instance = i.to_string();
+        let labels: [(&[u8], &[u8]); 2] =
+            [(b"__name__", b"up"), (b"instance", instance.as_bytes())];
+        let hash = SeriesHasher::for_tenant(b"team").hash(labels);
+        let endpoints = places.replicas(places.section_of(hash)).iter();
+        endpoints.map(|endpoint| snapshot.endpoint(*endpoint).address.to_string()).collect()
+    }
+
     /// Waits for what goes on behind the answer.
     async fn finish(&self) {
         self.tasks.close();
@@ -333,14 +347,8 @@ async fn a_peer_that_is_listed_twice_is_sent_its_own_series_once() {
         }
         ring.write(&request(60), 0).await.unwrap();
         ring.finish().await;
-        let snapshot = ring.hashring.load().unwrap();
-        let places = snapshot.ring_of("team").unwrap();
-        let mut hasher = crate::hashring::SeriesHasher::for_tenant(b"team");
         for (i, copies) in (0..60).map(|i| (i, ring.nodes.stored.lock()[&body(i)])) {
-            let instance = i.to_string();
-            let labels: [(&[u8], &[u8]); 2] =
-                [(b"__name__", b"up"), (b"instance", instance.as_bytes())];
-            let mut replicas = places.replicas(places.section_of(hasher.hash(labels))).to_vec();
+            let mut replicas = ring.replicas_of(i);
             if is_merging {
                 replicas.dedup();
             }
@@ -478,22 +486,11 @@ fn expected(
     factor: u8,
     series_count: usize,
 ) -> (Verdict, Duration) {
-    let snapshot = ring.hashring.load().unwrap();
-    let places = snapshot.ring_of("team").unwrap();
-    let mut hasher = crate::hashring::SeriesHasher::for_tenant(b"team");
-    let series: Vec<Vec<usize>> = (0..series_count)
-        .map(|i| {
-            let instance = i.to_string();
-            let labels: [(&[u8], &[u8]); 2] =
-                [(b"__name__", b"up"), (b"instance", instance.as_bytes())];
-            let section = places.section_of(hasher.hash(labels));
-            let index = |endpoint: &crate::hashring::EndpointIndex| {
-                let address = &snapshot.endpoint(*endpoint).address;
-                (0..behaviours.len()).find(|i| super::tests::address(*i) == *address).unwrap()
-            };
-            places.replicas(section).iter().map(index).collect()
-        })
-        .collect();
+    let index = |replica: String| {
+        (0..behaviours.len()).find(|i| super::tests::address(*i) == replica).unwrap()
+    };
+    let series: Vec<Vec<usize>> =
+        (0..series_count).map(|i| ring.replicas_of(i).into_iter().map(index).collect()).collect();
     let mut times: Vec<Duration> = behaviours.iter().map(|b| b.delay.min(TIMEOUT)).collect();
     times.sort();
     // After each answer: counted from scratch, series by series.
@@ -618,20 +615,12 @@ async fn whatever_peers_do_the_answer_is_the_rules_and_comes_when_it_is_fixed() 
         // The answer has cancelled nothing: whoever can store has stored.
         ring.finish().await;
         let copies: usize = ring.nodes.stored.lock().values().sum();
-        let snapshot = ring.hashring.load().unwrap();
-        let places = snapshot.ring_of("team").unwrap();
-        let mut hasher = crate::hashring::SeriesHasher::for_tenant(b"team");
-        let mut expected_copies = 0;
-        for i in 0..series_count {
-            let instance = i.to_string();
-            let labels: [(&[u8], &[u8]); 2] =
-                [(b"__name__", b"up"), (b"instance", instance.as_bytes())];
-            for endpoint in places.replicas(places.section_of(hasher.hash(labels))) {
-                let behaviour = ring.nodes.behaviour(&snapshot.endpoint(*endpoint).address);
-                let stores = behaviour.outcome == STORED && behaviour.delay < TIMEOUT;
-                expected_copies += usize::from(stores);
-            }
-        }
+        let stores = |replica: &String| {
+            let behaviour = ring.nodes.behaviour(replica);
+            behaviour.outcome == STORED && behaviour.delay < TIMEOUT
+        };
+        let replicas = (0..series_count).flat_map(|i| ring.replicas_of(i));
+        let expected_copies = replicas.filter(stores).count();
         assert_eq!(copies, expected_copies, "{context}");
     }
 }
