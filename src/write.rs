@@ -4,6 +4,7 @@ pub mod admission;
 pub mod distribute;
 pub mod error;
 pub mod fanout;
+pub mod heavy;
 pub mod known;
 pub mod local;
 pub mod quorum;

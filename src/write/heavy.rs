@@ -1,0 +1,126 @@
+//! Work on large requests, off the threads that serve the sockets.
+//!
+//! A worker of the runtime that inflates 200 MB answers nobody else meanwhile, probes included. So a
+//! piece of work on more than [`LARGE_BYTES`] is done on a thread of the blocking pool: as many at a
+//! time as there are cores, the others in the order in which they came. What waits is counted
+//! against the budgets of its request. The usual request never comes here, and pays one comparison.
+
+use std::panic;
+use std::sync::{Arc, LazyLock};
+use std::thread;
+
+use tokio::sync::Semaphore;
+
+/// What is worked on in about a millisecond, or less: 2,000 series of one sample are 0.8 MB.
+pub const LARGE_BYTES: usize = 1 << 20;
+
+/// As many pieces of work as are done at a time.
+static ROOM: LazyLock<Room> = LazyLock::new(|| {
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    Room { places: Arc::new(Semaphore::new(cores)), places_max: cores }
+});
+
+struct Room {
+    places: Arc<Semaphore>,
+    places_max: usize,
+}
+
+/// Does `work` on `bytes`: here if they are few, else elsewhere, when there is a place. Work whose
+/// caller has gone before it began is not done; once begun it is finished, and its result dropped.
+pub async fn off_thread<T: Send + 'static>(
+    bytes: usize,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> T {
+    if bytes <= LARGE_BYTES {
+        return work();
+    }
+    // It is never closed.
+    let place = ROOM.places.clone().acquire_owned().await;
+    let done = tokio::task::spawn_blocking(move || {
+        let _place = place;
+        work()
+    });
+    match done.await {
+        Ok(result) => result,
+        Err(failed) if failed.is_panic() => panic::resume_unwind(failed.into_panic()),
+        // The runtime ends, and this task with it.
+        Err(_) => std::future::pending().await,
+    }
+}
+
+/// Pieces of work under way, and how many may be.
+pub fn places() -> (usize, usize) {
+    (ROOM.places_max - ROOM.places.available_permits(), ROOM.places_max)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future as _;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::mpsc;
+    use std::task::{Context, Poll, Waker};
+
+    use futures::future::join_all;
+
+    use super::*;
+
+    const LARGE: usize = LARGE_BYTES + 1;
+
+    fn this_thread() -> thread::ThreadId {
+        thread::current().id()
+    }
+
+    #[tokio::test]
+    async fn only_large_work_leaves_the_thread() {
+        let here = this_thread();
+        assert_eq!(off_thread(LARGE_BYTES, this_thread).await, here);
+        assert_ne!(off_thread(LARGE, this_thread).await, here);
+    }
+
+    #[tokio::test]
+    async fn no_more_is_worked_on_at_a_time_than_there_are_cores() {
+        let (_, places_max) = places();
+        let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let piece = || {
+            let (now, most) = (now.clone(), most.clone());
+            off_thread(LARGE, move || {
+                most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                thread::yield_now();
+                now.fetch_sub(1, Ordering::SeqCst);
+            })
+        };
+        join_all((0..50 * places_max).map(|_| piece())).await;
+        let most = most.load(Ordering::SeqCst);
+        assert!((1..=places_max).contains(&most), "{most} of {places_max}");
+    }
+
+    #[tokio::test]
+    async fn what_was_begun_is_finished_without_its_caller() {
+        let (begun, has_begun) = mpsc::channel();
+        let (go_on, waits) = mpsc::channel();
+        let (finished, is_finished) = mpsc::channel();
+        let mut work = Box::pin(off_thread(LARGE, move || {
+            begun.send(()).unwrap();
+            waits.recv().unwrap();
+            finished.send(()).unwrap();
+        }));
+        // There may have to be waited for a place, which other tests have.
+        loop {
+            let polled = work.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+            assert!(matches!(polled, Poll::Pending));
+            if has_begun.try_recv().is_ok() {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        drop(work);
+        go_on.send(()).unwrap();
+        tokio::task::spawn_blocking(move || is_finished.recv()).await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    #[should_panic(expected = "on the way")]
+    async fn a_panic_is_the_callers() {
+        off_thread(LARGE, || panic!("on the way")).await;
+    }
+}
