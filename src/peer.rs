@@ -9,33 +9,39 @@
 pub mod breaker;
 pub mod capnproto;
 pub mod client;
+mod error;
+mod inflight;
 pub mod link;
 pub mod message;
 pub mod metrics;
+mod pool;
 pub mod service_config;
+mod snapshot;
 pub mod tls;
 
-use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 use tonic::Code;
 
 use crate::clock::{Clock as _, SystemClock};
-use crate::metrics::Registry;
 use crate::model::Timestamp;
 use crate::peer::breaker::{Admitted, Blamed, Breaker, Ended, Refused, State};
 use crate::peer::client::CallFailure;
+use crate::peer::inflight::Inflight;
 use crate::peer::link::{Dialler, Link, LinkKeeper, Transport};
 use crate::peer::message::{Compression, ForwardMessage, Protocol};
 use crate::peer::metrics::{PeerMetrics, PoolMetrics};
 use crate::peer::service_config::MethodConfig;
 use crate::peer::tls::ClientTls;
+
+pub use crate::peer::error::{ForwardError, NotSent};
+pub use crate::peer::pool::{PeerAddress, PeerPool};
+pub use crate::peer::snapshot::{PeerSnapshot, PeerState};
 
 /// Bytes that may be under way to one peer: some hundred requests of 2,000 series.
 pub const INFLIGHT_BYTES_MAX_DEFAULT: u64 = 64 << 20;
@@ -84,154 +90,6 @@ impl Default for PeerOptions {
     }
 }
 
-/// Why a forward did not succeed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ForwardError {
-    /// Refused for good, and everything else of the message is stored.
-    #[error("peer {peer}: conflict: {detail}")]
-    Conflict { peer: Arc<str>, detail: String },
-    /// The peer has a smaller replication factor, or does not like the tenant's name.
-    #[error("peer {peer}: bad replica: {detail}")]
-    BadReplica { peer: Arc<str>, detail: String },
-    /// The peer said that it cannot take writes now, or the connection failed.
-    #[error("peer {peer} is unavailable: {detail}")]
-    Unavailable { peer: Arc<str>, detail: String },
-    /// Not sent: no connection can be had.
-    #[error("peer {peer} cannot be reached: {detail}")]
-    Unreachable { peer: Arc<str>, detail: String },
-    /// Not sent: earlier calls, of anybody or of this tenant, failed a moment ago.
-    #[error("peer {peer} is backed off")]
-    BackedOff { peer: Arc<str> },
-    /// Not sent: too much is under way to this peer.
-    #[error("peer {peer}: {inflight} bytes of at most {max} are under way")]
-    Full { peer: Arc<str>, inflight: u64, max: u64 },
-    #[error("peer {peer} did not answer in time")]
-    TimedOut { peer: Arc<str> },
-    /// Any other answer, of one tenant's storage, say. A retry may help.
-    #[error("peer {peer}: {code:?}: {detail}")]
-    Failed { peer: Arc<str>, code: Code, detail: String },
-}
-
-/// Why a call was not made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NotSent {
-    Unreachable,
-    BackedOff,
-    Full,
-}
-
-impl ForwardError {
-    /// Why the peer was not asked; None if it was.
-    pub fn not_sent(&self) -> Option<NotSent> {
-        match self {
-            ForwardError::Unreachable { .. } => Some(NotSent::Unreachable),
-            ForwardError::BackedOff { .. } => Some(NotSent::BackedOff),
-            ForwardError::Full { .. } => Some(NotSent::Full),
-            ForwardError::Conflict { .. }
-            | ForwardError::BadReplica { .. }
-            | ForwardError::Unavailable { .. }
-            | ForwardError::TimedOut { .. }
-            | ForwardError::Failed { .. } => None,
-        }
-    }
-
-    /// As a gRPC client would tell it.
-    fn code(&self) -> Code {
-        match self {
-            ForwardError::Conflict { .. } => Code::AlreadyExists,
-            ForwardError::BadReplica { .. } => Code::InvalidArgument,
-            ForwardError::Unavailable { .. }
-            | ForwardError::Unreachable { .. }
-            | ForwardError::BackedOff { .. } => Code::Unavailable,
-            ForwardError::Full { .. } => Code::ResourceExhausted,
-            ForwardError::TimedOut { .. } => Code::DeadlineExceeded,
-            ForwardError::Failed { code, .. } => *code,
-        }
-    }
-}
-
-/// An endpoint as the pool knows it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PeerAddress<'a> {
-    /// What the ring calls it, `host:port`.
-    pub name: &'a str,
-    /// Where it is called, `host:port`.
-    pub dialled: &'a str,
-}
-
-impl<'a> From<&'a str> for PeerAddress<'a> {
-    /// An endpoint that is called by its name.
-    fn from(address: &'a str) -> PeerAddress<'a> {
-        PeerAddress { name: address, dialled: address }
-    }
-}
-
-/// All peers of the ring in force.
-pub struct PeerPool {
-    options: PeerOptions,
-    metrics: PoolMetrics,
-    peers: ArcSwap<HashMap<Arc<str>, Arc<Peer>>>,
-    /// How many were ever made. Held while they are replaced.
-    made: Mutex<u64>,
-}
-
-impl PeerPool {
-    pub fn new(options: PeerOptions, registry: &Registry) -> Arc<PeerPool> {
-        let pool = Arc::new(PeerPool {
-            options,
-            metrics: PoolMetrics::new(registry),
-            peers: ArcSwap::default(),
-            made: Mutex::new(0),
-        });
-        pool.metrics.show(Arc::downgrade(&pool));
-        pool
-    }
-
-    /// Makes the peers those at `addresses`: connections to others are closed once their calls have
-    /// ended, and those that stay are not touched. Must be called within a runtime.
-    pub fn update<'a>(&self, addresses: impl IntoIterator<Item: Into<PeerAddress<'a>>>) {
-        let mut made = self.made.lock();
-        let before = self.peers.load();
-        let mut peers: HashMap<_, Arc<Peer>> = HashMap::new();
-        for address in addresses {
-            let address = address.into();
-            let is_same = |peer: &&Arc<Peer>| *peer.dialled == *address.dialled;
-            let known = peers.get(address.name).filter(is_same);
-            let peer = match known.or_else(|| before.get(address.name).filter(is_same)) {
-                Some(peer) => peer.clone(),
-                None => {
-                    *made += 1;
-                    Arc::new(Peer::start(address, *made, &self.options, &self.metrics))
-                }
-            };
-            peers.insert(peer.address.clone(), peer);
-        }
-        for address in before.keys().filter(|address| !peers.contains_key(*address)) {
-            self.metrics.remove_peer(address);
-        }
-        self.peers.store(Arc::new(peers));
-    }
-
-    pub fn peer(&self, address: &str) -> Option<Arc<Peer>> {
-        self.peers.load().get(address).cloned()
-    }
-
-    pub fn options(&self) -> &PeerOptions {
-        &self.options
-    }
-
-    pub fn metrics(&self) -> &PoolMetrics {
-        &self.metrics
-    }
-
-    /// The peers as they are now, sorted by address.
-    pub fn snapshot(&self) -> Vec<PeerSnapshot> {
-        let mut peers: Vec<_> = self.peers.load().values().map(|peer| peer.snapshot()).collect();
-        peers.sort_by(|a, b| a.address.cmp(&b.address));
-        peers
-    }
-}
-
 /// Another node.
 pub struct Peer {
     address: Arc<str>,
@@ -248,42 +106,6 @@ pub struct Peer {
     last_error: Mutex<Option<(ForwardError, Timestamp)>>,
     /// The log has it that the peer is backed off.
     is_told: AtomicBool,
-}
-
-/// What an operator sees of a peer.
-#[derive(Clone, Debug)]
-pub struct PeerSnapshot {
-    pub address: Arc<str>,
-    /// Where it is called.
-    pub dialled: Arc<str>,
-    pub state: PeerState,
-    /// Tenants that are backed off alone.
-    pub tenants_shut: usize,
-    pub inflight_requests: u64,
-    pub inflight_bytes: u64,
-    pub last_error: Option<ForwardError>,
-    pub last_error_at: Option<Timestamp>,
-}
-
-/// Whether a peer would be called now.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum PeerState {
-    Open,
-    Shut,
-    Probation,
-    /// No connection can be had.
-    Unreachable(Arc<str>),
-}
-
-impl PeerState {
-    pub fn as_str(&self) -> &'static str {
-        match self {
-            PeerState::Open => "open",
-            PeerState::Shut => "shut",
-            PeerState::Probation => "probation",
-            PeerState::Unreachable(_) => "unreachable",
-        }
-    }
 }
 
 impl Peer {
@@ -613,40 +435,6 @@ impl Call<'_> {
 impl Drop for Call<'_> {
     fn drop(&mut self) {
         self.end(Ended::Cancelled);
-    }
-}
-
-/// What is under way to a peer.
-#[derive(Default)]
-struct Inflight {
-    bytes: AtomicU64,
-    requests: AtomicU64,
-}
-
-/// Given back on drop.
-struct Held<'a> {
-    inflight: &'a Inflight,
-    bytes: u64,
-}
-
-impl Inflight {
-    /// Takes `bytes`, or tells how many are held. A message over `max` may go when nothing else is
-    /// under way, or it never could.
-    fn take(&self, bytes: u64, max: u64) -> Result<Held<'_>, u64> {
-        let fits = |held: u64| {
-            let sum = held.checked_add(bytes)?;
-            (held == 0 || sum <= max).then_some(sum)
-        };
-        self.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits)?;
-        self.requests.fetch_add(1, Ordering::Relaxed);
-        Ok(Held { inflight: self, bytes })
-    }
-}
-
-impl Drop for Held<'_> {
-    fn drop(&mut self) {
-        self.inflight.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
-        self.inflight.requests.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -1,4 +1,5 @@
 use std::net::{SocketAddr, TcpListener};
+use std::sync::atomic::AtomicU64;
 
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
@@ -8,6 +9,7 @@ use super::*;
 use crate::grpc::metrics::GrpcMetrics;
 use crate::grpc::remote_write::{RemoteWriteOptions, RemoteWriteServer};
 use crate::grpc::{GrpcOptions, Services};
+use crate::metrics::Registry;
 use crate::model::tenant::TenantId;
 use crate::peer::message::Envelope;
 use crate::write::WriteOutcome;

@@ -1,0 +1,42 @@
+//! What an operator sees of a peer.
+
+use std::sync::Arc;
+
+use crate::model::Timestamp;
+use crate::peer::error::ForwardError;
+
+/// What an operator sees of a peer.
+#[derive(Clone, Debug)]
+pub struct PeerSnapshot {
+    pub address: Arc<str>,
+    /// Where it is called.
+    pub dialled: Arc<str>,
+    pub state: PeerState,
+    /// Tenants that are backed off alone.
+    pub tenants_shut: usize,
+    pub inflight_requests: u64,
+    pub inflight_bytes: u64,
+    pub last_error: Option<ForwardError>,
+    pub last_error_at: Option<Timestamp>,
+}
+
+/// Whether a peer would be called now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PeerState {
+    Open,
+    Shut,
+    Probation,
+    /// No connection can be had.
+    Unreachable(Arc<str>),
+}
+
+impl PeerState {
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            PeerState::Open => "open",
+            PeerState::Shut => "shut",
+            PeerState::Probation => "probation",
+            PeerState::Unreachable(_) => "unreachable",
+        }
+    }
+}
