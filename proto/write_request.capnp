@@ -1,5 +1,6 @@
 # What nodes of a ring send one another with --receive.replication-protocol=capnproto. Ids, ordinals
-# and types are the wire's and may not be changed: they are those of Thanos.
+# and types are the wire's and may not be changed: they are those of Thanos, but for what is marked as
+# ours, which Thanos skips.
 #
 # src/wire/capnproto/write_request_capnp.rs is generated from this file and checked in, so that no
 # `capnp` program is needed to build. When it changes, call the crate capnpc 0.27 with the program of
@@ -15,7 +16,27 @@
 @0x85d3acc39d94e0f8;
 
 interface Writer {
-  write @0 (wr :WriteRequest) -> (error :WriteError, extraErrorContext :Text);
+  write @0 (wr :WriteRequest) -> (
+    error :WriteError,
+    extraErrorContext :Text,
+
+    # Ours: which of the request's series were refused for good, everything else being stored; see
+    # src/wire/refused.rs. It is there, and may be empty, in every answer of a node that tells it, so
+    # that a caller knows that it may send series of several replicas in one request.
+    refused :Data,
+
+    # Ours: what an error concerns.
+    concern :Concern
+  );
+}
+
+# Ours.
+enum Concern {
+  # Whatever the error says.
+  unsaid @0;
+
+  # The tenant of the request alone: it cannot be written now, others can.
+  tenant @1;
 }
 
 struct WriteRequest {

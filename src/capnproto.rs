@@ -11,6 +11,7 @@ pub mod respond;
 
 use std::io;
 use std::mem::Discriminant;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +26,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::capnproto::connection::Connection;
 use crate::log::throttle::Throttle;
+use crate::metrics::Counter;
 use crate::model::tenant::TenantId;
 use crate::wire::capnproto::decode::{Position, RequestError, SeriesCaps, next_piece};
 use crate::wire::capnproto::frame::Message;
@@ -81,6 +83,8 @@ pub struct CapnProtoOptions {
     pub caps: LabelCaps,
     /// Writes under way, those included whose callers have gone.
     pub tasks: TaskTracker,
+    /// Counts writes in which nothing can be read.
+    pub not_understood: Counter,
 }
 
 /// What connections share.
@@ -90,7 +94,14 @@ struct Server<S> {
     sink: Option<Arc<S>>,
     words: WordPool,
     pieces: BufferPool,
-    told: Throttle<Discriminant<WriteError>>,
+    told: Throttle<Told>,
+}
+
+/// What is told at warn level.
+#[derive(PartialEq, Eq, Hash)]
+enum Told {
+    NotUnderstood,
+    Write(Discriminant<WriteError>),
 }
 
 /// Serves until `draining`; then takes no more connections, lets the calls under way finish for the
@@ -118,9 +129,9 @@ pub async fn serve<S: PeerSink>(
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, _)) => {
+            Ok((stream, peer)) => {
                 set_options(&stream);
-                let connection = Connection::new(server.clone(), stream, draining.clone());
+                let connection = Connection::new(server.clone(), stream, peer, draining.clone());
                 let cut = cut.clone();
                 connections.spawn(async move {
                     tokio::select! {
@@ -156,16 +167,21 @@ impl<S: PeerSink> Server<S> {
     }
 
     /// What a peer sent wrongly is told to those who debug, here as there.
-    fn log_failure(&self, error: &CallError) {
-        let untold = match error {
+    fn note_failure(&self, error: &CallError, peer: SocketAddr) {
+        let told = match error {
+            CallError::Request(RequestError::NotUnderstood) => {
+                self.options.not_understood.inc();
+                Some(Told::NotUnderstood)
+            }
             CallError::Write(PeerWriteError::Write(cause)) if cause.is_ours() => {
-                self.told.pass(std::mem::discriminant(cause))
+                Some(Told::Write(std::mem::discriminant(cause)))
             }
             _ => None,
         };
+        let untold = told.and_then(|told| self.told.pass(told));
         match untold {
-            Some(untold) => tracing::warn!(err = %error, untold, "write of a peer failed"),
-            None => tracing::debug!(err = %error, "write of a peer failed"),
+            Some(untold) => tracing::warn!(%peer, err = %error, untold, "write of a peer failed"),
+            None => tracing::debug!(%peer, err = %error, "write of a peer failed"),
         }
     }
 

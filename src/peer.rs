@@ -19,8 +19,8 @@ pub mod service_config;
 mod snapshot;
 pub mod tls;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -34,7 +34,7 @@ use crate::peer::breaker::{Admitted, Blamed, Breaker, Ended, Refused, State};
 use crate::peer::client::CallFailure;
 use crate::peer::inflight::Inflight;
 use crate::peer::link::{Dialler, Link, LinkKeeper, Transport};
-use crate::peer::message::{Compression, ForwardMessage, Protocol};
+use crate::peer::message::{Compression, Form, ForwardMessage, Protocol};
 use crate::peer::metrics::{PeerMetrics, PoolMetrics};
 use crate::peer::service_config::MethodConfig;
 use crate::peer::tls::ClientTls;
@@ -68,7 +68,8 @@ pub struct PeerOptions {
     pub backoff_max: Duration,
     /// Bytes of messages under way to one peer. A single larger message may go alone.
     pub inflight_bytes_max: u64,
-    /// `None` for plain text. Cap'n Proto is always plain.
+    /// `None` for plain text. Cap'n Proto is always plain, but what it has no place for is not sent
+    /// over it.
     pub tls: Option<Arc<ClientTls>>,
     /// `--receive.grpc-service-config`
     pub method: MethodConfig,
@@ -98,7 +99,12 @@ pub struct Peer {
     method: MethodConfig,
     artificial_delay_max: Duration,
     metrics: PeerMetrics,
+    protocol: Protocol,
     link: LinkKeeper,
+    /// For what Cap'n Proto has no place for; dialled when there is such a message.
+    protobuf_link: OnceLock<LinkKeeper>,
+    /// See [`PeerOptions::tls`].
+    tls: Option<Arc<ClientTls>>,
     inflight: Inflight,
     breaker: Mutex<Breaker>,
     /// Told when a call has ended, which may have been the one on trial.
@@ -130,7 +136,10 @@ impl Peer {
                 _ => Duration::ZERO,
             },
             metrics: metrics.peer(&address),
+            protocol: options.protocol,
             link: LinkKeeper::start(dialled.clone(), dialler),
+            protobuf_link: OnceLock::new(),
+            tls: options.tls.clone(),
             inflight: Inflight::default(),
             breaker: Mutex::new(Breaker::new(options.backoff_max)),
             trial_ended: Notify::new(),
@@ -242,9 +251,19 @@ impl Peer {
         self.tell(&result);
         if let (Ended::TimedOut, Blamed::Peer, Some(number)) = (ended, blamed, used) {
             // It may be the connection that is dead, and the peer under a new address.
-            self.link.leave(number);
+            self.link_for(message).leave(number);
         }
         result
+    }
+
+    /// The connection that takes such a message. Under its name a peer always takes gRPC.
+    fn link_for(&self, message: &ForwardMessage) -> &LinkKeeper {
+        match (self.protocol, message.form()) {
+            (Protocol::CapnProto, Form::Protobuf(_)) => self.protobuf_link.get_or_init(|| {
+                LinkKeeper::start(self.address.clone(), Dialler::Grpc(self.tls.clone()))
+            }),
+            _ => &self.link,
+        }
     }
 
     /// Logs that the peer is out, and that it is back. A back-off that an answer ends soon is no
@@ -332,9 +351,10 @@ impl Peer {
     ) -> Result<(), ForwardError> {
         let timed_out = |_| ForwardError::TimedOut { peer: self.address.clone() };
         let begun = Instant::now();
+        let link = self.link_for(message);
         let mut attempt = 1;
         loop {
-            let connection = timeout_at(deadline, self.link.connection(*used)).await;
+            let connection = timeout_at(deadline, link.connection(*used)).await;
             let connection = connection.map_err(timed_out)?;
             let mut connection = connection.map_err(|reason| match *used {
                 None => self.unreachable(&reason),
@@ -363,7 +383,7 @@ impl Peer {
             match result.map_err(timed_out)? {
                 Err(CallFailure::NotSent) if attempt < ATTEMPTS_MAX => {
                     attempt += 1;
-                    self.link.leave(connection.number);
+                    link.leave(connection.number);
                 }
                 result => return result.map_err(|failure| self.judge(failure)),
             }

@@ -61,6 +61,13 @@ pub(super) fn spawn(
         grace_period: config.grpc.grace_period,
         caps: label_caps(config),
         tasks: node.tasks.clone(),
+        not_understood: registry
+            .counter_vec(
+                "ringest_peer_writes_not_understood_total",
+                "Writes of peers that were refused because nothing in them can be read by this version.",
+                &["protocol"],
+            )
+            .with(&["capnproto"]),
     };
     // A peer has placed what it sends here, whatever our own ring says.
     let writer = node.storage.as_ref().map(|storage| Arc::new(local_writer(config, storage)));

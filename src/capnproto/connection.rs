@@ -1,6 +1,7 @@
 //! One connection of a peer: messages in, calls side by side, answers out.
 
 use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use capnp_rpc::rpc_capnp::exception;
@@ -15,7 +16,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::capnproto::{CallError, ConnectionError, Server, respond};
 use crate::wire::capnproto::frame::{FrameReader, Message, SegmentTable, WORD_BYTES};
-use crate::wire::capnproto::rpc::{self, Incoming, Target, WRITER_EXPORT, WriteError};
+use crate::wire::capnproto::rpc::{self, Incoming, Target, WRITER_EXPORT};
 use crate::write::admission::InflightGuard;
 use crate::write::service::PeerSink;
 
@@ -45,6 +46,7 @@ pub(super) struct Connection<S> {
     server: Arc<Server<S>>,
     reader: FrameReader<BufReader<OwnedReadHalf>>,
     writer: OwnedWriteHalf,
+    peer: SocketAddr,
     draining: CancellationToken,
 }
 
@@ -58,20 +60,22 @@ impl<S: PeerSink> Connection<S> {
     pub(super) fn new(
         server: Arc<Server<S>>,
         stream: TcpStream,
+        peer: SocketAddr,
         draining: CancellationToken,
     ) -> Connection<S> {
         let (reader, writer) = stream.into_split();
         let reader = FrameReader::new(BufReader::with_capacity(STREAM_BYTES, reader));
-        Connection { server, reader, writer, draining }
+        Connection { server, reader, writer, peer, draining }
     }
 
     /// Serves until the peer closes the connection, sends what is no message, or the node stops.
     pub(super) async fn run(self) {
-        let Connection { server, mut reader, writer, draining } = self;
+        let Connection { server, mut reader, writer, peer, draining } = self;
         let (answers, queue) = mpsc::channel(ANSWERS_QUEUED_MAX);
         let writing = write_answers(writer, queue, server.options.message_read_timeout);
         let mut session = Session {
             server,
+            peer,
             answers: answers.clone(),
             bootstraps: HashSet::new(),
             calls: Arc::default(),
@@ -115,6 +119,7 @@ async fn write_answers(
 /// The state of a connection.
 struct Session<S> {
     server: Arc<Server<S>>,
+    peer: SocketAddr,
     answers: mpsc::Sender<Vec<u8>>,
     /// Questions that are answered with the writer.
     bootstraps: HashSet<u32>,
@@ -268,7 +273,7 @@ impl<S: PeerSink> Session<S> {
         let held = match admitted {
             Ok(held) => held,
             Err(error) => {
-                self.server.log_failure(&error);
+                self.server.note_failure(&error, self.peer);
                 self.server.words.put_back(message.into_words());
                 return self.answer(answer(question, &Err(error))).await;
             }
@@ -279,11 +284,11 @@ impl<S: PeerSink> Session<S> {
         let number = self.calls_made;
         // It keeps no connection open.
         let (calls, answers) = (self.calls.clone(), self.answers.downgrade());
-        let server = self.server.clone();
+        let (server, peer) = (self.server.clone(), self.peer);
         let made = async move {
             let result = server.write(&message).await;
             if let Err(error) = &result {
-                server.log_failure(error);
+                server.note_failure(error, peer);
             }
             server.words.put_back(message.into_words());
             drop(held);
@@ -310,8 +315,5 @@ impl<S: PeerSink> Session<S> {
 
 /// The answer to a write.
 fn answer(question: u32, result: &Result<(), CallError>) -> Vec<u8> {
-    match result {
-        Ok(()) => rpc::return_written(question, WriteError::None, ""),
-        Err(error) => rpc::return_written(question, respond::write(error), &error.to_string()),
-    }
+    rpc::return_written(question, &respond::written(result))
 }

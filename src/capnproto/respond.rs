@@ -1,15 +1,31 @@
 //! Errors to the schema's own; nowhere else.
 
 use crate::capnproto::CallError;
-use crate::wire::capnproto::rpc::WriteError as Answer;
+use crate::wire::capnproto::rpc::{Concern, WriteAnswer, WriteError as Answer};
 use crate::write::error::WriteError;
 use crate::write::service::PeerWriteError;
 
-/// What a peer is told that writes to us. A Thanos router takes `alreadyExists` for final and
+/// What a peer is told that writes to us.
+pub fn written(result: &Result<(), CallError>) -> WriteAnswer {
+    let (error, said) = match result {
+        Ok(()) => (Answer::None, String::new()),
+        Err(error) => (write(error), error.to_string()),
+    };
+    let concern = match result {
+        Err(CallError::Write(PeerWriteError::Write(WriteError::TenantNotReady { .. }))) => {
+            Concern::Tenant
+        }
+        _ => Concern::Unsaid,
+    };
+    let refused = result.is_ok().then(Vec::new);
+    WriteAnswer { error, said, refused, concern }
+}
+
+/// A Thanos router takes `alreadyExists` for final and
 /// retries everything else. On `unavailable` it also backs off the whole peer, for all tenants, and
 /// on `internal`, too, other than over gRPC; so what concerns one tenant or one message is
 /// `invalidArgument`, which is retried and no more.
-pub fn write(error: &CallError) -> Answer {
+fn write(error: &CallError) -> Answer {
     match error {
         CallError::NoStorage
         | CallError::NotAccepting

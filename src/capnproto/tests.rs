@@ -66,6 +66,7 @@ struct Listening {
     address: SocketAddr,
     sink: Arc<Sink>,
     admission: Arc<Admission>,
+    not_understood: Counter,
     draining: CancellationToken,
     serving: JoinHandle<()>,
 }
@@ -80,6 +81,7 @@ impl Listening {
         let address = listener.local_addr().unwrap();
         let sink = Arc::new(Sink::default());
         let admission = Admission::new(BUDGET);
+        let not_understood = Registry::new().counter("not_understood", "");
         let options = CapnProtoOptions {
             is_accepting: Box::new(|| true),
             admission: admission.clone(),
@@ -87,11 +89,12 @@ impl Listening {
             grace_period: PATIENCE,
             caps: LabelCaps::default(),
             tasks: TaskTracker::new(),
+            not_understood: not_understood.clone(),
         };
         let draining = CancellationToken::new();
         let storage = has_storage.then(|| sink.clone());
         let serving = tokio::spawn(serve(listener, storage, options, draining.clone()));
-        Listening { address, sink, admission, draining, serving }
+        Listening { address, sink, admission, not_understood, draining, serving }
     }
 
     async fn stop(self) {
@@ -364,6 +367,39 @@ async fn what_thanos_sends_is_stored() {
     let sink = server.sink.clone();
     server.stop().await;
     assert_eq!(*sink.written.lock(), [("rec".to_owned(), expected.concat())]);
+}
+
+#[tokio::test]
+async fn what_is_not_understood_is_refused_and_counted() {
+    let server = Listening::start(any_port()).await;
+    let (pool, peer) = pool_of(server.address);
+    // A request of no series, whose words are changed to those of a later schema: the tenant's name
+    // stands where that has something else.
+    let mut later = rpc::call_head(1, 0, 5);
+    let position = later.len() - 2;
+    // Five pointers in the packed pointer to the request.
+    assert_eq!(&later[position..], [0x40, 3]);
+    later[position + 1] = 5;
+    crate::wire::capnproto::packed::pack(&[0, 0, 0, 0, 1 | 2 << 32], &mut later);
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    stream.write_all(&[rpc::bootstrap(0), later].concat()).await.unwrap();
+    let mut reader = FrameReader::new(tokio::io::BufReader::new(stream));
+    let mut last = None;
+    for _ in 0..2 {
+        let table = reader.read_table().await.unwrap();
+        let mut words = Vec::new();
+        reader.read_words(&mut words, table.words()).await.unwrap();
+        last = Some(Message::new(table, words));
+    }
+    let answer = rpc::written(&last.unwrap()).unwrap();
+    // Thanos sends it again, and does not back the node off.
+    assert_eq!(answer.error, rpc::WriteError::InvalidArgument, "{answer:?}");
+    assert!(answer.said.contains("does not know"), "{answer:?}");
+    assert_eq!(server.not_understood.value(), 1.0);
+    peer.remote_write(&message_of("a", &[]), PATIENCE).await.unwrap();
+    assert_eq!(server.not_understood.value(), 1.0);
+    drop(pool);
+    server.stop().await;
 }
 
 #[tokio::test]

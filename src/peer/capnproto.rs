@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
 use bytes::Buf;
@@ -21,8 +22,8 @@ use crate::peer::client::CallFailure;
 use crate::wire::capnproto::frame::{FrameReader, Message};
 use crate::wire::capnproto::rpc::{self, CallError, Incoming, WriteError};
 
-/// An answer is an error's name and a few words.
-const ANSWER_WORDS_MAX: usize = 8 * 1024;
+/// An answer is an error's name, a few words, and a list of refused series of 1 MiB at most.
+const ANSWER_WORDS_MAX: usize = (1 << 20) / 8 + 8 * 1024;
 
 /// The question that asks for the peer's interface.
 const BOOTSTRAP: u32 = 0;
@@ -40,6 +41,8 @@ struct Shared {
     /// None once a message was not written to its end.
     writer: AsyncMutex<Option<OwnedWriteHalf>>,
     state: Mutex<State>,
+    /// An answer has told refused series, or that there are none.
+    tells_refused: AtomicBool,
     /// Told when there is something in [`State::notes`].
     has_notes: Arc<Notify>,
 }
@@ -80,6 +83,7 @@ impl Client {
             export,
             writer: AsyncMutex::new(Some(writer)),
             state: Mutex::new(state),
+            tells_refused: AtomicBool::new(false),
             has_notes: has_notes.clone(),
         }));
         has_notes.notify_one();
@@ -98,6 +102,12 @@ impl Client {
             }
         });
         Ok((client, ended))
+    }
+
+    /// Whether the peer takes series of several replicas in one request: it tells which ones it has
+    /// refused.
+    pub fn takes_merged(&self) -> bool {
+        self.0.tells_refused.load(Ordering::Relaxed)
     }
 
     /// Calls the peer's writer with a request of `words` words, packed, and waits for its answer.
@@ -178,7 +188,7 @@ async fn read_answers(mut reader: Reader, shared: &Weak<Shared>) -> io::Result<(
                 let asked = shared.state.lock().waiting.remove(&question);
                 let Some(asked) = asked else { continue };
                 // The call may have been given up at this moment.
-                let _ = asked.send(answer(&message));
+                let _ = asked.send(answer(&message, &shared.tells_refused));
                 needs_finish.then(|| rpc::finish(question))
             }
             Incoming::Abort(reason) => return Err(io::Error::other(reason)),
@@ -218,21 +228,27 @@ async fn read_message(reader: &mut Reader) -> io::Result<Message> {
     Ok(Message::new(table, words))
 }
 
-fn answer(message: &Message) -> Answer {
+fn answer(message: &Message, tells_refused: &AtomicBool) -> Answer {
     let status = |code, said: String| {
         // Thanos says nothing besides.
         let said = if said.is_empty() { "no reason was given".to_owned() } else { said };
         Err(CallFailure::Status(code, said))
     };
-    match rpc::written(message) {
-        Ok((WriteError::None, _)) => Ok(()),
-        Ok((WriteError::Unavailable, said)) => status(Code::Unavailable, said),
-        Ok((WriteError::AlreadyExists, said)) => status(Code::AlreadyExists, said),
-        Ok((WriteError::InvalidArgument, said)) => status(Code::InvalidArgument, said),
-        Ok((WriteError::Internal, said)) => status(Code::Internal, said),
+    let answer = match rpc::written(message) {
+        Ok(answer) => answer,
         Err(error @ CallError::Exception { is_overload: true, .. }) => {
-            status(Code::Unavailable, error.to_string())
+            return status(Code::Unavailable, error.to_string());
         }
-        Err(error) => status(Code::Internal, error.to_string()),
+        Err(error) => return status(Code::Internal, error.to_string()),
+    };
+    if answer.refused.is_some() {
+        tells_refused.store(true, Ordering::Relaxed);
+    }
+    match answer.error {
+        WriteError::None => Ok(()),
+        WriteError::Unavailable => status(Code::Unavailable, answer.said),
+        WriteError::AlreadyExists => status(Code::AlreadyExists, answer.said),
+        WriteError::InvalidArgument => status(Code::InvalidArgument, answer.said),
+        WriteError::Internal => status(Code::Internal, answer.said),
     }
 }

@@ -160,13 +160,14 @@ impl LinkKeeper {
         }
     }
 
-    /// Whether the connection at this moment is one of gRPC that takes merged messages.
+    /// Whether the connection at this moment is one that takes merged messages.
     pub fn takes_merged(&self) -> bool {
         match &*self.link.borrow() {
-            Link::Up(Connection { transport: Transport::Grpc { merging, .. }, .. }) => {
-                merging.is_allowed()
-            }
-            Link::Up(_) | Link::Dialling | Link::Down { .. } => false,
+            Link::Up(connection) => match &connection.transport {
+                Transport::Grpc { merging, .. } => merging.is_allowed(),
+                Transport::CapnProto(client) => client.takes_merged(),
+            },
+            Link::Dialling | Link::Down { .. } => false,
         }
     }
 

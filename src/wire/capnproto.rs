@@ -5,7 +5,7 @@
 //! stream   packed words, no framing of its own
 //! message  segment table, then segments; the first begins with the root pointer
 //! root     rpc.capnp's Message: bootstrap, call, return, finish, ...
-//! call     params: WriteRequest { symbols, data: [tenant's series] }
+//! call     params: WriteRequest { symbols, timeSeries, tenant }, or data: [tenant's series]
 //! series   labels as pairs of symbol numbers, samples, histograms, exemplars
 //! ```
 //!

@@ -132,7 +132,8 @@ impl PlacedSeries {
         groups.iter().flat_map(|group| self.groups.members(*group)).copied()
     }
 
-    fn field(&self, number: u32) -> Option<&[u8]> {
+    /// The field of one series.
+    pub fn field(&self, number: u32) -> Option<&[u8]> {
         let (offset, len) = *self.fields.get(number as usize)?;
         let (offset, len) = (offset as usize, len as usize);
         let bytes = match offset.checked_sub(self.request.len()) {

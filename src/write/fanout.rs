@@ -2,8 +2,8 @@
 //! soon as the verdict is fixed.
 //!
 //! Thanos' nodes want a call for each replica of their series, and three nodes with three copies
-//! nine calls. Where nobody asks which replica a series is (here, over Cap'n Proto, and at a peer
-//! that says so) all batches of an endpoint are one write.
+//! nine calls. Where nobody asks which replica a series is (here, and at a peer that says so) all
+//! batches of an endpoint are one write.
 //!
 //! A verdict answers the client and cancels nothing. Every task goes on until it is answered or its
 //! deadline has come: good series that share a batch with bad ones would be a copy short for ever
@@ -17,9 +17,10 @@
 //! they stay a copy short.
 
 mod call;
+mod capnproto;
 
 use std::future::Future;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -38,6 +39,7 @@ use crate::write::distribute::{
 };
 use crate::write::error::{Refusals, WriteError};
 use crate::write::fanout::call::{Answer, Call};
+use crate::write::fanout::capnproto::InCapnProto;
 use crate::write::known::LabelCaps;
 use crate::write::local::LocalWriter;
 use crate::write::quorum::{QuorumLedger, ReplicaOutcome, Verdict, WriteQuorum};
@@ -79,8 +81,7 @@ impl Forward for PeerPool {
     }
 
     fn takes_merged(&self, address: &str) -> bool {
-        self.protocol() == Protocol::CapnProto
-            || self.peer(address).is_some_and(|peer| peer.takes_merged())
+        self.peer(address).is_some_and(|peer| peer.takes_merged())
     }
 
     async fn check(&self, address: &str, tenant: &str) -> Result<(), ForwardError> {
@@ -241,7 +242,7 @@ impl<F: Forward, L: LocalStore> Fanout<F, L> {
             tenant: incoming.tenant.clone(),
             deflated: self.deflate_once(&series, replicas),
             series,
-            table: OnceLock::new(),
+            in_capnproto: InCapnProto::default(),
             batches: batches.clone(),
             manners: incoming.manners,
             deadline: Instant::now() + self.options.forward_timeout.min(TIMEOUT_MAX),
@@ -300,10 +301,6 @@ impl<F: Forward, L: LocalStore> Fanout<F, L> {
                     });
                 }
                 None => {
-                    if self.forward.protocol() == Protocol::CapnProto {
-                        // Here, or the batches would wait for the first of them.
-                        let _ = call.table();
-                    }
                     let (forward, address) = (self.forward.clone(), endpoint.address.clone());
                     self.tasks.spawn(async move {
                         let tell = |answer| {

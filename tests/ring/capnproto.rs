@@ -1,9 +1,16 @@
 //! Rings whose nodes replicate over Cap'n Proto.
 
+use std::collections::BTreeSet;
+use std::fs;
+use std::sync::{Arc, Mutex};
+
 use ringest::model::labels::push_label;
+use ringest::wire::capnproto::rpc::WriteError;
 
 use crate::load::Load;
-use crate::node::{Node, Ring};
+use crate::node::{self, Node, Ring};
+use crate::process::wait_for;
+use crate::released::{self, Released, Write};
 
 #[test]
 fn every_copy_arrives_and_a_killed_node_is_used_again() {
@@ -49,7 +56,7 @@ fn a_conflict_arrives_as_one() {
     // All have it, so that none takes the other value.
     for node in &ring.nodes {
         let has_one = || (node.metric("prometheus_tsdb_head_series") == 1.0).then_some(());
-        crate::process::wait_for(has_one).expect("a copy on each node");
+        wait_for(has_one).expect("a copy on each node");
     }
     assert_eq!(router.send(&write_request(now, 1.0)).status, 200);
     for writer in [&router, &ring.nodes[1]] {
@@ -58,6 +65,82 @@ fn a_conflict_arrives_as_one() {
         assert_eq!(answer.status, 409, "{said}");
         assert!(said.contains("duplicate sample for timestamp"), "{said}");
     }
+}
+
+/// A router before nodes of a release of Thanos, with three copies.
+fn router_before(root: &std::path::Path, nodes: &[Released]) -> Node {
+    let hashrings = root.join("hashrings.json");
+    fs::write(&hashrings, released::ring_of(nodes)).expect("the ring's file");
+    let mut router = Node::new(root, "router").with_ring(&hashrings, 3).with_capnproto();
+    router.start();
+    router.wait_others();
+    router
+}
+
+#[test]
+fn a_release_of_thanos_stores_all_that_it_is_sent() {
+    let nodes: Vec<_> = (0..3).map(|_| Released::start(|_| WriteError::None)).collect();
+    let root = tempfile::tempdir().expect("temporary directory");
+    let router = router_before(root.path(), &nodes);
+    let request: Vec<u8> = (0..40).flat_map(|i| node::write_request(i, 1)).collect();
+    for tenant in ["team-a", "team-b"] {
+        assert_eq!(router.send_as(tenant, &request).status, 200);
+        for node in &nodes {
+            let has_all = || {
+                let mut series = BTreeSet::new();
+                for write in node.writes().into_iter().filter(|write| write.tenant == tenant) {
+                    assert_eq!(write.samples, write.series.len());
+                    for labels in write.series {
+                        assert!(series.insert(labels), "twice: {:?}", node.writes());
+                    }
+                }
+                (series.len() == 40).then_some(())
+            };
+            assert!(wait_for(has_all).is_some(), "{:?}", node.writes());
+        }
+    }
+    // A node of Thanos wants each replica in a message of its own.
+    for node in &nodes {
+        assert!(node.writes().len() > 2, "{:?}", node.writes());
+    }
+}
+
+#[test]
+fn what_a_release_refuses_costs_no_other_replica() {
+    // Each refuses the series with its instance, and all that comes with it.
+    let refused: [Arc<Mutex<String>>; 3] = Default::default();
+    let nodes = refused.clone().map(|refused| {
+        Released::start(move |write| {
+            let refused = refused.lock().expect("no panic");
+            match write.series.iter().any(|labels| labels["instance"] == *refused) {
+                true => WriteError::AlreadyExists,
+                false => WriteError::None,
+            }
+        })
+    });
+    let root = tempfile::tempdir().expect("temporary directory");
+    let router = router_before(root.path(), &nodes);
+    let request: Vec<u8> = (0..40).flat_map(|i| node::write_request(i, 1)).collect();
+    assert_eq!(router.send(&request).status, 200);
+    let has_all =
+        |node: &Released| node.writes().iter().map(|write| write.samples).sum::<usize>() == 40;
+    assert!(wait_for(|| nodes.iter().all(has_all).then_some(())).is_some(), "all copies");
+
+    // Two series that nobody is sent together.
+    let are_together = |a: &str, b: &str| {
+        let writes = nodes.iter().flat_map(Released::writes);
+        let has = |write: &Write, i: &str| write.series.iter().any(|l| l["instance"] == i);
+        writes.into_iter().any(|write| has(&write, a) && has(&write, b))
+    };
+    let b = (1..40).find(|b| !are_together("0", &b.to_string())).expect("six sets of replicas");
+    let both = [node::write_request(0, 2), node::write_request(b, 2)].concat();
+    *refused[1].lock().expect("no panic") = "0".to_owned();
+    *refused[2].lock().expect("no panic") = b.to_string();
+    let answer = router.send(&both);
+    assert_eq!(answer.status, 200, "{}", String::from_utf8_lossy(&answer.body));
+    // Refused by two, one of them has no quorum any more.
+    *refused[2].lock().expect("no panic") = "0".to_owned();
+    assert_eq!(router.send(&both).status, 409);
 }
 
 /// One series with one sample.

@@ -15,5 +15,6 @@ mod outages;
 mod ports;
 #[path = "../support/process.rs"]
 mod process;
+mod released;
 mod sizes;
 mod tls;

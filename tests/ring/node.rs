@@ -212,7 +212,13 @@ impl Node {
 
     /// Posts a `prometheus.WriteRequest` of the default tenant.
     pub(crate) fn send(&self, message: &[u8]) -> Answer {
+        self.send_as("default-tenant", message)
+    }
+
+    /// Posts a `prometheus.WriteRequest` of any tenant.
+    pub(crate) fn send_as(&self, tenant: &str, message: &[u8]) -> Answer {
         let mut request = Request::new("POST", "/api/v1/receive");
+        request.headers.push(("THANOS-TENANT".to_owned(), tenant.as_bytes().to_vec()));
         request.body = Some(snap::raw::Encoder::new().compress_vec(message).expect("snappy"));
         http::exchange(&self.write, &request).expect("an answer to a write")
     }

@@ -6,6 +6,7 @@
 
 mod labels;
 
+use capnp::traits::IntoInternalStructReader;
 use capnp::{raw, struct_list};
 
 use crate::model::labels::TAG_FIELD_1;
@@ -27,6 +28,12 @@ pub enum RequestError {
     NoSuchSymbol { number: u32, count: u32 },
     #[error("symbol {number} is bytes {start} to {end} of {len}")]
     SymbolOutside { number: u32, start: u32, end: u32, len: usize },
+    /// Most likely the sender is of a later version, and its series are where nobody looks for them
+    /// here.
+    #[error(
+        "there are no series in it that this version can read, but fields that it does not know"
+    )]
+    NotUnderstood,
 }
 
 /// How far a series' labels are written out.
@@ -41,6 +48,8 @@ pub struct SeriesCaps {
 pub struct Position {
     tenant: u32,
     series: u32,
+    /// There were some before.
+    has_series: bool,
 }
 
 /// The tenant whose series were written.
@@ -51,7 +60,8 @@ pub struct Piece {
 }
 
 /// Appends series from `position` on to `out`, each as field 1 of a `prometheus.WriteRequest`:
-/// those of one tenant, and no more once there are `piece_bytes`. `None` at the request's end.
+/// those of one tenant, and no more once there are `piece_bytes`. `None` at the request's end; but a
+/// request without any series must not have anything else, or what we cannot read would be lost.
 pub fn next_piece(
     message: &Message,
     position: &mut Position,
@@ -62,11 +72,17 @@ pub fn next_piece(
     let reader = message.reader();
     let request = rpc::write_request_of(&reader)?;
     loop {
-        let Some((tenant, list)) = tenant_at(request, position.tenant)? else { return Ok(None) };
+        let Some((tenant, list)) = tenant_at(request, position.tenant)? else {
+            return match position.has_series || is_understood(request)? {
+                true => Ok(None),
+                false => Err(RequestError::NotUnderstood),
+            };
+        };
         if position.series >= list.len() {
-            *position = Position { tenant: position.tenant + 1, series: 0 };
+            *position = Position { tenant: position.tenant + 1, series: 0, ..*position };
             continue;
         }
+        position.has_series = true;
         let symbols = SymbolTable::new(request.get_symbols()?)?;
         let labels = LabelWriter::new(symbols, list.len() - position.series);
         let mut writer = SeriesWriter { labels, caps, nested: Vec::new() };
@@ -79,21 +95,39 @@ pub fn next_piece(
 }
 
 type SeriesList<'a> = struct_list::Reader<'a, time_series::Owned>;
+type TenantList<'a> = struct_list::Reader<'a, time_series_tenant_tuple::Owned>;
 
-/// A tenant's name and series. The older form counts if it is there, as in Thanos.
+/// A tenant's name and series. The older form counts if there are series in it, as in Thanos.
 fn tenant_at(
     request: write_request::Reader<'_>,
     index: u32,
 ) -> capnp::Result<Option<(&[u8], SeriesList<'_>)>> {
-    if request.has_time_series() {
-        return match index {
-            0 => Ok(Some((request.get_tenant()?.as_bytes(), request.get_time_series()?))),
-            _ => Ok(None),
-        };
+    let series = request.get_time_series()?;
+    if !series.is_empty() {
+        let tenant = request.get_tenant()?.as_bytes();
+        return Ok((index == 0).then_some((tenant, series)));
     }
-    let tenants: struct_list::Reader<'_, time_series_tenant_tuple::Owned> = request.get_data()?;
+    let tenants: TenantList<'_> = request.get_data()?;
     let Some(tuple) = tenants.try_get(index) else { return Ok(None) };
     Ok(Some((tuple.get_tenant()?.as_bytes(), tuple.get_time_series()?)))
+}
+
+/// Whether a request without series holds nothing that the schema does not have. Structs of a later
+/// schema are longer; what counts is that something stands there.
+#[cold]
+fn is_understood(request: write_request::Reader<'_>) -> capnp::Result<bool> {
+    const REQUEST_POINTERS: u32 = 4;
+    const TUPLE_POINTERS: u32 = 3;
+    let tenants: TenantList<'_> = request.get_data()?;
+    Ok(!has_more(request, REQUEST_POINTERS)
+        && !tenants.iter().any(|tuple| has_more(tuple, TUPLE_POINTERS)))
+}
+
+/// Whether a struct without data in our schema has any, or a pointer behind the first so many.
+fn has_more<'a>(of: impl IntoInternalStructReader<'a> + Copy, pointers: u32) -> bool {
+    let more = raw::get_struct_pointer_section(of);
+    raw::get_struct_data_section(of).iter().any(|byte| *byte != 0)
+        || (pointers..more.len()).any(|at| !more.get(at).is_null())
 }
 
 /// Writes one series after the other.

@@ -3,7 +3,11 @@
 //! A request is taken apart once, into a [`SeriesTable`]: names and values of labels become numbers
 //! of symbols. Each message then takes the series it is for, and numbers their symbols anew, so that
 //! it carries no others. Its words are laid out in the order in which they are pointed to, symbols
-//! last, and packed.
+//! last, and packed. Series that are too many for a message are [split](SeriesTable::split) over
+//! several.
+//!
+//! They stand in the request's older form, for one tenant, which every peer reads: releases of Thanos
+//! up to 0.42 know no other, find no series in the newer one and answer that they have stored them.
 
 use std::collections::HashMap;
 
@@ -12,15 +16,19 @@ use rapidhash::fast::RandomState;
 use crate::wire::capnproto::histogram::{self, Histogram};
 use crate::wire::capnproto::packed::{pack, pack_as_is};
 use crate::wire::capnproto::rpc::{
-    CALL_HEAD_WORDS, list_pointer, struct_pointer, structs_pointer, structs_tag,
+    self, CALL_HEAD_WORDS, list_pointer, struct_pointer, structs_pointer, structs_tag,
 };
 use crate::wire::remote_write_v1::{
     DecodeError, RequestField, RequestFields, SeriesField, SeriesFields, Value, WRONG_WIRE_TYPE,
     read_field, read_label, split_tail_sample, split_usual_label,
 };
 
-/// The longest message that Thanos takes, unpacked and with its table.
+/// The longest message that Thanos takes, unpacked and with its table. It closes the connection that
+/// a longer one comes over, and follows pointers to so many bytes in all.
 pub const MESSAGE_BYTES_MAX: usize = 64 << 20;
+
+/// Series that take more are split over several messages: far enough below what peers take.
+pub const PART_BYTES_MAX: usize = 32 << 20;
 
 /// A message longer than any peer takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -37,6 +45,18 @@ pub struct EncodedWrite {
     pub packed: Vec<u8>,
 }
 
+/// About what a message takes besides its series and their symbols.
+const AROUND_WORDS: usize = 64;
+
+/// Some of a message's series, by their places among those asked for, rising.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// A Cap'n Proto message takes them.
+    CapnProto(Vec<u32>),
+    /// None does: they are too long, or hold what the schema has no place for.
+    Other(Vec<u32>),
+}
+
 /// Series of one request, in their order, their labels by numbers of symbols.
 #[derive(Debug, Default)]
 pub struct SeriesTable {
@@ -48,6 +68,9 @@ pub struct SeriesTable {
     exemplars: Vec<Exemplar>,
     exemplar_labels: Vec<Label>,
     histograms: Vec<Histogram>,
+    /// Numbers of the series that hold what the schema has no place for, rising. There is nothing of
+    /// them in the lists.
+    unfit: Vec<u32>,
 }
 
 /// Where in the lists the series' parts end.
@@ -91,6 +114,11 @@ impl Symbols {
         number
     }
 
+    /// What they take in a message, about.
+    fn words(&self) -> usize {
+        self.bytes.len() / 8 + self.ends.len() / 2 + 2
+    }
+
     fn get(&self, number: u32) -> &[u8] {
         let number = number as usize;
         let start = number.checked_sub(1).and_then(|before| self.ends.get(before)).copied();
@@ -105,7 +133,7 @@ impl SeriesTable {
         let mut builder = TableBuilder::default();
         for field in fields.into_iter().flat_map(RequestFields::of_peer) {
             if let RequestField::TimeSeries(series) = field? {
-                builder.push(series)?;
+                builder.push(series);
             }
         }
         Ok(builder.table)
@@ -137,6 +165,112 @@ impl SeriesTable {
         encoder.finish()
     }
 
+    /// Splits these series into what messages of `bytes_max` take. `None` if one takes them all, as
+    /// it nearly always does.
+    pub fn split(&self, numbers: &[u32], bytes_max: usize) -> Option<Vec<Part>> {
+        let words_max = bytes_max / 8;
+        let others = self.rare_words(Entry::default(), self.end()) + self.symbols.words();
+        let is_short = AROUND_WORDS + self.words(numbers) + others <= words_max;
+        match is_short && self.unfit.is_empty() {
+            true => None,
+            false => Some(self.split_long(numbers, words_max)),
+        }
+    }
+
+    #[cold]
+    fn split_long(&self, numbers: &[u32], words_max: usize) -> Vec<Part> {
+        let (mut parts, mut part, mut others) = (Vec::new(), Vec::new(), Vec::new());
+        let mut part_words = AROUND_WORDS;
+        // The part in which a symbol was last needed, counted from 1.
+        let mut needed_in = vec![0; self.symbols.ends.len()];
+        for (place, number) in (0..).zip(numbers) {
+            let Some((start, end)) = self.entry(*number) else { continue };
+            let series = self.words(&[*number]) + self.rare_words(start, end);
+            let mut words = series + self.symbol_words(start, end, &mut needed_in, parts.len() + 1);
+            if part_words + words > words_max && !part.is_empty() {
+                parts.push(Part::CapnProto(std::mem::take(&mut part)));
+                part_words = AROUND_WORDS;
+                words = series + self.symbol_words(start, end, &mut needed_in, parts.len() + 1);
+            }
+            if self.unfit.binary_search(number).is_ok() || part_words + words > words_max {
+                others.push(place);
+            } else {
+                part.push(place);
+                part_words += words;
+            }
+        }
+        parts.extend((!part.is_empty()).then_some(Part::CapnProto(part)));
+        parts.extend((!others.is_empty()).then_some(Part::Other(others)));
+        parts
+    }
+
+    /// Words that the symbols take which no series of this part has needed before.
+    fn symbol_words(
+        &self,
+        start: Entry,
+        end: Entry,
+        needed_in: &mut [usize],
+        part: usize,
+    ) -> usize {
+        let labels = slice(&self.labels, start.labels, end.labels);
+        let labels = labels.iter().chain(self.exemplar_labels(start, end));
+        let new_words = |symbol: u32| {
+            let last = needed_in.get_mut(symbol as usize);
+            match last.is_some_and(|last| std::mem::replace(last, part) != part) {
+                // At most: texts and offsets are not filled up to words one by one.
+                true => 1 + self.symbols.get(symbol).len().div_ceil(8),
+                false => 0,
+            }
+        };
+        labels.flat_map(|label| [label.name, label.value]).map(new_words).sum()
+    }
+
+    /// Words that the histograms and exemplars in between take, but for their symbols.
+    fn rare_words(&self, start: Entry, end: Entry) -> usize {
+        const TAGS: usize = 2;
+        let histograms = slice(&self.histograms, start.histograms, end.histograms);
+        let exemplars = (end.exemplars - start.exemplars) as usize;
+        TAGS + histograms.iter().map(Histogram::capnproto_words).sum::<usize>()
+            + exemplars * (EXEMPLAR_WORDS + 1)
+            + self.exemplar_labels(start, end).len()
+    }
+
+    /// Labels of the exemplars in between.
+    fn exemplar_labels(&self, start: Entry, end: Entry) -> &[Label] {
+        let labels_before = |exemplar: u32| {
+            let before = exemplar.checked_sub(1).and_then(|at| self.exemplars.get(at as usize));
+            before.map_or(0, |before| before.labels)
+        };
+        let (start, end) = (labels_before(start.exemplars), labels_before(end.exemplars));
+        slice(&self.exemplar_labels, start, end)
+    }
+
+    fn end(&self) -> Entry {
+        self.series.last().copied().unwrap_or_default()
+    }
+
+    /// Where the lists end. Each part takes at least two bytes of the request, which has fewer than
+    /// 2^32.
+    fn filled(&self) -> Entry {
+        Entry {
+            labels: self.labels.len() as u32,
+            samples: self.samples.len() as u32,
+            exemplars: self.exemplars.len() as u32,
+            histograms: self.histograms.len() as u32,
+        }
+    }
+
+    /// Lets go of what was put in since the lists ended there.
+    #[cold]
+    fn cut(&mut self, end: Entry) {
+        self.labels.truncate(end.labels as usize);
+        self.samples.truncate(end.samples as usize);
+        self.exemplars.truncate(end.exemplars as usize);
+        self.histograms.truncate(end.histograms as usize);
+        let labels = self.exemplars.last().map_or(0, |last| last.labels);
+        self.exemplar_labels.truncate(labels as usize);
+    }
+
     /// Words that these series take, but for their histograms, exemplars and symbols.
     fn words(&self, numbers: &[u32]) -> usize {
         let words = |(start, end): (Entry, Entry)| {
@@ -166,22 +300,19 @@ struct TableBuilder<'r> {
 }
 
 impl<'r> TableBuilder<'r> {
-    fn push(&mut self, series: &'r [u8]) -> Result<(), DecodeError> {
+    fn push(&mut self, series: &'r [u8]) {
         self.bytes += series.len();
-        let labels = self.table.labels.len();
-        if self.push_usual(series).is_none() {
-            self.table.labels.truncate(labels);
-            self.push_any(series)?;
+        let before = self.table.filled();
+        let is_usual = self.push_usual(series).is_some();
+        if !is_usual {
+            self.table.cut(before);
+            if !self.push_any(series) {
+                self.table.cut(before);
+                self.table.unfit.push(self.table.series.len() as u32);
+            }
         }
-        let table = &mut self.table;
-        // Each takes at least two bytes of the request, which has fewer than 2^32.
-        table.series.push(Entry {
-            labels: table.labels.len() as u32,
-            samples: table.samples.len() as u32,
-            exemplars: table.exemplars.len() as u32,
-            histograms: table.histograms.len() as u32,
-        });
-        Ok(())
+        let filled = self.table.filled();
+        self.table.series.push(filled);
     }
 
     /// Takes a series of labels and one sample in the encoding that senders normally use.
@@ -205,34 +336,50 @@ impl<'r> TableBuilder<'r> {
         Some(())
     }
 
-    fn push_any(&mut self, series: &'r [u8]) -> Result<(), DecodeError> {
+    /// Takes any other series; false if the schema has no place for all of it. What cannot be read
+    /// is for the peer to judge.
+    fn push_any(&mut self, series: &'r [u8]) -> bool {
         let mut fields = SeriesFields::new(series);
-        while let Some(field) = fields.next_field()? {
-            match field {
-                SeriesField::Label { name, value } => {
-                    let label = Label { name: self.intern(name), value: self.intern(value) };
-                    self.table.labels.push(label);
-                }
-                SeriesField::Sample { t, v } => self.push_sample(t, v)?,
-                SeriesField::Exemplar(message) => self.push_exemplar(message)?,
-                SeriesField::Histogram(message) => {
-                    self.table.histograms.push(Histogram::from_protobuf(message)?);
-                }
+        loop {
+            let pushed = match fields.next_field() {
+                Ok(None) => return true,
+                Ok(Some(field)) => self.push_field(field),
+                Err(_) => false,
+            };
+            if !pushed {
+                return false;
             }
         }
-        Ok(())
+    }
+
+    fn push_field(&mut self, field: SeriesField<'r>) -> bool {
+        match field {
+            SeriesField::Label { name, value } => {
+                let label = Label { name: self.intern(name), value: self.intern(value) };
+                self.table.labels.push(label);
+                true
+            }
+            SeriesField::Sample { t, v } => self.push_sample(t, v),
+            SeriesField::Exemplar(message) => self.push_exemplar(message).is_ok(),
+            SeriesField::Histogram(message) => {
+                let histogram = Histogram::from_protobuf(message);
+                let fits = histogram.as_ref().is_ok_and(Histogram::fits_capnproto);
+                self.table.histograms.extend(histogram.ok().filter(|_| fits));
+                fits
+            }
+        }
     }
 
     /// A sample takes 16 bytes here and two of a request if it is all zero. So there may be no more
     /// than a request of its length can have in earnest.
-    fn push_sample(&mut self, t: i64, v: u64) -> Result<(), DecodeError> {
+    fn push_sample(&mut self, t: i64, v: u64) -> bool {
         const SAMPLE_BYTES_MIN: usize = 9;
         const SAMPLES_ALLOWED: usize = 4096;
-        if self.table.samples.len() >= SAMPLES_ALLOWED + self.bytes / SAMPLE_BYTES_MIN {
-            return Err(DecodeError::new("timeseries", "a storm of empty samples"));
+        let has_room = self.table.samples.len() < SAMPLES_ALLOWED + self.bytes / SAMPLE_BYTES_MIN;
+        if has_room {
+            self.table.samples.push((t, v));
         }
-        self.table.samples.push((t, v));
-        Ok(())
+        has_room
     }
 
     /// Interns the label at the front of `fields`, which stands at this place of its series; returns
@@ -312,13 +459,13 @@ impl Segment {
 }
 
 /// Pointers of the schema's structs, by the order in which they were added to it.
-const WRITE_REQUEST_POINTERS: usize = 4;
+const WRITE_REQUEST_POINTERS: usize = rpc::WRITE_REQUEST_POINTERS as usize;
 const SYMBOLS: usize = 0;
-const DATA: usize = 3;
-const TUPLE_POINTERS: u16 = 3;
-const TUPLE_TIME_SERIES: usize = 1;
-const TUPLE_TENANT: usize = 2;
+const TIME_SERIES: usize = 1;
+const TENANT: usize = 2;
 const SERIES_POINTERS: u16 = 4;
+const EXEMPLAR_WORDS: usize = EXEMPLAR_DATA_WORDS as usize + 1;
+const EXEMPLAR_DATA_WORDS: u16 = 2;
 const SERIES_LABELS: usize = 0;
 const SERIES_SAMPLES: usize = 1;
 const SERIES_HISTOGRAMS: usize = 2;
@@ -339,12 +486,9 @@ impl Encoder<'_> {
     fn write(&mut self, tenant: &str, numbers: &[u32]) {
         let segment = &mut self.segment;
         segment.reserve(WRITE_REQUEST_POINTERS);
-        segment.point(DATA, |offset| structs_pointer(offset, u32::from(TUPLE_POINTERS)));
-        segment.push(structs_tag(1, 0, TUPLE_POINTERS));
-        let tuple = segment.reserve(usize::from(TUPLE_POINTERS));
         // Text ends with a zero.
         let text = tenant.len() + 1;
-        segment.point(tuple + TUPLE_TENANT, |offset| list_pointer(offset, BYTES, text as u32));
+        segment.point(TENANT, |offset| list_pointer(offset, BYTES, text as u32));
         let words = tenant.as_bytes().chunks(8).map(word_of);
         words
             .chain(tenant.len().is_multiple_of(8).then_some(0))
@@ -352,7 +496,7 @@ impl Encoder<'_> {
 
         let count = numbers.len();
         let words = count * usize::from(SERIES_POINTERS);
-        segment.point(tuple + TUPLE_TIME_SERIES, |at| structs_pointer(at, words as u32));
+        segment.point(TIME_SERIES, |offset| structs_pointer(offset, words as u32));
         segment.push(structs_tag(count as u32, 0, SERIES_POINTERS));
         let first = segment.reserve(words);
         for (i, number) in numbers.iter().enumerate() {
@@ -367,9 +511,9 @@ impl Encoder<'_> {
             debug_assert!(false, "series {number} is not in the table");
             return;
         };
-        let labels = part(&table.labels, start.labels, end.labels);
+        let labels = slice(&table.labels, start.labels, end.labels);
         self.write_labels(at + SERIES_LABELS, labels);
-        let samples = part(&table.samples, start.samples, end.samples);
+        let samples = slice(&table.samples, start.samples, end.samples);
         if !samples.is_empty() {
             let count = samples.len() as u32;
             let pointer = |offset| structs_pointer(offset, count.wrapping_mul(2));
@@ -381,7 +525,7 @@ impl Encoder<'_> {
             }
         }
         if start.histograms < end.histograms {
-            let histograms = part(&table.histograms, start.histograms, end.histograms);
+            let histograms = slice(&table.histograms, start.histograms, end.histograms);
             self.write_histograms(at + SERIES_HISTOGRAMS, histograms);
         }
         if start.exemplars < end.exemplars {
@@ -422,21 +566,19 @@ impl Encoder<'_> {
 
     #[cold]
     fn write_exemplars(&mut self, pointer: usize, start: u32, end: u32) {
-        const DATA_WORDS: u16 = 2;
-        const SIZE: usize = DATA_WORDS as usize + 1;
         let table = self.table;
-        let exemplars = part(&table.exemplars, start, end);
-        let words = exemplars.len() * SIZE;
+        let exemplars = slice(&table.exemplars, start, end);
+        let words = exemplars.len() * EXEMPLAR_WORDS;
         self.segment.point(pointer, |offset| structs_pointer(offset, words as u32));
-        self.segment.push(structs_tag(exemplars.len() as u32, DATA_WORDS, 1));
+        self.segment.push(structs_tag(exemplars.len() as u32, EXEMPLAR_DATA_WORDS, 1));
         let first = self.segment.reserve(words);
         let before = start.checked_sub(1).and_then(|before| table.exemplars.get(before as usize));
         let mut labels = before.map_or(0, |before| before.labels);
         for (i, exemplar) in exemplars.iter().enumerate() {
-            let at = first + i * SIZE;
+            let at = first + i * EXEMPLAR_WORDS;
             self.segment.set(at, exemplar.value);
             self.segment.set(at + 1, exemplar.timestamp as u64);
-            self.write_labels(at + 2, part(&table.exemplar_labels, labels, exemplar.labels));
+            self.write_labels(at + 2, slice(&table.exemplar_labels, labels, exemplar.labels));
             labels = exemplar.labels;
         }
     }
@@ -465,7 +607,7 @@ impl Encoder<'_> {
     }
 }
 
-fn part<T>(list: &[T], start: u32, end: u32) -> &[T] {
+fn slice<T>(list: &[T], start: u32, end: u32) -> &[T] {
     list.get(start as usize..end as usize).unwrap_or_default()
 }
 

@@ -38,7 +38,12 @@ pub(super) struct Histogram {
     positive: Buckets,
     reset_hint: u16,
     timestamp: i64,
+    /// The message has fields that the struct has no place for.
+    has_more: bool,
 }
+
+/// Buckets have the bounds that the message lists.
+const CUSTOM_BUCKETS_SCHEMA: i32 = -53;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Buckets {
@@ -67,10 +72,22 @@ impl Histogram {
                 (14, Value::Varint(hint)) => histogram.reset_hint = hint as u16,
                 (15, Value::Varint(time)) => histogram.timestamp = time as i64,
                 (1..=7 | 14 | 15, _) => return Err(DecodeError::new(MESSAGE, WRONG_WIRE_TYPE)),
-                _ => {}
+                _ => histogram.has_more = true,
             }
         }
         Ok(histogram)
+    }
+
+    /// Whether the struct holds all of it. Custom bounds would be lost, and the peer not notice.
+    pub(super) fn fits_capnproto(&self) -> bool {
+        !self.has_more && self.schema != CUSTOM_BUCKETS_SCHEMA
+    }
+
+    /// Words of the struct and all that it points to.
+    pub(super) fn capnproto_words(&self) -> usize {
+        usize::from(DATA_WORDS + POINTERS)
+            + self.negative.capnproto_words()
+            + self.positive.capnproto_words()
     }
 
     pub(super) fn from_capnproto(source: histogram::Reader<'_>) -> capnp::Result<Histogram> {
@@ -101,6 +118,7 @@ impl Histogram {
             // A hint that is not known says as much as none.
             reset_hint: source.get_reset_hint().map_or(0, |hint| hint as u16),
             timestamp: source.get_timestamp(),
+            has_more: false,
         })
     }
 
@@ -200,6 +218,11 @@ impl Buckets {
             self.counts.iter().for_each(|count| message.extend_from_slice(&count.to_le_bytes()));
             push_bytes_field(out, first + 2, &message);
         }
+    }
+
+    fn capnproto_words(&self) -> usize {
+        let spans = if self.spans.is_empty() { 0 } else { 1 + self.spans.len() };
+        spans + self.deltas.len() + self.counts.len()
     }
 
     /// Appends the lists and points the three words from `pointers` on to them.

@@ -18,7 +18,7 @@ use capnp_rpc::rpc_capnp::{cap_descriptor, exception, message, message_target, r
 use crate::wire::capnproto::frame::Message;
 use crate::wire::capnproto::packed;
 use crate::wire::capnproto::write_request_capnp::writer::{write_params, write_results};
-pub use crate::wire::capnproto::write_request_capnp::{WriteError, write_request, writer};
+pub use crate::wire::capnproto::write_request_capnp::{Concern, WriteError, write_request, writer};
 
 /// The one capability that a server exports.
 pub const WRITER_EXPORT: u32 = 0;
@@ -157,14 +157,33 @@ pub fn bootstrapped(message: &Message) -> Result<u32, CallError> {
     capability.ok_or_else(|| CallError::Malformed("peer has no interface to call".to_owned()))
 }
 
-/// The answer to a write: what the schema's error is, and what was said besides.
-pub fn written(message: &Message) -> Result<(WriteError, String), CallError> {
+/// What the method itself answers to a write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WriteAnswer {
+    pub error: WriteError,
+    /// In words; may be empty.
+    pub said: String,
+    /// What only nodes of ours tell: the refused series, encoded. `None` from all others.
+    pub refused: Option<Vec<u8>>,
+    pub concern: Concern,
+}
+
+/// The answer to a write.
+pub fn written(message: &Message) -> Result<WriteAnswer, CallError> {
     let reader = message.reader();
     let results = results_of(reader.get_root()?)?;
     let results: write_results::Reader<'_> = results.get_content().get_as()?;
-    // One that is not known yet is no success.
-    let error = results.get_error().unwrap_or(WriteError::Internal);
-    Ok((error, text(results.get_extra_error_context()?)))
+    let refused = match results.has_refused() {
+        true => Some(results.get_refused()?.to_vec()),
+        false => None,
+    };
+    Ok(WriteAnswer {
+        // One that is not known yet is no success.
+        error: results.get_error().unwrap_or(WriteError::Internal),
+        said: text(results.get_extra_error_context()?),
+        refused,
+        concern: results.get_concern().unwrap_or(Concern::Unsaid),
+    })
 }
 
 fn results_of(
@@ -229,15 +248,19 @@ pub fn return_writer(question: u32) -> Vec<u8> {
 }
 
 /// Answers a write.
-pub fn return_written(question: u32, error: WriteError, context: &str) -> Vec<u8> {
+pub fn return_written(question: u32, written: &WriteAnswer) -> Vec<u8> {
     packed_message(|message| {
         let mut answer = message.init_return();
         answer.set_answer_id(question);
         let content = answer.init_results().get_content();
         let mut results: write_results::Builder<'_> = content.init_as();
-        results.set_error(error);
-        if !context.is_empty() {
-            results.set_extra_error_context(context);
+        results.set_error(written.error);
+        results.set_concern(written.concern);
+        if !written.said.is_empty() {
+            results.set_extra_error_context(&written.said[..]);
+        }
+        if let Some(refused) = &written.refused {
+            results.set_refused(refused);
         }
     })
 }
@@ -303,11 +326,14 @@ fn to_packed(builder: &Builder<capnp::message::HeapAllocator>) -> Vec<u8> {
     bytes
 }
 
+/// Pointers of a `WriteRequest` that we send: its newest field is in no release of Thanos.
+pub(super) const WRITE_REQUEST_POINTERS: u16 = 3;
+
 /// Words of [`call_head`] that stand in the message's only segment.
 pub const CALL_HEAD_WORDS: usize = 14;
 
 /// What stands before the body of a call to write: the segment table, and the segment up to the
-/// `WriteRequest`, which is `body_words` long and begins with its four pointers. Packed.
+/// `WriteRequest`, which is `body_words` long and begins with its pointers. Packed.
 pub fn call_head(question: u32, export: u32, body_words: u32) -> Vec<u8> {
     let words = u64::from(body_words) + CALL_HEAD_WORDS as u64;
     let head = [
@@ -331,7 +357,7 @@ pub fn call_head(question: u32, export: u32, body_words: u32) -> Vec<u8> {
         struct_pointer(1, 0, 1),
         0,
         // Parameters.
-        struct_pointer(0, 0, 4),
+        struct_pointer(0, 0, WRITE_REQUEST_POINTERS),
     ];
     let mut bytes = Vec::new();
     packed::pack(&head, &mut bytes);
@@ -379,6 +405,11 @@ pub(crate) mod tests {
         })
     }
 
+    fn told(error: WriteError, said: &str, refused: Option<&[u8]>) -> WriteAnswer {
+        let refused = refused.map(<[u8]>::to_vec);
+        WriteAnswer { error, said: said.to_owned(), refused, concern: Concern::Unsaid }
+    }
+
     #[test]
     fn messages_read_as_they_were_written() {
         let read = |packed: &[u8]| read(&unpacked(packed)).unwrap();
@@ -387,7 +418,7 @@ pub(crate) mod tests {
         let answer = Incoming::Return { question: 9, needs_finish: true };
         for packed in [
             return_writer(9),
-            return_written(9, WriteError::None, ""),
+            return_written(9, &told(WriteError::None, "", None)),
             return_exception(9, exception::Type::Failed, "why"),
             return_canceled(9),
         ] {
@@ -401,12 +432,16 @@ pub(crate) mod tests {
     #[test]
     fn answers_have_their_content() {
         assert_eq!(bootstrapped(&unpacked(&return_writer(1))), Ok(WRITER_EXPORT));
-        let refused = return_written(1, WriteError::AlreadyExists, "out of order");
-        let expected = (WriteError::AlreadyExists, "out of order".to_owned());
-        assert_eq!(written(&unpacked(&refused)), Ok(expected));
-        // A struct of zeros may be left out altogether.
-        let success = written(&unpacked(&return_written(1, WriteError::None, "")));
-        assert_eq!(success, Ok((WriteError::None, String::new())));
+        let refusal = told(WriteError::AlreadyExists, "out of order", Some(b"list"));
+        assert_eq!(written(&unpacked(&return_written(1, &refusal))), Ok(refusal));
+        let opening = told(WriteError::InvalidArgument, "opening", None);
+        let opening = WriteAnswer { concern: Concern::Tenant, ..opening };
+        assert_eq!(written(&unpacked(&return_written(1, &opening))), Ok(opening));
+        // A struct of zeros may be left out altogether, and an empty list is one.
+        for refused in [None, Some(&b""[..])] {
+            let success = told(WriteError::None, "", refused);
+            assert_eq!(written(&unpacked(&return_written(1, &success))), Ok(success));
+        }
         let exception = return_exception(1, exception::Type::Overloaded, "full");
         let expected = CallError::Exception { is_overload: true, reason: "full".to_owned() };
         assert_eq!(written(&unpacked(&exception)), Err(expected.clone()));
@@ -435,8 +470,8 @@ pub(crate) mod tests {
         let answers: Vec<_> = messages.iter().filter(|message| is_return(message)).collect();
         let [writer, stored, conflict] = &answers[..] else { panic!("three answers") };
         assert_eq!(bootstrapped(writer), Ok(0));
-        assert_eq!(written(stored), Ok((WriteError::None, String::new())));
-        assert_eq!(written(conflict), Ok((WriteError::AlreadyExists, String::new())));
+        assert_eq!(written(stored), Ok(told(WriteError::None, "", None)));
+        assert_eq!(written(conflict), Ok(told(WriteError::AlreadyExists, "", None)));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::ops::Range;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
@@ -11,11 +11,10 @@ use tokio::time::{Instant, timeout_at};
 use crate::model::tenant::TenantId;
 use crate::peer::ForwardError;
 use crate::peer::message::{Compression, Envelope, ForwardMessage, Protocol, TooLong};
-use crate::wire::capnproto::encode::SeriesTable;
-use crate::wire::remote_write_v1::DecodeError;
 use crate::write::Manners;
 use crate::write::distribute::{Batch, DeflatedGroups, PlacedSeries};
 use crate::write::error::{Refusals, WriteError};
+use crate::write::fanout::capnproto::InCapnProto;
 use crate::write::fanout::{Forward, LocalStore};
 use crate::write::quorum::ReplicaOutcome;
 
@@ -25,8 +24,8 @@ pub(super) struct Call {
     pub(super) series: PlacedSeries,
     /// The same series, where messages can share their deflated bytes.
     pub(super) deflated: Option<DeflatedGroups>,
-    /// The series taken apart, if any goes out over Cap'n Proto.
-    pub(super) table: OnceLock<Result<SeriesTable, DecodeError>>,
+    /// What goes out over Cap'n Proto, if any does.
+    pub(super) in_capnproto: InCapnProto,
     pub(super) batches: Arc<[Batch]>,
     pub(super) manners: Manners,
     pub(super) deadline: Instant,
@@ -95,8 +94,14 @@ impl Call {
         forward: &F,
         address: &str,
     ) -> Answer {
+        let compression = match forward.protocol() {
+            Protocol::Protobuf(compression) => compression,
+            Protocol::CapnProto => {
+                return self.send_in_capnproto(batches, forward, address).await;
+            }
+        };
         let deadline = self.deadline;
-        let message = self.gather(batches.clone(), forward.protocol(), is_merged);
+        let message = self.gather(batches.clone(), compression, is_merged);
         // The message is the peer's; the request's bytes are let go.
         drop(self);
         let message = match message {
@@ -110,12 +115,8 @@ impl Call {
         }
     }
 
-    pub(super) fn table(&self) -> &Result<SeriesTable, DecodeError> {
-        self.table.get_or_init(|| SeriesTable::new(self.series.all_fields()))
-    }
-
     /// The groups of these batches, which are of one endpoint.
-    fn groups(&self, batches: Range<usize>) -> Cow<'_, [u32]> {
+    pub(super) fn groups(&self, batches: Range<usize>) -> Cow<'_, [u32]> {
         match self.batches.get(batches).unwrap_or_default() {
             [one] => Cow::Borrowed(&one.groups),
             several => {
@@ -134,26 +135,20 @@ impl Call {
     fn gather(
         &self,
         batches: Range<usize>,
-        protocol: Protocol,
+        compression: Compression,
         is_merged: bool,
     ) -> Result<ForwardMessage, String> {
-        let tenant = self.tenant.as_str();
         let groups = self.groups(batches.clone());
-        let compression = match protocol {
-            Protocol::Protobuf(compression) => compression,
-            Protocol::CapnProto => {
-                let table = self.table().as_ref().map_err(ToString::to_string)?;
-                let numbers: Vec<u32> = self.series.numbers(&groups).collect();
-                return ForwardMessage::gather_capnproto(tenant, table, &numbers)
-                    .map_err(|error| error.to_string());
-            }
-        };
-        let batches = self.batches.get(batches).unwrap_or_default();
-        // The lowest of several: while a larger replication factor rolls out, nodes that have the
-        // smaller one take what they took before.
-        let replica = batches.iter().map(|batch| u64::from(batch.replica) + 1).min();
-        let envelope = Envelope { tenant, replica: replica.unwrap_or(0), is_merged };
+        let (tenant, replica) = (self.tenant.as_str(), self.replica_of(batches));
+        let envelope = Envelope { tenant, replica, is_merged };
         self.gather_protobuf(envelope, &groups, compression).map_err(|error| error.to_string())
+    }
+
+    /// As on the wire. The lowest of several: while a larger replication factor rolls out, nodes that
+    /// have the smaller one take what they took before.
+    pub(super) fn replica_of(&self, batches: Range<usize>) -> u64 {
+        let batches = self.batches.get(batches).unwrap_or_default();
+        batches.iter().map(|batch| u64::from(batch.replica) + 1).min().unwrap_or(0)
     }
 
     fn gather_protobuf(
@@ -190,11 +185,15 @@ pub(super) struct Answer {
 }
 
 impl Answer {
-    fn told(batches: Range<usize>, outcome: ReplicaOutcome, failure: Option<String>) -> Answer {
+    pub(super) fn told(
+        batches: Range<usize>,
+        outcome: ReplicaOutcome,
+        failure: Option<String>,
+    ) -> Answer {
         Answer { batches, outcome, refusals: Refusals::default(), failure, was_sent: true }
     }
 
-    fn of_failure(batches: Range<usize>, error: &ForwardError) -> Answer {
+    pub(super) fn of_failure(batches: Range<usize>, error: &ForwardError) -> Answer {
         let was_sent = error.not_sent().is_none();
         let told = Answer::told(batches, outcome_of_peer(error), Some(error.to_string()));
         Answer { was_sent, ..told }

@@ -71,11 +71,9 @@ fn the_capnp_crate_reads_what_is_written() {
     assert_eq!(symbols.get_data().unwrap(), b"__name__upjoba");
     let ends: Vec<u32> = symbols.get_offsets().unwrap().iter().collect();
     assert_eq!(ends, [8, 10, 13, 14, 14]);
-    assert!(!request.has_time_series() && !request.has_tenant());
-    let data = request.get_data().unwrap();
-    assert_eq!(data.len(), 1);
-    assert_eq!(data.get(0).get_tenant().unwrap(), "tenant-8");
-    let series = data.get(0).get_time_series().unwrap();
+    assert!(!request.has_data());
+    assert_eq!(request.get_tenant().unwrap(), "tenant-8");
+    let series = request.get_time_series().unwrap();
     let read: Vec<_> = series
         .iter()
         .map(|series| {
@@ -166,7 +164,7 @@ fn histograms_have_all_their_fields() {
 
     let reader = message.reader();
     let request: write_request::Reader<'_> = write_request_of(&reader).unwrap();
-    let series = request.get_data().unwrap().get(0).get_time_series().unwrap().get(0);
+    let series = request.get_time_series().unwrap().get(0);
     let read = series.get_histograms().unwrap();
     assert_eq!(read.len(), 2);
     let integer = read.get(0);
@@ -215,6 +213,58 @@ fn the_older_form_counts_where_it_is_there() {
     });
     let expected = (b"old".to_vec(), field(&labels(&[("a", "b")])));
     assert_eq!(decode(&message, 1).unwrap(), [expected]);
+}
+
+/// A call whose request is a struct with these words of data and these pointers, and what they
+/// point to.
+fn call_of(data: &[u64], pointers: &[u64], rest: &[u64]) -> Message {
+    let mut words = vec![0; rpc::CALL_HEAD_WORDS];
+    let head = rpc::tests::unpacked(&[rpc::call_head(1, 0, 0), vec![0; 2]].concat());
+    for (to, from) in words.iter_mut().zip(head.into_words()) {
+        let bytes = capnp::Word::words_to_bytes(std::slice::from_ref(&from)).try_into().unwrap();
+        *to = u64::from_le_bytes(bytes);
+    }
+    words[rpc::CALL_HEAD_WORDS - 1] = struct_pointer(0, data.len() as u16, pointers.len() as u16);
+    words.extend([data, pointers, rest].concat());
+    let mut packed = Vec::new();
+    pack(&[&[(words.len() as u64) << 32], &words[..]].concat(), &mut packed);
+    rpc::tests::unpacked(&packed)
+}
+
+#[test]
+fn a_request_of_a_later_schema_is_not_taken_for_an_empty_one() {
+    let something = list_pointer(0, BYTES, 0);
+    let empty = |data: &[u64], pointers: &[u64]| decode(&call_of(data, pointers, &[]), 1);
+    let is_refused =
+        |decoded: Result<Pieces, _>| matches!(decoded, Err(RequestError::NotUnderstood));
+    // Longer structs in which nothing stands are those of an empty request.
+    for (data, pointers) in [(0, 0), (0, 3), (0, 4), (2, 9)] {
+        assert_eq!(empty(&vec![0; data], &vec![0; pointers]).unwrap(), []);
+    }
+    assert!(is_refused(empty(&[0, 1 << 63], &[0; 4])));
+    assert!(is_refused(empty(&[], &[0, 0, 0, 0, something])));
+    assert!(is_refused(empty(&[], &[0, 0, 0, 0, 0, 0, something])));
+    // A tenant's name alone has no series either way.
+    assert_eq!(empty(&[], &[0, 0, something]).unwrap(), []);
+
+    // A tenant whose series are elsewhere.
+    let tuple = |pointers: [u64; 5]| {
+        let data = [0, 0, 0, structs_pointer(0, 5)];
+        decode(&call_of(&[], &data, &[&[structs_tag(1, 0, 5)], &pointers[..]].concat()), 1)
+    };
+    assert_eq!(tuple([0; 5]).unwrap(), []);
+    assert!(is_refused(tuple([0, 0, 0, something, 0])));
+
+    // What is unknown beside series is skipped.
+    let pointers = [0, structs_pointer(3, 4), 0, 0, something];
+    let series = [structs_tag(1, 0, 4), 0, 0, 0, 0];
+    let decoded = decode(&call_of(&[7], &pointers, &series), 1).unwrap();
+    assert_eq!(decoded, [(Vec::new(), field(b""))]);
+    // Series that do not fill the older form are read from the newer one.
+    let pointers = [0, structs_pointer(2, 0), 0, structs_pointer(1, 3)];
+    let tuple = [structs_tag(0, 0, 4), structs_tag(1, 0, 3), 0, structs_pointer(1, 4), 0];
+    let decoded = decode(&call_of(&[], &pointers, &[&tuple[..], &series].concat()), 1).unwrap();
+    assert_eq!(decoded, [(Vec::new(), field(b""))]);
 }
 
 #[test]
@@ -270,6 +320,38 @@ fn what_no_peer_takes_is_not_sent() {
     assert!(bytes > MESSAGE_BYTES_MAX, "{bytes}");
 }
 
+/// A histogram message of this schema.
+fn histogram_of(schema: i8, rest: &[u8]) -> Vec<u8> {
+    let zigzag = (schema << 1 ^ schema >> 7) as u8;
+    let message = [&[0x20, zigzag], rest].concat();
+    [&[0x22, message.len() as u8], &message[..]].concat()
+}
+
+#[test]
+fn what_the_schema_has_no_place_for_goes_another_way() {
+    let bounds = b"\x82\x01\x08\0\0\0\0\0\0\xf0\x3f";
+    let series = [
+        field(&[&labels(&[("a", "1")])[..], SAMPLE].concat()),
+        field(&[&labels(&[("a", "2")])[..], &histogram_of(-53, bounds)].concat()),
+        field(&[&labels(&[("a", "3")])[..], &histogram_of(3, b"")].concat()),
+        field(&[&labels(&[("a", "4")])[..], &histogram_of(-53, b"")].concat()),
+        field(&[&labels(&[("a", "5")])[..], SAMPLE, &histogram_of(3, bounds), SAMPLE].concat()),
+        // No histogram: its schema is text.
+        field(&[&labels(&[("a", "6")])[..], b"\x22\x03\x22\x01a"].concat()),
+    ];
+    let table = SeriesTable::new(series.iter().map(Vec::as_slice)).unwrap();
+    let split = |numbers: &[u32]| table.split(numbers, PART_BYTES_MAX);
+    // By their places among those asked for, not by their numbers.
+    let expected = vec![Part::CapnProto(vec![1, 3]), Part::Other(vec![0, 2, 4])];
+    assert_eq!(split(&[4, 2, 3, 0, 1]), Some(expected));
+    assert_eq!(split(&[1, 3]), Some(vec![Part::Other(vec![0, 1])]));
+    assert_eq!(split(&[5, 0]), Some(vec![Part::CapnProto(vec![1]), Part::Other(vec![0])]));
+    let message = call(&table.encode("t", &[0, 2]).unwrap());
+    assert_eq!(decode(&message, 1 << 20).unwrap()[0].1, [&series[0][..], &series[2]].concat());
+    let all = SeriesTable::new([&series[0][..], &series[2]]).unwrap();
+    assert_eq!(all.split(&[0, 1], PART_BYTES_MAX), None);
+}
+
 prop_compose! {
     fn any_series()(
         pairs in proptest::collection::vec((0..9u8, 0..9u8), 0..6),
@@ -312,6 +394,52 @@ proptest! {
         let all: Vec<u8> = pieces.into_iter().flat_map(|(_, series)| series).collect();
         let expected: Vec<_> = numbers.iter().map(|n| fields[*n as usize].clone()).collect();
         prop_assert_eq!(all, expected.concat());
+    }
+
+    #[test]
+    fn parts_are_short_and_have_all_series_in_their_order(
+        fields in proptest::collection::vec(any_series(), 1..40),
+        histograms in proptest::collection::vec(0..40usize, 0..3),
+        bytes_max in 700usize..4000,
+    ) {
+        let mut fields = fields;
+        for at in histograms.into_iter().filter(|at| *at < 10) {
+            let histogram = histogram_of(3, b"\x5a\x02\x10\x02\x62\x02\x02\x02");
+            let exemplar = b"\x1a\x0c\x0a\x08\x0a\x03foo\x12\x01b\x18\x02";
+            let message = [&labels(&[("at", &at.to_string())])[..], &histogram, exemplar].concat();
+            fields.push(field(&message));
+        }
+        let table = SeriesTable::new(fields.iter().map(Vec::as_slice)).unwrap();
+        let numbers: Vec<u32> = (0..fields.len() as u32).rev().collect();
+        let numbers_of =
+            |places: &[u32]| places.iter().map(|at| numbers[*at as usize]).collect::<Vec<_>>();
+        let bytes_of = |numbers: &[u32]| {
+            let encoded = table.encode("t", numbers).unwrap();
+            (encoded.words as usize + rpc::CALL_HEAD_WORDS + 1) * 8
+        };
+        let Some(parts) = table.split(&numbers, bytes_max) else {
+            prop_assert!(bytes_of(&numbers) <= bytes_max);
+            return Ok(());
+        };
+        let mut places = Vec::new();
+        for part in &parts {
+            match part {
+                Part::CapnProto(part) => {
+                    prop_assert!(bytes_of(&numbers_of(part)) <= bytes_max);
+                    prop_assert!(part.is_sorted());
+                    places.extend_from_slice(part);
+                }
+                Part::Other(part) => {
+                    for place in part {
+                        // Alone, but for what is taken for the rest of a message at most.
+                        prop_assert!(bytes_of(&numbers_of(&[*place])) + 512 > bytes_max);
+                    }
+                    places.extend_from_slice(part);
+                }
+            }
+        }
+        places.sort();
+        prop_assert!(places.into_iter().eq(0..numbers.len() as u32));
     }
 
     /// Any words behind a call's head, and a good request with words changed.
