@@ -405,11 +405,15 @@ fn find_tenants(options: &MultiTsdbOptions, disk: &dyn Disk) -> Result<Vec<Found
     disk.create_dir_all(dir).map_err(at(dir))?;
     let mut ids = vec![options.default_tenant.clone()];
     for entry in disk.list(dir).map_err(at(dir))?.into_iter().filter(|entry| entry.is_dir) {
+        let path = dir.join(&entry.name);
         match TenantId::parse(entry.name.as_encoded_bytes()) {
             Ok(id) if id == options.default_tenant => {}
+            Ok(_) if is_block(disk, &path) => {
+                let err = "it is a block";
+                tracing::warn!(path = %path.display(), err, "skipping a directory that is no tenant");
+            }
             Ok(id) => ids.push(id),
             Err(err) => {
-                let path = dir.join(entry.name);
                 tracing::warn!(path = %path.display(), %err, "skipping a directory that is no tenant");
             }
         }
@@ -423,6 +427,11 @@ fn find_tenants(options: &MultiTsdbOptions, disk: &dyn Disk) -> Result<Vec<Found
         found.push(Found { id, lock });
     }
     Ok(found)
+}
+
+/// Whether a directory is a block of a database in the data directory itself, which is no tenant's.
+fn is_block(disk: &dyn Disk, dir: &Path) -> bool {
+    disk.open(&dir.join("meta.json")).is_ok()
 }
 
 /// An error with its causes.

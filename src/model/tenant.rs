@@ -27,8 +27,10 @@ pub enum TenantNameError {
 /// The longest file name on the file systems we know (`NAME_MAX`).
 pub const TENANT_NAME_BYTES_MAX: usize = 255;
 
-/// Found in the root of ext4 volumes; never a tenant, neither written nor opened.
-const LOST_AND_FOUND: &str = "lost+found";
+/// Names in the data directory that are never tenants', neither written nor opened: what the root
+/// of an ext4 volume has, and what a database in the data directory itself has. Thanos makes such a
+/// one for a write without a tenant; one of ours in its `wal` would lie among another's segments.
+const NO_TENANTS: [&str; 5] = ["lost+found", "wal", "wbl", "chunks_head", "lock"];
 
 impl TenantId {
     pub fn parse(name: &[u8]) -> Result<TenantId, TenantNameError> {
@@ -39,7 +41,7 @@ impl TenantId {
         if name.len() > TENANT_NAME_BYTES_MAX {
             return Err(TenantNameError::TooLong);
         }
-        if name == "." || name == ".." || name == LOST_AND_FOUND || name.contains('/') {
+        if name == "." || name == ".." || NO_TENANTS.contains(&name) || name.contains('/') {
             return Err(TenantNameError::NotAPathElement);
         }
         // A tab is legal within a header, so Thanos has such tenants.
@@ -74,6 +76,10 @@ mod tests {
             (b"a/b", TenantNameError::NotAPathElement),
             (b"../a", TenantNameError::NotAPathElement),
             (b"lost+found", TenantNameError::NotAPathElement),
+            (b"wal", TenantNameError::NotAPathElement),
+            (b"wbl", TenantNameError::NotAPathElement),
+            (b"chunks_head", TenantNameError::NotAPathElement),
+            (b"lock", TenantNameError::NotAPathElement),
             (b"a\0b", TenantNameError::ControlCharacter),
             (b"a\nb", TenantNameError::ControlCharacter),
             (b"\xff", TenantNameError::NotUtf8),
@@ -86,7 +92,7 @@ mod tests {
 
     #[test]
     fn plain_names_are_taken() {
-        for name in ["a", "default-tenant", "...", "a b", "a\tb", "ü", ".hidden"] {
+        for name in ["a", "default-tenant", "...", "a b", "a\tb", "ü", ".hidden", "WAL", "wals"] {
             assert_eq!(TenantId::parse(name.as_bytes()).unwrap().as_str(), name);
         }
         assert!(TenantId::parse(&[b'a'; 255]).is_ok());

@@ -89,6 +89,10 @@ fn hostile_names_are_refused_and_touch_no_path() {
         b"..\\..\\x/",
         b"a/../../x",
         b"lost+found",
+        b"wal",
+        b"wbl",
+        b"chunks_head",
+        b"lock",
         long.as_bytes(),
         b"\xff",
         b"caf\xe9",
@@ -117,7 +121,7 @@ fn hostile_names_are_refused_and_touch_no_path() {
 
     // Strange and legal: inside the data directory, under just that name.
     let longest = "y".repeat(255);
-    for name in ["...", ".hidden", "a b", "wal", "lock", "ü", "-rf", "%2e%2e", &longest] {
+    for name in ["...", ".hidden", "a b", "wals", "ü", "-rf", "%2e%2e", &longest] {
         assert_eq!(node.write(name, &first_write()).status, 200, "{name}");
         assert!(data.join(name).join("wal").is_dir(), "{name}");
     }
@@ -126,4 +130,43 @@ fn hostile_names_are_refused_and_touch_no_path() {
         !path.starts_with(inside) && !before.contains(*path)
     };
     assert_eq!(tree(dir.path()).iter().find(outside), None);
+}
+
+/// A write without a tenant makes Thanos open a database in the data directory itself. What lies in
+/// that one's directories is left as it is, and the tenants beside it are served.
+#[test]
+fn a_database_in_the_data_directory_itself_is_no_tenant() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let node = Node::start_ready(&data, &[]);
+    assert_eq!(node.write("a", &first_write()).status, 200);
+    node.kill();
+    let block = "01HZXW5J8M6C1V7Q2R3S4T5V6W";
+    for (directory, file) in [
+        ("wal", "00000000"),
+        ("wbl", "00000000"),
+        ("chunks_head", "000001"),
+        ("lock", "not-ours"),
+        (block, "meta.json"),
+    ] {
+        fs::create_dir(data.join(directory)).unwrap();
+        fs::write(data.join(directory).join(file), "not ours").unwrap();
+    }
+    fs::write(data.join("not-a-directory"), "").unwrap();
+    let others = |path: &Vec<u8>| !path.starts_with(data.join("a").as_os_str().as_encoded_bytes());
+    let others = || tree(dir.path()).into_iter().filter(others).collect::<Vec<_>>();
+    let before = others();
+
+    let node = Node::start_ready(&data, &[]);
+    assert_eq!(node.read("a").len(), 10);
+    // Nobody's lock was taken there, no log begun.
+    let of_default = data.join("default-tenant");
+    let of_default = of_default.as_os_str().as_encoded_bytes();
+    let changed: Vec<_> = others().into_iter().filter(|path| !before.contains(path)).collect();
+    let is_default = |path: &&Vec<u8>| path.starts_with(of_default);
+    assert_eq!(changed.iter().find(|path| !is_default(path)), None);
+    let page = node.get("/metrics").text();
+    for name in ["wal", "wbl", "chunks_head", "lock", block] {
+        assert!(!page.contains(&format!("tenant=\"{name}\"")), "{name} is a tenant");
+    }
 }
