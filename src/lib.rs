@@ -36,9 +36,12 @@
 //!    their endpoint, and remembered as an alias. What results is a [`Batch`]: samples by slot, and
 //!    the keys of new series. Nothing has changed so far. A tenant is made only now, when there is
 //!    a sample to store.
-//! 3. [`Head::append`] does the rest in one piece under the tenant's log mutex: make the new series,
-//!    judge each sample against its series, encode one record, write it, and put the samples into
-//!    their chunks.
+//! 3. The batch takes its place in the tenant's [`AppendLane`], and the request waits without a
+//!    thread. A thread for the disk takes all batches that wait there, in their order, and
+//!    [`Head::append_group`] does the rest in one piece under the tenant's log mutex: make the new
+//!    series, judge each sample against its series, encode the records, write them all at once, and
+//!    put the samples into their chunks. A disk that hangs holds that thread; others are started for
+//!    the other tenants.
 //! 4. Under `--tsdb.wal-sync=always` the answer waits for the group commit of [`SyncHandle`];
 //!    otherwise `multi_tsdb`'s syncer brings the log to the medium within a second.
 //! 5. [`http::respond`] and [`grpc::respond`] make the answer. Nobody else picks a status.
@@ -62,8 +65,12 @@
 //!
 //! - **What is acknowledged is in the log**, in the kernel at least. Memory never runs ahead of it:
 //!   `Head::apply` asks for an [`Appended`], which only a successful write makes.
-//! - **Log order is apply order.** Checking, writing and applying a request are one critical section,
-//!   so a replay rebuilds just what was answered.
+//! - **Log order is apply order**, and that in which batches came to their lane. Checking, writing and
+//!   applying them are one critical section, and none is judged before those of its series that came
+//!   earlier are applied, so a replay rebuilds just what was answered.
+//! - **A thread that serves sockets waits for no disk**: neither in a call nor for a lock that somebody
+//!   holds across one. The log's locks are held across writes, and only threads for the disk take
+//!   them; those of series, states, postings and tenants are not, and readers need no others.
 //! - **A failed append leaves no trace**: it is cut off the log before anything is written behind it.
 //! - **A series' record stands in the log once, and before its samples.** A series is *unlogged* until
 //!   its record is written; whoever appends to it next writes it.
@@ -71,8 +78,8 @@
 //!   index in memory and says nothing to the log.
 //! - **Lock order is log, series, states** within a head ([`tsdb::head`]). No lock is held across an
 //!   await.
-//! - **A request may be dropped at any await**, when its client goes away. There is none between the
-//!   check of a batch and its end, so a batch is stored whole or not at all.
+//! - **A request may be dropped at any await**, when its client goes away. A batch whose turn has not
+//!   come goes with it; one whose turn has come is stored whole or not at all.
 //! - **Bytes from outside never panic and never size an allocation** beyond a cap. Lengths and counts
 //!   are judged by what can follow them; no uninflated length is believed.
 //! - **Damage costs what is damaged.** Nothing that was readable is deleted; what is not understood is
@@ -84,10 +91,11 @@
 //! shows: blocks are neither cut nor read, so the head grows until it is moved elsewhere; histograms
 //! are refused and exemplars dropped, each counted. The README keeps the whole list.
 //!
+//! [`AppendLane`]: multi_tsdb::AppendLane
 //! [`Appended`]: tsdb::wal::Appended
 //! [`Batch`]: tsdb::head::batch::Batch
 //! [`Db::open`]: tsdb::Db::open
-//! [`Head::append`]: tsdb::head::Head::append
+//! [`Head::append_group`]: tsdb::head::Head::append_group
 //! [`HeadSeriesRef::LIMIT`]: model::HeadSeriesRef::LIMIT
 //! [`Querier`]: tsdb::querier::Querier
 //! [`SyncHandle`]: tsdb::wal::SyncHandle

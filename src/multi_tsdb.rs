@@ -5,6 +5,8 @@
 //! its own is. A tenant that cannot be opened is quarantined: its writes are 503, it is tried again
 //! from time to time, and nobody else notices.
 
+mod append_lane;
+mod disk_threads;
 mod periodic;
 mod syncer;
 mod tenant;
@@ -27,6 +29,9 @@ use crate::hashring::CurrentHashring;
 use crate::metrics::{Counter, Gauge, Registry};
 use crate::model::key_table::KeyHasher;
 use crate::model::tenant::TenantId;
+use crate::multi_tsdb::append_lane::AppendMetrics;
+pub use crate::multi_tsdb::append_lane::{AppendError, AppendLane};
+use crate::multi_tsdb::disk_threads::{DiskThreads, DiskThreadsOptions};
 use crate::multi_tsdb::periodic::Periodic;
 use crate::multi_tsdb::tenant::ExternalLabels;
 pub use crate::multi_tsdb::tenant::{LabelSet, Tenant};
@@ -54,6 +59,9 @@ pub struct MultiTsdbOptions {
 /// Logs replayed side by side at start; each replay uses up to three threads.
 const REPLAYS_TOGETHER: usize = 2;
 
+/// Threads that wait in the disk for as many tenants' logs, at most.
+const APPEND_THREADS_MAX: usize = 64;
+
 /// How often a quarantined tenant is tried again.
 const QUARANTINE_RETRY: Duration = Duration::from_secs(15);
 
@@ -68,6 +76,9 @@ pub struct MultiTsdb {
     /// Tenants found at start that are neither open nor quarantined yet.
     unopened: AtomicUsize,
     is_closed: AtomicBool,
+    /// What all appends run on.
+    append_threads: Arc<DiskThreads>,
+    append_metrics: Arc<AppendMetrics>,
     quarantined: Gauge,
     open_retries: Counter,
     /// The threads for what is done from time to time; none once closed.
@@ -86,7 +97,7 @@ enum Entry {
 }
 
 /// Why a tenant cannot be written now. A retry may succeed.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum TenantError {
     #[error("its log is being replayed")]
     Opening,
@@ -107,6 +118,8 @@ pub enum StartError {
     Locked(OpenError),
     #[error("data directory {}", dir.display())]
     Io { dir: PathBuf, source: io::Error },
+    #[error("starting threads: {0}")]
+    Threads(#[source] io::Error),
 }
 
 /// A directory found at start whose lock is ours, or why it could not be had.
@@ -125,6 +138,15 @@ impl MultiTsdb {
         registry: &Registry,
     ) -> Result<Arc<MultiTsdb>, StartError> {
         let found = find_tenants(&options, &*disk)?;
+        let cores = thread::available_parallelism().map_or(1, |cores| cores.get());
+        let append_threads = DiskThreads::start(DiskThreadsOptions {
+            name: "append",
+            threads_usual: cores.clamp(2, APPEND_THREADS_MAX),
+            threads_max: APPEND_THREADS_MAX,
+        });
+        let append_threads = Arc::new(append_threads.map_err(StartError::Threads)?);
+        let append_metrics = AppendMetrics::new(registry);
+        show_appends(registry, &append_threads, &append_metrics);
         let entries = found.iter().map(|found| (found.id.clone(), Entry::Opening)).collect();
         let sync = match options.db.wal_sync {
             SyncPolicy::Interval | SyncPolicy::Always => syncer::sync_dirty,
@@ -139,6 +161,8 @@ impl MultiTsdb {
             tenants: RwLock::new(entries),
             unopened: AtomicUsize::new(found.len()),
             is_closed: AtomicBool::new(false),
+            append_threads,
+            append_metrics,
             quarantined: registry.gauge(
                 "ringest_tenants_quarantined",
                 "Tenants whose data could not be opened and that are not served.",
@@ -204,18 +228,25 @@ impl MultiTsdb {
         }
     }
 
-    /// Syncs and closes every tenant. Writes that come later fail.
+    /// Stores the writes that wait, then syncs and closes every tenant. Writes that come later fail.
     pub fn close(&self) {
         self.is_closed.store(true, Ordering::Release);
         let periodic = std::mem::take(&mut *self.periodic.lock());
         // Waits for those that are at work.
         drop(periodic);
-        for tenant in self.tenants() {
+        let tenants = self.tenants();
+        // One tenant's disk may be slow, and all have stopped taking writes before.
+        tenants.iter().for_each(|tenant| tenant.appends.refuse());
+        for tenant in &tenants {
+            tenant.appends.drain();
             if let Err(err) = tenant.db.close() {
                 tracing::error!(tenant = %tenant.id, %err, "closing the log failed");
             }
         }
-        self.tenants.write().clear();
+        self.append_threads.close();
+        // Their locks are files, and others wait for this one meanwhile.
+        let closed = std::mem::take(&mut *self.tenants.write());
+        drop(closed);
     }
 
     fn claim(&self, id: &TenantId) -> Result<Claim, TenantError> {
@@ -243,22 +274,27 @@ impl MultiTsdb {
         let dir = self.dir_of(id);
         let opened = Db::lock(&*self.disk, &dir, &self.options.db)
             .and_then(|lock| self.open_tenant(id, lock));
+        let opened = opened.map_err(|err| {
+            let err = chain(&err);
+            tracing::error!(tenant = %id, err, "making the tenant failed");
+            TenantError::NotMade(err)
+        });
+        // Nothing below waits for the disk: writes of other tenants wait for this lock, on threads
+        // that serve sockets.
         let mut tenants = self.tenants.write();
-        let result = match opened {
+        let result = match &opened {
             Ok(_) if self.is_closed.load(Ordering::Acquire) => {
                 tenants.remove(id);
                 Err(TenantError::Closed)
             }
             Ok(tenant) => {
                 tenants.insert(id.clone(), Entry::Open(tenant.clone()));
-                Ok(tenant)
+                Ok(tenant.clone())
             }
-            Err(err) => {
+            Err(_) => {
                 // The next write tries again.
                 tenants.remove(id);
-                let err = chain(&err);
-                tracing::error!(tenant = %id, err, "making the tenant failed");
-                Err(TenantError::NotMade(err))
+                opened.clone()
             }
         };
         drop(tenants);
@@ -292,18 +328,24 @@ impl MultiTsdb {
             Ok(tenant) => Entry::Open(tenant),
             Err(err) => Entry::Quarantined(chain(&err)),
         };
+        let reason = match &entry {
+            Entry::Quarantined(err) => Some(err.clone()),
+            _ => None,
+        };
         let mut tenants = self.tenants.write();
         if self.is_closed.load(Ordering::Acquire) {
+            drop(tenants);
             return;
         }
-        if let Entry::Quarantined(err) = &entry
-            && !matches!(tenants.get(id), Some(Entry::Quarantined(before)) if before == err)
+        let before = tenants.insert(id.clone(), entry);
+        let is_quarantined = |entry: &&Entry| matches!(entry, Entry::Quarantined(_));
+        self.quarantined.set(tenants.values().filter(is_quarantined).count() as f64);
+        drop(tenants);
+        if let Some(err) = reason
+            && !matches!(before, Some(Entry::Quarantined(before)) if before == err)
         {
             tracing::error!(tenant = %id, err, "tenant cannot be opened and is quarantined");
         }
-        tenants.insert(id.clone(), entry);
-        let is_quarantined = |entry: &&Entry| matches!(entry, Entry::Quarantined(_));
-        self.quarantined.set(tenants.values().filter(is_quarantined).count() as f64);
     }
 
     /// Tries quarantined tenants again.
@@ -346,7 +388,10 @@ impl MultiTsdb {
             .unwrap_or_else(|_| Err(OpenError::Panicked { dir: self.dir_of(id) }))?;
         tenant::log_opened(id, &opened);
         let external_labels = ExternalLabels::new(&self.options, id);
-        Ok(Arc::new(Tenant { id: id.clone(), db: Arc::new(opened.db), external_labels }))
+        let db = Arc::new(opened.db);
+        let (threads, metrics) = (self.append_threads.clone(), self.append_metrics.clone());
+        let appends = AppendLane::new(id.clone(), db.clone(), threads, metrics);
+        Ok(Arc::new(Tenant { id: id.clone(), db, appends, external_labels }))
     }
 
     fn dir_of(&self, id: &TenantId) -> PathBuf {
@@ -389,6 +434,28 @@ impl Entry {
             _ => None,
         }
     }
+}
+
+/// Shows how the writes get to the disk.
+fn show_appends(registry: &Registry, threads: &Arc<DiskThreads>, metrics: &Arc<AppendMetrics>) {
+    let waiting = registry.gauge(
+        "ringest_append_waiting_requests",
+        "Writes that wait for their place in their tenant's log.",
+    );
+    let running =
+        registry.gauge("ringest_append_threads", "Threads that take writes to the tenants' logs.");
+    let stuck = registry.gauge(
+        "ringest_append_threads_stuck",
+        "Those among them whose write has taken longer than 20 ms: each is one tenant's.",
+    );
+    let (threads, metrics) = (Arc::downgrade(threads), Arc::downgrade(metrics));
+    registry.on_collect(move || {
+        let (Some(threads), Some(metrics)) = (threads.upgrade(), metrics.upgrade()) else { return };
+        let status = threads.status();
+        waiting.set(metrics.waiting() as f64);
+        running.set(status.threads as f64);
+        stuck.set(status.stuck as f64);
+    });
 }
 
 fn next(queue: &Mutex<Vec<Found>>) -> Option<Found> {

@@ -27,7 +27,7 @@ use crate::metrics::Registry;
 use crate::model::Timestamp;
 use crate::model::key_table::KeyHasher;
 use crate::tsdb::head::Head;
-use crate::tsdb::head::append::{AppendReport, LogSide};
+use crate::tsdb::head::append::{AppendReport, AppendResults, LogSide};
 use crate::tsdb::head::batch::Batch;
 use crate::tsdb::head::metrics::HeadMetrics;
 use crate::tsdb::head::replay::{ReplayReport, replay};
@@ -154,6 +154,11 @@ impl Db {
     /// See [`Head::append`].
     pub fn append(&self, batch: &Batch) -> Result<AppendReport, WalError> {
         self.head.append(batch)
+    }
+
+    /// See [`Head::append_group`].
+    pub fn append_group(&self, batches: &[&Batch]) -> AppendResults {
+        self.head.append_group(batches)
     }
 
     /// Makes the log durable, and says up to where it is.

@@ -70,7 +70,8 @@ pub(super) fn spawn(
             .with(&["capnproto"]),
     };
     // A peer has placed what it sends here, whatever our own ring says.
-    let writer = node.storage.as_ref().map(|storage| Arc::new(local_writer(config, storage)));
+    let writer = node.storage.as_ref();
+    let writer = writer.map(|storage| Arc::new(local_writer(config, storage, &node.admission)));
     let grpc_metrics = GrpcMetrics::new(registry, services.names());
     let grpc_options = GrpcOptions {
         grace_period: config.grpc.grace_period,
@@ -159,8 +160,13 @@ fn label_caps(config: &Config) -> LabelCaps {
     }
 }
 
-fn local_writer(config: &Config, storage: &Arc<MultiTsdb>) -> LocalWriter {
-    LocalWriter::new(storage.clone(), label_caps(config), config.storage.db.wal_sync)
+fn local_writer(
+    config: &Config,
+    storage: &Arc<MultiTsdb>,
+    admission: &Arc<Admission>,
+) -> LocalWriter {
+    let (caps, sync) = (label_caps(config), config.storage.db.wal_sync);
+    LocalWriter::new(storage.clone(), caps, sync, admission.clone())
 }
 
 /// The endpoints that take writes, over HTTP and from peers: with a ring they hand series to the
@@ -178,7 +184,7 @@ fn add_writes(
             "The number of times to replicate incoming write requests.",
         )
         .set(f64::from(config.ring.replication_factor));
-    let writer = |storage| local_writer(config, storage);
+    let writer = |storage| local_writer(config, storage, &node.admission);
     let Some(ring) = &node.ring else {
         let Some(storage) = &node.storage else {
             unreachable!("a node has a ring or storage");

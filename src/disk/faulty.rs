@@ -10,7 +10,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
 use super::{DirEntry, DirLock, Disk, DiskFile};
 
@@ -41,6 +41,45 @@ struct State {
     failing_from: Option<u64>,
     failing_syncs: Option<(u64, FailedSync)>,
     bytes_max: Option<u64>,
+    gate: Arc<Gate>,
+}
+
+/// What writes and syncs go through before they do anything.
+#[derive(Default)]
+struct Gate {
+    state: Mutex<GateState>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct GateState {
+    /// Files below these directories are held up.
+    shut: BTreeSet<PathBuf>,
+    waiting: usize,
+}
+
+impl Gate {
+    /// For a file below a directory that is not shut.
+    fn pass(&self, file: &Path) {
+        self.pass_unless(|shut| file.starts_with(shut));
+    }
+
+    /// For a file system none of whose directories is shut.
+    fn pass_all(&self) {
+        self.pass_unless(|_| true);
+    }
+
+    fn pass_unless(&self, is_held_by: impl Fn(&Path) -> bool) {
+        let is_shut = |state: &GateState| state.shut.iter().any(|dir| is_held_by(dir));
+        let mut state = self.state.lock();
+        if !is_shut(&state) {
+            return;
+        }
+        state.waiting += 1;
+        self.changed.notify_all();
+        self.changed.wait_while(&mut state, |state| is_shut(state));
+        state.waiting -= 1;
+    }
 }
 
 #[derive(Clone, Default)]
@@ -97,6 +136,28 @@ impl FaultyDisk {
     /// Limits the bytes of all files; a write beyond fills what is left and fails.
     pub fn limit_bytes(&self, bytes_max: Option<u64>) {
         self.0.lock().bytes_max = bytes_max;
+    }
+
+    /// Lets writes and syncs of files below `dir` wait from now on, as on a disk that hangs.
+    pub fn stall(&self, dir: &Path) {
+        self.gate().state.lock().shut.insert(dir.to_owned());
+    }
+
+    /// Blocks until so many writes and syncs wait.
+    pub fn wait_stalled(&self, count: usize) {
+        let gate = self.gate();
+        gate.changed.wait_while(&mut gate.state.lock(), |state| state.waiting < count);
+    }
+
+    /// Lets what waits below `dir` go on.
+    pub fn release(&self, dir: &Path) {
+        let gate = self.gate();
+        gate.state.lock().shut.remove(dir);
+        gate.changed.notify_all();
+    }
+
+    fn gate(&self) -> Arc<Gate> {
+        self.0.lock().gate.clone()
     }
 
     /// Bytes of all files.
@@ -220,7 +281,16 @@ fn copy_page(from: &[u8], to: &mut [u8], page: u64) {
 /// An open file; it outlives its name.
 struct FaultyFile {
     disk: Arc<Mutex<State>>,
+    /// As which it was opened.
+    path: PathBuf,
     content: Arc<Mutex<Content>>,
+}
+
+impl FaultyFile {
+    fn pass_gate(&self) {
+        let gate = self.disk.lock().gate.clone();
+        gate.pass(&self.path);
+    }
 }
 
 impl DiskFile for FaultyFile {
@@ -237,6 +307,7 @@ impl DiskFile for FaultyFile {
     }
 
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.pass_gate();
         let mut disk = self.disk.lock();
         let verdict = disk.begin();
         let used = disk.used_bytes();
@@ -269,6 +340,7 @@ impl DiskFile for FaultyFile {
     }
 
     fn sync(&self) -> io::Result<()> {
+        self.pass_gate();
         let mut disk = self.disk.lock();
         disk.begin_whole()?;
         let failing = disk.take_failing_sync();
@@ -338,12 +410,12 @@ impl Disk for FaultyDisk {
         }
         let content = state.live.files.entry(path.to_owned()).or_default().clone();
         content.lock().live.clear();
-        Ok(Arc::new(FaultyFile { disk: self.0.clone(), content }))
+        Ok(Arc::new(FaultyFile { disk: self.0.clone(), path: path.to_owned(), content }))
     }
 
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
         let content = self.0.lock().find(path)?;
-        Ok(Arc::new(FaultyFile { disk: self.0.clone(), content }))
+        Ok(Arc::new(FaultyFile { disk: self.0.clone(), path: path.to_owned(), content }))
     }
 
     fn open_write(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
@@ -405,6 +477,8 @@ impl Disk for FaultyDisk {
     }
 
     fn sync_file_system(&self, _dir: &Path) -> io::Result<()> {
+        let gate = self.gate();
+        gate.pass_all();
         let mut state = self.0.lock();
         state.begin_whole()?;
         let failing = state.take_failing_sync();
@@ -472,6 +546,21 @@ mod tests {
             assert_eq!(bytes_of(&disk).unwrap(), seen);
             assert_eq!(bytes_of(&disk.after_power_cut()).unwrap(), [0, 0, 0]);
         }
+    }
+
+    #[test]
+    fn a_stalled_write_waits_for_its_release() {
+        let (disk, file) = disk_with_file();
+        disk.create_dir_all(Path::new("/e")).unwrap();
+        let other = disk.create(Path::new("/e/f")).unwrap();
+        disk.stall(Path::new("/d"));
+        let writing = std::thread::spawn(move || file.write_all_at(b"one", 0));
+        disk.wait_stalled(1);
+        other.write_all_at(b"two", 0).unwrap();
+        assert_eq!(bytes_of(&disk).unwrap(), b"");
+        disk.release(Path::new("/d"));
+        writing.join().unwrap().unwrap();
+        assert_eq!(bytes_of(&disk).unwrap(), b"one");
     }
 
     #[test]

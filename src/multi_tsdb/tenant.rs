@@ -6,13 +6,15 @@ use arc_swap::ArcSwap;
 
 use crate::hashring::{CurrentHashring, Hashring};
 use crate::model::tenant::TenantId;
-use crate::multi_tsdb::MultiTsdbOptions;
+use crate::multi_tsdb::{AppendLane, MultiTsdbOptions};
 use crate::tsdb::{Db, Opened};
 
 /// A tenant that is open.
 pub struct Tenant {
     pub id: TenantId,
     pub db: Arc<Db>,
+    /// What is written goes this way.
+    pub appends: AppendLane,
     pub(super) external_labels: ExternalLabels,
 }
 

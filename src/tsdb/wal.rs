@@ -68,12 +68,12 @@ pub struct WalOptions {
 
 /// Why an append did not happen. The log is as it was; a retry may succeed unless the record
 /// itself is too long.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum WalError {
     #[error("no space left for the log: {0}")]
-    DiskFull(#[source] io::Error),
+    DiskFull(#[source] Arc<io::Error>),
     #[error("writing the log: {0}")]
-    Io(#[source] io::Error),
+    Io(#[source] Arc<io::Error>),
     /// A sync failed, and what it should have made durable has not been written again yet.
     #[error("the log could not be synced")]
     SyncFailed,
@@ -86,10 +86,16 @@ impl WalError {
         !matches!(self, WalError::RecordTooLong { .. })
     }
 
+    pub(super) fn io(err: io::Error) -> WalError {
+        WalError::Io(Arc::new(err))
+    }
+
     fn of_write(err: io::Error) -> WalError {
         match err.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => WalError::DiskFull(err),
-            _ => WalError::Io(err),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                WalError::DiskFull(Arc::new(err))
+            }
+            _ => WalError::io(err),
         }
     }
 }
@@ -198,6 +204,14 @@ impl Wal {
         })
     }
 
+    /// Whether a record may be appended at all.
+    pub fn check_record(record: &[u8]) -> Result<(), WalError> {
+        match record.len() {
+            bytes if bytes > RECORD_BYTES_MAX => Err(WalError::RecordTooLong { bytes }),
+            _ => Ok(()),
+        }
+    }
+
     /// Appends all `records`, or none.
     pub fn append(&mut self, records: &[&[u8]]) -> Result<Appended, WalError> {
         SCRATCH.with_borrow_mut(|scratch| {
@@ -241,9 +255,7 @@ impl Wal {
         records: &[&[u8]],
         scratch: &mut Scratch,
     ) -> Result<Appended, WalError> {
-        if let Some(record) = records.iter().find(|record| record.len() > RECORD_BYTES_MAX) {
-            return Err(WalError::RecordTooLong { bytes: record.len() });
-        }
+        records.iter().try_for_each(|record| Wal::check_record(record))?;
         scratch.clear();
         let mut counts = FrameCounts::default();
         let end_offset = self.frame(records, scratch, &mut counts)?;
@@ -395,7 +407,7 @@ fn compress_snappy(
         packed.resize(room, 0);
     }
     // An error says that the record is longer than 4 GiB, which was refused before.
-    let written = encoder.compress(record, packed).map_err(|err| WalError::Io(err.into()))?;
+    let written = encoder.compress(record, packed).map_err(|err| WalError::io(err.into()))?;
     packed.truncate(written);
     Ok(if written < record.len() { Compression::Snappy } else { Compression::None })
 }
@@ -407,11 +419,11 @@ fn compress_zstd(
 ) -> Result<Compression, WalError> {
     let compressor = match compressor {
         Some(compressor) => compressor,
-        none => none.insert(zstd::bulk::Compressor::new(ZSTD_LEVEL).map_err(WalError::Io)?),
+        none => none.insert(zstd::bulk::Compressor::new(ZSTD_LEVEL).map_err(WalError::io)?),
     };
     packed.clear();
     packed.reserve(zstd::zstd_safe::compress_bound(record.len()));
-    let written = compressor.compress_to_buffer(record, packed).map_err(WalError::Io)?;
+    let written = compressor.compress_to_buffer(record, packed).map_err(WalError::io)?;
     Ok(if written < record.len() { Compression::Zstd } else { Compression::None })
 }
 

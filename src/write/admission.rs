@@ -13,7 +13,8 @@ use bytes::Bytes;
 /// The bytes that are in flight over all requests.
 pub struct Admission {
     bytes_max: u64,
-    /// Invariant: the sum over all guards, at most `bytes_max`.
+    /// Invariant: the sum over all guards; more than `bytes_max` only by what [`Admission::hold`]
+    /// took.
     bytes: AtomicU64,
 }
 
@@ -41,6 +42,13 @@ impl Admission {
     pub fn admit(self: &Arc<Admission>, bytes: u64) -> Result<InflightGuard, Overloaded> {
         self.take(bytes)?;
         Ok(InflightGuard { admission: self.clone(), bytes })
+    }
+
+    /// Takes `bytes` that are in memory already, whether they fit or not. While they do not,
+    /// nothing else is let in.
+    pub fn hold(self: &Arc<Admission>, bytes: u64) -> InflightGuard {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        InflightGuard { admission: self.clone(), bytes }
     }
 
     /// Whether `bytes` would fit now. Nothing is taken.
@@ -131,6 +139,21 @@ mod tests {
         assert_eq!(admission.inflight_bytes(), 60);
         first.resize(100).unwrap();
         assert!(admission.admit(1).is_err());
+    }
+
+    #[test]
+    fn what_is_held_in_any_case_shuts_the_others_out() {
+        let admission = Admission::new(100);
+        let first = admission.admit(60).unwrap();
+        let held = admission.hold(60);
+        assert_eq!(admission.inflight_bytes(), 120);
+        drop(first);
+        assert_eq!(
+            admission.admit(41).err(),
+            Some(Overloaded { bytes: 41, inflight: 60, max: 100 })
+        );
+        drop(held);
+        assert_eq!(admission.inflight_bytes(), 0);
     }
 
     #[test]

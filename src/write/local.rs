@@ -1,17 +1,20 @@
 //! One tenant's request into that tenant's head.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::runtime::RuntimeFlavor;
+use tokio::time::timeout;
 
 use crate::model::tenant::TenantId;
-use crate::multi_tsdb::{MultiTsdb, Tenant, TenantError};
+use crate::multi_tsdb::{AppendError, MultiTsdb, Tenant, TenantError};
 use crate::tsdb::head::append::{AppendReport, Refusal};
 use crate::tsdb::head::batch::Batch;
 use crate::tsdb::head::series::SeriesSet;
 use crate::tsdb::wal::{SyncPolicy, WalError};
 use crate::wire::remote_write_v1::{DecodeError, RequestField, RequestFields};
+use crate::write::admission::{Admission, InflightGuard, Overloaded};
 use crate::write::distribute::PlacedSeries;
 use crate::write::error::{Reason, Refusals, WriteError};
 use crate::write::known::{LabelCaps, decode_fields};
@@ -20,20 +23,30 @@ use crate::write::{Manners, WriteOutcome};
 /// Batches kept for reuse: about as many as requests are decoded at once.
 const BATCHES_KEPT: usize = 16;
 
+/// A write that is not stored by then is given up: no sender waits so long. The disk is stuck.
+const STORE_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// Writes decoded requests into the tenants of this node.
 pub struct LocalWriter {
     tenants: Arc<MultiTsdb>,
     caps: LabelCaps,
     sync: SyncPolicy,
+    /// What batches are counted against while they are on their way into the log.
+    admission: Arc<Admission>,
     /// What requests of tenants that do not exist yet are looked up in.
     nothing_known: SeriesSet,
     batches: Mutex<Vec<Batch>>,
 }
 
 impl LocalWriter {
-    pub fn new(tenants: Arc<MultiTsdb>, caps: LabelCaps, sync: SyncPolicy) -> LocalWriter {
+    pub fn new(
+        tenants: Arc<MultiTsdb>,
+        caps: LabelCaps,
+        sync: SyncPolicy,
+        admission: Arc<Admission>,
+    ) -> LocalWriter {
         let nothing_known = SeriesSet::new(tenants.hasher().clone());
-        LocalWriter { tenants, caps, sync, nothing_known, batches: Mutex::default() }
+        LocalWriter { tenants, caps, sync, admission, nothing_known, batches: Mutex::default() }
     }
 
     /// Stores a remote write 1.0 request (`prometheus.WriteRequest`, inflated). Returns once the
@@ -109,16 +122,40 @@ impl LocalWriter {
         if batch.samples.is_empty() {
             return Ok(outcome);
         }
+        let stored = timeout(STORE_TIMEOUT, self.store(id, existing, batch)).await;
+        let report = stored.unwrap_or_else(|_| Err(too_slow(id)))?;
+        outcome.samples_stored = report.stored;
+        add_refusals(&mut outcome.refusals, &report);
+        Ok(outcome)
+    }
+
+    /// Brings a batch into the log and the head, and where it is asked for to the medium.
+    async fn store(
+        &self,
+        id: &TenantId,
+        existing: Option<Arc<Tenant>>,
+        batch: &mut Batch,
+    ) -> Result<AppendReport, WriteError> {
         let tenant = match existing {
             Some(tenant) => tenant,
             None => self.tenants.create(id).await.map_err(|err| not_ready(id, err))?,
         };
-        let report = uninterrupted(bytes, || tenant.db.append(batch));
-        let report = report.map_err(|err| not_logged(id, &err))?;
+        let held = self.hold(batch, &tenant)?;
+        let appended = tenant.appends.append(batch, held).await;
+        let report = appended.map_err(|err| not_appended(id, err))?;
         self.make_durable(&tenant, &report).await?;
-        outcome.samples_stored = report.stored;
-        add_refusals(&mut outcome.refusals, &report);
-        Ok(outcome)
+        Ok(report)
+    }
+
+    /// Counts a batch while it waits, which may be for long and without its client. One that goes
+    /// straight into the log is let in over the budget: its request had its place, and is done soon.
+    fn hold(&self, batch: &Batch, tenant: &Tenant) -> Result<InflightGuard, Overloaded> {
+        let bytes = batch.bytes() as u64;
+        match self.admission.admit(bytes) {
+            Err(full) if tenant.appends.has_backlog() => Err(full),
+            Err(_) => Ok(self.admission.hold(bytes)),
+            Ok(held) => Ok(held),
+        }
     }
 
     async fn make_durable(&self, tenant: &Tenant, report: &AppendReport) -> Result<(), WriteError> {
@@ -141,11 +178,11 @@ impl LocalWriter {
     }
 }
 
-/// A request larger than this is worked on off the threads that serve the sockets: it takes
-/// milliseconds and more. 2,000 series of one sample are 0.8 MB.
-const LARGE_BYTES: usize = 4 << 20;
+/// A request larger than this is decoded off the threads that serve the sockets: that may take more
+/// than a millisecond. 2,000 series of one sample are 0.8 MB.
+const LARGE_BYTES: usize = 1 << 20;
 
-/// Does a piece of a request's work of `bytes`, without letting it hold up other requests.
+/// Does a piece of CPU work on a request of `bytes`, without letting it hold up other requests.
 fn uninterrupted<T>(bytes: usize, work: impl FnOnce() -> T) -> T {
     let has_threads = || {
         let runtime = tokio::runtime::Handle::try_current();
@@ -164,15 +201,25 @@ fn not_ready(id: &TenantId, err: TenantError) -> WriteError {
     }
 }
 
-fn not_logged(id: &TenantId, err: &WalError) -> WriteError {
+fn not_appended(id: &TenantId, err: AppendError) -> WriteError {
     match err {
-        WalError::RecordTooLong { .. } => {
+        AppendError::Log(WalError::RecordTooLong { .. }) => {
             WriteError::TooLarge { stage: "log", detail: format!("tenant {id}: {err}") }
         }
-        WalError::DiskFull(_) | WalError::Io(_) | WalError::SyncFailed => {
-            WriteError::Unavailable(format!("tenant {id}: {err}"))
+        AppendError::Log(WalError::DiskFull(_) | WalError::Io(_) | WalError::SyncFailed)
+        | AppendError::DiskStuck
+        | AppendError::Closed => WriteError::Unavailable(format!("tenant {id}: {err}")),
+        // Other tenants' logs may be on another disk.
+        AppendError::QueueFull | AppendError::Interrupted => {
+            WriteError::TenantNotReady { tenant: id.to_string(), detail: err.to_string() }
         }
     }
+}
+
+/// What is under way may be stored all the same; the same samples sent again are a success then.
+fn too_slow(id: &TenantId) -> WriteError {
+    let detail = format!("its log has not taken the write within {STORE_TIMEOUT:?}");
+    WriteError::TenantNotReady { tenant: id.to_string(), detail }
 }
 
 fn add_refusals(refusals: &mut Refusals, report: &AppendReport) {
@@ -192,3 +239,6 @@ fn reason_of(refusal: Refusal) -> Reason {
         Refusal::TooManySeries => Reason::TooManySeries,
     }
 }
+
+#[cfg(test)]
+mod tests;

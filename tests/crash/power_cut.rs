@@ -15,6 +15,7 @@ use ringest::tsdb::chunkenc::xor::XorIterator;
 use ringest::tsdb::options::DbOptions;
 use ringest::tsdb::wal::SyncPolicy;
 use ringest::write::Manners;
+use ringest::write::admission::Admission;
 use ringest::write::known::LabelCaps;
 use ringest::write::local::LocalWriter;
 
@@ -49,7 +50,8 @@ fn open(disk: &FaultyDisk, policy: SyncPolicy, clock: i64) -> Storage {
     let (disk, registry): (Arc<dyn Disk>, _) = (Arc::new(disk.clone()), Registry::new());
     let tenants = MultiTsdb::open(options, disk, Arc::new(clock.clone()), &registry).unwrap();
     wait_until("open", || tenants.is_ready());
-    let writer = LocalWriter::new(tenants.clone(), LabelCaps::default(), policy);
+    let admission = Admission::new(u64::MAX);
+    let writer = LocalWriter::new(tenants.clone(), LabelCaps::default(), policy, admission);
     Storage { tenants, writer, clock }
 }
 

@@ -17,4 +17,5 @@ mod ports;
 mod process;
 mod released;
 mod sizes;
+mod stalled_disk;
 mod tls;

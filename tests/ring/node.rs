@@ -1,5 +1,6 @@
 //! Receivers that form a ring.
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -17,6 +18,7 @@ use crate::process::{Process, wait_for};
 pub(crate) struct Node {
     name: String,
     args: Vec<String>,
+    env: Vec<(String, OsString)>,
     forward_timeout: &'static str,
     pub(crate) data: PathBuf,
     log: PathBuf,
@@ -48,6 +50,7 @@ impl Node {
         Node {
             name: name.to_owned(),
             args,
+            env: Vec::new(),
             forward_timeout: "20s",
             log: data.with_extension("log"),
             data,
@@ -89,6 +92,12 @@ impl Node {
         self
     }
 
+    /// Gives it a variable of its environment.
+    pub(crate) fn with_env(mut self, name: &str, value: impl Into<OsString>) -> Node {
+        self.env.push((name.to_owned(), value.into()));
+        self
+    }
+
     /// Starts it, for the first time or again, and waits until it is ready.
     pub(crate) fn start(&mut self) {
         self.launch();
@@ -98,7 +107,7 @@ impl Node {
     /// Starts it without waiting.
     pub(crate) fn launch(&mut self) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ringest"));
-        command.arg("receive").args(&self.args);
+        command.arg("receive").args(&self.args).envs(self.env.iter().cloned());
         command.arg(format!("--receive-forward-timeout={}", self.forward_timeout));
         self.process = Some(Process::start(&mut command, &self.log));
     }

@@ -1,5 +1,10 @@
-//! A batch into the head: check, log, apply, in one piece under the log's lock, so that the log
+//! Batches into the head: check, log, apply, in one piece under the log's lock, so that the log
 //! replays to exactly what was answered.
+//!
+//! Batches that wait at the same time are a *group*: each is checked and encoded in its turn, one
+//! write takes all their records to the log, and then all are applied. So that each is judged by
+//! what is stored, no two batches of a group have a series in common: one that meets a series of an
+//! earlier one has the group written and applied first, and begins the next.
 //!
 //! The append rules are Prometheus' (v3), with three betterments: a sample that is already stored
 //! is success even if newer ones exist; the bound follows the smaller of the newest sample and the
@@ -55,6 +60,9 @@ pub struct AppendReport {
     pub closed_segment: bool,
 }
 
+/// What became of each batch of a group, in their order.
+pub type AppendResults = Vec<Result<AppendReport, WalError>>;
+
 impl AppendReport {
     fn refuse(&mut self, refusal: Refusal, key: impl FnOnce() -> SeriesKey) {
         match &mut self.refused[refusal as usize] {
@@ -79,21 +87,47 @@ pub struct LogSide {
     wal: Option<Wal>,
     /// The next series' ref.
     next_ref: u64,
-    /// Number of the request, for marks.
+    /// Number of the batch, for marks.
     request: u64,
+    group: Group,
     scratch: Scratch,
 }
 
+/// What one write takes to the log: batches that were checked and are neither logged nor applied.
+struct Group {
+    /// Number of its first batch, for marks.
+    first_request: u64,
+    accepted: Vec<AcceptedSample>,
+    /// Series whose record is among `records`.
+    unlogged: Vec<Slot>,
+    /// Records one after another, and where each ends.
+    records: Vec<u8>,
+    ends: Vec<usize>,
+    /// Times of the oldest and newest accepted sample; reversed while there is none.
+    mint: Timestamp,
+    maxt: Timestamp,
+}
+
+/// What the group was before a batch that is taken out again.
+struct Mark {
+    accepted: usize,
+    unlogged: usize,
+    records: usize,
+    ends: usize,
+    mint: Timestamp,
+    maxt: Timestamp,
+}
+
+/// What only the check of one batch uses.
 #[derive(Default)]
 struct Scratch {
     /// Slot of each new series of the batch; `None` for one that was not made.
     resolved: Vec<Option<Slot>>,
-    accepted: Vec<AcceptedSample>,
     record_samples: Vec<RefSample>,
-    unlogged: Vec<Slot>,
-    series_record: Vec<u8>,
-    samples_record: Vec<u8>,
 }
+
+/// A series of the batch is one of an earlier batch of the group, too.
+struct SharesSeries;
 
 /// The lowest time that a sample may have: the one below it marks a head without samples, in
 /// Prometheus as well.
@@ -115,9 +149,13 @@ struct AcceptedSample {
 /// together: 36 ns a series against 330 one after another.
 const TOUCHED_TOGETHER: usize = 16;
 
+/// Series made before look-ups that wait have their turn: some hundred microseconds.
+const SERIES_PER_HOLD: usize = 256;
+
 impl LogSide {
     pub fn new(wal: Wal, next_ref: u64) -> LogSide {
-        LogSide { wal: Some(wal), next_ref, request: 0, scratch: Scratch::default() }
+        let (group, scratch) = (Group::default(), Scratch::default());
+        LogSide { wal: Some(wal), next_ref, request: 0, group, scratch }
     }
 }
 
@@ -134,30 +172,114 @@ impl Head {
     /// Stores what of the batch can be stored. On an error nothing of it is stored, and a retry
     /// may succeed.
     pub fn append(&self, batch: &Batch) -> Result<AppendReport, WalError> {
-        let mut report = AppendReport::default();
+        let mut results = self.append_group(&[batch]);
+        results.pop().expect("a result for each batch")
+    }
+
+    /// Stores what of each batch can be stored, in this order; a result for each. Blocks on the
+    /// disk. On an error nothing of that batch is stored.
+    pub fn append_group(&self, batches: &[&Batch]) -> AppendResults {
+        let mut results = AppendResults::with_capacity(batches.len());
         let log = &mut *self.log.lock();
+        // Where in the results the group begins.
+        let mut begun_at = 0;
+        log.begin_group();
+        while let Some(batch) = batches.get(results.len()) {
+            match self.stage(log, batch) {
+                Ok(result) => results.push(result),
+                Err(SharesSeries) => {
+                    self.commit(log, &mut results[begun_at..]);
+                    begun_at = results.len();
+                    log.begin_group();
+                }
+            }
+        }
+        self.commit(log, &mut results[begun_at..]);
+        log.shrink();
+        results
+    }
+
+    /// Checks a batch and adds what it stores to the group.
+    fn stage(
+        &self,
+        log: &mut LogSide,
+        batch: &Batch,
+    ) -> Result<Result<AppendReport, WalError>, SharesSeries> {
         let Some(wal) = &log.wal else {
-            return Err(WalError::Io(io::Error::other(LOG_CLOSED)));
+            return Ok(Err(WalError::io(io::Error::other(LOG_CLOSED))));
         };
         // Repeats answer success only once what they repeat is durable.
-        report.position = wal.end();
-        log.request += 1;
-        let Some(bounds) = self.bounds_of(batch) else {
-            return Ok(report);
+        let mut report = AppendReport { position: wal.end(), ..AppendReport::default() };
+        let Some(bounds) = self.bounds_of(batch, &log.group) else {
+            return Ok(Ok(report));
         };
         self.resolve_new_series(log, batch, bounds);
-        self.check(log, batch, bounds, &mut report);
-        if log.scratch.accepted.is_empty() && log.scratch.unlogged.is_empty() {
-            return Ok(report);
+        let mark = log.group.mark();
+        if let Err(shares) = self.check(log, batch, bounds, &mut report) {
+            self.take_back(&mut log.group, &mark);
+            return Err(shares);
         }
-        let logged = self.write_records(log);
-        if let Ok(logged) = &logged {
-            report.position = logged.end();
-            report.closed_segment = logged.closed_segment();
+        self.count_refusals(&report);
+        if log.group.accepted.len() == mark.accepted {
+            return Ok(Ok(report));
         }
-        let applied = logged.map(|logged| self.apply(log, logged));
-        log.scratch.shrink();
-        applied.map(|()| report)
+        if let Err(too_long) = self.encode(log, &mark) {
+            self.take_back(&mut log.group, &mark);
+            return Ok(Err(too_long));
+        }
+        Ok(Ok(report))
+    }
+
+    /// Writes the group to the log and applies it. When that fails, nothing of it is stored, and
+    /// all its results become the error: even what was refused was judged by what failed.
+    fn commit(&self, log: &mut LogSide, results: &mut [Result<AppendReport, WalError>]) {
+        if log.group.ends.is_empty() {
+            return;
+        }
+        let logged = match &mut log.wal {
+            Some(wal) => wal.append(&log.group.records().collect::<Vec<_>>()),
+            None => Err(WalError::io(io::Error::other(LOG_CLOSED))),
+        };
+        match logged {
+            Ok(logged) => {
+                for report in results.iter_mut().flatten() {
+                    report.position = logged.end();
+                }
+                // One of them sees to the sync.
+                if let Some(report) = results.iter_mut().flatten().next_back() {
+                    report.closed_segment = logged.closed_segment();
+                }
+                self.apply(&log.group, logged);
+            }
+            Err(err) => {
+                self.take_back(&mut log.group, &Mark::START);
+                for result in results.iter_mut().filter(|result| result.is_ok()) {
+                    *result = Err(err.clone());
+                }
+            }
+        }
+    }
+
+    /// Makes the group what it was at `mark`.
+    fn take_back(&self, group: &mut Group, mark: &Mark) {
+        if group.unlogged.len() > mark.unlogged {
+            let mut states = self.states.write();
+            for slot in group.unlogged.drain(mark.unlogged..) {
+                states.get_mut(slot).set_unlogged();
+            }
+        }
+        group.accepted.truncate(mark.accepted);
+        group.records.truncate(mark.records);
+        group.ends.truncate(mark.ends);
+        (group.mint, group.maxt) = (mark.mint, mark.maxt);
+    }
+
+    fn count_refusals(&self, report: &AppendReport) {
+        for (refusal, refused) in Refusal::ALL.into_iter().zip(&report.refused) {
+            if let Some((count, _)) = refused {
+                self.metrics.count_refusals(refusal, *count);
+            }
+        }
     }
 
     /// Pads and syncs the log; appends fail from here on.
@@ -167,8 +289,8 @@ impl Head {
         wal.map_or(Ok(()), Wal::close)
     }
 
-    /// `None` for a batch without samples.
-    fn bounds_of(&self, batch: &Batch) -> Option<Bounds> {
+    /// As if the group were applied; `None` for a batch without samples.
+    fn bounds_of(&self, batch: &Batch, group: &Group) -> Option<Bounds> {
         if batch.samples.is_empty() {
             return None;
         }
@@ -178,8 +300,9 @@ impl Head {
             window => now.saturating_add(Timestamp::try_from(window).unwrap_or(Timestamp::MAX)),
         };
         let lowest = self.min_valid_time.max(LOWEST_TIME);
-        let head_max = match self.time_range() {
-            Some((_, head_max)) => head_max,
+        let newest = self.time_range().into_iter().chain(group.time_range());
+        let head_max = match newest.map(|(_, maxt)| maxt).max() {
+            Some(head_max) => head_max,
             // Of an empty head it is the first sample that the other bounds let in.
             None => {
                 let mut times = batch.samples.iter().map(|sample| sample.t);
@@ -210,6 +333,10 @@ impl Head {
             series < self.options.series_max && (made as u64) < refs_left
         };
         for (i, (series, wanted)) in batch.new_series.iter().zip(wanted).enumerate() {
+            if i % SERIES_PER_HOLD == SERIES_PER_HOLD - 1 {
+                // Look-ups of other requests wait on threads that serve sockets.
+                RwLockWriteGuard::bump(&mut set);
+            }
             if i.is_multiple_of(TOUCHED_TOGETHER) {
                 let window = batch.new_series[i..].iter().take(TOUCHED_TOGETHER);
                 let sum = window.fold(0u8, |sum, new| sum.wrapping_add(set.touch(new.hash)));
@@ -243,12 +370,22 @@ impl Head {
         self.metrics.series.add(made.len() as f64);
     }
 
-    /// Judges each sample; the accepted ones are left in the scratch space.
-    fn check(&self, log: &mut LogSide, batch: &Batch, bounds: Bounds, report: &mut AppendReport) {
-        let Scratch { resolved, accepted, record_samples, unlogged, .. } = &mut log.scratch;
-        accepted.clear();
+    /// Judges each sample and adds the accepted ones to the group. What it has added before it
+    /// finds a shared series is for the caller to take back.
+    fn check(
+        &self,
+        log: &mut LogSide,
+        batch: &Batch,
+        bounds: Bounds,
+        report: &mut AppendReport,
+    ) -> Result<(), SharesSeries> {
+        log.request += 1;
+        let LogSide { request, group, scratch, .. } = log;
+        let batches_before = *request - group.first_request;
+        let Group { accepted, unlogged, mint, maxt, .. } = group;
+        let Scratch { resolved, record_samples } = scratch;
+        let accepted_before = accepted.len();
         record_samples.clear();
-        unlogged.clear();
         let mut repeats = Repeats::default();
         let mut refused = Vec::new();
         let mut states = self.states.write();
@@ -258,33 +395,36 @@ impl Head {
             touch(&states, known.filter(|series| series & NEW_BIT == 0));
             for sample in window {
                 let Some(slot) = Batch::slot_of(sample.series, resolved) else {
-                    self.refuse_unmade(batch, sample, bounds, report);
+                    refuse_unmade(batch, sample, bounds, report);
                     continue;
                 };
                 let state = states.get_mut(slot);
-                let last = match state.mark(log.request) {
-                    false => state.last(),
-                    true => repeats.last_of(slot, accepted).or_else(|| state.last()),
+                let last = match state.mark(*request) {
+                    0 => {
+                        let own = &accepted[accepted_before..];
+                        repeats.last_of(slot, own).or_else(|| state.last())
+                    }
+                    batches if batches <= batches_before => return Err(SharesSeries),
+                    _ => state.last(),
                 };
                 match judge(sample, last, bounds, state) {
                     Verdict::Append => {
                         if state.is_unlogged() {
                             unlogged.push(slot);
                             // Its record is part of this append; were that to fail, the next
-                            // append finds the series unlogged again: see `write_records`.
+                            // append finds the series unlogged again: see `take_back`.
                             state.set_logged();
                         }
                         let series_ref = state.series_ref();
                         record_samples.push(RefSample { series_ref, t: sample.t, v: sample.v });
                         accepted.push(AcceptedSample { t: sample.t, v: sample.v, slot });
-                        repeats.note(slot, accepted.len() - 1);
+                        repeats.note(slot, accepted.len() - accepted_before - 1);
+                        *mint = (*mint).min(sample.t);
+                        *maxt = (*maxt).max(sample.t);
                         report.stored += 1;
                     }
                     Verdict::Stored => report.stored += 1,
-                    Verdict::Refuse(refusal) => {
-                        refused.push((refusal, slot));
-                        self.metrics.count_refusal(refusal);
-                    }
+                    Verdict::Refuse(refusal) => refused.push((refusal, slot)),
                 }
             }
         }
@@ -293,72 +433,45 @@ impl Head {
         for (refusal, slot) in refused {
             report.refuse(refusal, || self.series.read().key(slot).clone());
         }
+        Ok(())
     }
 
-    fn refuse_unmade(
-        &self,
-        batch: &Batch,
-        sample: &BatchSample,
-        bounds: Bounds,
-        report: &mut AppendReport,
-    ) {
-        let refusal = if sample.t > bounds.maxt {
-            Refusal::TooFarInFuture
-        } else if sample.t < bounds.mint {
-            Refusal::OutOfBounds
-        } else {
-            Refusal::TooManySeries
-        };
-        let series = &batch.new_series[(sample.series & !NEW_BIT) as usize];
-        report.refuse(refusal, || SeriesKey::from_canonical(batch.key(series)));
-        self.metrics.count_refusal(refusal);
-    }
-
-    /// Writes the series that are not in the log yet, then the accepted samples.
-    fn write_records(&self, log: &mut LogSide) -> Result<Appended, WalError> {
-        let scratch = &mut log.scratch;
-        scratch.series_record.clear();
-        scratch.samples_record.clear();
-        if !scratch.unlogged.is_empty() {
+    /// Adds the records of the batch that was just checked: its series that are not in the log yet,
+    /// then its accepted samples.
+    fn encode(&self, log: &mut LogSide, mark: &Mark) -> Result<(), WalError> {
+        let Group { unlogged, records, ends, .. } = &mut log.group;
+        let unlogged = &unlogged[mark.unlogged..];
+        if !unlogged.is_empty() {
             let set = self.series.read();
             let states = self.states.read();
-            record::begin_series(&mut scratch.series_record);
-            for slot in &scratch.unlogged {
+            record::begin_series(records);
+            for slot in unlogged {
                 let series_ref = states.get(*slot).series_ref();
-                let labels = set.key(*slot).labels();
-                record::push_series(&mut scratch.series_record, series_ref, labels);
+                record::push_series(records, series_ref, set.key(*slot).labels());
             }
+            ends.push(records.len());
         }
-        let samples = scratch.record_samples.iter();
+        let samples = log.scratch.record_samples.iter();
         record::encode_samples(
-            &mut scratch.samples_record,
+            records,
             samples.map(|sample| (sample.series_ref, sample.t, sample.v)),
         );
-        let records: &[&[u8]] = match scratch.series_record.is_empty() {
-            true => &[&scratch.samples_record],
-            false => &[&scratch.series_record, &scratch.samples_record],
-        };
-        let logged = match &mut log.wal {
-            Some(wal) => wal.append(records),
-            None => Err(WalError::Io(io::Error::other(LOG_CLOSED))),
-        };
-        if logged.is_err() {
-            let mut states = self.states.write();
-            for slot in &scratch.unlogged {
-                states.get_mut(*slot).set_unlogged();
-            }
+        ends.push(records.len());
+        // One that is too long is its own batch's fault, not the group's.
+        let mut start = mark.records;
+        for end in &ends[mark.ends..] {
+            Wal::check_record(&records[start..*end])?;
+            start = *end;
         }
-        logged
+        Ok(())
     }
 
     /// Puts logged samples into their series. The proof that they are logged is the argument.
-    fn apply(&self, log: &LogSide, _logged: Appended) {
-        let accepted = &log.scratch.accepted;
+    fn apply(&self, group: &Group, _logged: Appended) {
         let block_range = self.options.block_range;
         let mut chunks_created = 0;
-        let (mut mint, mut maxt) = (Timestamp::MAX, Timestamp::MIN);
         let mut states = self.states.write();
-        for (i, window) in accepted.chunks(TOUCHED_TOGETHER).enumerate() {
+        for (i, window) in group.accepted.chunks(TOUCHED_TOGETHER).enumerate() {
             let_readers_in(i, &mut states);
             touch(&states, window.iter().map(|sample| sample.slot));
             for sample in window {
@@ -366,16 +479,26 @@ impl Head {
                 if state.append(sample.t, sample.v, block_range) == Cut::Began {
                     chunks_created += 1;
                 }
-                mint = mint.min(sample.t);
-                maxt = maxt.max(sample.t);
             }
         }
         drop(states);
-        self.extend_time_range(mint, maxt);
-        self.metrics.samples_appended.add(accepted.len() as u64);
+        self.extend_time_range(group.mint, group.maxt);
+        self.metrics.samples_appended.add(group.accepted.len() as u64);
         self.metrics.chunks_created.add(chunks_created);
         self.metrics.chunks.add(chunks_created as f64);
     }
+}
+
+fn refuse_unmade(batch: &Batch, sample: &BatchSample, bounds: Bounds, report: &mut AppendReport) {
+    let refusal = if sample.t > bounds.maxt {
+        Refusal::TooFarInFuture
+    } else if sample.t < bounds.mint {
+        Refusal::OutOfBounds
+    } else {
+        Refusal::TooManySeries
+    };
+    let series = &batch.new_series[(sample.series & !NEW_BIT) as usize];
+    report.refuse(refusal, || SeriesKey::from_canonical(batch.key(series)));
 }
 
 /// Between the windows of a large request, lets readers that wait have their turn.
@@ -469,15 +592,84 @@ impl Repeats {
     }
 }
 
-impl Scratch {
+impl LogSide {
+    /// The group before is applied or given up.
+    fn begin_group(&mut self) {
+        self.group.clear();
+        self.group.first_request = self.request + 1;
+    }
+
+    /// Gives back what only a large group needs.
     fn shrink(&mut self) {
-        let kept = self.samples_record.capacity()
-            + self.series_record.capacity()
-            + self.accepted.capacity() * size_of::<AcceptedSample>()
-            + self.record_samples.capacity() * size_of::<RefSample>()
-            + (self.resolved.capacity() + self.unlogged.capacity()) * size_of::<Option<Slot>>();
+        let kept = self.group.capacity_bytes()
+            + self.scratch.record_samples.capacity() * size_of::<RefSample>()
+            + self.scratch.resolved.capacity() * size_of::<Option<Slot>>();
         if kept > KEPT_SCRATCH_BYTES_MAX {
-            *self = Scratch::default();
+            (self.group, self.scratch) = (Group::default(), Scratch::default());
         }
     }
+}
+
+impl Default for Group {
+    fn default() -> Group {
+        Group {
+            first_request: 0,
+            accepted: Vec::new(),
+            unlogged: Vec::new(),
+            records: Vec::new(),
+            ends: Vec::new(),
+            mint: Mark::START.mint,
+            maxt: Mark::START.maxt,
+        }
+    }
+}
+
+impl Group {
+    fn clear(&mut self) {
+        self.accepted.clear();
+        self.unlogged.clear();
+        self.records.clear();
+        self.ends.clear();
+        (self.mint, self.maxt) = (Mark::START.mint, Mark::START.maxt);
+    }
+
+    fn mark(&self) -> Mark {
+        Mark {
+            accepted: self.accepted.len(),
+            unlogged: self.unlogged.len(),
+            records: self.records.len(),
+            ends: self.ends.len(),
+            mint: self.mint,
+            maxt: self.maxt,
+        }
+    }
+
+    fn records(&self) -> impl Iterator<Item = &[u8]> {
+        let starts = [0].into_iter().chain(self.ends.iter().copied());
+        starts.zip(&self.ends).map(|(start, end)| &self.records[start..*end])
+    }
+
+    /// Times of the oldest and newest sample.
+    fn time_range(&self) -> Option<(Timestamp, Timestamp)> {
+        (self.mint <= self.maxt).then_some((self.mint, self.maxt))
+    }
+
+    fn capacity_bytes(&self) -> usize {
+        self.accepted.capacity() * size_of::<AcceptedSample>()
+            + self.unlogged.capacity() * size_of::<Slot>()
+            + self.records.capacity()
+            + self.ends.capacity() * size_of::<usize>()
+    }
+}
+
+impl Mark {
+    /// Of a group without batches.
+    const START: Mark = Mark {
+        accepted: 0,
+        unlogged: 0,
+        records: 0,
+        ends: 0,
+        mint: Timestamp::MAX,
+        maxt: Timestamp::MIN,
+    };
 }

@@ -57,6 +57,15 @@ impl Batch {
         self.bytes.clear();
     }
 
+    /// What it takes.
+    pub fn bytes(&self) -> usize {
+        size_of::<Batch>()
+            + self.samples.len() * size_of::<BatchSample>()
+            + self.new_series.len() * size_of::<NewSeries>()
+            + self.aliases.len() * size_of::<NewAlias>()
+            + self.bytes.len()
+    }
+
     #[inline]
     pub fn push(&mut self, series: u32, t: Timestamp, v: u64) {
         self.samples.push(BatchSample { t, v, series });

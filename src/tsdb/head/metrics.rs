@@ -24,8 +24,8 @@ struct LazyCounter {
 }
 
 impl LazyCounter {
-    fn inc(&self) {
-        self.family.with(&[&self.tenant, "float"]).inc();
+    fn add(&self, count: u64) {
+        self.family.with(&[&self.tenant, "float"]).add(count);
     }
 }
 
@@ -84,10 +84,10 @@ impl HeadMetrics {
         }
     }
 
-    pub fn count_refusal(&self, refusal: Refusal) {
+    pub fn count_refusals(&self, refusal: Refusal, count: u64) {
         match refusal {
-            Refusal::OutOfOrder => self.out_of_order.inc(),
-            Refusal::OutOfBounds => self.out_of_bounds.inc(),
+            Refusal::OutOfOrder => self.out_of_order.add(count),
+            Refusal::OutOfBounds => self.out_of_bounds.add(count),
             // Prometheus has no counters for these; the write path counts them by reason.
             Refusal::TooFarInFuture | Refusal::DuplicateForTimestamp | Refusal::TooManySeries => {}
         }

@@ -200,7 +200,7 @@ pub struct SeriesState {
     chunk: ThinVec<u8>,
     /// Chunks that are full, oldest first.
     full: ThinVec<FullChunk>,
-    /// Bits 0 to 39 the ref, bit 40 [`UNLOGGED`], bits 42 to 63 the mark of the last request.
+    /// Bits 0 to 39 the ref, bit 40 [`UNLOGGED`], bits 42 to 63 the mark of the last batch.
     ref_word: u64,
 }
 
@@ -260,14 +260,13 @@ impl SeriesState {
         self.ref_word |= UNLOGGED;
     }
 
-    /// Marks the series as met by a request; gives whether it was so already. Marks are cut to 22
-    /// bits, so a yes may be wrong, a no never is.
+    /// Marks the series as met by a batch; gives how many batches ago it was met last, 0 for this
+    /// one. Marks are cut to 22 bits, so the answer may be too small, and never is too large.
     #[inline]
-    pub fn mark(&mut self, request: u64) -> bool {
-        let word = (self.ref_word & ((1 << MARK_SHIFT) - 1)) | request << MARK_SHIFT;
-        let was = self.ref_word == word;
-        self.ref_word = word;
-        was
+    pub fn mark(&mut self, batch: u64) -> u64 {
+        let before = self.ref_word >> MARK_SHIFT;
+        self.ref_word = (self.ref_word & ((1 << MARK_SHIFT) - 1)) | batch << MARK_SHIFT;
+        batch.wrapping_sub(before) & (u64::MAX >> MARK_SHIFT)
     }
 
     /// Time and bits of the newest sample.
@@ -463,11 +462,14 @@ mod tests {
     }
 
     #[test]
-    fn a_mark_is_noticed_the_second_time() {
+    fn a_mark_tells_how_many_batches_ago_the_last_one_was() {
         let mut state = SeriesState::new(HeadSeriesRef(7));
-        assert!(!state.mark(1));
-        assert!(state.mark(1));
-        assert!(!state.mark(2));
+        assert_eq!(state.mark(5), 5);
+        assert_eq!(state.mark(5), 0);
+        assert_eq!(state.mark(8), 3);
+        let later = 8 + (1 << 22);
+        assert_eq!(state.mark(later), 0);
+        assert_eq!(state.mark(later + 1), 1);
         state.set_logged();
         assert_eq!(state.series_ref(), HeadSeriesRef(7));
         assert!(!state.is_unlogged());

@@ -6,14 +6,16 @@ use serde_json::Value;
 
 use crate::clock::ManualClock;
 use crate::disk::SystemDisk;
+use crate::disk::faulty::FaultyDisk;
 use crate::metrics::Registry;
 use crate::model::key_table::KeyHasher;
 use crate::model::labels::KeyBuilder;
 use crate::tsdb::Db;
 use crate::tsdb::chunkenc::xor::XorIterator;
-use crate::tsdb::head::append::Refusal;
-use crate::tsdb::head::batch::Batch;
+use crate::tsdb::head::append::{AppendReport, Refusal};
+use crate::tsdb::head::batch::{Batch, NEW_BIT};
 use crate::tsdb::options::DbOptions;
+use crate::tsdb::wal::WalError;
 
 /// A database in a directory of its own, whose clock stands far behind the recorded times' end.
 pub(crate) struct TestDb {
@@ -192,4 +194,143 @@ fn play(case: &Value) {
     let expected = recorded_series(&case["final"]);
     assert_eq!(test.dump(), expected, "{name}");
     assert_eq!(test.restart().dump(), expected, "{name}, after a restart");
+}
+
+/// A batch of a few series and times, so that batches meet each other's series and samples.
+fn small_batch(db: &Db, random: &mut impl FnMut(u64) -> u64) -> Batch {
+    let mut batch = Batch::default();
+    for _ in 0..1 + random(4) {
+        let mut key = KeyBuilder::default();
+        key.push(b"series", random(12).to_string().as_bytes());
+        let set = db.lookup();
+        let hash = set.hash(key.as_bytes());
+        let found = set.find(hash, key.as_bytes(), crate::tsdb::head::series::Rules::CANONICAL);
+        let series = found.unwrap_or_else(|| batch.push_new_series(hash, key.as_bytes()));
+        batch.push(series, 1_000_000 + random(30) as i64 * 1_000_000, random(2));
+    }
+    batch
+}
+
+/// What was answered, but for the place in the log.
+fn answers(report: &AppendReport) -> (u64, Vec<Option<u64>>) {
+    let refused = report.refused.iter().map(|refused| refused.as_ref().map(|(count, _)| *count));
+    (report.stored, refused.collect())
+}
+
+#[test]
+fn a_group_is_answered_and_stored_as_its_batches_one_by_one() {
+    let mut state = 0x2545_f491_4f6c_dd1du64;
+    let mut random = |below: u64| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state % below
+    };
+    for run in 0..100 {
+        // A range in which some samples fall behind the bounds.
+        let options = DbOptions { block_range: 40_000_000, ..DbOptions::default() };
+        let (grouped, single) = (TestDb::new(options.clone()), TestDb::new(options));
+        for _ in 0..6 {
+            // Their keys are hashed with the other database's seed, but their bytes decide.
+            let batches: Vec<_> =
+                (0..1 + random(5)).map(|_| small_batch(&grouped.db, &mut random)).collect();
+            let results = grouped.db.append_group(&batches.iter().collect::<Vec<_>>());
+            assert_eq!(results.len(), batches.len());
+            for (batch, result) in batches.iter().zip(&results) {
+                let expected = single.db.append(&renamed(batch, &grouped.db, &single.db)).unwrap();
+                assert_eq!(answers(result.as_ref().unwrap()), answers(&expected), "run {run}");
+            }
+        }
+        let expected = single.dump();
+        assert_eq!(grouped.dump(), expected, "run {run}");
+        assert_eq!(grouped.restart().dump(), expected, "run {run}: the log");
+    }
+}
+
+/// The same batch, its series looked up in another database.
+fn renamed(batch: &Batch, from: &Db, to: &Db) -> Batch {
+    let mut renamed = Batch::default();
+    for sample in &batch.samples {
+        let key = match sample.series & NEW_BIT {
+            0 => from.lookup().key(sample.series).as_bytes().to_vec(),
+            _ => batch.key(&batch.new_series[(sample.series & !NEW_BIT) as usize]).to_vec(),
+        };
+        let set = to.lookup();
+        let hash = set.hash(&key);
+        let found = set.find(hash, &key, crate::tsdb::head::series::Rules::CANONICAL);
+        let series = found.unwrap_or_else(|| renamed.push_new_series(hash, &key));
+        renamed.push(series, sample.t, sample.v);
+    }
+    renamed
+}
+
+#[test]
+fn a_group_whose_write_fails_leaves_no_trace() {
+    let disk = FaultyDisk::new();
+    let options = DbOptions::default();
+    let db = open_on(&disk, &options);
+    let batch = |series: &[u64], t: i64| {
+        let mut batch = Batch::default();
+        for series in series {
+            let mut key = KeyBuilder::default();
+            key.push(b"series", series.to_string().as_bytes());
+            let set = db.lookup();
+            let hash = set.hash(key.as_bytes());
+            let found = set.find(hash, key.as_bytes(), crate::tsdb::head::series::Rules::CANONICAL);
+            let number = found.unwrap_or_else(|| batch.push_new_series(hash, key.as_bytes()));
+            batch.push(number, t, *series);
+        }
+        batch
+    };
+    db.append(&batch(&[1], 10)).unwrap();
+    let before = dump(&db);
+    // Two of new series, one of a known series; the last one would be refused.
+    let group = [batch(&[2, 3], 20), batch(&[1], 20), batch(&[4], 20), batch(&[1], 5)];
+    let group: Vec<_> = group.iter().collect();
+    disk.fail_operation(0, std::io::ErrorKind::StorageFull, 7);
+    // The last one has a series in common with the second, so it is none of the failed group.
+    let results = db.append_group(&group);
+    for result in &results[..3] {
+        assert!(matches!(result, Err(WalError::DiskFull(_))), "{result:?}");
+    }
+    assert!(results[3].as_ref().unwrap().refused[Refusal::OutOfOrder as usize].is_some());
+    assert_eq!(dump(&db), before);
+    assert_eq!(dump(&open_on(&disk.after_kill(), &options)), before);
+
+    let results = db.append_group(&group);
+    assert!(results.iter().all(Result::is_ok), "{results:?}");
+    let after = dump(&db);
+    assert_eq!(after.len(), 4);
+    assert_eq!(dump(&open_on(&disk.after_kill(), &options)), after);
+}
+
+#[test]
+fn batches_without_common_series_are_one_write() {
+    let disk = FaultyDisk::new();
+    let db = open_on(&disk, &DbOptions::default());
+    let batch = |series: u64| {
+        let mut batch = Batch::default();
+        let mut key = KeyBuilder::default();
+        key.push(b"series", series.to_string().as_bytes());
+        let number = batch.push_new_series(db.lookup().hash(key.as_bytes()), key.as_bytes());
+        batch.push(number, 10, series);
+        batch
+    };
+    let batches: Vec<_> = [0, 1, 2, 3, 1].map(batch).into_iter().collect();
+    let before = disk.operations();
+    let results = db.append_group(&batches.iter().collect::<Vec<_>>());
+    assert!(results.iter().all(Result::is_ok));
+    // The last one repeats a sample of a batch before, which is in the log when it is judged.
+    assert_eq!(disk.operations() - before, 1);
+    let positions: Vec<_> = results.iter().flatten().map(|report| report.position).collect();
+    assert!(positions.windows(2).all(|pair| pair[0] == pair[1]), "{positions:?}");
+}
+
+fn open_on(disk: &FaultyDisk, options: &DbOptions) -> Db {
+    let dir = std::path::Path::new("/data/t");
+    let lock = Db::lock(disk, dir, options).unwrap();
+    let clock = Arc::new(ManualClock::at(LATER_THAN_ALL));
+    let (disk, registry) = (Arc::new(disk.clone()), Registry::new());
+    let hasher = KeyHasher::random();
+    Db::open(dir, lock, options.clone(), hasher, disk, clock, &registry, "t").unwrap().db
 }

@@ -1,0 +1,369 @@
+//! Writes while the disk hangs or fails: all on one thread, which serves everything else as well.
+
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+
+use futures::FutureExt as _;
+use futures::future::{BoxFuture, join_all};
+use futures::stream::{FuturesUnordered, StreamExt as _};
+
+use super::*;
+use crate::clock::ManualClock;
+use crate::disk::Disk;
+use crate::disk::faulty::FaultyDisk;
+use crate::metrics::Registry;
+use crate::model::labels::push_label;
+use crate::multi_tsdb::MultiTsdbOptions;
+use crate::tsdb::chunkenc::xor::XorIterator;
+use crate::tsdb::options::DbOptions;
+use crate::wire::reader::push_varint;
+
+const NOW: i64 = 1_700_000_000_000;
+
+struct Node {
+    disk: FaultyDisk,
+    tenants: Arc<MultiTsdb>,
+    writer: Arc<LocalWriter>,
+    admission: Arc<Admission>,
+}
+
+impl Node {
+    fn open(disk: FaultyDisk) -> Node {
+        // No sync comes between the writes that are counted.
+        Node::open_with(disk, SyncPolicy::Segment)
+    }
+
+    fn open_with(disk: FaultyDisk, sync: SyncPolicy) -> Node {
+        let options = MultiTsdbOptions {
+            dir: PathBuf::from("/data"),
+            db: DbOptions { wal_sync: sync, ..DbOptions::default() },
+            labels: Vec::new(),
+            tenant_label_name: "tenant_id".into(),
+            default_tenant: tenant("default-tenant"),
+            tenants_max: 1000,
+            rings: None,
+        };
+        let clock = Arc::new(ManualClock::at(NOW));
+        let shared: Arc<dyn Disk> = Arc::new(disk.clone());
+        let tenants = MultiTsdb::open(options, shared, clock, &Registry::new()).unwrap();
+        while !tenants.is_ready() {
+            std::thread::yield_now();
+        }
+        let admission = Admission::new(1 << 20);
+        let caps = LabelCaps::default();
+        let writer = LocalWriter::new(tenants.clone(), caps, sync, admission.clone());
+        Node { disk, tenants, writer: Arc::new(writer), admission }
+    }
+
+    /// One sample of one series.
+    async fn write(&self, of: &str, series: &str, t: i64) -> Result<WriteOutcome, WriteError> {
+        let request = request(series, NOW + t);
+        let outcome = self.writer.write(&tenant(of), &request, Manners::Thanos).await?;
+        assert_eq!(outcome.refusals.total() + outcome.samples_stored, 1);
+        Ok(outcome)
+    }
+
+    async fn store(&self, of: &str, series: &str, t: i64) {
+        let outcome = self.write(of, series, t).await.unwrap();
+        assert_eq!(outcome.samples_stored, 1, "{series} at {t}: {}", outcome.refusals);
+    }
+
+    /// Waits until so many writes and syncs hang, without holding this thread.
+    async fn wait_stalled(&self, count: usize) {
+        let disk = self.disk.clone();
+        tokio::task::spawn_blocking(move || disk.wait_stalled(count)).await.unwrap();
+    }
+
+    /// A write that hangs in the disk of a tenant, as the only one of that tenant.
+    async fn hang<'n>(&'n self, of: &'n str) -> BoxFuture<'n, ()> {
+        self.store(of, "before", 0).await;
+        self.disk.stall(&dir_of(of));
+        let mut hanging = self.store(of, "hangs", 0).boxed();
+        assert!(hanging.as_mut().now_or_never().is_none());
+        self.wait_stalled(1).await;
+        hanging
+    }
+
+    /// Series and times of a tenant, in order.
+    fn content(&self, of: &str) -> Vec<(String, i64)> {
+        let tenant = self.tenants.tenant(&tenant(of)).unwrap();
+        let querier = tenant.db.querier(i64::MIN, i64::MAX);
+        let mut content = Vec::new();
+        for series in querier.select(&[]) {
+            let (_, name) = series.key.labels().next().unwrap();
+            let name = String::from_utf8(name.to_vec()).unwrap();
+            let mut chunks = Vec::new();
+            querier.chunks(&series, &mut chunks);
+            let samples = chunks.iter().flat_map(|chunk| XorIterator::new(&chunk.bytes)).flatten();
+            content.extend(samples.map(|(t, _)| (name.clone(), t - NOW)));
+        }
+        content.sort();
+        content
+    }
+
+    /// What the next process finds after a kill.
+    fn after_kill(&self) -> Node {
+        Node::open(self.disk.after_kill())
+    }
+}
+
+fn tenant(name: &str) -> TenantId {
+    TenantId::parse(name.as_bytes()).unwrap()
+}
+
+fn dir_of(tenant: &str) -> PathBuf {
+    Path::new("/data").join(tenant)
+}
+
+fn request(series: &str, t: i64) -> Vec<u8> {
+    let mut fields = Vec::new();
+    push_label(&mut fields, 0x0a, b"__name__", series.as_bytes());
+    let mut sample = vec![0x09];
+    sample.extend_from_slice(&1.0f64.to_le_bytes());
+    sample.push(0x10);
+    push_varint(&mut sample, t as u64);
+    fields.extend_from_slice(&[0x12, sample.len() as u8]);
+    fields.extend_from_slice(&sample);
+    let mut request = vec![0x0a];
+    push_varint(&mut request, fields.len() as u64);
+    request.extend_from_slice(&fields);
+    request
+}
+
+fn named(content: &[(&str, i64)]) -> Vec<(String, i64)> {
+    content.iter().map(|(series, t)| ((*series).to_owned(), *t)).collect()
+}
+
+/// Polls it once: it goes as far as it can.
+fn begin(write: &mut (impl Future + Unpin)) {
+    assert!(pin!(write).now_or_never().is_none());
+}
+
+#[tokio::test]
+async fn a_hanging_disk_holds_neither_the_thread_nor_other_tenants() {
+    let node = Node::open(FaultyDisk::new());
+    node.store("healthy", "a", 0).await;
+    let hanging = node.hang("stuck").await;
+    // Many more of the same than there are threads.
+    let mut more: Vec<_> = (0..200).map(|i| node.store("stuck", "more", i).boxed()).collect();
+    more.iter_mut().for_each(begin);
+    for t in 1..50 {
+        node.store("healthy", "a", t).await;
+    }
+    node.store("new", "a", 0).await;
+    // What is stored can be read, the tenant's that hangs included.
+    assert_eq!(node.content("stuck"), named(&[("before", 0)]));
+
+    node.disk.release(&dir_of("stuck"));
+    hanging.await;
+    join_all(more).await;
+    assert_eq!(node.content("stuck").len(), 202);
+    assert_eq!(node.after_kill().content("stuck"), node.content("stuck"));
+}
+
+#[tokio::test]
+async fn as_many_tenants_hang_as_there_are_threads_and_the_next_is_refused_at_once() {
+    const THREADS_MAX: usize = 64;
+    let node = Node::open(FaultyDisk::new());
+    let names: Vec<String> = (0..THREADS_MAX).map(|i| format!("tenant-{i}")).collect();
+    for name in names.iter().map(String::as_str).chain(["last"]) {
+        node.store(name, "before", 0).await;
+    }
+    names.iter().for_each(|name| node.disk.stall(&dir_of(name)));
+    let mut hanging: Vec<_> =
+        names[1..].iter().map(|name| node.store(name, "hangs", 0).boxed()).collect();
+    hanging.iter_mut().for_each(begin);
+    node.wait_stalled(THREADS_MAX - 1).await;
+    node.store("last", "a", 0).await;
+
+    let mut hanging_too = node.store(&names[0], "hangs", 0).boxed();
+    begin(&mut hanging_too);
+    node.wait_stalled(THREADS_MAX).await;
+    // A write finds out that there is no thread, the ones behind it need not.
+    let mut waits = node.store("waits", "a", 0).boxed();
+    let mut t = 1;
+    let refused = loop {
+        tokio::select! {
+            biased;
+            written = node.write("last", "a", t) => match written {
+                Err(refused) => break refused,
+                Ok(_) => t += 1,
+            },
+            () = &mut waits => panic!("there is no thread for it"),
+            () = tokio::time::sleep(Duration::from_millis(5)) => {}
+        }
+    };
+    assert!(matches!(refused, WriteError::Unavailable(_)), "{refused}");
+
+    names.iter().for_each(|name| node.disk.release(&dir_of(name)));
+    join_all(hanging).await;
+    hanging_too.await;
+    waits.await;
+    node.store("last", "a", t + 1).await;
+    for name in &names {
+        assert_eq!(node.content(name), named(&[("before", 0), ("hangs", 0)]));
+    }
+}
+
+#[tokio::test]
+async fn what_waits_goes_into_the_log_in_its_order_with_one_write() {
+    let node = Node::open(FaultyDisk::new());
+    let hanging = node.hang("a").await;
+    let mut waiting: Vec<_> = ["x", "y", "z"].map(|s| node.store("a", s, 1).boxed()).into();
+    // Of one series: out of order if they changed places.
+    waiting.extend((2..6).map(|t| node.store("a", "x", t).boxed()));
+    waiting.iter_mut().for_each(begin);
+    let before = node.disk.operations();
+    node.disk.release(&dir_of("a"));
+    // Awaited from the last one: the order of waiting is not that of storing.
+    join_all(waiting.into_iter().rev()).await;
+    hanging.await;
+    // The one that hung; three series at once; and x again, which must see what is stored of it.
+    assert_eq!(node.disk.operations() - before, 1 + 1 + 4);
+    assert_eq!(node.after_kill().content("a"), node.content("a"));
+}
+
+#[tokio::test]
+async fn a_failed_write_answers_all_that_went_with_it_and_leaves_no_trace() {
+    let node = Node::open(FaultyDisk::new());
+    let hanging = node.hang("a").await;
+    let mut waiting: Vec<_> =
+        ["x", "before", "z"].map(|series| node.write("a", series, 1).boxed()).into();
+    waiting.iter_mut().for_each(begin);
+    // Behind the one that hangs.
+    node.disk.fail_operation(1, std::io::ErrorKind::StorageFull, 11);
+    node.disk.release(&dir_of("a"));
+    hanging.await;
+    for written in join_all(waiting).await {
+        assert!(matches!(written, Err(WriteError::Unavailable(_))), "{written:?}");
+    }
+    let stored = named(&[("before", 0), ("hangs", 0)]);
+    assert_eq!(node.content("a"), stored);
+    assert_eq!(node.after_kill().content("a"), stored);
+    for series in ["x", "before", "z"] {
+        node.store("a", series, 1).await;
+    }
+    assert_eq!(node.after_kill().content("a"), node.content("a"));
+}
+
+#[tokio::test]
+async fn who_goes_away_takes_what_waits_and_its_bytes_along() {
+    let node = Node::open(FaultyDisk::new());
+    let hanging = node.hang("a").await;
+    let held = node.admission.inflight_bytes();
+    assert!(held > 0, "what hangs is counted");
+    let mut given_up = node.store("a", "given-up", 1).boxed();
+    let mut kept = node.store("a", "kept", 1).boxed();
+    begin(&mut given_up);
+    begin(&mut kept);
+    assert!(node.admission.inflight_bytes() > 2 * held);
+    drop(given_up);
+    assert!(node.admission.inflight_bytes() < 3 * held);
+    // What has begun is stored whole, and counted until it is.
+    drop(hanging);
+    assert!(node.admission.inflight_bytes() > held);
+    node.disk.release(&dir_of("a"));
+    kept.await;
+    assert_eq!(node.content("a"), named(&[("before", 0), ("hangs", 0), ("kept", 1)]));
+    while node.admission.inflight_bytes() > 0 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn what_waits_is_bounded_by_the_budget() {
+    let node = Node::open(FaultyDisk::new());
+    let hanging = node.hang("a").await;
+    let mut waiting = Vec::new();
+    let refused = loop {
+        let mut write = node.write("a", "x", waiting.len() as i64).boxed();
+        match write.as_mut().now_or_never() {
+            Some(written) => break written.unwrap_err(),
+            None => waiting.push(write),
+        }
+        assert!(node.admission.inflight_bytes() <= node.admission.bytes_max());
+    };
+    assert!(matches!(refused, WriteError::Unavailable(_)), "{refused}");
+    // Other tenants' do not wait, and are let in.
+    node.store("b", "x", 0).await;
+    node.disk.release(&dir_of("a"));
+    hanging.await;
+    let count = waiting.len();
+    assert!(count > 100);
+    for written in join_all(waiting).await {
+        written.unwrap();
+    }
+    assert_eq!(node.content("a").len(), 2 + count);
+    assert_eq!(node.admission.inflight_bytes(), 0);
+}
+
+#[tokio::test]
+async fn a_lane_has_a_last_place() {
+    let node = Node::open(FaultyDisk::new());
+    let hanging = node.hang("a").await;
+    let tenant = node.tenants.tenant(&tenant("a")).unwrap();
+    let append = || async {
+        let mut batch = Batch::default();
+        tenant.appends.append(&mut batch, ()).await
+    };
+    let mut waiting = FuturesUnordered::new();
+    let refused = loop {
+        let mut append = Box::pin(append());
+        match append.as_mut().now_or_never() {
+            Some(refused) => break refused.unwrap_err(),
+            None => waiting.push(append),
+        }
+    };
+    assert!(matches!(refused, AppendError::QueueFull), "{refused}");
+    let error = not_appended(&tenant.id, refused);
+    assert!(matches!(error, WriteError::TenantNotReady { .. }), "one tenant's trouble");
+    node.disk.release(&dir_of("a"));
+    hanging.await;
+    while let Some(appended) = waiting.next().await {
+        appended.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn closing_stores_what_waits_and_takes_no_more() {
+    let node = Node::open(FaultyDisk::new());
+    let hanging = node.hang("a").await;
+    let mut waiting: Vec<_> = (0..5).map(|t| node.store("a", "x", t).boxed()).collect();
+    waiting.iter_mut().for_each(begin);
+    let tenants = node.tenants.clone();
+    let closed = tokio::task::spawn_blocking(move || tenants.close());
+    let refused = loop {
+        let mut late = node.write("a", "late", 0).boxed();
+        if let Some(written) = late.as_mut().now_or_never() {
+            break written.unwrap_err();
+        }
+        drop(late);
+        tokio::task::yield_now().await;
+    };
+    assert!(matches!(refused, WriteError::Unavailable(_)), "{refused}");
+    assert!(!closed.is_finished());
+    node.disk.release(&dir_of("a"));
+    hanging.await;
+    join_all(waiting).await;
+    closed.await.unwrap();
+    assert_eq!(node.after_kill().content("a").len(), 2 + 5);
+}
+
+#[tokio::test]
+async fn a_disk_that_hangs_before_a_sync_holds_no_thread_either() {
+    let node = Node::open_with(FaultyDisk::new(), SyncPolicy::Always);
+    node.store("healthy", "a", 0).await;
+    node.store("stuck", "a", 0).await;
+    node.disk.stall(&dir_of("stuck"));
+    let mut writes: Vec<_> = (1..9).map(|t| node.store("stuck", "a", t).boxed()).collect();
+    writes.iter_mut().for_each(begin);
+    node.wait_stalled(1).await;
+    for t in 1..9 {
+        node.store("healthy", "a", t).await;
+    }
+    node.disk.release(&dir_of("stuck"));
+    join_all(writes).await;
+    let synced = Node::open(node.disk.after_power_cut());
+    assert_eq!(synced.content("stuck").len(), 9);
+}
