@@ -4,8 +4,9 @@
 //! what is in it, serve. Writes are taken tenant by tenant as their storage opens; the node is
 //! ready when all of it is.
 //!
-//! Stop, on SIGTERM or SIGINT: not ready, no new connections, requests under way finish within the
-//! grace periods, then the log is synced and closed. The head stays on disk as its log.
+//! Stop, on SIGTERM or SIGINT: not ready, no new connections; those that are open are served until
+//! they can be closed between requests, within the grace periods; forwards under way end; then the
+//! log is synced and closed. The head stays on disk as its log.
 
 mod listeners;
 mod ring;

@@ -54,8 +54,6 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 pub enum CallError {
     #[error("this node has no storage")]
     NoStorage,
-    #[error("not accepting writes")]
-    NotAccepting,
     #[error("message of {bytes} bytes is over the cap of {max}")]
     TooLong { bytes: u64, max: u64 },
     #[error("overload: {0}")]
@@ -72,8 +70,6 @@ pub enum CallError {
 
 /// How the listener behaves.
 pub struct CapnProtoOptions {
-    /// Writes are answered `unavailable` unless it says true.
-    pub is_accepting: Box<dyn Fn() -> bool + Send + Sync>,
     /// The budget that writes over HTTP and gRPC are counted against, too.
     pub admission: Arc<Admission>,
     /// From a message's first byte to its last.
@@ -104,8 +100,8 @@ enum Told {
     Write(Discriminant<WriteError>),
 }
 
-/// Serves until `draining`; then takes no more connections, lets the calls under way finish for the
-/// grace period, and cuts what is left.
+/// Serves until `draining`; then takes no more connections, closes each that is open between calls,
+/// for which it has the grace period, and cuts what is left.
 pub async fn serve<S: PeerSink>(
     listener: TcpListener,
     sink: Option<Arc<S>>,
@@ -122,6 +118,17 @@ pub async fn serve<S: PeerSink>(
     });
     let connections = TaskTracker::new();
     let cut = CancellationToken::new();
+    let serve = |(stream, peer): (TcpStream, SocketAddr)| {
+        set_options(&stream);
+        let connection = Connection::new(server.clone(), stream, peer, draining.clone());
+        let cut = cut.clone();
+        connections.spawn(async move {
+            tokio::select! {
+                () = connection.run() => {}
+                () = cut.cancelled() => {}
+            }
+        });
+    };
     loop {
         let accepted = tokio::select! {
             biased;
@@ -129,21 +136,11 @@ pub async fn serve<S: PeerSink>(
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, peer)) => {
-                set_options(&stream);
-                let connection = Connection::new(server.clone(), stream, peer, draining.clone());
-                let cut = cut.clone();
-                connections.spawn(async move {
-                    tokio::select! {
-                        () = connection.run() => {}
-                        () = cut.cancelled() => {}
-                    }
-                });
-            }
+            Ok(accepted) => serve(accepted),
             Err(error) => crate::http::pause_after(&error).await,
         }
     }
-    drop(listener);
+    crate::http::accept_rest(listener).into_iter().for_each(serve);
     connections.close();
     if timeout(grace, connections.wait()).await.is_err() {
         cut.cancel();
@@ -162,8 +159,7 @@ fn set_options(stream: &TcpStream) {
 impl<S: PeerSink> Server<S> {
     /// Whether a call may be made at all.
     fn check(&self) -> Result<&Arc<S>, CallError> {
-        let sink = self.sink.as_ref().ok_or(CallError::NoStorage)?;
-        if (self.options.is_accepting)() { Ok(sink) } else { Err(CallError::NotAccepting) }
+        self.sink.as_ref().ok_or(CallError::NoStorage)
     }
 
     /// What a peer sent wrongly is told to those who debug, here as there.

@@ -14,6 +14,7 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio_util::sync::CancellationToken;
 use tonic::server::NamedService;
 use tonic::service::Routes;
 use tonic::transport::Server;
@@ -143,8 +144,9 @@ impl Services {
     }
 }
 
-/// Serves until `shutdown` resolves; then takes no more connections, lets the calls under way
-/// finish for the grace period, and cuts what is left.
+/// Serves until `shutdown` resolves; then takes no more connections and tells clients to begin no
+/// more calls on those that are open. Calls that have begun by then, or while a client does not know
+/// yet, finish within the grace period; what is left is cut.
 pub async fn serve(
     listener: TcpListener,
     services: Services,
@@ -154,8 +156,8 @@ pub async fn serve(
 ) -> std::io::Result<()> {
     listener.set_nonblocking(true)?;
     let listener = tokio::net::TcpListener::from_std(listener)?;
-    let incoming = incoming(listener, options.tls);
-    let (stopping, stopped) = tokio::sync::oneshot::channel();
+    let draining = CancellationToken::new();
+    let incoming = incoming(listener, options.tls, draining.clone());
     let mut server = Server::builder()
         .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
         .max_frame_size(FRAME_BYTES_MAX)
@@ -168,18 +170,13 @@ pub async fn serve(
         // Without a grace period, with which tonic would not ask a client but cut its connection.
         server = server.max_connection_age(age);
     }
-    let serving = server.add_routes(services.with_reflection()).serve_with_incoming_shutdown(
-        incoming,
-        async move {
-            shutdown.await;
-            // Nobody waits for it any more if serving has failed.
-            let _ = stopping.send(());
-        },
-    );
+    // The end of what comes in is the signal: so no connection that was made is passed over.
+    let serving = server
+        .add_routes(services.with_reflection())
+        .serve_with_incoming_shutdown(incoming, std::future::pending());
     let grace_over = async {
-        if stopped.await.is_err() {
-            std::future::pending::<()>().await;
-        }
+        shutdown.await;
+        draining.cancel();
         tokio::time::sleep(options.grace_period).await;
     };
     tokio::select! {

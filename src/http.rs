@@ -19,8 +19,11 @@ pub mod ring;
 pub mod status;
 pub mod tenant;
 
+use std::future::{Future as _, poll_fn};
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use axum::Router;
@@ -56,6 +59,9 @@ const H2_WINDOW_BYTES: u32 = 256 * 1024;
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 
+/// More connections do not wait to be accepted, by the habit of the library that listens.
+const BACKLOG_MAX: usize = 1024;
+
 /// How long to wait after the process ran out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -80,16 +86,20 @@ pub struct ConnectionLimits {
     pub header_read_timeout: Duration,
     /// Between requests.
     pub idle_timeout: Duration,
+    /// Between requests, once the listener drains.
+    pub drain_idle_timeout: Duration,
 }
 
 impl Default for ConnectionLimits {
     /// Senders send a head in one packet, so ten seconds are ample. Prometheus keeps an idle
     /// connection for five minutes; the server waits longer, so that it is never the one to close
-    /// a connection that a request is just being sent on.
+    /// a connection that a request is just being sent on. A drain has to: senders under load send
+    /// again within a second, and are told by the answer that it was the last.
     fn default() -> ConnectionLimits {
         ConnectionLimits {
             header_read_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(10 * 60),
+            drain_idle_timeout: Duration::from_secs(1),
         }
     }
 }
@@ -104,8 +114,10 @@ pub struct Drained {
 /// What clients may agree on in a TLS handshake, as with Go's server.
 pub const TLS_PROTOCOLS: &[&[u8]] = &[b"h2", b"http/1.1"];
 
-/// Serves `router` until `shutdown`. Then the port is closed, requests under way may finish for
-/// `grace`, and what is left is cut.
+/// Serves `router` until `shutdown`. Then the port is closed, while connections that are open may
+/// finish for `grace`; what is left is cut. Over HTTP/1.1 a connection is closed with its next
+/// answer, or when none is asked for in a while; over HTTP/2 the client is told to open no more
+/// streams. A request that comes in the meantime is served like any other.
 pub async fn serve(
     listener: TcpListener,
     tls: Option<Arc<ServerTls>>,
@@ -117,20 +129,8 @@ pub async fn serve(
     let builder = Arc::new(connection_builder());
     let connections = TaskTracker::new();
     let cut = CancellationToken::new();
-    loop {
-        let accepted = tokio::select! {
-            biased;
-            () = shutdown.cancelled() => break,
-            accepted = listener.accept() => accepted,
-        };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                pause_after(&error).await;
-                continue;
-            }
-        };
-        let served = serve_connection(
+    let serve = |stream| {
+        connections.spawn(serve_connection(
             stream,
             tls.clone(),
             builder.clone(),
@@ -138,10 +138,20 @@ pub async fn serve(
             limits,
             shutdown.clone(),
             cut.clone(),
-        );
-        connections.spawn(served);
+        ));
+    };
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = shutdown.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, _)) => serve(stream),
+            Err(error) => pause_after(&error).await,
+        }
     }
-    drop(listener);
+    accept_rest(listener).into_iter().for_each(|(stream, _)| serve(stream));
     connections.close();
     if tokio::time::timeout(grace, connections.wait()).await.is_ok() {
         return Drained { connections_cut: 0 };
@@ -182,6 +192,20 @@ pub(crate) async fn pause_after(error: &io::Error) {
     }
 }
 
+/// Closes the port, and returns the connections that the kernel has made on it meanwhile: it would
+/// reset them, and their clients may have sent a request already.
+pub(crate) fn accept_rest(listener: TcpListener) -> Vec<(TcpStream, SocketAddr)> {
+    let mut rest = Vec::new();
+    let Ok(listener) = listener.into_std() else { return rest };
+    while rest.len() < BACKLOG_MAX
+        && let Ok((stream, peer)) = listener.accept()
+    {
+        let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
+        rest.extend(stream.map(|stream| (stream, peer)));
+    }
+    rest
+}
+
 async fn serve_connection(
     stream: TcpStream,
     tls: Option<Arc<ServerTls>>,
@@ -201,20 +225,40 @@ async fn serve_connection(
             Ok(stream) => stream,
             Err(_) => return,
         },
-        () = shutdown.cancelled() => return,
+        () = some_time_after(&shutdown, limits.drain_idle_timeout) => return,
     };
-    let (stream, service) = WatchedStream::new(stream, limits, router);
+    let (stream, service, progress) = WatchedStream::new(stream, limits, router);
     let connection = builder.serve_connection(hyper_util::rt::TokioIo::new(stream), service);
     tokio::pin!(connection);
     tokio::select! {
         // How a connection ended is its peer's business; requests were measured one by one.
         _ = connection.as_mut() => return,
-        () = shutdown.cancelled() => connection.as_mut().graceful_shutdown(),
+        () = shutdown.cancelled() => progress.drain(),
     }
+    // Hyper's own way to end an HTTP/1.1 connection closes one whose next request is on its way.
+    let mut is_told = false;
+    let drained = poll_fn(|cx| {
+        loop {
+            if connection.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(());
+            }
+            if is_told || !progress.is_multiplexed() {
+                return Poll::Pending;
+            }
+            connection.as_mut().graceful_shutdown();
+            is_told = true;
+        }
+    });
     tokio::select! {
-        _ = connection => {}
+        () = drained => {}
         () = cut.cancelled() => {}
     }
+}
+
+/// Ends so long after the token was cancelled.
+async fn some_time_after(cancelled: &CancellationToken, time: Duration) {
+    cancelled.cancelled().await;
+    tokio::time::sleep(time).await;
 }
 
 #[cfg(test)]

@@ -53,9 +53,8 @@ pub(super) fn spawn(
         .merge(http::ring::router(ring_page(config, &node)));
     let services = Services::of_reads(source, budget, move || is_ready.holds());
     let Writes { http: write, grpc: services, admission } =
-        add_writes(config, registry, &node, services, draining);
+        add_writes(config, registry, &node, services);
     let capnproto_options = CapnProtoOptions {
-        is_accepting: Box::new(not_stopping(draining)),
         admission,
         message_read_timeout: config.remote_write.body_read_timeout,
         grace_period: config.grpc.grace_period,
@@ -94,29 +93,20 @@ pub(super) fn spawn(
     servers
 }
 
-/// Ready once all storage is open and there is a ring, where there is to be one.
+/// Ready once all storage is open and there is a ring, where there is to be one, until the node
+/// stops.
 fn ready_probe(source: &Arc<dyn TenantSource>, node: &Node, draining: &CancellationToken) -> Probe {
-    let (source, accepting) = (source.clone(), accepting(node, draining));
-    Probe::new(move || source.is_ready() && accepting())
+    let (source, has_ring, stopping) = (source.clone(), has_ring(node), draining.clone());
+    Probe::new(move || source.is_ready() && has_ring() && !stopping.is_cancelled())
 }
 
-/// Whether writes are taken at all. They are while storage opens: each tenant answers for itself.
-fn accepting(
-    node: &Node,
-    draining: &CancellationToken,
-) -> impl Fn() -> bool + Clone + Send + Sync + use<> {
+/// Whether there is a ring, where there is to be one: else no write can be placed. That is all it
+/// takes. While storage opens, each tenant answers for itself, and a node that stops serves what
+/// its open connections still bring, until they are closed: an answer of 503 would be the one fault
+/// that a sender sees of a rolling restart.
+fn has_ring(node: &Node) -> impl Fn() -> bool + Clone + Send + Sync + use<> {
     let ring = node.ring.as_ref().map(|ring| ring.current.clone());
-    let stopping = draining.clone();
-    move || {
-        let has_ring = ring.as_ref().is_none_or(|ring| ring.load().is_some());
-        has_ring && !stopping.is_cancelled()
-    }
-}
-
-/// Whether writes of peers are taken: a series that a peer has placed here needs no ring.
-fn not_stopping(draining: &CancellationToken) -> impl Fn() -> bool + Send + Sync + use<> {
-    let stopping = draining.clone();
-    move || !stopping.is_cancelled()
+    move || ring.as_ref().is_none_or(|ring| ring.load().is_some())
 }
 
 /// Metrics, probes and remote read.
@@ -171,13 +161,7 @@ fn local_writer(
 
 /// The endpoints that take writes, over HTTP and from peers: with a ring they hand series to the
 /// nodes they belong to, without one they store them.
-fn add_writes(
-    config: &Config,
-    registry: &Registry,
-    node: &Node,
-    services: Services,
-    draining: &CancellationToken,
-) -> Writes {
+fn add_writes(config: &Config, registry: &Registry, node: &Node, services: Services) -> Writes {
     registry
         .gauge(
             "thanos_receive_replication_factor",
@@ -191,7 +175,7 @@ fn add_writes(
         };
         // Stores whatever replica it is told to be.
         let sink = Arc::new(writer(storage));
-        return write_endpoints(config, registry, node, sink, None, services, draining);
+        return write_endpoints(config, registry, node, sink, None, services);
     };
     let local = node.storage.as_ref().zip(config.ring.local_endpoint.clone());
     let local =
@@ -205,7 +189,7 @@ fn add_writes(
     let (current, peers, tasks) = (ring.current.clone(), ring.peers.clone(), node.tasks.clone());
     let admission = node.admission.clone();
     let fanout = Fanout::new(options, current, peers, local, tasks, admission, registry);
-    write_endpoints(config, registry, node, Arc::new(fanout), factor, services, draining)
+    write_endpoints(config, registry, node, Arc::new(fanout), factor, services)
 }
 
 /// `sink` behind both kinds of endpoints.
@@ -216,7 +200,6 @@ fn write_endpoints<S: WriteSink + PeerSink>(
     sink: Arc<S>,
     replication_factor: Option<u64>,
     services: Services,
-    draining: &CancellationToken,
 ) -> Writes {
     let TenancyConfig { tenant_header, default_tenant, replica_header, .. } = &config.tenancy;
     let options = RemoteWriteOptions {
@@ -229,11 +212,10 @@ fn write_endpoints<S: WriteSink + PeerSink>(
             body_read_timeout: config.remote_write.body_read_timeout,
         },
     };
-    let probe = Probe::new(accepting(node, draining));
+    let probe = Probe::new(has_ring(node));
     let admission = node.admission.clone();
     let write = WriteService::new(sink.clone(), probe, options, admission.clone(), registry);
     let options = PeerWriteOptions {
-        is_accepting: Box::new(not_stopping(draining)),
         admission: admission.clone(),
         body_read_timeout: config.remote_write.body_read_timeout,
         // A node that only routes places all series anew.

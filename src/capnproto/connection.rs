@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use capnp_rpc::rpc_capnp::exception;
 use parking_lot::Mutex;
@@ -10,7 +11,7 @@ use tokio::io::{AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -42,6 +43,18 @@ const STEP_WORDS: usize = 8 * 1024;
 /// Bytes of the stream that are buffered.
 const STREAM_BYTES: usize = 64 * 1024;
 
+/// The protocol has no word for a node that stops, so a connection is closed between calls: when
+/// none has been under way for so long, in which the next of a busy peer would have come.
+const BETWEEN_CALLS: Duration = Duration::from_millis(50);
+
+/// A connection on which there is always a call under way is read no more after this time.
+const ALWAYS_BUSY_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long to wait, after the last answer, for the peer to close its side too. What it sends in the
+/// meantime is passed over; a connection that is closed with bytes unread is reset, and answers that
+/// are still on their way with it.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
 pub(super) struct Connection<S> {
     server: Arc<Server<S>>,
     reader: FrameReader<BufReader<OwnedReadHalf>>,
@@ -70,9 +83,9 @@ impl<S: PeerSink> Connection<S> {
 
     /// Serves until the peer closes the connection, sends what is no message, or the node stops.
     pub(super) async fn run(self) {
-        let Connection { server, mut reader, writer, peer, draining } = self;
+        let Connection { server, mut reader, mut writer, peer, draining } = self;
         let (answers, queue) = mpsc::channel(ANSWERS_QUEUED_MAX);
-        let writing = write_answers(writer, queue, server.options.message_read_timeout);
+        let writing = write_answers(&mut writer, queue, server.options.message_read_timeout);
         let mut session = Session {
             server,
             peer,
@@ -83,28 +96,34 @@ impl<S: PeerSink> Connection<S> {
             places: Arc::new(Semaphore::new(CALLS_MAX)),
             calls_made: 0,
         };
+        let (stream, is_stopping) = (&mut reader, draining.clone());
         let reading = async move {
-            if let Err(error) = session.serve(&mut reader, &draining).await {
+            if let Err(error) = session.serve(stream, &is_stopping).await {
                 tracing::debug!(component = "capnproto", err = %error, "connection failed");
                 // Nobody may be there to read it.
                 let _ = answers.send(rpc::abort(&error.to_string())).await;
             }
         };
         // Answers are written to the last, but one that is not read ends the connection.
-        tokio::pin!(reading, writing);
-        tokio::select! {
-            () = &mut reading => {}
-            _ = &mut writing => return,
+        {
+            tokio::pin!(reading, writing);
+            tokio::select! {
+                () = &mut reading => {}
+                _ = &mut writing => return,
+            }
+            let _ = writing.await;
         }
-        let _ = writing.await;
+        if draining.is_cancelled() && writer.shutdown().await.is_ok() {
+            let _ = timeout(CLOSE_TIMEOUT, reader.pass_over()).await;
+        }
     }
 }
 
 /// Writes answers until there can be no more.
 async fn write_answers(
-    mut writer: OwnedWriteHalf,
+    writer: &mut OwnedWriteHalf,
     mut answers: mpsc::Receiver<Vec<u8>>,
-    patience: std::time::Duration,
+    patience: Duration,
 ) -> Result<(), ConnectionError> {
     while let Some(mut bytes) = answers.recv().await {
         while let Ok(more) = answers.try_recv() {
@@ -152,15 +171,27 @@ impl<S: PeerSink> Session<S> {
         reader: &mut FrameReader<BufReader<OwnedReadHalf>>,
         draining: &CancellationToken,
     ) -> Result<(), ConnectionError> {
+        let always_busy = async {
+            draining.cancelled().await;
+            sleep(ALWAYS_BUSY_TIMEOUT).await;
+        };
+        tokio::pin!(always_busy);
         loop {
-            let drained = async {
+            let between_calls = async {
                 draining.cancelled().await;
                 self.tasks.close();
                 self.tasks.wait().await;
+                sleep(BETWEEN_CALLS).await;
             };
             let has_more = tokio::select! {
+                biased;
+                () = &mut always_busy => {
+                    self.tasks.close();
+                    self.tasks.wait().await;
+                    false
+                }
                 has_more = reader.wait() => has_more?,
-                () = drained => false,
+                () = between_calls => false,
             };
             if !has_more {
                 return Ok(());

@@ -27,10 +27,7 @@ pub fn written(result: &Result<(), CallError>) -> WriteAnswer {
 /// `invalidArgument`, which is retried and no more.
 fn write(error: &CallError) -> Answer {
     match error {
-        CallError::NoStorage
-        | CallError::NotAccepting
-        | CallError::Overloaded(_)
-        | CallError::Slow => Answer::Unavailable,
+        CallError::NoStorage | CallError::Overloaded(_) | CallError::Slow => Answer::Unavailable,
         CallError::TooLong { .. } | CallError::Request(_) | CallError::Expanded { .. } => {
             Answer::InvalidArgument
         }

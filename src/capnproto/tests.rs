@@ -83,7 +83,6 @@ impl Listening {
         let admission = Admission::new(BUDGET);
         let not_understood = Registry::new().counter("not_understood", "");
         let options = CapnProtoOptions {
-            is_accepting: Box::new(|| true),
             admission: admission.clone(),
             message_read_timeout: read_timeout,
             grace_period: PATIENCE,
@@ -261,6 +260,54 @@ async fn a_call_under_way_is_finished_before_the_end() {
     };
     let (call, ()) = tokio::join!(call, stopping);
     call.unwrap();
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn calls_are_taken_while_others_hold_the_connection_open() {
+    let server = Listening::start(any_port()).await;
+    let (_pool, peer) = pool_of(server.address);
+    let message = to("hangs");
+    let call = peer.remote_write(&message, PATIENCE);
+    let stopping = async {
+        server.sink.hangs.notified().await;
+        server.draining.cancel();
+        let refused = async { while TcpStream::connect(server.address).await.is_ok() {} };
+        tokio::time::timeout(PATIENCE, refused).await.unwrap();
+        peer.remote_write(&to("a"), PATIENCE).await.unwrap();
+        server.sink.go_on.notify_one();
+    };
+    let (call, ()) = tokio::join!(call, stopping);
+    call.unwrap();
+    let sink = server.sink.clone();
+    server.stop().await;
+    assert_eq!(sink.written.lock().len(), 2);
+}
+
+#[tokio::test]
+async fn a_connection_that_is_always_busy_is_closed_all_the_same() {
+    let server = Listening::start(any_port()).await;
+    let (_pool, peer) = pool_of(server.address);
+    let begin = || {
+        let peer = peer.clone();
+        tokio::spawn(async move { peer.remote_write(&to("hangs"), PATIENCE).await })
+    };
+    let mut under_way = begin();
+    server.sink.hangs.notified().await;
+    server.draining.cancel();
+    // Each is ended by the beginning of the next.
+    let unread = loop {
+        let next = begin();
+        let is_read = tokio::time::timeout(PATIENCE / 10, server.sink.hangs.notified());
+        if is_read.await.is_err() {
+            break next;
+        }
+        server.sink.go_on.notify_one();
+        std::mem::replace(&mut under_way, next).await.unwrap().unwrap();
+    };
+    server.sink.go_on.notify_one();
+    under_way.await.unwrap().unwrap();
+    unread.await.unwrap().unwrap_err();
     server.stop().await;
 }
 

@@ -2,27 +2,34 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
-use crate::http::pause_after;
+use crate::http::{accept_rest, pause_after};
 use crate::tls::server::ServerTls;
 use crate::tls::stream::MaybeTls;
 
 /// Connections that are ready and not yet taken, which they are at once.
 const READY_MAX: usize = 16;
 
-/// Ends with its last receiver; handshakes under way then are given up.
+/// Handshakes under way when the listener begins to drain get this long.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Ends soon after `draining`, or else with its receiver; handshakes under way then are given up.
 pub(super) fn incoming(
     listener: TcpListener,
     tls: Option<Arc<ServerTls>>,
+    draining: CancellationToken,
 ) -> ReceiverStream<io::Result<MaybeTls>> {
     let (ready, incoming) = mpsc::channel(READY_MAX);
-    tokio::spawn(accept(listener, tls, ready));
+    tokio::spawn(accept(listener, tls, ready, draining));
     ReceiverStream::new(incoming)
 }
 
@@ -30,32 +37,39 @@ async fn accept(
     listener: TcpListener,
     tls: Option<Arc<ServerTls>>,
     ready: mpsc::Sender<io::Result<MaybeTls>>,
+    draining: CancellationToken,
 ) {
     let mut handshakes = JoinSet::new();
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            Some(_) = handshakes.join_next() => continue,
-            () = ready.closed() => return,
-        };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                pause_after(&error).await;
-                continue;
-            }
-        };
+    let shake_hands = |handshakes: &mut JoinSet<()>, stream: TcpStream| {
         // It only helps: a socket without works.
         let _ = stream.set_nodelay(true);
         let (tls, ready) = (tls.clone(), ready.clone());
         handshakes.spawn(async move {
             // Why a handshake failed has been counted.
             if let Ok(stream) = MaybeTls::accept(stream, tls.as_deref()).await {
-                // Nobody takes connections any more while draining.
+                // Nobody takes connections any more if serving has failed.
                 let _ = ready.send(Ok(stream)).await;
             }
         });
+    };
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            Some(_) = handshakes.join_next() => continue,
+            () = ready.closed() => return,
+            () = draining.cancelled() => break,
+        };
+        match accepted {
+            Ok((stream, _)) => shake_hands(&mut handshakes, stream),
+            Err(error) => pause_after(&error).await,
+        }
     }
+    for (stream, _) in accept_rest(listener) {
+        shake_hands(&mut handshakes, stream);
+    }
+    let all = async { while handshakes.join_next().await.is_some() {} };
+    // Those that are not done by then are given up.
+    let _ = timeout(DRAIN_TIMEOUT, all).await;
 }
 
 impl Connected for MaybeTls {

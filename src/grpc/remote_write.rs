@@ -63,8 +63,6 @@ const POOLED_BYTES_MAX: usize = 64 << 20;
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CallError {
-    #[error("not accepting writes")]
-    NotAccepting,
     #[error(transparent)]
     Message(#[from] MessageError),
     #[error("overload: {0}")]
@@ -83,8 +81,6 @@ pub enum CallError {
 
 /// What the service is made from.
 pub struct RemoteWriteOptions {
-    /// Writes are answered `Unavailable` unless it says true.
-    pub is_accepting: Box<dyn Fn() -> bool + Send + Sync>,
     /// The budget that writes over HTTP are counted against, too.
     pub admission: Arc<Admission>,
     /// From a call's head to its message's last byte.
@@ -193,9 +189,6 @@ impl<S: PeerSink> Inner<S> {
         body: Body,
         encoding: Option<Encoding>,
     ) -> Result<(), CallError> {
-        if !(self.options.is_accepting)() {
-            return Err(CallError::NotAccepting);
-        }
         let admission = &self.options.admission;
         let mut inflight = admission.admit(REQUEST_BYTES_MIN)?;
 

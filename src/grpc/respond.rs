@@ -43,9 +43,7 @@ pub fn statistics(error: &QueryError) -> Status {
 /// hence that is said for the node only.
 pub fn write(error: &CallError) -> Status {
     let code = match error {
-        CallError::NotAccepting | CallError::Overloaded(_) | CallError::Slow(_) => {
-            Code::Unavailable
-        }
+        CallError::Overloaded(_) | CallError::Slow(_) => Code::Unavailable,
         CallError::Body(_) | CallError::Interrupted => Code::Internal,
         CallError::Message(error) => of_message(error),
         CallError::Write(error) => match error {
@@ -89,6 +87,8 @@ fn of_message(error: &MessageError) -> Code {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::model::tenant::{TenantId, TenantNameError};
 
@@ -108,7 +108,7 @@ mod tests {
         assert_eq!(code(refused), Code::AlreadyExists);
         let too_large = WriteError::TooLarge { stage: "log", detail: "2 GiB".into() };
         assert_eq!(code(too_large.into()), Code::AlreadyExists);
-        assert_eq!(write(&CallError::NotAccepting).code(), Code::Unavailable);
+        assert_eq!(write(&CallError::Slow(Duration::ZERO)).code(), Code::Unavailable);
     }
 
     #[test]

@@ -243,6 +243,28 @@ async fn a_drain_ends_even_if_a_client_hangs_on() {
     assert!(tokio::net::TcpStream::connect(addr).await.is_err(), "still listening");
 }
 
+#[tokio::test]
+async fn connections_that_were_made_before_a_drain_are_served() {
+    let server = start(recorded_data_set(), GrpcOptions::default());
+    // It is the kernel that makes the connection, while the server does not come to run.
+    let stream = std::net::TcpStream::connect(server.addr).unwrap();
+    server.stop.send(()).unwrap();
+    stream.set_nonblocking(true).unwrap();
+    let io = hyper_util::rt::TokioIo::new(tokio::net::TcpStream::from_std(stream).unwrap());
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let request = http::Request::post("http://x/grpc.health.v1.Health/Check")
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .body(Full::new(frame(&HealthCheckRequest::default())))
+        .unwrap();
+    let body = sender.send_request(request).await.unwrap().into_body().collect().await.unwrap();
+    assert_eq!(body.trailers().unwrap()["grpc-status"], "0");
+    connection.await.unwrap().unwrap();
+    server.serving.await.unwrap().unwrap();
+}
+
 fn everything() -> Bytes {
     let matchers = vec![LabelMatcher { r#type: 2, name: "__name__".into(), value: ".+".into() }];
     frame(&SeriesRequest { max_time: i64::MAX, matchers, ..Default::default() })

@@ -15,6 +15,8 @@
 //! Waiting for bytes is limited by the idle timeout in `Idle` and by the header timeout in `Head`.
 //! In `Busy` the request's own limits rule. A connection that turned out to be HTTP/2 stays in
 //! `Multiplexed`, where frames come at any time and hyper does the limiting.
+//!
+//! While the listener drains, an idle wait is short, and the next answer says that it is the last.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -28,7 +30,8 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::response::Response;
-use http::{Request, Version};
+use http::header::CONNECTION;
+use http::{HeaderValue, Request, Version};
 use hyper::body::Incoming;
 use hyper::service::Service;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -42,14 +45,20 @@ const HEAD: u32 = 1;
 const BUSY: u32 = 2;
 const MULTIPLEXED: u32 = 3;
 
-/// Phase and count in one word.
+/// Phase, whether the listener drains, and count, in one word.
 #[derive(Default)]
 struct Phase(AtomicU32);
 
 const PHASE_BITS: u32 = 2;
+const DRAINING: u32 = 1 << PHASE_BITS;
+const COUNT_SHIFT: u32 = PHASE_BITS + 1;
 
 const fn phase_of(word: u32) -> u32 {
     word & ((1 << PHASE_BITS) - 1)
+}
+
+const fn is_draining(word: u32) -> bool {
+    word & DRAINING != 0
 }
 
 impl Phase {
@@ -73,8 +82,24 @@ impl Phase {
     }
 
     fn begin_idle(&self) {
-        let count = (self.word() >> PHASE_BITS).wrapping_add(1);
-        self.0.store(count << PHASE_BITS | IDLE, Ordering::Relaxed);
+        let word = self.word();
+        let count = (word >> COUNT_SHIFT).wrapping_add(1);
+        self.0.store(count << COUNT_SHIFT | word & DRAINING | IDLE, Ordering::Relaxed);
+    }
+}
+
+/// How far a connection is, for those who end it.
+pub(super) struct Progress(Arc<Phase>);
+
+impl Progress {
+    /// From now on each answer is the last. A wait that is under way begins anew.
+    pub(super) fn drain(&self) {
+        self.0.0.fetch_or(DRAINING, Ordering::Relaxed);
+    }
+
+    /// Whether it has turned out to be HTTP/2.
+    pub(super) fn is_multiplexed(&self) -> bool {
+        phase_of(self.0.word()) == MULTIPLEXED
     }
 }
 
@@ -99,16 +124,18 @@ impl WatchedStream {
         stream: MaybeTls,
         limits: ConnectionLimits,
         router: Router,
-    ) -> (WatchedStream, WatchedService) {
+    ) -> (WatchedStream, WatchedService, Progress) {
         let phase = Arc::new(Phase::default());
         let timer = Box::pin(tokio::time::sleep(limits.idle_timeout));
         let service = WatchedService { router, phase: phase.clone() };
-        (WatchedStream { stream, limits, phase, timer, armed_in: None }, service)
+        let progress = Progress(phase.clone());
+        (WatchedStream { stream, limits, phase, timer, armed_in: None }, service, progress)
     }
 
     /// How long the next byte may take; `None` when it is not for us to say.
-    fn limit(&self, phase: u32) -> Option<Duration> {
-        match phase {
+    fn limit(&self, word: u32) -> Option<Duration> {
+        match phase_of(word) {
+            IDLE if is_draining(word) => Some(self.limits.drain_idle_timeout),
             IDLE => Some(self.limits.idle_timeout),
             HEAD => Some(self.limits.header_read_timeout),
             _ => None,
@@ -119,7 +146,7 @@ impl WatchedStream {
     /// at all, since a head mostly comes in one piece.
     fn poll_overdue(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let word = self.phase.word();
-        let Some(limit) = self.limit(phase_of(word)) else {
+        let Some(limit) = self.limit(word) else {
             self.armed_in = None;
             return Poll::Pending;
         };
@@ -194,10 +221,16 @@ impl Service<Request<Incoming>> for WatchedService {
         let response = tower::Service::call(&mut self.router.clone(), request.map(Body::new));
         let phase = self.phase.clone();
         Box::pin(async move {
-            let response = response.await;
-            if !multiplexed {
-                phase.begin_idle();
+            let mut response = response.await;
+            if multiplexed {
+                return response;
             }
+            if is_draining(phase.word())
+                && let Ok(response) = &mut response
+            {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            phase.begin_idle();
             response
         })
     }

@@ -150,3 +150,87 @@ async fn what_outlasts_the_grace_period_is_cut_and_counted() {
     assert!(until_closed(&mut busy).await.is_empty());
     assert_eq!(server.served.await.unwrap(), Drained { connections_cut: 1 });
 }
+
+/// Limits under which nothing is closed for being slow.
+fn patient() -> ConnectionLimits {
+    let minute = Duration::from_secs(60);
+    ConnectionLimits {
+        header_read_timeout: minute,
+        idle_timeout: minute,
+        drain_idle_timeout: minute,
+    }
+}
+
+#[tokio::test]
+async fn a_drain_closes_connections_with_their_next_answer() {
+    let server = start_with(patient(), hello(), Duration::from_secs(60)).await;
+    let fresh = TcpStream::connect(server.address).await.unwrap();
+    let mut used = TcpStream::connect(server.address).await.unwrap();
+    used.write_all(GET).await.unwrap();
+    let answer = read_answer(&mut used).await;
+    assert!(!answer.contains("connection: close"), "{answer}");
+    let (first, rest) = GET.split_at(20);
+    let mut half_sent = TcpStream::connect(server.address).await.unwrap();
+    half_sent.write_all(first).await.unwrap();
+    let mut half_sent_again = TcpStream::connect(server.address).await.unwrap();
+    half_sent_again.write_all(&[GET, first].concat()).await.unwrap();
+    read_answer(&mut half_sent_again).await;
+
+    server.shutdown.cancel();
+    while TcpStream::connect(server.address).await.is_ok() {}
+    let connections = [(fresh, GET), (used, GET), (half_sent, rest), (half_sent_again, rest)];
+    for (mut stream, request) in connections {
+        stream.write_all(request).await.unwrap();
+        let answer = String::from_utf8(until_closed(&mut stream).await).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        assert!(answer.contains("connection: close"), "{answer}");
+    }
+    assert_eq!(server.served.await.unwrap(), Drained { connections_cut: 0 });
+}
+
+#[tokio::test]
+async fn a_drain_serves_streams_of_http_2_and_ends() {
+    let (arrived, release) = (CancellationToken::new(), CancellationToken::new());
+    let router = held(arrived.clone(), release.clone());
+    let server = start_with(patient(), router, Duration::from_secs(60)).await;
+    let connect = async || {
+        let stream = TcpStream::connect(server.address).await.unwrap();
+        let io = hyper_util::rt::TokioIo::new(stream);
+        let (sender, connection) =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
+        (sender, tokio::spawn(connection))
+    };
+    let uri = format!("http://{}/", server.address);
+    let request = || http::Request::get(&uri).body(axum::body::Body::empty()).unwrap();
+    let (mut sender, connection) = connect().await;
+    let (mut late_sender, late_connection) = connect().await;
+    let answer = sender.send_request(request());
+    let stops = async {
+        arrived.cancelled().await;
+        server.shutdown.cancel();
+        // Only now does this turn out to be HTTP/2.
+        let late = late_sender.send_request(request());
+        release.cancel();
+        late.await
+    };
+    for answer in <[_; 2]>::from(tokio::join!(answer, stops)) {
+        assert_eq!(answer.unwrap().status(), http::StatusCode::OK);
+    }
+    for connection in [connection, late_connection] {
+        connection.await.unwrap().unwrap();
+    }
+    assert_eq!(server.served.await.unwrap(), Drained { connections_cut: 0 });
+}
+
+#[tokio::test]
+async fn connections_that_were_made_before_a_drain_are_served() {
+    let server = start_with(patient(), hello(), Duration::from_secs(60)).await;
+    // It is the kernel that makes the connection, while the server does not come to run.
+    let stream = std::net::TcpStream::connect(server.address).unwrap();
+    server.shutdown.cancel();
+    stream.set_nonblocking(true).unwrap();
+    let mut stream = TcpStream::from_std(stream).unwrap();
+    stream.write_all(GET).await.unwrap();
+    assert!(until_closed(&mut stream).await.starts_with(b"HTTP/1.1 200"));
+    assert_eq!(server.served.await.unwrap(), Drained { connections_cut: 0 });
+}

@@ -74,7 +74,6 @@ impl Server {
         let address = listener.local_addr().unwrap();
         let sink = Arc::new(Sink::default());
         let options = RemoteWriteOptions {
-            is_accepting: Box::new(|| true),
             admission: Admission::new(64 << 20),
             body_read_timeout: PATIENCE,
             takes_merged,

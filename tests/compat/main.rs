@@ -68,6 +68,8 @@ suites! {
     rw1_tenant_not_utf8: "rw1-tenant-not-utf8",
     rw1_tenant_root: "rw1-tenant-root",
     rw1_transport: "rw1-transport",
+    signal_in_flight: "signal-in-flight",
+    signal_while_opening: "signal-while-opening",
     store_frames: "store-frames",
     store_info: "store-info",
     store_labels: "store-labels",

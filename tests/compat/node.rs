@@ -5,6 +5,7 @@ use std::fs;
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
@@ -118,6 +119,15 @@ impl Node {
 
     pub(crate) fn wait_exit(&mut self) -> Option<i32> {
         self.process.as_mut()?.wait_exit()
+    }
+
+    /// The same, but not for longer than `patience`.
+    pub(crate) fn wait_exit_for(&mut self, patience: Duration) -> Option<i32> {
+        let begun = Instant::now();
+        wait_for(|| match self.exited() {
+            None if begun.elapsed() < patience => None,
+            exited => Some(exited),
+        })?
     }
 
     pub(crate) fn signal(&self, name: &str) {

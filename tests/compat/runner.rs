@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
+use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,7 @@ use serde_json::{Value, json};
 
 use crate::compare::{self, Differences};
 use crate::node::{self, Node, Start};
+use crate::process::wait_for;
 use crate::stub::Stub;
 use crate::suite::{self, Step};
 use crate::{grpc, http, ours, requests, tls};
@@ -87,6 +89,7 @@ fn take(node: &mut Node, stubs: &Stubs, step: &Step) -> Differences {
         },
         "start" => take_start(node, step),
         "signal" => take_signal(node, step),
+        "inflight" => take_inflight(node, step),
         "exit" => {
             let exit = node.wait_exit().map_or(Value::Null, |code| json!(code));
             one_of(step, "exit", exit)
@@ -167,8 +170,31 @@ fn take_signal(node: &mut Node, step: &Step) -> Differences {
         return vec!["signals that a process survives are not supported yet".into()];
     }
     node.signal(step.text("signal").expect("signal"));
+    let exit = match step.number("timeout_s") {
+        None => node.wait_exit(),
+        Some(seconds) => node.wait_exit_for(Duration::from_secs_f64(seconds)),
+    };
+    one_of(step, "exit", exit.map_or(Value::Null, |code| json!(code)))
+}
+
+/// Sends half of a write, the signal, and then the rest.
+fn take_inflight(node: &mut Node, step: &Step) -> Differences {
+    let body = step.bytes("body_b64").expect("a body");
+    let address = node.address("write").to_owned();
+    let mut request = http::Request::new("POST", "/api/v1/receive");
+    request.headers.push(("THANOS-TENANT".into(), step.text("tenant").expect("tenant").into()));
+    request.body = Some(body);
+    let signal = || {
+        node.signal(step.text("signal").expect("signal"));
+        let closes = wait_for(|| TcpStream::connect(&address).is_err().then_some(()));
+        assert!(closes.is_some(), "the port stays open");
+    };
+    let answer = match http::exchange_in_halves(&address, &request, signal) {
+        Some(answer) => json!(answer.status),
+        None => json!("closed"),
+    };
     let exit = node.wait_exit().map_or(Value::Null, |code| json!(code));
-    one_of(step, "exit", exit)
+    [one_of(step, "answer", answer), one_of(step, "exit", exit)].concat()
 }
 
 /// Makes a named pipe, which stands for a log that takes long to read.

@@ -4,6 +4,7 @@
 mod capnproto;
 #[path = "../support/certificates.rs"]
 mod certificates;
+mod drain;
 mod files;
 #[path = "../support/http.rs"]
 mod http;

@@ -123,6 +123,11 @@ impl Node {
     /// SIGTERM, and waits for the end, which must be a clean one.
     pub(crate) fn stop(&mut self) {
         self.signal(Signal::TERM);
+        self.wait_end();
+    }
+
+    /// Waits for the end of one that was told to stop, which must be a clean one.
+    pub(crate) fn wait_end(&mut self) {
         let mut process = self.process.take().expect("a node that runs");
         assert_eq!(process.wait_exit(), Some(0), "exit code of {}: {}", self.name, process.log());
     }

@@ -92,6 +92,24 @@ pub(crate) fn exchange(address: &str, request: &Request) -> Option<Answer> {
     exchange_over(&mut stream, address, request)
 }
 
+/// Sends a request on a connection of its own, and does something halfway through its body.
+#[allow(dead_code, reason = "not every suite needs it")]
+pub(crate) fn exchange_in_halves(
+    address: &str,
+    request: &Request,
+    halfway: impl FnOnce(),
+) -> Option<Answer> {
+    let mut stream = TcpStream::connect(address).ok()?;
+    stream.set_read_timeout(Some(request.timeout)).expect("read timeout");
+    let bytes = request.bytes(address);
+    let body = request.body.as_ref().map_or(0, Vec::len);
+    let (first, rest) = bytes.split_at(bytes.len() - body / 2);
+    stream.write_all(first).ok()?;
+    halfway();
+    let _ = stream.write_all(rest);
+    receive(&mut stream, request)
+}
+
 /// Sends a request on a connection that is there, which nothing else is sent on.
 pub(crate) fn exchange_over(
     stream: &mut (impl Read + Write),

@@ -94,6 +94,17 @@ impl<R: AsyncBufRead + Unpin> FrameReader<R> {
         Ok(!self.stream.fill_buf().await?.is_empty())
     }
 
+    /// Reads to the end of the stream, whatever comes.
+    pub async fn pass_over(&mut self) -> io::Result<()> {
+        loop {
+            let bytes = self.stream.fill_buf().await?.len();
+            if bytes == 0 {
+                return Ok(());
+            }
+            self.stream.consume(bytes);
+        }
+    }
+
     /// The next message's table.
     pub async fn read_table(&mut self) -> Result<SegmentTable, FrameError> {
         let [last, first_words] = self.read_pair().await?;
