@@ -47,13 +47,18 @@ impl Load {
     }
 
     fn start_with(root: &Path, name: &str, node: &Node, requests: &[&str]) -> Load {
+        Load::start_for(root, name, node, 2, requests)
+    }
+
+    fn start_for(root: &Path, name: &str, node: &Node, tenants: usize, requests: &[&str]) -> Load {
         let acked_file = root.join(format!("{name}.acked"));
         let mut command = Command::new(env!("CARGO_BIN_EXE_ringest"));
         command
             .arg("load")
             .arg(format!("--url=http://{}", node.write))
             .args(requests)
-            .args(["--connections=2", "--stale=5", "--tenants=2", "--json"])
+            .args(["--connections=2", "--stale=5", "--json"])
+            .arg(format!("--tenants={tenants}"))
             .arg(format!("--tenant-prefix={name}-"))
             .arg("--acked-file")
             .arg(&acked_file);

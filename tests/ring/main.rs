@@ -1,6 +1,7 @@
 //! Rings of real processes on 127.0.0.1: nodes are killed, stopped, restarted and told different
 //! things under load, and everything acknowledged is counted afterwards.
 
+mod caller;
 mod capnproto;
 #[path = "../support/certificates.rs"]
 mod certificates;
@@ -18,5 +19,7 @@ mod ports;
 mod process;
 mod released;
 mod sizes;
+mod skew;
 mod stalled_disk;
+mod stand_in;
 mod tls;

@@ -20,6 +20,8 @@ pub(crate) struct Node {
     args: Vec<String>,
     env: Vec<(String, OsString)>,
     forward_timeout: &'static str,
+    /// This build's, if not another's.
+    binary: PathBuf,
     pub(crate) data: PathBuf,
     log: PathBuf,
     /// `host:port` of metrics, probes, remote read and the ring's page.
@@ -52,6 +54,7 @@ impl Node {
             args,
             env: Vec::new(),
             forward_timeout: "20s",
+            binary: env!("CARGO_BIN_EXE_ringest").into(),
             log: data.with_extension("log"),
             data,
             http: address(0),
@@ -86,6 +89,11 @@ impl Node {
         Node { forward_timeout, ..self }
     }
 
+    /// Makes it another program when it is started next.
+    pub(crate) fn set_binary(&mut self, binary: &Path) {
+        binary.clone_into(&mut self.binary);
+    }
+
     /// Gives it another flag.
     pub(crate) fn with_arg(mut self, arg: &str) -> Node {
         self.args.push(arg.to_owned());
@@ -106,7 +114,7 @@ impl Node {
 
     /// Starts it without waiting.
     pub(crate) fn launch(&mut self) {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_ringest"));
+        let mut command = Command::new(&self.binary);
         command.arg("receive").args(&self.args).envs(self.env.iter().cloned());
         command.arg(format!("--receive-forward-timeout={}", self.forward_timeout));
         self.process = Some(Process::start(&mut command, &self.log));
