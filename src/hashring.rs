@@ -15,14 +15,17 @@
 //! taken too, with a [`RingWarning`]; one that it dies of keeps its last good state, or has its
 //! tenants wait, while the other rings are updated.
 
+pub mod changes;
 mod current;
 mod error;
+mod fingerprint;
 mod glob;
 mod go_rand;
 mod hashmod;
 mod ketama;
 mod multi;
 mod options;
+mod reach;
 mod ring;
 mod series_hash;
 mod shuffle;
@@ -40,10 +43,12 @@ pub use options::{
     Algorithm, AlgorithmChoice, CAPNPROTO_PORT_DEFAULT, Endpoint, RingOptions, ShardingOptions,
     ShardingOverride, TenantMatcher, capnproto_address,
 };
+pub use reach::OutOfReach;
 pub use ring::{EndpointIndex, ReplicaSetIndex, Ring, SectionIndex};
 pub use series_hash::{SeriesHasher, SeriesText};
 
 use crate::metrics::{CounterVec, GaugeVec, Registry};
+use crate::model::ring_hash::RingHash;
 use multi::TenantChoice;
 use shuffle::{ShardedRing, SubringCacheMetrics};
 
@@ -62,6 +67,7 @@ pub struct Hashring {
     /// Different endpoints of all rings, in the order in which they are first listed.
     endpoints: Vec<Endpoint>,
     defaults: RingDefaults,
+    hash: RingHash,
     warnings: Vec<RingWarning>,
 }
 
@@ -126,17 +132,21 @@ impl Hashring {
     pub fn of_one(endpoint: Endpoint) -> Hashring {
         let options = RingOptions { endpoints: vec![endpoint.clone()], ..RingOptions::default() };
         let ring = Ring::modulo(vec![EndpointIndex(0)], 1);
+        let defaults = RingDefaults { algorithm: Algorithm::Hashmod, replication_factor: 1 };
+        let choice = TenantChoice::new(std::iter::once(&options));
+        let rings = vec![MemberRing {
+            built_from: options.clone(),
+            options,
+            refused: None,
+            indexes: vec![EndpointIndex(0)],
+            placement: Ok(Placement::Whole(Arc::new(ring))),
+        }];
         Hashring {
-            choice: TenantChoice::new(std::iter::once(&options)),
-            rings: vec![MemberRing {
-                built_from: options.clone(),
-                options,
-                refused: None,
-                indexes: vec![EndpointIndex(0)],
-                placement: Ok(Placement::Whole(Arc::new(ring))),
-            }],
+            hash: fingerprint::hash(&rings, defaults),
+            choice,
+            rings,
             endpoints: vec![endpoint],
-            defaults: RingDefaults { algorithm: Algorithm::Hashmod, replication_factor: 1 },
+            defaults,
             warnings: Vec::new(),
         }
     }
@@ -186,6 +196,12 @@ impl Hashring {
 
     pub fn defaults(&self) -> RingDefaults {
         self.defaults
+    }
+
+    /// Two snapshots place all series of all tenants alike if their hashes are equal, on whichever
+    /// nodes they are, however their files are written.
+    pub fn hash(&self) -> RingHash {
+        self.hash
     }
 
     pub fn warnings(&self) -> &[RingWarning] {
@@ -261,6 +277,7 @@ impl Builder<'_> {
         self.warn_of_repeated_shards(&members);
         Hashring {
             choice: TenantChoice::new(members.iter().map(|member| &member.options)),
+            hash: fingerprint::hash(&members, self.defaults),
             rings: members,
             endpoints: self.endpoints.list,
             defaults: self.defaults,

@@ -6,6 +6,7 @@
 //! queued; a peer that cannot be reached, says it is unavailable or answers nothing in time is left
 //! alone for a while ([`breaker`]).
 
+pub mod agreement;
 pub mod breaker;
 pub mod capnproto;
 pub mod client;
@@ -18,6 +19,7 @@ mod pool;
 pub mod service_config;
 mod snapshot;
 pub mod tls;
+pub mod told_ring;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -38,6 +40,7 @@ use crate::peer::message::{Compression, Form, ForwardMessage, Protocol};
 use crate::peer::metrics::{PeerMetrics, PoolMetrics};
 use crate::peer::service_config::MethodConfig;
 use crate::peer::tls::ClientTls;
+use crate::peer::told_ring::ToldRing;
 
 pub use crate::peer::error::{ForwardError, NotSent};
 pub use crate::peer::pool::{PeerAddress, PeerPool};
@@ -110,6 +113,7 @@ pub struct Peer {
     /// Told when a call has ended, which may have been the one on trial.
     trial_ended: Notify,
     last_error: Mutex<Option<(ForwardError, Timestamp)>>,
+    told_ring: ToldRing,
     /// The log has it that the peer is backed off.
     is_told: AtomicBool,
 }
@@ -144,6 +148,7 @@ impl Peer {
             breaker: Mutex::new(Breaker::new(options.backoff_max)),
             trial_ended: Notify::new(),
             last_error: Mutex::default(),
+            told_ring: ToldRing::default(),
             is_told: AtomicBool::new(false),
             address,
             dialled,
@@ -369,7 +374,8 @@ impl Peer {
             let is_grpc = matches!(connection.transport, Transport::Grpc { .. });
             let counted = is_grpc.then(|| self.metrics.begin());
             let left = deadline.saturating_duration_since(Instant::now());
-            let call = client::call(&mut connection, &self.address, message, left);
+            let told = &self.told_ring;
+            let call = client::call(&mut connection, &self.address, message, left, told);
             let result = timeout_at(deadline, call).await;
             let code = match &result {
                 Ok(Ok(())) => Code::Ok,
@@ -413,7 +419,9 @@ impl Peer {
             let breaker = self.breaker.lock();
             (breaker.state(), breaker.tenants_shut(now))
         };
-        let state = match (self.link.state(), state) {
+        let link = self.link.state();
+        let is_connected = matches!(link, Link::Up(_));
+        let state = match (link, state) {
             (Link::Down { reason, .. }, _) => PeerState::Unreachable(reason),
             (_, State::Open) => PeerState::Open,
             (_, State::Shut { until, .. }) if now < until => PeerState::Shut,
@@ -426,6 +434,8 @@ impl Peer {
             dialled: self.dialled.clone(),
             state,
             tenants_shut,
+            is_connected,
+            ring: self.told_ring.last(),
             inflight_requests: self.inflight.requests.load(Ordering::Relaxed),
             inflight_bytes: self.inflight.bytes.load(Ordering::Relaxed),
             last_error,

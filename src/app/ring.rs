@@ -1,5 +1,6 @@
 //! The ring and the peers that it needs, kept up to date.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,19 +8,22 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock as _, SystemClock};
 use crate::config::hashrings;
-use crate::config::hashrings::watch::{FileStatus, HashringsFile};
+use crate::config::hashrings::watch::{FileStatus, FileView, HashringsFile, HoldRules, log_rings};
 use crate::config::{RingConfig, RingSource};
-use crate::hashring::{CurrentHashring, Hashring, HashringMetrics};
+use crate::hashring::{CurrentHashring, Endpoint, Hashring, HashringMetrics};
 use crate::http::ring::RingStatus;
 use crate::metrics::Registry;
+use crate::peer::agreement::RingAgreement;
 use crate::peer::message::Protocol;
 use crate::peer::tls::ClientTls;
-use crate::peer::{INFLIGHT_BYTES_MAX_DEFAULT, PeerAddress, PeerOptions, PeerPool};
+use crate::peer::{INFLIGHT_BYTES_MAX_DEFAULT, PeerAddress, PeerOptions, PeerPool, PeerState};
+use crate::write::quorum::WriteQuorum;
 
 /// The ring in force and the connections to its members.
 pub(super) struct RingParts {
     pub current: CurrentHashring,
     pub peers: Arc<PeerPool>,
+    pub agreement: RingAgreement,
     pub status: RingStatus,
 }
 
@@ -46,40 +50,57 @@ pub(super) fn start(
     let local = config.local_endpoint.clone();
     let current = prepared(peers.clone(), local.clone());
     tokio::spawn(forget_leavers(current.clone(), peers.clone(), local, stop.clone()));
+    let agreement = RingAgreement::new(current.clone(), peers.clone());
+    agreement.show(registry);
+    tokio::spawn(agreement.clone().watch(stop.clone()));
     let status = match &config.source {
         RingSource::None => return None,
         RingSource::Inline { content, rings } => {
             let metrics = HashringMetrics::new(registry);
             let hashring = Hashring::build(rings.clone(), config.defaults(), None, &metrics);
-            for warning in hashring.warnings() {
-                tracing::warn!(
-                    component = "receive",
-                    hashring = %warning.hashring,
-                    err = %warning.kind,
-                    "hashring has a flaw"
-                );
-            }
+            log_rings(&hashring, None);
             current.replace(hashring);
-            RingStatus::inline(FileStatus {
+            RingStatus::inline(FileView::fixed(FileStatus {
                 config_hash: Some(hashrings::config_hash(content.as_bytes())),
                 loaded_at: Some(SystemClock.now()),
-                last_error: None,
-            })
+                ..FileStatus::default()
+            }))
         }
         RingSource::File { path, refresh_interval } => {
             let file = HashringsFile::new(
                 path.clone(),
                 config.defaults(),
                 current.clone(),
+                hold_rules(config, peers.clone()),
                 Arc::new(SystemClock),
                 registry,
             );
-            let status = RingStatus::of_file(path, file.status());
+            let status = RingStatus::of_file(path, file.view());
             tokio::spawn(file.follow(*refresh_interval, stop.clone()));
             status
         }
     };
-    Some(RingParts { current, peers, status })
+    Some(RingParts { current, peers, agreement, status })
+}
+
+/// A changed file is held back while nobody could write with it. A member counts once it is
+/// connected and would be called; this node itself always does.
+fn hold_rules(config: &RingConfig, peers: Arc<PeerPool>) -> HoldRules {
+    let quorum = WriteQuorum::of(usize::from(config.replication_factor)).successes();
+    let local = config.local_endpoint.clone();
+    let reason = move |in_force: &Hashring, next: &Hashring| {
+        let snapshots = peers.snapshot().into_iter();
+        let is_used = |state| matches!(state, PeerState::Open | PeerState::Probation);
+        let available: HashSet<Arc<str>> = snapshots
+            .filter(|peer| peer.is_connected && is_used(peer.state.clone()))
+            .map(|peer| peer.address)
+            .collect();
+        in_force.lost_in(next, quorum, |endpoint: &Endpoint| {
+            let is_local = local.as_ref().is_some_and(|local| endpoint.has_address(local));
+            is_local || available.contains(endpoint.address.as_str())
+        })
+    };
+    HoldRules { longest: config.hold, reason: Box::new(reason) }
 }
 
 /// Rings whose new members are being dialled before the first request is sent to them.
@@ -115,9 +136,9 @@ async fn forget_leavers(
             () = stop.cancelled() => return,
             () = tokio::time::sleep(LEAVER_GRACE) => {}
         }
-        // Who has left in the meantime has its own time still to come.
-        current.while_settled(|latest| {
-            let rings = changed.as_deref().into_iter().chain(latest);
+        // Who has left in the meantime has its own time still to come, and who is to come stays.
+        current.while_settled(|latest, next| {
+            let rings = changed.as_deref().into_iter().chain(latest).chain(next);
             let protocol = peers.options().protocol;
             peers.update(rings.flat_map(|ring| addresses(ring, local.as_deref(), protocol)));
         });
@@ -178,6 +199,16 @@ mod tests {
         tokio::time::sleep(half).await;
         assert_eq!(known(), [b, c].map(Arc::from), "the second to leave has time left");
         tokio::time::sleep(2 * half).await;
+        assert_eq!(known(), [c].map(Arc::from));
+        // Members of a ring that is held back are known until it is withdrawn.
+        current.announce(Arc::new(hashring(&[a, b])));
+        assert_eq!(known(), [a, b, c].map(Arc::from));
+        current.replace(hashring(&[local, c]));
+        current.announce(Arc::new(hashring(&[a])));
+        tokio::time::sleep(3 * half).await;
+        assert_eq!(known(), [a, c].map(Arc::from));
+        current.withdraw();
+        tokio::time::sleep(3 * half).await;
         assert_eq!(known(), [c].map(Arc::from));
         stop.cancel();
         task.await.unwrap();

@@ -18,10 +18,11 @@ use crate::grpc::remote_write::{RemoteWriteOptions as PeerWriteOptions, RemoteWr
 use crate::grpc::{self, GrpcOptions, Services};
 use crate::http::read::{self, RemoteRead};
 use crate::http::remote_write::{RemoteWriteOptions, RequestLimits, WriteService, WriteSink};
-use crate::http::ring::RingPage;
+use crate::http::ring::{RingPage, RingParts};
 use crate::http::tenant::TenantRules;
 use crate::http::{self, ConnectionLimits, Probe, remote_write_router, status_router};
 use crate::metrics::Registry;
+use crate::model::ring_hash::RingHash;
 use crate::multi_tsdb::MultiTsdb;
 use crate::store::budget::ReadBudget;
 use crate::store::source::{NoTenants, TenantSource};
@@ -49,8 +50,8 @@ pub(super) fn spawn(
     };
     let ready = ready_probe(&source, &node, draining);
     let is_ready = ready.clone();
-    let operator = operator_router(config, registry, &source, &budget, ready)
-        .merge(http::ring::router(ring_page(config, &node)));
+    let operator = operator_router(config, registry, &source, &budget, ready.clone())
+        .merge(http::ring::router(ring_page(config, &node, ready)));
     let services = Services::of_reads(source, budget, move || is_ready.holds());
     let Writes { http: write, grpc: services, admission } =
         add_writes(config, registry, &node, services);
@@ -109,6 +110,12 @@ fn has_ring(node: &Node) -> impl Fn() -> bool + Clone + Send + Sync + use<> {
     move || ring.as_ref().is_none_or(|ring| ring.load().is_some())
 }
 
+/// The rings in force, for peers to see whether they have the same.
+fn ring_hash(node: &Node) -> impl Fn() -> Option<RingHash> + Send + Sync + use<> {
+    let current = node.ring.as_ref().map(|ring| ring.current.clone());
+    move || Some(current.as_ref()?.load()?.hash())
+}
+
 /// Metrics, probes and remote read.
 fn operator_router(
     config: &Config,
@@ -126,12 +133,17 @@ fn operator_router(
     remote_read.merge(status_router(registry, ready))
 }
 
-fn ring_page(config: &Config, node: &Node) -> RingPage {
-    let rings = node.ring.as_ref();
+fn ring_page(config: &Config, node: &Node, ready: Probe) -> RingPage {
     RingPage {
         mode: config.ring.mode().as_str(),
         local_endpoint: config.ring.local_endpoint.clone(),
-        rings: rings.map(|ring| (ring.current.clone(), ring.peers.clone(), ring.status.clone())),
+        ready,
+        rings: node.ring.as_ref().map(|ring| RingParts {
+            current: ring.current.clone(),
+            peers: ring.peers.clone(),
+            agreement: ring.agreement.clone(),
+            status: ring.status.clone(),
+        }),
     }
 }
 
@@ -220,6 +232,7 @@ fn write_endpoints<S: WriteSink + PeerSink>(
         body_read_timeout: config.remote_write.body_read_timeout,
         // A node that only routes places all series anew.
         takes_merged: node.storage.is_some(),
+        ring_hash: Box::new(ring_hash(node)),
         tasks: node.tasks.clone(),
     };
     let server =

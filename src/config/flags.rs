@@ -262,6 +262,7 @@ pub static FLAGS: &[Flag] = &[
     // this has to stand well above real series: those with the most, kube-state-metrics' kube_*_labels
     // and kube_*_annotations, carry a label per label of a Kubernetes object, up to some hundred.
     flag("receive.series-labels-max", Kind::Uint, "1000", "Labels of a series; series with more are refused.").own(),
+    flag("receive.ring-hold", Kind::DurationModel, "2m", "How long a changed hashrings file is held back at most while no replica set of its rings reaches its quorum and one of those in force does; 0 for never. POST /api/v1/ring/take ends it at once.").own(),
     flag("receive.label-bytes-max", Kind::Bytes, "64KB", "Names and values of a series' labels together; series with more are refused.").own(),
     flag("query.inflight-bytes-max", Kind::Bytes, "512MB", "Memory for all reads being answered, over gRPC and HTTP; reads beyond it are refused.").own(),
 ];

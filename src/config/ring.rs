@@ -55,6 +55,8 @@ pub struct RingConfig {
     pub algorithm: Algorithm,
     /// At least 1.
     pub replication_factor: u8,
+    /// How long a changed hashrings file is held back at most; zero for never.
+    pub hold: Duration,
     pub forward_timeout: Duration,
     pub backoff_max: Duration,
     pub protocol: Protocol,
@@ -87,6 +89,7 @@ impl RingConfig {
                 _ => Algorithm::Hashmod,
             },
             replication_factor,
+            hold: duration(values, "receive.ring-hold"),
             forward_timeout: duration(values, "receive-forward-timeout"),
             backoff_max: duration(values, "receive-forward-max-backoff"),
             protocol: match (

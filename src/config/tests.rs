@@ -305,4 +305,6 @@ fn rings_that_cannot_be_are_refused_at_start() {
     let ring = config(&["--receive.replication-factor=0"]).unwrap().ring;
     assert_eq!(ring.replication_factor, 1);
     assert_eq!(ring.forward_timeout, Duration::from_secs(5));
+    assert_eq!(ring.hold, Duration::from_secs(120));
+    assert!(config(&["--receive.ring-hold=0s"]).unwrap().ring.hold.is_zero());
 }

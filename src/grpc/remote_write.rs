@@ -23,9 +23,10 @@ use tonic::server::NamedService;
 use crate::grpc::respond;
 use crate::log::throttle::Throttle;
 use crate::metrics::{Gauge, Registry};
+use crate::model::ring_hash::RingHash;
 use crate::wire::grpc::{ACCEPTED, Encoding, GRPC_ACCEPT_ENCODING, GRPC_ENCODING};
 use crate::wire::grpc::{HEAD_BYTES, Head, MessageError};
-use crate::wire::grpc::{MERGED_WRITE_PATH, REMOTE_WRITE_PATH, TAKES_MERGED};
+use crate::wire::grpc::{MERGED_WRITE_PATH, REMOTE_WRITE_PATH, RING, TAKES_MERGED};
 use crate::wire::snappy::{BufferPool, PooledBuffer};
 use crate::write::admission::{Admission, InflightGuard, Overloaded, share};
 use crate::write::error::WriteError;
@@ -88,6 +89,8 @@ pub struct RemoteWriteOptions {
     /// Whether all that a peer has placed here is stored here, whichever replicas of its series.
     /// Then [`MergedWriteServer`] is served, too.
     pub takes_merged: bool,
+    /// The rings in force, of which every answer tells; None on a node that has none.
+    pub ring_hash: Box<dyn Fn() -> Option<RingHash> + Send + Sync>,
     /// Writes under way, those included whose callers have gone.
     pub tasks: TaskTracker,
 }
@@ -156,7 +159,7 @@ impl<S: PeerSink> Inner<S> {
         if let Err(error) = &result {
             self.log_failure(error);
         }
-        match result {
+        let mut response = match result {
             Ok(()) => success(encoding.ok().flatten(), self.options.takes_merged),
             Err(error) => {
                 let mut response = respond::write(&error).into_http();
@@ -165,7 +168,11 @@ impl<S: PeerSink> Inner<S> {
                 }
                 response
             }
-        }
+        };
+        let ring = (self.options.ring_hash)();
+        let ring = ring.and_then(|hash| HeaderValue::try_from(hash.to_string()).ok());
+        response.headers_mut().extend(ring.map(|hash| (RING, hash)));
+        response
     }
 
     /// What a peer sent wrongly is told to those who debug, here as there.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::hashring::Hashring;
 
@@ -13,12 +14,15 @@ use crate::hashring::Hashring;
 pub struct CurrentHashring {
     /// For readers on the write path.
     snapshot: Arc<ArcSwapOption<Hashring>>,
+    /// Since when it is in force.
+    since: Arc<Mutex<Option<Instant>>>,
     /// For those who act on a change, such as dropping connections to peers that left.
     changes: watch::Sender<Option<Arc<Hashring>>>,
     /// Called with a snapshot before anybody is given it.
     prepare: Arc<dyn Fn(&Hashring) + Send + Sync>,
-    /// Held from the preparation of a snapshot until it is in force.
-    replacing: Arc<Mutex<()>>,
+    /// A snapshot that is prepared and may be in force some time. Held from the preparation of a
+    /// snapshot until it is in force.
+    next: Arc<Mutex<Option<Arc<Hashring>>>>,
 }
 
 impl CurrentHashring {
@@ -32,9 +36,10 @@ impl CurrentHashring {
     pub fn prepared_by(prepare: impl Fn(&Hashring) + Send + Sync + 'static) -> CurrentHashring {
         CurrentHashring {
             snapshot: Arc::default(),
+            since: Arc::default(),
             changes: watch::Sender::new(None),
             prepare: Arc::new(prepare),
-            replacing: Arc::default(),
+            next: Arc::default(),
         }
     }
 
@@ -50,22 +55,54 @@ impl CurrentHashring {
         self.snapshot.load_full()
     }
 
-    /// Told of each change after [`CurrentHashring::load`] gives the new snapshot.
+    /// The snapshot, and since when it is in force.
+    pub fn load_with_time(&self) -> Option<(Arc<Hashring>, Instant)> {
+        let since = self.since.lock();
+        Some((self.load()?, (*since)?))
+    }
+
+    /// Told of each change after [`CurrentHashring::load`] gives the new snapshot, and when a
+    /// snapshot that was announced is withdrawn.
     pub fn subscribe(&self) -> watch::Receiver<Option<Arc<Hashring>>> {
         self.changes.subscribe()
     }
 
-    /// Calls `act` with the snapshot while no other is being prepared.
-    pub fn while_settled<T>(&self, act: impl FnOnce(Option<&Hashring>) -> T) -> T {
-        let _replacing = self.replacing.lock();
-        act(self.snapshot.load().as_deref())
+    /// Calls `act` with the snapshot, and with the one that is announced, while no other is being
+    /// prepared.
+    pub fn while_settled<T>(
+        &self,
+        act: impl FnOnce(Option<&Hashring>, Option<&Hashring>) -> T,
+    ) -> T {
+        let next = self.next.lock();
+        act(self.snapshot.load().as_deref(), next.as_deref())
     }
 
-    pub fn replace(&self, hashring: Hashring) {
-        let _replacing = self.replacing.lock();
+    /// Puts a snapshot in force. None is announced then.
+    pub fn replace(&self, hashring: impl Into<Arc<Hashring>>) {
+        let hashring = hashring.into();
+        let mut next = self.next.lock();
         (self.prepare)(&hashring);
-        let hashring = Arc::new(hashring);
-        self.snapshot.store(Some(hashring.clone()));
+        *next = None;
+        {
+            let mut since = self.since.lock();
+            self.snapshot.store(Some(hashring.clone()));
+            *since = Some(Instant::now());
+        }
         self.changes.send_replace(Some(hashring));
+    }
+
+    /// Prepares a snapshot that may be put in force later, and stays prepared until then, until
+    /// another is announced or until it is withdrawn.
+    pub fn announce(&self, hashring: Arc<Hashring>) {
+        let mut next = self.next.lock();
+        (self.prepare)(&hashring);
+        *next = Some(hashring);
+    }
+
+    /// The snapshot that was announced will not be put in force.
+    pub fn withdraw(&self) {
+        if self.next.lock().take().is_some() {
+            self.changes.send_modify(|_| ());
+        }
     }
 }

@@ -116,7 +116,8 @@ impl ShardedRing {
         self.overrides.iter().find(applies).map_or(self.shard_size_default, |o| o.shard_size)
     }
 
-    fn build_subring(&self, tenant: &str) -> Result<Ring, RingError> {
+    /// The tenant's ring, past the cache.
+    pub(super) fn build_subring(&self, tenant: &str) -> Result<Ring, RingError> {
         let shard_size = self.shard_size(tenant);
         // A size that is not above zero takes no endpoint, which is fewer than any factor.
         let wanted = usize::try_from(shard_size).unwrap_or(0);

@@ -1,37 +1,41 @@
 //! `GET /api/v1/ring`: the rings in force and how their members do, for people and their scripts.
+//! `POST /api/v1/ring/take` puts rings in force that are held back.
 
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
-use parking_lot::Mutex;
+use http::StatusCode;
 use serde::Serialize;
 
-use crate::config::hashrings::watch::FileStatus;
-use crate::hashring::{CurrentHashring, EndpointIndex, Hashring, RingState, RingView};
+use crate::config::hashrings::watch::{FileView, HeldRings};
+use crate::hashring::{CurrentHashring, Endpoint, EndpointIndex, Hashring, RingState, RingView};
+use crate::http::Probe;
 use crate::model::Timestamp;
-use crate::peer::{PeerPool, PeerSnapshot};
+use crate::peer::agreement::{OwnRing, RingAgreement};
+use crate::peer::{PeerPool, PeerSnapshot, PeerState};
 
 const PATH: &str = "/api/v1/ring";
+const TAKE_PATH: &str = "/api/v1/ring/take";
 
 /// Where the rings came from, and when.
 #[derive(Clone)]
 pub struct RingStatus {
     source: String,
-    file: Arc<Mutex<FileStatus>>,
+    file: FileView,
 }
 
 impl RingStatus {
     /// Of rings that are given by flag.
-    pub fn inline(status: FileStatus) -> RingStatus {
-        RingStatus { source: "--receive.hashrings".to_owned(), file: Arc::new(Mutex::new(status)) }
+    pub fn inline(file: FileView) -> RingStatus {
+        RingStatus { source: "--receive.hashrings".to_owned(), file }
     }
 
-    pub fn of_file(path: &Path, status: Arc<Mutex<FileStatus>>) -> RingStatus {
-        RingStatus { source: path.display().to_string(), file: status }
+    pub fn of_file(path: &Path, file: FileView) -> RingStatus {
+        RingStatus { source: path.display().to_string(), file }
     }
 }
 
@@ -40,40 +44,102 @@ impl RingStatus {
 pub struct RingPage {
     pub mode: &'static str,
     pub local_endpoint: Option<String>,
+    /// As `/-/ready` tells it.
+    pub ready: Probe,
     /// None on a node without rings.
-    pub rings: Option<(CurrentHashring, Arc<PeerPool>, RingStatus)>,
+    pub rings: Option<RingParts>,
+}
+
+/// What there is to tell of a node's rings.
+#[derive(Clone)]
+pub struct RingParts {
+    pub current: CurrentHashring,
+    pub peers: Arc<PeerPool>,
+    pub agreement: RingAgreement,
+    pub status: RingStatus,
 }
 
 /// Serves the page.
 pub fn router(page: RingPage) -> Router {
-    Router::new().route(
-        PATH,
-        get(move || {
-            let page = page.clone();
-            async move { page.response() }
-        }),
-    )
+    let status = page.rings.as_ref().map(|rings| rings.status.clone());
+    let page = get(move || {
+        let page = page.clone();
+        async move { page.response() }
+    });
+    let take = post(move || take(status.clone()));
+    Router::new().route(PATH, page).route(TAKE_PATH, take)
+}
+
+#[derive(Serialize)]
+struct TakeJson {
+    status: &'static str,
+}
+
+/// Puts rings in force that are held back.
+async fn take(status: Option<RingStatus>) -> Response {
+    let is_taken = match status {
+        Some(status) => status.file.take_held().await,
+        None => false,
+    };
+    let (code, status) = match is_taken {
+        true => (StatusCode::OK, "taken"),
+        false => (StatusCode::CONFLICT, "no hashrings are held back"),
+    };
+    (code, Json(TakeJson { status })).into_response()
 }
 
 #[derive(Serialize)]
 struct PageJson<'a> {
     mode: &'static str,
+    ready: bool,
     local_endpoint: Option<&'a str>,
     source: Option<&'a str>,
+    /// Of the rings in force: the same on all nodes that place every series alike.
+    ring_hash: Option<String>,
     /// As in `thanos_receive_config_hash`.
     hash: Option<u64>,
     /// Milliseconds since the Unix epoch.
     loaded_at_ms: Option<Timestamp>,
     /// What is wrong with the file that was read last, if anything.
     error: Option<String>,
+    /// Rings of the file that are not in force yet.
+    held: Option<HeldJson>,
     replication_factor: Option<usize>,
     hashrings: Vec<RingJson<'a>>,
 }
 
 #[derive(Serialize)]
+struct HeldJson {
+    /// `held`
+    state: &'static str,
+    reason: String,
+    /// Milliseconds since the Unix epoch.
+    since_ms: Timestamp,
+    /// When they are taken in any case.
+    until_ms: Timestamp,
+    /// As in `thanos_receive_config_hash`.
+    hash: u64,
+    ring_hash: String,
+    hashrings: Vec<HeldRingJson>,
+}
+
+#[derive(Serialize)]
+struct HeldRingJson {
+    hashring: String,
+    members: Vec<HeldMemberJson>,
+}
+
+#[derive(Serialize)]
+struct HeldMemberJson {
+    address: String,
+    /// As of a member in force, and `dialling` where there is no connection yet.
+    state: &'static str,
+}
+
+#[derive(Serialize)]
 struct RingJson<'a> {
     hashring: &'a str,
-    /// `in force`, `last good` or `not built`.
+    /// `in force`, `last good`, `not built`, or `too small` to be written to.
     state: &'static str,
     /// Why the ring in the file is not in force.
     error: Option<String>,
@@ -92,6 +158,12 @@ struct MemberJson<'a> {
     share: Option<f64>,
     /// `open`, `shut`, `probation` or `unreachable`; `local` for this node.
     state: &'static str,
+    /// What the member said last of its rings; absent if it said nothing, as a node of Thanos.
+    ring_hash: Option<String>,
+    /// Milliseconds since the Unix epoch.
+    ring_hash_at_ms: Option<Timestamp>,
+    /// Whether they are those in force here. Absent if it said so too long ago.
+    ring_agrees: Option<bool>,
     inflight_requests: u64,
     inflight_bytes: u64,
     /// Tenants that are backed off alone.
@@ -105,28 +177,34 @@ impl RingPage {
     fn response(&self) -> Response {
         let mut json = PageJson {
             mode: self.mode,
+            ready: self.ready.holds(),
             local_endpoint: self.local_endpoint.as_deref(),
             source: None,
+            ring_hash: None,
             hash: None,
             loaded_at_ms: None,
             error: None,
+            held: None,
             replication_factor: None,
             hashrings: Vec::new(),
         };
-        let Some((current, peers, status)) = &self.rings else {
+        let Some(RingParts { current, peers, agreement, status }) = &self.rings else {
             return Json(json).into_response();
         };
-        let file = status.file.lock().clone();
+        let file = status.file.status();
+        let snapshots = peers.snapshot();
+        let peers = snapshots.iter().map(|peer| (&*peer.address, peer)).collect();
         json.source = Some(&status.source);
         json.hash = file.config_hash;
         json.loaded_at_ms = file.loaded_at;
         json.error = file.last_error;
+        json.held = file.held.map(|held| self.held(&held, &peers));
         let hashring = current.load();
         if let Some(hashring) = &hashring {
+            json.ring_hash = Some(hashring.hash().to_string());
             json.replication_factor = Some(hashring.defaults().replication_factor);
-            let snapshots = peers.snapshot();
-            let peers = snapshots.iter().map(|peer| (&*peer.address, peer)).collect();
-            let ring = |ring| self.ring(hashring, &ring, &peers);
+            let own = agreement.own();
+            let ring = |ring| self.ring(hashring, &ring, &peers, own);
             json.hashrings = hashring.rings().map(ring).collect();
         }
         Json(json).into_response()
@@ -137,9 +215,15 @@ impl RingPage {
         hashring: &'a Hashring,
         ring: &RingView<'a>,
         peers: &HashMap<&str, &PeerSnapshot>,
+        own: Option<OwnRing>,
     ) -> RingJson<'a> {
+        let wanted = hashring.defaults().replication_factor;
+        let too_small = ring.whole.and_then(|ring| ring.require_replicas(wanted).err());
         let (state, error) = match &ring.state {
-            RingState::InForce => ("in force", None),
+            RingState::InForce => match too_small {
+                Some(error) => ("too small", Some(error.to_string())),
+                None => ("in force", None),
+            },
             RingState::LastGood(error) => ("last good", Some(error.to_string())),
             RingState::NotBuilt(error) => ("not built", Some(error.to_string())),
         };
@@ -150,9 +234,13 @@ impl RingPage {
         let members = ring.indexes.iter().map(|index| {
             let endpoint = hashring.endpoint(*index);
             let address = endpoint.address.as_str();
-            let local = self.local_endpoint.as_deref();
-            let is_local = local.is_some_and(|local| endpoint.has_address(local));
+            let is_local = self.is_local(endpoint);
             let peer = peers.get(address);
+            let word = peer.and_then(|peer| peer.ring);
+            let ring_hash = match (is_local, word) {
+                (true, _) => Some(hashring.hash()),
+                (false, word) => word.map(|word| word.hash),
+            };
             MemberJson {
                 address,
                 az: &endpoint.az,
@@ -162,6 +250,12 @@ impl RingPage {
                     _ if is_local => "local",
                     Some(peer) => peer.state.as_str(),
                     None => "unreachable",
+                },
+                ring_hash: ring_hash.map(|hash| hash.to_string()),
+                ring_hash_at_ms: word.map(|word| word.at_ms),
+                ring_agrees: match is_local {
+                    true => Some(true),
+                    false => own.and_then(|own| own.agrees(word)),
                 },
                 inflight_requests: peer.map_or(0, |peer| peer.inflight_requests),
                 inflight_bytes: peer.map_or(0, |peer| peer.inflight_bytes),
@@ -179,6 +273,37 @@ impl RingPage {
             members: members.collect(),
         }
     }
+
+    fn held(&self, held: &HeldRings, peers: &HashMap<&str, &PeerSnapshot>) -> HeldJson {
+        let hashring = &held.hashring;
+        let member = |index: &EndpointIndex| {
+            let endpoint = hashring.endpoint(*index);
+            let state = match peers.get(endpoint.address.as_str()) {
+                _ if self.is_local(endpoint) => "local",
+                Some(peer) if peer.is_connected => peer.state.as_str(),
+                Some(PeerSnapshot { state: PeerState::Unreachable(_), .. }) | None => "unreachable",
+                Some(_) => "dialling",
+            };
+            HeldMemberJson { address: endpoint.address.clone(), state }
+        };
+        let ring = |ring: RingView<'_>| HeldRingJson {
+            hashring: ring.name.to_owned(),
+            members: ring.indexes.iter().map(member).collect(),
+        };
+        HeldJson {
+            state: "held",
+            reason: held.reason.to_string(),
+            since_ms: held.since,
+            until_ms: held.until,
+            hash: held.config_hash,
+            ring_hash: hashring.hash().to_string(),
+            hashrings: hashring.rings().map(ring).collect(),
+        }
+    }
+
+    fn is_local(&self, endpoint: &Endpoint) -> bool {
+        self.local_endpoint.as_ref().is_some_and(|local| endpoint.has_address(local))
+    }
 }
 
 #[cfg(test)]
@@ -188,7 +313,8 @@ mod tests {
     use tower::ServiceExt as _;
 
     use super::*;
-    use crate::hashring::{Algorithm, Endpoint, HashringMetrics, RingDefaults, RingOptions};
+    use crate::config::hashrings::watch::FileStatus;
+    use crate::hashring::{Algorithm, HashringMetrics, OutOfReach, RingDefaults, RingOptions};
     use crate::metrics::Registry;
     use crate::peer::PeerOptions;
 
@@ -213,20 +339,43 @@ mod tests {
         let defaults = RingDefaults { algorithm: Algorithm::Ketama, replication_factor: 2 };
         let registry = Registry::new();
         let metrics = HashringMetrics::new(&registry);
-        let current = CurrentHashring::fixed(Hashring::build(rings, defaults, None, &metrics));
+        let build = |rings| Hashring::build(rings, defaults, None, &metrics);
+        let current = CurrentHashring::fixed(build(rings));
+        let hash = current.load().unwrap().hash().to_string();
         let peers = PeerPool::new(PeerOptions::default(), &registry);
         peers.update([addresses[0]]);
-        let file = FileStatus {
+        let held = HeldRings {
+            hashring: Arc::new(build(vec![ring("a", &["127.0.0.1:0", "there:10901"])])),
+            config_hash: 8,
+            since: 2000,
+            until: 122_000,
+            reason: OutOfReach { hashring: "a".to_owned(), quorum: 1, members: 2, available: 0 },
+        };
+        let file = FileView::fixed(FileStatus {
             config_hash: Some(7),
             loaded_at: Some(1000),
             last_error: Some("line 3".to_owned()),
-        };
+            held: Some(held),
+        });
         let page = RingPage {
             mode: "RouterIngestor",
             local_endpoint: Some("here:10901".to_owned()),
-            rings: Some((current, peers, RingStatus::inline(file))),
+            ready: Probe::new(|| true),
+            rings: Some(RingParts {
+                agreement: RingAgreement::new(current.clone(), peers.clone()),
+                current,
+                peers,
+                status: RingStatus::inline(file),
+            }),
         };
         let json = get(page).await;
+        assert_eq!((&json["ready"], &json["ring_hash"]), (&json!(true), &json!(hash)));
+        let held = &json["held"];
+        assert_eq!((&held["state"], &held["since_ms"]), (&json!("held"), &json!(2000)));
+        assert!(held["reason"].as_str().unwrap().contains("quorum of 1"), "{held}");
+        let members = &held["hashrings"][0]["members"];
+        assert_eq!(members[0], json!({"address": "127.0.0.1:0", "state": "dialling"}));
+        assert_eq!(members[1], json!({"address": "there:10901", "state": "unreachable"}));
         assert_eq!(json["hash"], 7);
         assert_eq!(json["loaded_at_ms"], 1000);
         assert_eq!(json["error"], "line 3");
@@ -236,6 +385,9 @@ mod tests {
         let shares: f64 = (0..2).map(|i| a["members"][i]["share"].as_f64().unwrap()).sum();
         assert!((shares - 1.0).abs() < 1e-9, "{json}");
         assert_eq!(a["members"][1]["state"], "local");
+        assert_eq!(a["members"][1]["ring_hash"], json!(hash));
+        assert_eq!(a["members"][0]["ring_hash"], Value::Null);
+        assert_eq!(a["members"][0]["ring_agrees"], Value::Null);
         let b = &json["hashrings"][1];
         assert_eq!(b["state"], "not built");
         assert!(b["error"].as_str().unwrap().contains("replication factor"), "{json}");
@@ -243,8 +395,35 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_ring_that_is_too_small_to_be_written_to_is_not_called_in_force() {
+        let registry = Registry::new();
+        let metrics = HashringMetrics::new(&registry);
+        let defaults = RingDefaults { algorithm: Algorithm::Hashmod, replication_factor: 3 };
+        let rings = vec![ring("a", &["127.0.0.1:0", "127.0.0.2:0"])];
+        let current = CurrentHashring::fixed(Hashring::build(rings, defaults, None, &metrics));
+        let peers = PeerPool::new(PeerOptions::default(), &registry);
+        let rings = RingParts {
+            agreement: RingAgreement::new(current.clone(), peers.clone()),
+            current,
+            peers,
+            status: RingStatus::inline(FileView::fixed(FileStatus::default())),
+        };
+        let (mode, ready) = ("RouterOnly", Probe::new(|| false));
+        let page = RingPage { mode, local_endpoint: None, ready, rings: Some(rings) };
+        let json = get(page).await;
+        assert_eq!(json["ready"], false);
+        let a = &json["hashrings"][0];
+        assert_eq!(a["state"], "too small");
+        assert_eq!(a["error"], "insufficient nodes; have 2, want 3");
+    }
+
+    #[tokio::test]
     async fn a_node_without_rings_says_so() {
-        let page = RingPage { mode: "IngestorOnly", local_endpoint: None, rings: None };
+        let (mode, ready) = ("IngestorOnly", Probe::new(|| true));
+        let page = RingPage { mode, local_endpoint: None, ready, rings: None };
+        let request = http::Request::post(TAKE_PATH).body(Body::empty()).unwrap();
+        let response = router(page.clone()).oneshot(request).await.unwrap();
+        assert_eq!(response.status(), 409);
         let json = get(page).await;
         assert_eq!((&json["mode"], &json["hashrings"]), (&json!("IngestorOnly"), &json!([])));
         assert_eq!(json["source"], Value::Null);

@@ -12,10 +12,12 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use tonic::{Code, Status};
 
+use crate::model::ring_hash::RingHash;
 use crate::peer::link::{CallBody, Connection, Transport};
 use crate::peer::message::{Compression, Form, ForwardMessage};
+use crate::peer::told_ring::ToldRing;
 use crate::wire::grpc::{ACCEPTED, GRPC_ACCEPT_ENCODING, GRPC_ENCODING};
-use crate::wire::grpc::{MERGED_WRITE_PATH, REMOTE_WRITE_PATH, TAKES_MERGED};
+use crate::wire::grpc::{MERGED_WRITE_PATH, REMOTE_WRITE_PATH, RING, TAKES_MERGED};
 
 const USER_AGENT: HeaderValue =
     HeaderValue::from_static(concat!("ringest/", env!("CARGO_PKG_VERSION")));
@@ -52,12 +54,14 @@ impl fmt::Display for CallFailure {
     }
 }
 
-/// Sends `message` to the peer at `address` and waits for its answer.
+/// Sends `message` to the peer at `address` and waits for its answer. `told` hears which rings the
+/// peer has.
 pub async fn call(
     connection: &mut Connection,
     address: &str,
     message: &ForwardMessage,
     timeout: Duration,
+    told: &ToldRing,
 ) -> Result<(), CallFailure> {
     let (sender, scheme, merging, compression) = match (&mut connection.transport, message.form()) {
         (Transport::Grpc { sender, scheme, merging }, Form::Protobuf(compression)) => {
@@ -83,7 +87,12 @@ pub async fn call(
         },
     };
     let takes_merged = response.headers().contains_key(TAKES_MERGED);
+    let ring = response.headers().get(RING).map(HeaderValue::as_bytes).and_then(RingHash::parse);
     let result = read_status(response).await;
+    // Something on the way may have failed the call instead of the peer.
+    if ring.is_some() || result.is_ok() {
+        told.hear(ring);
+    }
     match &result {
         Ok(()) if takes_merged => merging.allow(),
         Err(CallFailure::Status(code, _)) if message.is_merged() && !is_of_write(*code) => {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::model::Timestamp;
 use crate::peer::error::ForwardError;
+use crate::peer::told_ring::RingWord;
 
 /// What an operator sees of a peer.
 #[derive(Clone, Debug)]
@@ -14,6 +15,10 @@ pub struct PeerSnapshot {
     pub state: PeerState,
     /// Tenants that are backed off alone.
     pub tenants_shut: usize,
+    /// There is a connection to it.
+    pub is_connected: bool,
+    /// Which rings its last answer named.
+    pub ring: Option<RingWord>,
     pub inflight_requests: u64,
     pub inflight_bytes: u64,
     pub last_error: Option<ForwardError>,

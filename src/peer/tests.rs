@@ -10,6 +10,7 @@ use crate::grpc::metrics::GrpcMetrics;
 use crate::grpc::remote_write::{RemoteWriteOptions, RemoteWriteServer};
 use crate::grpc::{GrpcOptions, Services};
 use crate::metrics::Registry;
+use crate::model::ring_hash::RingHash;
 use crate::model::tenant::TenantId;
 use crate::peer::message::Envelope;
 use crate::write::WriteOutcome;
@@ -77,6 +78,7 @@ impl Server {
             admission: Admission::new(64 << 20),
             body_read_timeout: PATIENCE,
             takes_merged,
+            ring_hash: Box::new(move || takes_merged.then(own_ring)),
             tasks: TaskTracker::new(),
         };
         // A ring with three copies of each series.
@@ -98,6 +100,11 @@ impl Server {
         self.stop.send(()).unwrap();
         self.serving.await.unwrap().unwrap();
     }
+}
+
+/// Of the rings that a server of ours has.
+fn own_ring() -> RingHash {
+    RingHash::parse(b"0123456789ab").unwrap()
 }
 
 fn any_port() -> SocketAddr {
@@ -190,6 +197,27 @@ async fn a_peer_says_whether_it_takes_merged_messages() {
     assert!(!peer.takes_merged() && server.sink.written.lock().is_empty());
     peer.remote_write(&to("a"), PATIENCE).await.unwrap();
     assert!(!peer.takes_merged());
+}
+
+#[tokio::test]
+async fn a_peer_says_which_rings_it_has() {
+    let server = Server::start(any_port());
+    let (pool, _registry, peer) = pool_of(server.address, PeerOptions::default());
+    assert_eq!(pool.snapshot()[0].ring, None);
+    for tenant in ["a", "opening"] {
+        // In failures, too.
+        let _ = peer.remote_write(&to(tenant), PATIENCE).await;
+        let peer = &pool.snapshot()[0];
+        assert!(peer.is_connected);
+        assert_eq!(peer.ring.map(|word| word.hash), Some(own_ring()), "{tenant}");
+    }
+    // It makes room for a Thanos, which says nothing.
+    let address = server.address;
+    server.stop().await;
+    let server = Server::start_with(address, false, false);
+    succeed(&peer).await;
+    assert_eq!(pool.snapshot()[0].ring, None);
+    server.stop().await;
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ use std::fmt;
 use serde::Serialize;
 
 use crate::hashring::Hashring;
+use crate::hashring::changes::{Moves, ratio};
 use crate::ring_tool::series::{Series, SeriesError};
 use crate::ring_tool::{Locator, Place};
 
@@ -20,14 +21,8 @@ pub(super) struct Diff<'a> {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 struct Counts {
-    /// Series that were tried.
-    series: u64,
-    /// Of those, how many are written to another endpoint first (replica 0).
-    series_moved: u64,
-    /// Copies of all series in the old ring.
-    replicas: u64,
-    /// Of those, how many are on an endpoint that holds the series no more.
-    replicas_moved: u64,
+    #[serde(flatten)]
+    moves: Moves,
     /// Series without a place in the old ring, in the new one.
     unplaced_before: u64,
     unplaced_after: u64,
@@ -75,13 +70,10 @@ impl<'a> Diff<'a> {
             place.as_ref().map_or(Vec::new(), |place| place.endpoints.clone())
         };
         let counts = &mut self.counts;
-        counts.series += 1;
         counts.unplaced_before += u64::from(before.is_none());
         counts.unplaced_after += u64::from(after.is_none());
         let (before, after) = (endpoints(&before), endpoints(&after));
-        counts.series_moved += u64::from(before.first() != after.first());
-        counts.replicas += before.len() as u64;
-        counts.replicas_moved += before.iter().filter(|node| !after.contains(node)).count() as u64;
+        counts.moves.add(&before, &after);
         for node in before {
             self.nodes.entry(node.to_owned()).or_default().0 += 1;
         }
@@ -105,10 +97,6 @@ impl<'a> Diff<'a> {
     }
 }
 
-fn ratio(part: u64, whole: u64) -> f64 {
-    if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
-}
-
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let counts = &self.counts;
@@ -121,14 +109,11 @@ impl fmt::Display for Report {
             writeln!(f, "{endpoint:width$}  {before:7.2}%  {after:7.2}%  {change:+7.2}%")?;
         }
         writeln!(f)?;
-        let moved = ratio(counts.series_moved, counts.series) * 100.0;
-        writeln!(f, "series moved    {} of {} ({moved:.2}%)", counts.series_moved, counts.series)?;
-        let moved = ratio(counts.replicas_moved, counts.replicas) * 100.0;
-        writeln!(
-            f,
-            "replicas moved  {} of {} ({moved:.2}%)",
-            counts.replicas_moved, counts.replicas
-        )?;
+        let Moves { series, series_moved, replicas, replicas_moved } = counts.moves;
+        let moved = counts.moves.series_share() * 100.0;
+        writeln!(f, "series moved    {series_moved} of {series} ({moved:.2}%)")?;
+        let moved = counts.moves.replicas_share() * 100.0;
+        writeln!(f, "replicas moved  {replicas_moved} of {replicas} ({moved:.2}%)")?;
         for (what, count) in [
             ("series without a place before", counts.unplaced_before),
             ("series without a place after", counts.unplaced_after),
@@ -167,13 +152,9 @@ mod tests {
     #[test]
     fn as_many_series_move_as_in_thanos() {
         let report = report(&hashring(5, 3), &hashring(6, 3), 10_000);
-        let expected = Counts {
-            series: 10_000,
-            series_moved: 1726,
-            replicas: 30_000,
-            replicas_moved: 5181,
-            ..Counts::default()
-        };
+        let moves =
+            Moves { series: 10_000, series_moved: 1726, replicas: 30_000, replicas_moved: 5181 };
+        let expected = Counts { moves, ..Counts::default() };
         assert_eq!(report.counts, expected);
         let shares: f64 = report.nodes.iter().map(|node| node.share_after).sum();
         assert!((shares - 1.0).abs() < 1e-9);

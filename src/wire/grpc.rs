@@ -30,6 +30,10 @@ pub const MERGED_WRITE_PATH: &str = "/ringest.WriteableStore/RemoteWrite";
 /// Set where a peer's write succeeds: the node has a method for merged messages, too.
 pub const TAKES_MERGED: HeaderName = HeaderName::from_static("ringest-takes-merged");
 
+/// Set in every answer to a peer's write by a node that has rings: the hash of those in force, as
+/// [`crate::model::ring_hash::RingHash`] is written.
+pub const RING: HeaderName = HeaderName::from_static("ringest-ring");
+
 /// Flag and length before each message.
 pub const HEAD_BYTES: usize = 5;
 

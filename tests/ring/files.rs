@@ -56,6 +56,7 @@ fn every_swap_of_a_mounted_file_is_seen_and_a_ring_that_shrinks_loses_nothing() 
     let mut loads = [0, 2].map(|i| Load::start_wide(root.path(), &format!("load-{i}"), &nodes[i]));
     loads.iter_mut().for_each(Load::wait_stretch);
     let changes = "thanos_receive_hashrings_file_changes_total";
+    let last = nodes[2].grpc.clone();
     for count in [2, 3, 2] {
         let before: Vec<f64> = nodes.iter().map(|node| node.metric(changes)).collect();
         let content = ketama(&nodes[..count]);
@@ -63,6 +64,12 @@ fn every_swap_of_a_mounted_file_is_seen_and_a_ring_that_shrinks_loses_nothing() 
         for (node, before) in nodes.iter_mut().zip(before) {
             node.wait_content(&content);
             assert_eq!(node.metric(changes), before + 1.0);
+            let line = match count {
+                2 => format!("2 members (-{last}), RF 2, moves about "),
+                _ => format!("3 members (+{last}), RF 2, moves about "),
+            };
+            let log = node.log();
+            assert!(log.contains(&format!("ring \\\"default\\\": {line}")), "{line} in {log}");
         }
         loads.iter_mut().for_each(Load::wait_stretch);
     }
@@ -115,6 +122,22 @@ fn a_file_that_is_no_good_changes_nothing() {
             node.wait_until("is content", |node| node.ring()["error"].is_null());
             assert_eq!(node.metric(is_good), 1.0);
         }
+    }
+
+    // A good file again is told, though it is the same as before.
+    replace(&ring.hashrings, "nonsense");
+    let refused = "failed to load configuration file";
+    for node in &mut ring.nodes {
+        let count = |node: &mut Node| node.log().matches(refused).count();
+        node.wait_until("refuses the last", |node| count(node) > bad.len());
+    }
+    replace(&ring.hashrings, &rings[(bad.len() - 1) % 2]);
+    for node in &mut ring.nodes {
+        node.wait_until("tells of it", |node| {
+            node.log().contains("hashrings file is good again, and as it was")
+        });
+        let recovered = node.log().matches("hashrings file is good again").count();
+        assert_eq!(recovered, bad.len() + 1, "{}", node.log());
     }
 
     // As an editor writes: the file is empty until its content comes.

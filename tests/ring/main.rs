@@ -7,6 +7,7 @@ mod capnproto;
 mod certificates;
 mod drain;
 mod files;
+mod hold;
 #[path = "../support/http.rs"]
 mod http;
 mod load;

@@ -17,14 +17,16 @@ use notify::event::ModifyKind;
 use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::config::hashrings::{self, HashringsError};
-use crate::hashring::{CurrentHashring, Hashring, HashringMetrics, RingDefaults};
+use crate::hashring::{CurrentHashring, Hashring, HashringMetrics, OutOfReach, RingDefaults};
 use crate::metrics::{Counter, Gauge, GaugeVec, Registry};
 use crate::model::Timestamp;
+use crate::model::ring_hash::RingHash;
 
 /// A file that is rewritten in place is empty, or half there, for a moment: bad content is read
 /// again this many times before anyone complains.
@@ -37,6 +39,11 @@ const WATCH_RETRY_DELAY: Duration = Duration::from_secs(1);
 
 /// The shortest time between two reads without an event.
 const REFRESH_INTERVAL_MIN: Duration = Duration::from_millis(10);
+
+/// How often held rings are looked at: soon after a member of theirs is reached they are taken.
+const HELD_LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// Holding for less is what a change of all members takes.
+const HELD_TOLD_AFTER: Duration = Duration::from_secs(10);
 
 /// A larger file is no hashrings file. A ConfigMap holds at most 1 MiB.
 const FILE_BYTES_MAX: u64 = 64 << 20;
@@ -58,6 +65,8 @@ pub enum Loaded {
     /// A new snapshot is in force.
     Changed,
     Unchanged,
+    /// A new snapshot is held back.
+    Held,
 }
 
 /// The state of the file, for people.
@@ -69,6 +78,97 @@ pub struct FileStatus {
     pub loaded_at: Option<Timestamp>,
     /// What is wrong with the content that was read last, if anything.
     pub last_error: Option<String>,
+    /// A good content that is not in force yet.
+    pub held: Option<HeldRings>,
+}
+
+/// Rings of the file that are held back.
+#[derive(Clone, Debug)]
+pub struct HeldRings {
+    pub hashring: Arc<Hashring>,
+    /// Of their content, as in `thanos_receive_config_hash`.
+    pub config_hash: u64,
+    pub since: Timestamp,
+    /// When they are put in force whatever the reason.
+    pub until: Timestamp,
+    pub reason: OutOfReach,
+}
+
+/// When new rings of the file are held back, and for how long.
+pub struct HoldRules {
+    /// Zero for never.
+    pub longest: Duration,
+    pub reason: Box<HoldReason>,
+}
+
+/// Tells why the second rings had better not take the place of the first now.
+pub type HoldReason = dyn Fn(&Hashring, &Hashring) -> Option<OutOfReach> + Send + Sync;
+
+impl HoldRules {
+    /// As in Thanos: whatever the file says is in force at once.
+    pub fn never() -> HoldRules {
+        HoldRules { longest: Duration::ZERO, reason: Box::new(|_, _| None) }
+    }
+}
+
+/// What others see of the file, and may ask of whoever follows it. Clones share it.
+#[derive(Clone)]
+pub struct FileView {
+    status: watch::Receiver<FileStatus>,
+    asked: Arc<Asked>,
+}
+
+/// Held rings that are to be taken at once.
+#[derive(Default)]
+struct Asked {
+    rings: Mutex<Option<RingHash>>,
+    told: Notify,
+}
+
+impl FileView {
+    /// Of rings that are no file's.
+    pub fn fixed(status: FileStatus) -> FileView {
+        FileView { status: watch::channel(status).1, asked: Arc::default() }
+    }
+
+    /// The state of the file now.
+    pub fn status(&self) -> FileStatus {
+        self.status.borrow().clone()
+    }
+
+    /// Has the rings taken that are held back, and waits until they are held no more. False if
+    /// there are none.
+    pub async fn take_held(&self) -> bool {
+        let Some(hash) = self.held_hash() else { return false };
+        *self.asked.rings.lock() = Some(hash);
+        self.asked.told.notify_one();
+        let mut status = self.status.clone();
+        let is_over = |status: &FileStatus| {
+            status.held.as_ref().is_none_or(|held| held.hashring.hash() != hash)
+        };
+        // Fails if nobody follows the file any more, as when the node stops.
+        status.wait_for(is_over).await.is_ok()
+    }
+
+    fn held_hash(&self) -> Option<RingHash> {
+        self.status.borrow().held.as_ref().map(|held| held.hashring.hash())
+    }
+}
+
+/// Rings that were read, and what is to be known of their content.
+struct Candidate {
+    hashring: Arc<Hashring>,
+    content_hash: [u8; 32],
+    config_hash: u64,
+    controller_hash: u64,
+}
+
+/// A candidate that is held back.
+struct Held {
+    candidate: Candidate,
+    /// Since when, this one and those right before it.
+    since: Instant,
+    is_told: bool,
 }
 
 /// Reads the file, builds its rings and puts them in force.
@@ -79,7 +179,10 @@ pub struct HashringsFile {
     metrics: FileMetrics,
     hashring_metrics: HashringMetrics,
     current: CurrentHashring,
-    status: Arc<Mutex<FileStatus>>,
+    status: watch::Sender<FileStatus>,
+    asked: Arc<Asked>,
+    hold: HoldRules,
+    held: Option<Held>,
     /// SHA-256 of the content in force.
     content_hash: Option<[u8; 32]>,
     /// Names of the rings that have metrics.
@@ -92,6 +195,7 @@ impl HashringsFile {
         path: PathBuf,
         defaults: RingDefaults,
         current: CurrentHashring,
+        hold: HoldRules,
         clock: Arc<dyn Clock>,
         registry: &Registry,
     ) -> HashringsFile {
@@ -102,47 +206,186 @@ impl HashringsFile {
             metrics: FileMetrics::new(registry),
             hashring_metrics: HashringMetrics::new(registry),
             current,
-            status: Arc::default(),
+            status: watch::Sender::default(),
+            asked: Arc::default(),
+            hold,
+            held: None,
             content_hash: None,
             names: HashSet::new(),
         }
     }
 
-    /// A view of the state of the file that stays up to date.
-    pub fn status(&self) -> Arc<Mutex<FileStatus>> {
-        self.status.clone()
+    /// A view of the file that stays up to date.
+    pub fn view(&self) -> FileView {
+        FileView { status: self.status.subscribe(), asked: self.asked.clone() }
     }
 
-    /// Reads the file and, if its content is new and can be parsed, puts its rings in force. Says
-    /// nothing of an error; that is for [`HashringsFile::complain`].
+    /// Reads the file and, if its content is new and can be parsed, puts its rings in force or
+    /// holds them back. Says nothing of an error; that is for [`HashringsFile::complain`].
     pub fn load(&mut self) -> Result<Loaded, LoadError> {
         self.metrics.refreshes.inc();
         let content = read_capped(&self.path)?;
         let content_hash: [u8; 32] = Sha256::digest(&content).into();
         if self.content_hash == Some(content_hash) {
-            // Perhaps back from a bad content, which never was in force.
-            self.metrics.last_successful.set(1.0);
-            self.status.lock().last_error = None;
+            // Perhaps back from a bad content, or one that was held: neither was ever in force.
+            self.recover("hashrings file is good again, and as it was");
+            self.withdraw();
             return Ok(Loaded::Unchanged);
         }
+        if self.held.as_ref().is_some_and(|held| held.candidate.content_hash == content_hash) {
+            self.recover("hashrings file is good again, and still held back");
+            return Ok(self.look_at_held());
+        }
         let rings = hashrings::parse(&content)?;
-        let previous = self.current.load();
+        self.recover("hashrings file is good again");
+        let in_force = self.current.load();
         let hashring =
-            Hashring::build(rings, self.defaults, previous.as_deref(), &self.hashring_metrics);
-        self.content_hash = Some(content_hash);
-        let config_hash = hashrings::config_hash(&content);
-        self.count_success(&content, config_hash, &hashring);
-        self.current.replace(hashring);
-        self.tell_success(config_hash);
-        Ok(Loaded::Changed)
+            Hashring::build(rings, self.defaults, in_force.as_deref(), &self.hashring_metrics);
+        let candidate = Candidate {
+            hashring: Arc::new(hashring),
+            content_hash,
+            config_hash: hashrings::config_hash(&content),
+            controller_hash: hashrings::controller_hash(&content),
+        };
+        match self.reason_to_hold(&candidate) {
+            Some(reason) => {
+                self.hold(candidate, reason);
+                Ok(Loaded::Held)
+            }
+            None => {
+                self.take(candidate);
+                Ok(Loaded::Changed)
+            }
+        }
     }
 
-    fn count_success(&mut self, content: &[u8], config_hash: u64, hashring: &Hashring) {
+    /// Nothing holds back the first rings, or nodes that wait for one another would never start.
+    fn reason_to_hold(&self, candidate: &Candidate) -> Option<OutOfReach> {
+        if self.hold.longest.is_zero() {
+            return None;
+        }
+        (self.hold.reason)(&*self.current.load()?, &candidate.hashring)
+    }
+
+    /// Holds a candidate back. One that takes another's place has only the time that is left, or a
+    /// file that changes again and again would never be taken.
+    fn hold(&mut self, candidate: Candidate, reason: OutOfReach) {
+        let now = Instant::now();
+        let since = self.held.as_ref().map_or(now, |held| held.since);
+        tracing::info!(
+            component = "receive",
+            path = %self.path.display(),
+            hash = candidate.config_hash,
+            ringHash = %candidate.hashring.hash(),
+            %reason,
+            "hashrings file is held back"
+        );
+        let spent = now.saturating_duration_since(since);
+        let held_since = self.clock.now().saturating_sub(millis(spent));
+        self.current.announce(candidate.hashring.clone());
+        let held = HeldRings {
+            hashring: candidate.hashring.clone(),
+            config_hash: candidate.config_hash,
+            since: held_since,
+            until: held_since.saturating_add(millis(self.hold.longest)),
+            reason,
+        };
+        self.metrics.held.set(1.0);
+        self.metrics.held_since_seconds.set(held_since as f64 / 1000.0);
+        self.status.send_modify(|status| status.held = Some(held));
+        let is_told = self.held.as_ref().is_some_and(|held| held.is_told);
+        self.held = Some(Held { candidate, since, is_told });
+    }
+
+    /// Puts the held rings in force if nothing speaks against it any more, if they have been held
+    /// for too long, or if somebody has asked for it.
+    fn look_at_held(&mut self) -> Loaded {
+        let Some(held) = self.held.take() else { return Loaded::Unchanged };
+        let (waited, longest) = (held.since.elapsed(), self.hold.longest);
+        let hash = held.candidate.hashring.hash();
+        let is_asked = self.asked.rings.lock().take_if(|asked| *asked == hash).is_some();
+        let (path, config_hash) = (self.path.display(), held.candidate.config_hash);
+        match self.reason_to_hold(&held.candidate) {
+            None => tracing::info!(
+                component = "receive",
+                %path,
+                hash = config_hash,
+                "held hashrings file is taken: a replica set reaches its quorum"
+            ),
+            Some(reason) if is_asked => tracing::warn!(
+                component = "receive",
+                %path,
+                hash = config_hash,
+                %reason,
+                "held hashrings file is taken on request"
+            ),
+            Some(reason) if waited >= longest => tracing::warn!(
+                component = "receive",
+                %path,
+                hash = config_hash,
+                %reason,
+                "held hashrings file is taken after {longest:?}"
+            ),
+            Some(reason) => {
+                let is_long = waited >= HELD_TOLD_AFTER;
+                if is_long && !held.is_told {
+                    tracing::error!(
+                        component = "receive",
+                        %path,
+                        hash = config_hash,
+                        err = %reason,
+                        "hashrings file is held back, the hashring before it stays; it is taken \
+                         when a replica set reaches its quorum, after {longest:?}, or by POST \
+                         /api/v1/ring/take"
+                    );
+                }
+                self.status.send_if_modified(|status| {
+                    let shown = status.held.as_mut().filter(|shown| shown.reason != reason);
+                    shown.map(|shown| shown.reason = reason).is_some()
+                });
+                self.held = Some(Held { is_told: held.is_told || is_long, ..held });
+                return Loaded::Held;
+            }
+        }
+        self.take(held.candidate);
+        Loaded::Changed
+    }
+
+    /// The file says again what is in force.
+    fn withdraw(&mut self) {
+        let Some(held) = self.held.take() else { return };
+        self.current.withdraw();
+        self.end_hold();
+        tracing::info!(
+            component = "receive",
+            path = %self.path.display(),
+            hash = held.candidate.config_hash,
+            "held hashrings file was withdrawn, and as it was before"
+        );
+    }
+
+    fn end_hold(&self) {
+        self.metrics.held.set(0.0);
+        self.metrics.held_since_seconds.set(0.0);
+        self.status.send_if_modified(|status| status.held.take().is_some());
+    }
+
+    /// Puts the rings in force.
+    fn take(&mut self, candidate: Candidate) {
+        self.held = None;
+        self.content_hash = Some(candidate.content_hash);
+        self.count_success(&candidate);
+        let before = self.current.load();
+        self.current.replace(candidate.hashring.clone());
+        self.end_hold();
+        self.tell_success(&candidate, before.as_deref());
+    }
+
+    fn count_success(&mut self, candidate: &Candidate) {
         let metrics = &self.metrics;
         metrics.changes.inc();
-        metrics.config_hash.set(config_hash as f64);
-        metrics.controller_hash.set(hashrings::controller_hash(content) as f64);
-        metrics.last_successful.set(1.0);
+        metrics.config_hash.set(candidate.config_hash as f64);
+        metrics.controller_hash.set(candidate.controller_hash as f64);
         metrics.last_success_seconds.set(self.clock.now() as f64 / 1000.0);
         // A ring that is gone has no nodes, rather than those it had.
         for name in self.names.drain() {
@@ -150,36 +393,39 @@ impl HashringsFile {
                 family.with(&[&name]).set(0.0);
             }
         }
-        for ring in hashring.rings() {
+        for ring in candidate.hashring.rings() {
             metrics.nodes.with(&[ring.name]).set(ring.options.endpoints.len() as f64);
             metrics.tenants.with(&[ring.name]).set(ring.options.tenants.len() as f64);
             metrics.warnings.with(&[ring.name]).set(0.0);
             self.names.insert(ring.name.to_owned());
         }
-        for warning in hashring.warnings() {
+        for warning in candidate.hashring.warnings() {
             metrics.warnings.with(&[&warning.hashring]).add(1.0);
-            tracing::warn!(
-                component = "receive",
-                hashring = %warning.hashring,
-                err = %warning.kind,
-                "hashring has a flaw"
-            );
         }
     }
 
     /// Only now that it is true.
-    fn tell_success(&self, config_hash: u64) {
-        *self.status.lock() = FileStatus {
-            config_hash: Some(config_hash),
-            loaded_at: Some(self.clock.now()),
-            last_error: None,
-        };
+    fn tell_success(&self, candidate: &Candidate, before: Option<&Hashring>) {
+        self.status.send_modify(|status| {
+            status.config_hash = Some(candidate.config_hash);
+            status.loaded_at = Some(self.clock.now());
+        });
         tracing::info!(
             component = "receive",
             path = %self.path.display(),
-            hash = config_hash,
-            "hashring configuration is in force"
+            hash = candidate.config_hash,
+            ringHash = %candidate.hashring.hash(),
+            "hashrings file is taken"
         );
+        log_rings(&candidate.hashring, before);
+    }
+
+    /// The content that was read last is good. If there was an error, its end is told.
+    fn recover(&self, how: &'static str) {
+        self.metrics.last_successful.set(1.0);
+        if self.status.send_if_modified(|status| status.last_error.take().is_some()) {
+            tracing::info!(component = "receive", path = %self.path.display(), "{how}");
+        }
     }
 
     /// Counts and logs an error that has settled. The rings in force stay.
@@ -187,20 +433,19 @@ impl HashringsFile {
         self.metrics.errors.inc();
         self.metrics.last_successful.set(0.0);
         let message = error.to_string();
-        let mut status = self.status.lock();
-        let is_known = status.last_error.as_ref() == Some(&message);
-        status.last_error = Some(message);
-        drop(status);
+        let is_news = self.status.send_if_modified(|status| {
+            status.last_error.replace(message.clone()).as_ref() != Some(&message)
+        });
         let path = self.path.display();
-        if is_known {
-            tracing::debug!(component = "receive", err = %error, %path, "hashring file still refused");
-        } else {
+        if is_news {
             tracing::error!(
                 component = "receive",
                 err = %error,
                 %path,
                 "failed to load configuration file, the last good hashring stays"
             );
+        } else {
+            tracing::debug!(component = "receive", err = %error, %path, "hashring file still refused");
         }
     }
 
@@ -224,29 +469,78 @@ impl HashringsFile {
             } else {
                 WATCH_RETRY_DELAY
             };
-            tokio::select! {
-                () = stop.cancelled() => {}
-                () = tokio::time::sleep(wait) => {}
-                () = follower.changed.notified() => {}
-            }
+            let until = Instant::now() + wait;
+            let Some(file_again) = wait_for_change(file, until, &follower.changed, &stop).await
+            else {
+                return;
+            };
+            file = file_again;
         }
     }
+}
+
+/// Tells which rings are in force from now on that were not before, and what is odd about them.
+pub fn log_rings(hashring: &Hashring, before: Option<&Hashring>) {
+    for change in hashring.changes_since(before) {
+        tracing::info!(component = "receive", "{change}");
+    }
+    for warning in hashring.warnings() {
+        tracing::warn!(
+            component = "receive",
+            hashring = %warning.hashring,
+            err = %warning.kind,
+            "hashring has a flaw"
+        );
+    }
+}
+
+fn millis(duration: Duration) -> Timestamp {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// Waits until the file is to be read again, and looks at the rings that it holds back meanwhile.
+/// None if the runtime is going down, or looking has panicked.
+async fn wait_for_change(
+    mut file: HashringsFile,
+    until: Instant,
+    changed: &Notify,
+    stop: &CancellationToken,
+) -> Option<HashringsFile> {
+    let asked = file.asked.clone();
+    loop {
+        let is_held = file.held.is_some();
+        tokio::select! {
+            () = stop.cancelled() => return Some(file),
+            () = tokio::time::sleep_until(until) => return Some(file),
+            () = changed.notified() => return Some(file),
+            () = asked.told.notified(), if is_held => {}
+            () = tokio::time::sleep(HELD_LOOK_INTERVAL), if is_held => {}
+        }
+        (file, _) = off_the_runtime(file, HashringsFile::look_at_held).await?;
+    }
+}
+
+/// Reading blocks, and building large rings takes a while.
+async fn off_the_runtime<T: Send + 'static>(
+    mut file: HashringsFile,
+    work: impl FnOnce(&mut HashringsFile) -> T + Send + 'static,
+) -> Option<(HashringsFile, T)> {
+    let task = tokio::task::spawn_blocking(move || {
+        let result = work(&mut file);
+        (file, result)
+    });
+    let ended = task.await.inspect_err(|error| {
+        tracing::error!(component = "receive", err = %error, "hashrings file is not followed");
+    });
+    ended.ok()
 }
 
 /// Reads until the content is good, or stays bad. None if the runtime is going down, or
 /// reading has panicked.
 async fn load_settled(mut file: HashringsFile, changed: &Notify) -> Option<HashringsFile> {
     for read in 1.. {
-        // Reading blocks, and building large rings takes a while.
-        let task = tokio::task::spawn_blocking(move || {
-            let result = file.load();
-            (file, result)
-        });
-        let ended = task.await.inspect_err(|error| {
-            tracing::error!(component = "receive", err = %error, "hashrings file is not followed");
-        });
-        let (returned, result) = ended.ok()?;
-        file = returned;
+        let result;
+        (file, result) = off_the_runtime(file, HashringsFile::load).await?;
         let Err(error) = result else { break };
         if read == SETTLE_READS {
             file.complain(&error);
@@ -347,6 +641,8 @@ struct FileMetrics {
     nodes: GaugeVec,
     tenants: GaugeVec,
     warnings: GaugeVec,
+    held: Gauge,
+    held_since_seconds: Gauge,
 }
 
 impl FileMetrics {
@@ -396,6 +692,14 @@ impl FileMetrics {
                 "Flaws of each hashring in the file that was taken all the same.",
                 &["name"],
             ),
+            held: registry.gauge(
+                "ringest_ring_held",
+                "Whether the hashrings file is held back, as nothing could be written with it.",
+            ),
+            held_since_seconds: registry.gauge(
+                "ringest_ring_held_since_timestamp_seconds",
+                "Since when the hashrings file is held back; 0 if it is not.",
+            ),
         }
     }
 }
@@ -413,7 +717,7 @@ mod tests {
     struct Fixture {
         directory: tempfile::TempDir,
         current: CurrentHashring,
-        status: Arc<Mutex<FileStatus>>,
+        view: FileView,
         registry: Registry,
         stop: CancellationToken,
         task: Option<tokio::task::JoinHandle<()>>,
@@ -426,6 +730,10 @@ mod tests {
     impl Fixture {
         /// `arrange` prepares the directory; the file is `rings/hashrings.json` in it.
         fn follow(arrange: impl FnOnce(&Path)) -> Fixture {
+            Fixture::follow_with(HoldRules::never(), arrange)
+        }
+
+        fn follow_with(hold: HoldRules, arrange: impl FnOnce(&Path)) -> Fixture {
             let directory = tempfile::tempdir().unwrap();
             arrange(directory.path());
             let path = directory.path().join("rings/hashrings.json");
@@ -433,12 +741,12 @@ mod tests {
             let registry = Registry::new();
             let defaults = RingDefaults { algorithm: Algorithm::Ketama, replication_factor: 1 };
             let clock = Arc::new(ManualClock::at(7_500));
-            let file = HashringsFile::new(path, defaults, current.clone(), clock, &registry);
-            let status = file.status();
+            let file = HashringsFile::new(path, defaults, current.clone(), hold, clock, &registry);
+            let view = file.view();
             let stop = CancellationToken::new();
             // The interval is too long to play a part.
             let task = tokio::spawn(file.follow(Duration::from_secs(3600), stop.clone()));
-            Fixture { directory, current, status, registry, stop, task: Some(task) }
+            Fixture { directory, current, view, registry, stop, task: Some(task) }
         }
 
         fn path(&self, name: &str) -> PathBuf {
@@ -461,10 +769,8 @@ mod tests {
             self.wait_until(has_error).await;
         }
 
-        async fn wait_until(&self, holds: impl Fn(&FileStatus) -> bool) {
-            while !holds(&self.status.lock()) {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
+        async fn wait_until(&self, holds: impl FnMut(&FileStatus) -> bool) {
+            self.view.status.clone().wait_for(holds).await.unwrap();
         }
 
         fn metric(&self, line_start: &str) -> Option<String> {
@@ -584,8 +890,9 @@ mod tests {
         let current = CurrentHashring::none_yet();
         let defaults = RingDefaults { algorithm: Algorithm::Ketama, replication_factor: 1 };
         let clock = Arc::new(ManualClock::at(0));
+        let hold = HoldRules::never();
         let mut file =
-            HashringsFile::new(path.clone(), defaults, current.clone(), clock, &registry);
+            HashringsFile::new(path.clone(), defaults, current.clone(), hold, clock, &registry);
         let content = r#"[{"hashring":"x","tenants":["t"],"endpoints":["a:1","a:1"]}]"#;
         fs::write(&path, content).unwrap();
         assert_eq!(file.load().unwrap(), Loaded::Changed);
@@ -614,5 +921,125 @@ mod tests {
         let page = registry.expose();
         assert!(page.contains("thanos_receive_hashring_nodes{name=\"x\"} 0"));
         assert!(page.contains("thanos_receive_hashring_nodes{name=\"h\"} 1"));
+    }
+
+    /// Rings are held while the endpoint is not among those that are available.
+    fn held_unless(available: &Arc<Mutex<HashSet<String>>>, longest: Duration) -> HoldRules {
+        let available = available.clone();
+        let reason = move |before: &Hashring, next: &Hashring| {
+            before.lost_in(next, 1, |at| available.lock().contains(&at.address))
+        };
+        HoldRules { longest, reason: Box::new(reason) }
+    }
+
+    fn available(addresses: &[&str]) -> Arc<Mutex<HashSet<String>>> {
+        Arc::new(Mutex::new(addresses.iter().map(|address| (*address).to_owned()).collect()))
+    }
+
+    fn is_held(status: &FileStatus) -> bool {
+        status.held.is_some()
+    }
+
+    const NEVER_OVER: Duration = Duration::from_secs(3600);
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn rings_that_nobody_can_write_to_are_held_until_somebody_can() {
+        let there = available(&["a:1"]);
+        let hold = held_unless(&there, NEVER_OVER);
+        let fixture = Fixture::follow_with(hold, with_file(&ring("a:1")));
+        fixture.wait_for("a:1").await;
+        assert_eq!(fixture.metric("ringest_ring_held ").unwrap(), "0");
+        fs::write(fixture.path("hashrings.json"), ring("b:1")).unwrap();
+        fixture.wait_until(is_held).await;
+        let held = fixture.view.status().held.unwrap();
+        assert_eq!(held.hashring.endpoints(), [Endpoint::at("b:1")]);
+        assert_eq!((held.since, held.until - held.since), (7_500, 3_600_000));
+        assert!(held.reason.to_string().contains("quorum of 1: 0 of its 1"), "{}", held.reason);
+        assert_eq!(fixture.metric("ringest_ring_held ").unwrap(), "1");
+        let since = "ringest_ring_held_since_timestamp_seconds";
+        assert_eq!(fixture.metric(since).unwrap(), "7.5");
+        assert_eq!(fixture.current.load().unwrap().endpoints(), [Endpoint::at("a:1")]);
+        // Its members are known to those who dial.
+        fixture.current.while_settled(|_, next| {
+            assert_eq!(next.unwrap().endpoints(), [Endpoint::at("b:1")]);
+        });
+        there.lock().insert("b:1".to_owned());
+        fixture.wait_for("b:1").await;
+        fixture.wait_until(|status| !is_held(status)).await;
+        fixture.current.while_settled(|_, next| assert!(next.is_none()));
+        assert_eq!(fixture.metric("ringest_ring_held ").unwrap(), "0");
+        assert_eq!(fixture.metric(since).unwrap(), "0");
+        fixture.end().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn held_rings_are_taken_on_request_or_when_their_time_is_over() {
+        let there = available(&["a:1"]);
+        let hold = held_unless(&there, NEVER_OVER);
+        let fixture = Fixture::follow_with(hold, with_file(&ring("a:1")));
+        fixture.wait_for("a:1").await;
+        assert!(!fixture.view.take_held().await, "nothing is held");
+        fs::write(fixture.path("hashrings.json"), ring("b:1")).unwrap();
+        fixture.wait_until(is_held).await;
+        assert!(fixture.view.take_held().await);
+        assert_eq!(fixture.current.load().unwrap().endpoints(), [Endpoint::at("b:1")]);
+        fixture.end().await;
+
+        let hold = held_unless(&there, Duration::from_millis(1));
+        let fixture = Fixture::follow_with(hold, with_file(&ring("a:1")));
+        fixture.wait_for("a:1").await;
+        fs::write(fixture.path("hashrings.json"), ring("b:1")).unwrap();
+        fixture.wait_for("b:1").await;
+        fixture.end().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_held_file_may_be_withdrawn_replaced_or_spoiled() {
+        let there = available(&["a:1"]);
+        let hold = held_unless(&there, NEVER_OVER);
+        let fixture = Fixture::follow_with(hold, with_file(&ring("a:1")));
+        fixture.wait_for("a:1").await;
+        let holds = |address: &'static str| {
+            move |status: &FileStatus| {
+                let wanted = [Endpoint::at(address)];
+                status.held.as_ref().is_some_and(|held| held.hashring.endpoints() == wanted)
+            }
+        };
+        fs::write(fixture.path("hashrings.json"), ring("b:1")).unwrap();
+        fixture.wait_until(holds("b:1")).await;
+        let changes = fixture.current.subscribe();
+        fs::write(fixture.path("hashrings.json"), ring("a:1")).unwrap();
+        fixture.wait_until(|status| !is_held(status)).await;
+        assert!(changes.has_changed().unwrap(), "connections to b:1 are for nobody now");
+        fixture.current.while_settled(|_, next| assert!(next.is_none()));
+
+        fs::write(fixture.path("hashrings.json"), ring("c:1")).unwrap();
+        fixture.wait_until(holds("c:1")).await;
+        fs::write(fixture.path("hashrings.json"), ring("d:1")).unwrap();
+        fixture.wait_until(holds("d:1")).await;
+        fs::write(fixture.path("hashrings.json"), "nonsense").unwrap();
+        fixture.wait_for_error("not parsable").await;
+        assert!(holds("d:1")(&fixture.view.status()), "it was good");
+        there.lock().insert("d:1".to_owned());
+        fixture.wait_for("d:1").await;
+        assert!(fixture.view.status().last_error.is_some());
+        fixture.end().await;
+    }
+
+    #[test]
+    fn the_first_rings_are_never_held() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("h.json");
+        let current = CurrentHashring::none_yet();
+        let defaults = RingDefaults { algorithm: Algorithm::Ketama, replication_factor: 1 };
+        let hold = held_unless(&available(&[]), NEVER_OVER);
+        let (clock, registry) = (Arc::new(ManualClock::at(0)), Registry::new());
+        let mut file =
+            HashringsFile::new(path.clone(), defaults, current.clone(), hold, clock, &registry);
+        fs::write(&path, ring("a:1")).unwrap();
+        assert_eq!(file.load().unwrap(), Loaded::Changed);
+        // Nor those that follow when nothing can be written anyway.
+        fs::write(&path, ring("b:1")).unwrap();
+        assert_eq!(file.load().unwrap(), Loaded::Changed);
     }
 }

@@ -47,6 +47,7 @@ fn fixture_with_timeout(inflight_bytes_max: u64, body_read_timeout: Duration) ->
         admission: admission.clone(),
         body_read_timeout,
         takes_merged: true,
+        ring_hash: Box::new(|| RingHash::parse(b"0123456789ab")),
         tasks: tasks.clone(),
     };
     let server =
@@ -107,6 +108,17 @@ fn request(pad: usize) -> Vec<u8> {
 fn framed(flag: u8, message: &[u8]) -> Vec<u8> {
     let len = (message.len() as u32).to_be_bytes();
     [&[flag], &len[..], message].concat()
+}
+
+#[tokio::test]
+async fn every_answer_tells_of_the_rings_in_force() {
+    let fixture = fixture(1 << 20);
+    for (encoding, expected) in [("", Code::Ok), ("lz4", Code::Unimplemented)] {
+        let body = Body::new(Full::new(framed(0, &request(100)).into()));
+        let response = fixture.call(encoding, body).await;
+        assert_eq!(response.headers()["ringest-ring"], "0123456789ab");
+        assert_eq!(code(response).await, expected);
+    }
 }
 
 #[tokio::test]
@@ -207,6 +219,7 @@ async fn a_node_that_only_routes_takes_no_merged_messages() {
         admission: Admission::new(1 << 20),
         body_read_timeout: Duration::from_secs(30),
         takes_merged: false,
+        ring_hash: Box::new(|| None),
         tasks: TaskTracker::new(),
     };
     let server =
