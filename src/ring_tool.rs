@@ -1,7 +1,8 @@
-//! `ringest ring`: where series are, and what a change of the ring would move.
+//! `ringest ring`: where series are, what a change of the ring would move, and how its members are.
 
 mod diff;
 mod series;
+mod status;
 
 use std::fmt;
 use std::io::{self, BufRead, Write};
@@ -31,6 +32,8 @@ enum ToolError {
     Refused { path: PathBuf, error: HashringsError },
     #[error("{path}: the hashrings have flaws (--strict)")]
     Flawed { path: PathBuf },
+    #[error("cannot start: {0}")]
+    Runtime(#[source] io::Error),
     #[error("cannot write: {0}")]
     Write(#[from] io::Error),
 }
@@ -82,6 +85,7 @@ pub fn command() -> Command {
         .arg_required_else_help(true)
         .subcommand(locate)
         .subcommand(diff)
+        .subcommand(status::command())
 }
 
 fn ring_args() -> [Arg; 4] {
@@ -110,13 +114,14 @@ fn ring_args() -> [Arg; 4] {
 /// Runs what the command line asks for.
 pub fn run(matches: &ArgMatches) -> ExitCode {
     let result = match matches.subcommand() {
-        Some(("locate", matches)) => locate(matches),
-        Some(("diff", matches)) => diff(matches),
-        // clap asks for one of the two.
-        _ => Ok(()),
+        Some(("locate", matches)) => locate(matches).map(|()| ExitCode::SUCCESS),
+        Some(("diff", matches)) => diff(matches).map(|()| ExitCode::SUCCESS),
+        Some(("status", matches)) => status::run(matches),
+        // clap asks for one of them.
+        _ => Ok(ExitCode::SUCCESS),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         // Whoever read the output has seen enough.
         Err(ToolError::Write(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
             ExitCode::SUCCESS

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use crate::load::Load;
 use crate::node::{Node, ketama, start_all};
@@ -25,6 +26,73 @@ fn a_node_that_knows_of_a_member_that_another_does_not_answers_all_writes() {
     fs::write(&files[1], ketama([first, second, third])).unwrap();
     fs::write(&files[2], ketama([first, second, third])).unwrap();
     answers_all_writes(root.path(), &mut nodes, 2);
+}
+
+#[test]
+fn nodes_with_different_rings_see_it_and_the_status_tool_tells() {
+    let root = tempfile::tempdir().unwrap();
+    let (mut nodes, files) = members(root.path(), 2);
+    // Never started.
+    let third = Node::new(root.path(), "third");
+    let both = ketama(&nodes);
+    fs::write(&files[0], &both).unwrap();
+    fs::write(&files[1], ketama(nodes.iter().chain([&third]))).unwrap();
+    nodes.iter_mut().for_each(Node::start);
+    nodes[0].wait_others();
+    let mut load = Load::start(root.path(), "load", &nodes[0]);
+    load.wait_stretch();
+    let disagreeing = "ringest_ring_disagreeing_members";
+    nodes[0].wait_until("disagrees", |node| node.metric(disagreeing) == 1.0);
+    assert_eq!(nodes[0].metric("ringest_peer_ring_agrees"), 0.0);
+    let hash = |node: &Node| node.ring()["ring_hash"].as_str().expect("a hash").to_owned();
+    let hashes = [hash(&nodes[0]), hash(&nodes[1])];
+    assert_ne!(hashes[0], hashes[1]);
+    let member = nodes[0].member(&nodes[1].grpc);
+    assert_eq!(
+        (&member["ring_hash"], &member["ring_agrees"]),
+        (&hashes[1].clone().into(), &false.into())
+    );
+    assert_eq!(nodes[0].member(&nodes[0].grpc)["ring_hash"], hashes[0]);
+
+    let (code, table) = status(&nodes);
+    assert_eq!(code, 1, "{table}");
+    let line = |address: &str| {
+        let line = table.lines().find(|line| line.starts_with(address));
+        line.unwrap_or_else(|| panic!("{address} in {table}"))
+            .split_whitespace()
+            .collect::<Vec<_>>()
+    };
+    let [first, second] = [0, 1].map(|i| line(&nodes[i].grpc));
+    assert_eq!(first[1..6], ["yes", "RouterIngestor", "yes", &hashes[0], "local"]);
+    assert_eq!(second[1..7], ["yes", "RouterIngestor", "yes", &hashes[1], "*", "open"]);
+    assert_eq!(line(&third.grpc)[1], "no");
+
+    // The same rings, written in another way.
+    let file: serde_json::Value = serde_json::from_str(&both).unwrap();
+    fs::write(&files[1], serde_json::to_string_pretty(&file).unwrap()).unwrap();
+    nodes[1].wait_until("has the same ring", |node| node.ring()["ring_hash"] == hashes[0]);
+    load.wait_stretch();
+    let second = nodes[1].grpc.clone();
+    nodes[0].wait_until("agrees", |node| {
+        node.metric(disagreeing) == 0.0 && node.member(&second)["ring_agrees"] == true
+    });
+    assert_eq!(nodes[0].metric("ringest_peer_ring_agrees"), 1.0);
+    load.stop().verify(&nodes, 1);
+    let (code, table) = status(&nodes);
+    assert_eq!(code, 0, "{table}");
+    assert_eq!(table.lines().count(), 3, "{table}");
+}
+
+/// What `ringest ring status` says of these nodes, and its exit code.
+fn status(nodes: &[Node]) -> (i32, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ringest"));
+    command.args(["ring", "status"]);
+    command.args(nodes.iter().map(|node| format!("--url=http://{}", node.http)));
+    // The port of no node: a member that is not given is to be found by nobody.
+    let output = command.arg("--http-port=1").output().expect("the tool starts");
+    let said = String::from_utf8(output.stderr).expect("UTF-8");
+    assert!(said.is_empty(), "{said}");
+    (output.status.code().expect("an end"), String::from_utf8(output.stdout).expect("UTF-8"))
 }
 
 /// Nodes that each have a ring's file of their own, still to be written.
