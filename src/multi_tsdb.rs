@@ -21,7 +21,7 @@ use std::thread;
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use crate::clock::Clock;
 use crate::disk::{DirLock, Disk};
@@ -33,6 +33,7 @@ use crate::multi_tsdb::append_lane::AppendMetrics;
 pub use crate::multi_tsdb::append_lane::{AppendError, AppendLane};
 use crate::multi_tsdb::disk_threads::{DiskThreads, DiskThreadsOptions};
 use crate::multi_tsdb::periodic::Periodic;
+use crate::multi_tsdb::syncer::SyncLane;
 use crate::multi_tsdb::tenant::ExternalLabels;
 pub use crate::multi_tsdb::tenant::{LabelSet, Tenant};
 use crate::tsdb::options::DbOptions;
@@ -59,8 +60,16 @@ pub struct MultiTsdbOptions {
 /// Logs replayed side by side at start; each replay uses up to three threads.
 const REPLAYS_TOGETHER: usize = 2;
 
-/// Threads that wait in the disk for as many tenants' logs, at most.
+/// Threads that write as many tenants' logs, at most: each may hang in the disk.
 const APPEND_THREADS_MAX: usize = 64;
+
+/// Threads that sync as many tenants' logs, at most, and while none hangs.
+const SYNC_THREADS_MAX: usize = 64;
+const SYNC_THREADS: usize = 2;
+
+/// Tenants made at the same time: a disk that hangs must not take all of the runtime's threads for
+/// blocking work.
+const MADE_TOGETHER: usize = 32;
 
 /// How often a quarantined tenant is tried again.
 const QUARANTINE_RETRY: Duration = Duration::from_secs(15);
@@ -79,6 +88,9 @@ pub struct MultiTsdb {
     /// What all appends run on.
     append_threads: Arc<DiskThreads>,
     append_metrics: Arc<AppendMetrics>,
+    sync_threads: Arc<DiskThreads>,
+    /// Places for those that make tenants.
+    makers: Arc<Semaphore>,
     quarantined: Gauge,
     open_retries: Counter,
     /// The threads for what is done from time to time; none once closed.
@@ -145,6 +157,11 @@ impl MultiTsdb {
             threads_max: APPEND_THREADS_MAX,
         });
         let append_threads = Arc::new(append_threads.map_err(StartError::Threads)?);
+        let sync_threads = DiskThreads::start(DiskThreadsOptions {
+            name: "sync",
+            threads_usual: SYNC_THREADS,
+            threads_max: SYNC_THREADS_MAX,
+        });
         let append_metrics = AppendMetrics::new(registry);
         show_appends(registry, &append_threads, &append_metrics);
         let entries = found.iter().map(|found| (found.id.clone(), Entry::Opening)).collect();
@@ -163,6 +180,8 @@ impl MultiTsdb {
             is_closed: AtomicBool::new(false),
             append_threads,
             append_metrics,
+            sync_threads: Arc::new(sync_threads.map_err(StartError::Threads)?),
+            makers: Arc::new(Semaphore::new(MADE_TOGETHER)),
             quarantined: registry.gauge(
                 "ringest_tenants_quarantined",
                 "Tenants whose data could not be opened and that are not served.",
@@ -214,17 +233,35 @@ impl MultiTsdb {
     /// The tenant, made if need be. Several first writes at once make it once.
     pub async fn create(self: &Arc<Self>, id: &TenantId) -> Result<Arc<Tenant>, TenantError> {
         loop {
-            let mut created = match self.claim(id)? {
+            let being_made = match self.tenants.read().get(id) {
+                Some(Entry::Creating(created)) => Some(created.clone()),
+                _ => None,
+            };
+            if let Some(created) = being_made {
+                wait_made(created).await;
+                continue;
+            }
+            // Before the claim, which a request that goes away would leave behind. It is never
+            // closed.
+            let Ok(place) = self.makers.clone().acquire_owned().await else {
+                return Err(TenantError::Closed);
+            };
+            match self.claim(id)? {
                 Claim::Open(tenant) => return Ok(tenant),
-                Claim::Wait(created) => created,
+                Claim::Wait(created) => {
+                    drop(place);
+                    wait_made(created).await;
+                }
                 Claim::Ours(done) => {
                     let (tenants, id) = (self.clone(), id.clone());
-                    let made = tokio::task::spawn_blocking(move || tenants.make(&id, done)).await;
+                    let make = move || {
+                        let _place = place;
+                        tenants.make(&id, done)
+                    };
+                    let made = tokio::task::spawn_blocking(make).await;
                     return made.unwrap_or_else(|err| Err(TenantError::NotMade(err.to_string())));
                 }
-            };
-            // An error means that the maker is done or gone; the entry is settled either way.
-            let _ = created.changed().await;
+            }
         }
     }
 
@@ -244,6 +281,7 @@ impl MultiTsdb {
             }
         }
         self.append_threads.close();
+        self.sync_threads.close();
         // Their locks are files, and others wait for this one meanwhile.
         let closed = std::mem::take(&mut *self.tenants.write());
         drop(closed);
@@ -391,7 +429,9 @@ impl MultiTsdb {
         let db = Arc::new(opened.db);
         let (threads, metrics) = (self.append_threads.clone(), self.append_metrics.clone());
         let appends = AppendLane::new(id.clone(), db.clone(), threads, metrics);
-        Ok(Arc::new(Tenant { id: id.clone(), db, appends, external_labels }))
+        let log = db.sync_handle().clone();
+        let syncs = SyncLane::new(id.clone(), log, self.sync_threads.clone());
+        Ok(Arc::new(Tenant { id: id.clone(), db, appends, syncs, external_labels }))
     }
 
     fn dir_of(&self, id: &TenantId) -> PathBuf {
@@ -402,6 +442,11 @@ impl MultiTsdb {
     pub fn hasher(&self) -> &KeyHasher {
         &self.hasher
     }
+}
+
+async fn wait_made(mut created: watch::Receiver<()>) {
+    // An error means that the maker is done or gone; the entry is settled either way.
+    let _ = created.changed().await;
 }
 
 /// Gives a claimed tenant up if making it panics, and then tells who waits.

@@ -44,7 +44,7 @@ struct State {
     gate: Arc<Gate>,
 }
 
-/// What writes and syncs go through before they do anything.
+/// What writes and syncs, and what makes files and directories, go through before they do anything.
 #[derive(Default)]
 struct Gate {
     state: Mutex<GateState>,
@@ -138,12 +138,13 @@ impl FaultyDisk {
         self.0.lock().bytes_max = bytes_max;
     }
 
-    /// Lets writes and syncs of files below `dir` wait from now on, as on a disk that hangs.
+    /// Lets writes and syncs of files below `dir`, and the making of such, wait from now on, as on a
+    /// disk that hangs.
     pub fn stall(&self, dir: &Path) {
         self.gate().state.lock().shut.insert(dir.to_owned());
     }
 
-    /// Blocks until so many writes and syncs wait.
+    /// Blocks until so many operations wait.
     pub fn wait_stalled(&self, count: usize) {
         let gate = self.gate();
         gate.changed.wait_while(&mut gate.state.lock(), |state| state.waiting < count);
@@ -373,6 +374,7 @@ impl Drop for FaultyLock {
 
 impl Disk for FaultyDisk {
     fn create_dir_all(&self, path: &Path) -> io::Result<()> {
+        self.gate().pass(path);
         let mut state = self.0.lock();
         state.begin_whole()?;
         for dir in path.ancestors() {
@@ -403,6 +405,7 @@ impl Disk for FaultyDisk {
     }
 
     fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        self.gate().pass(path);
         let mut state = self.0.lock();
         state.begin_whole()?;
         if !path.parent().is_some_and(|dir| state.live.dirs.contains(dir)) {
@@ -461,6 +464,7 @@ impl Disk for FaultyDisk {
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        self.gate().pass(dir);
         let mut state = self.0.lock();
         state.begin_whole()?;
         let State { live, durable, .. } = &mut *state;

@@ -197,7 +197,8 @@ impl Shared {
                 drop(state);
                 if let Some(turn) = turn.filter(|turn| turn.is_told) {
                     let seconds = turn.since.elapsed().as_secs_f64();
-                    tracing::info!(tenant = lane.name(), seconds, "the disk goes on");
+                    let threads = self.options.name;
+                    tracing::info!(tenant = lane.name(), threads, seconds, "the disk goes on");
                 }
                 // Nobody else may have it any more, and its end takes locks and the disk.
                 drop(lane);
@@ -238,12 +239,12 @@ impl Shared {
                 continue;
             }
             drop(state);
+            let threads = self.options.name;
             if let Err(err) = grown {
-                let threads = self.options.name;
                 tracing::error!(%err, threads, "starting a thread for the disk failed");
             }
             for lane in stalled {
-                tracing::warn!(tenant = lane.name(), "waiting for the disk takes long");
+                tracing::warn!(tenant = lane.name(), threads, "waiting for the disk takes long");
             }
             state = self.state.lock();
         }

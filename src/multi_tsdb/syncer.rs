@@ -1,10 +1,15 @@
-//! Makes every tenant's log durable at least once a second.
+//! Makes every tenant's log durable at least once a second, each on a thread for the disk: one that
+//! hangs holds up no other.
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use crate::model::tenant::TenantId;
+use crate::multi_tsdb::disk_threads::{DiskThreads, Lane};
 use crate::multi_tsdb::{MultiTsdb, Tenant};
+use crate::tsdb::wal::SyncHandle;
 
 /// Half of the second that is promised: a sync takes its time, too.
 pub(super) const SYNC_EVERY: Duration = Duration::from_millis(500);
@@ -32,15 +37,52 @@ pub(super) fn mend_failed(tenants: &MultiTsdb) {
 
 /// Each log makes its own failure good.
 fn sync_each(tenants: Vec<Arc<Tenant>>) {
-    for tenant in tenants {
-        if let Err(err) = tenant.db.sync_handle().sync() {
-            tracing::error!(tenant = %tenant.id, %err, "syncing the log failed");
+    tenants.iter().for_each(|tenant| tenant.syncs.schedule());
+}
+
+/// The syncs of one tenant's log.
+pub(super) struct SyncLane(Arc<Inner>);
+
+struct Inner {
+    tenant: TenantId,
+    log: SyncHandle,
+    threads: Arc<DiskThreads>,
+    /// Whether a sync is under way or will be.
+    is_scheduled: AtomicBool,
+}
+
+impl SyncLane {
+    pub(super) fn new(tenant: TenantId, log: SyncHandle, threads: Arc<DiskThreads>) -> SyncLane {
+        let is_scheduled = AtomicBool::new(false);
+        SyncLane(Arc::new(Inner { tenant, log, threads, is_scheduled }))
+    }
+
+    /// Syncs what is written by now; with the sync that is under way or the next one.
+    fn schedule(&self) {
+        if !self.0.is_scheduled.swap(true, Ordering::AcqRel) {
+            self.0.threads.schedule(self.0.clone());
         }
+    }
+}
+
+impl Lane for Inner {
+    fn name(&self) -> &str {
+        self.tenant.as_str()
+    }
+
+    fn serve(&self) -> bool {
+        if let Err(err) = self.log.sync() {
+            tracing::error!(tenant = %self.tenant, %err, "syncing the log failed");
+        }
+        // What is written since is dirty and comes with the next look.
+        self.is_scheduled.store(false, Ordering::Release);
+        false
     }
 }
 
 /// One sync of the file system for all; whether it succeeded.
 fn sync_together(tenants: &MultiTsdb, dirty: &[Arc<Tenant>]) -> bool {
+    // One that is being written may be on a disk that hangs, and is synced by itself.
     let written: Vec<_> =
         dirty.iter().map(|tenant| tenant.db.sync_handle().written_position()).collect();
     let synced = tenants.disk.sync_file_system(&tenants.options.dir);
@@ -51,9 +93,11 @@ fn sync_together(tenants: &MultiTsdb, dirty: &[Arc<Tenant>]) -> bool {
         }
     }
     for (tenant, position) in dirty.iter().zip(written) {
-        match synced {
-            Ok(()) => tenant.db.sync_handle().mark_synced(position),
-            Err(_) => tenant.db.sync_handle().mark_sync_failed(),
+        let log = tenant.db.sync_handle();
+        match (&synced, position) {
+            (Err(_), _) => log.mark_sync_failed(),
+            (Ok(()), Some(position)) if log.mark_synced(position) => {}
+            (Ok(()), _) => tenant.syncs.schedule(),
         }
     }
     synced.is_ok()

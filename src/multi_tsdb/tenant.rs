@@ -6,6 +6,7 @@ use arc_swap::ArcSwap;
 
 use crate::hashring::{CurrentHashring, Hashring};
 use crate::model::tenant::TenantId;
+use crate::multi_tsdb::syncer::SyncLane;
 use crate::multi_tsdb::{AppendLane, MultiTsdbOptions};
 use crate::tsdb::{Db, Opened};
 
@@ -15,6 +16,7 @@ pub struct Tenant {
     pub db: Arc<Db>,
     /// What is written goes this way.
     pub appends: AppendLane,
+    pub(super) syncs: SyncLane,
     pub(super) external_labels: ExternalLabels,
 }
 

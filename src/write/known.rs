@@ -4,6 +4,10 @@
 //! that the cache misses of their look-ups overlap. Where the sender repeats its order, the next
 //! series is guessed to be the next slot, and a right guess skips hash and table.
 
+use std::ops::Deref;
+
+use parking_lot::RwLockReadGuard;
+
 use crate::model::key_table::{KeyHash, Slot};
 use crate::model::labels::{KeyBuilder, METRIC_NAME, fmt_labels};
 use crate::tsdb::head::batch::Batch;
@@ -18,6 +22,10 @@ use crate::write::{Manners, WriteOutcome};
 
 /// Messages looked up together.
 const WINDOW: usize = 16;
+
+/// Windows looked up before those who make series have their turn: half a millisecond, as they keep
+/// all other requests of the tenant waiting that come behind them.
+const WINDOWS_PER_HOLD: usize = 128;
 
 /// The shortest sample with a time after 1971: two bytes of header, a tag and six of time.
 const SAMPLE_BYTES_MIN: usize = 9;
@@ -57,6 +65,7 @@ pub fn decode_request(
     caps: LabelCaps,
     batch: &mut Batch,
 ) -> Result<WriteOutcome, DecodeError> {
+    let known = Known::Alone(known);
     decode_fields(RequestFields::new(request), request.len(), known, manners, caps, batch)
 }
 
@@ -65,7 +74,7 @@ pub fn decode_request(
 pub fn decode_fields<'r>(
     fields: impl IntoIterator<Item = Result<RequestField<'r>, DecodeError>>,
     bytes: usize,
-    known: &SeriesSet,
+    known: Known<'_>,
     manners: Manners,
     caps: LabelCaps,
     batch: &mut Batch,
@@ -84,6 +93,7 @@ pub fn decode_fields<'r>(
     };
     let mut window = [&[][..]; WINDOW];
     let mut filled = 0;
+    let mut windows = 0;
     for field in fields {
         match field? {
             RequestField::TimeSeries(series) => {
@@ -92,6 +102,10 @@ pub fn decode_fields<'r>(
                 if filled == WINDOW {
                     decoder.decode_window(&window)?;
                     filled = 0;
+                    windows += 1;
+                    if windows % WINDOWS_PER_HOLD == 0 {
+                        decoder.known.let_others_in();
+                    }
                 }
             }
             RequestField::Metadata(metadata) => {
@@ -104,8 +118,36 @@ pub fn decode_fields<'r>(
     Ok(decoder.outcome)
 }
 
+/// The series that a request is looked up in.
+pub enum Known<'k> {
+    /// Nobody makes series in it meanwhile.
+    Alone(&'k SeriesSet),
+    /// Others wait to make some. They keep their slots, so the lock may change hands in between.
+    Shared(RwLockReadGuard<'k, SeriesSet>),
+}
+
+impl Known<'_> {
+    fn let_others_in(&mut self) {
+        if let Known::Shared(guard) = self {
+            RwLockReadGuard::bump(guard);
+        }
+    }
+}
+
+impl Deref for Known<'_> {
+    type Target = SeriesSet;
+
+    #[inline]
+    fn deref(&self) -> &SeriesSet {
+        match self {
+            Known::Alone(set) => set,
+            Known::Shared(guard) => guard,
+        }
+    }
+}
+
 struct Decoder<'r, 'k> {
-    known: &'k SeriesSet,
+    known: Known<'k>,
     manners: Manners,
     caps: LabelCaps,
     /// A sample takes 72 bytes on its way to the log, and two of a request if it is all zero. So
@@ -214,7 +256,7 @@ impl<'r> Decoder<'r, '_> {
                     other => others.count(other)?,
                 }
             }
-            let known = self.known;
+            let known = &self.known;
             others.add_to(&mut self.outcome, || known.key(slot).labels().collect());
             self.guess.next = slot + 1;
             return Ok(());

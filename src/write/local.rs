@@ -17,7 +17,7 @@ use crate::wire::remote_write_v1::{DecodeError, RequestField, RequestFields};
 use crate::write::admission::{Admission, InflightGuard, Overloaded};
 use crate::write::distribute::PlacedSeries;
 use crate::write::error::{Reason, Refusals, WriteError};
-use crate::write::known::{LabelCaps, decode_fields};
+use crate::write::known::{Known, LabelCaps, decode_fields};
 use crate::write::{Manners, WriteOutcome};
 
 /// Batches kept for reuse: about as many as requests are decoded at once.
@@ -109,11 +109,12 @@ impl LocalWriter {
         batch: &mut Batch,
     ) -> Result<WriteOutcome, WriteError> {
         let existing = self.tenants.tenant_for_write(id).map_err(|err| not_ready(id, err))?;
-        let decoded = uninterrupted(bytes, || match &existing {
-            Some(tenant) => {
-                decode_fields(request, bytes, &tenant.db.lookup(), manners, self.caps, batch)
-            }
-            None => decode_fields(request, bytes, &self.nothing_known, manners, self.caps, batch),
+        let decoded = uninterrupted(bytes, || {
+            let known = match &existing {
+                Some(tenant) => Known::Shared(tenant.db.lookup()),
+                None => Known::Alone(&self.nothing_known),
+            };
+            decode_fields(request, bytes, known, manners, self.caps, batch)
         });
         let mut outcome = decoded.map_err(|err| WriteError::Invalid {
             stage: "decode protobuf",
@@ -168,9 +169,7 @@ impl LocalWriter {
                 .map_err(|err| WriteError::Unavailable(format!("tenant {}: {err}", tenant.id))),
             SyncPolicy::Segment => {
                 if report.closed_segment {
-                    let log = log.clone();
-                    // Its error is logged and counted by the log, as the answer does not wait.
-                    tokio::task::spawn_blocking(move || log.sync());
+                    log.sync_in_background();
                 }
                 Ok(())
             }

@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use parking_lot::{Mutex, MutexGuard};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use super::reader::{Found, SegmentReader};
 use super::repair::REWRITE_SUFFIX;
@@ -29,6 +29,9 @@ use crate::disk::{Disk, DiskFile};
 
 /// Unsynced bytes kept in memory, a log, unless every append is synced.
 const TAIL_BYTES_KEPT: usize = 1024 * 1024;
+/// Threads that sync for those who wait, over all logs. A disk that hangs must not take all of the
+/// runtime's threads for blocking work.
+const THREADS_MAX: usize = 64;
 /// Bytes copied at once from an old segment file to its successor.
 const COPY_BYTES: usize = 1024 * 1024;
 /// A tail buffer larger than this is freed when all is synced.
@@ -64,7 +67,9 @@ struct Shared {
     is_scheduled: AtomicBool,
     /// Held by whoever syncs; taken before `log`.
     turn: Mutex<()>,
-    /// Held while an append writes, and otherwise for moments.
+    /// A sync of the file system failed, which the log's state does not say yet.
+    has_failed: AtomicBool,
+    /// Held while an append writes, and otherwise for moments. Taken by [`Shared::lock`] only.
     log: Mutex<LogState>,
 }
 
@@ -138,6 +143,7 @@ impl SyncHandle {
             status: watch::Sender::new(SyncStatus { synced: start, failures: 0 }),
             is_scheduled: AtomicBool::new(false),
             turn: Mutex::new(()),
+            has_failed: AtomicBool::new(false),
             log: Mutex::new(LogState {
                 synced: start,
                 segments: VecDeque::from([current]),
@@ -153,21 +159,23 @@ impl SyncHandle {
         self.0.status.borrow().synced
     }
 
-    /// Up to where the log is written.
-    pub fn written_position(&self) -> LogPosition {
-        self.0.log.lock().written()
+    /// Up to where the log is written; `None` while it is being written, which may take as long as
+    /// the disk likes.
+    pub fn written_position(&self) -> Option<LogPosition> {
+        Some(self.0.try_lock()?.written())
     }
 
-    /// Whether anything is written that is not durable, or a failed sync is to be made good.
+    /// Whether anything is written that is not durable, or a failed sync is to be made good. Does
+    /// not wait for the disk: a log that is being written is dirty.
     pub fn is_dirty(&self) -> bool {
-        let log = self.0.log.lock();
+        let Some(log) = self.0.try_lock() else { return true };
         log.written() > log.synced || log.health == Health::TailUnsynced
     }
 
     /// Whether a sync failed and what it should have made durable is still to be written again.
-    /// Until then appends are refused.
+    /// Until then appends are refused, so a log that is being written does not need it.
     pub fn needs_rewrite(&self) -> bool {
-        self.0.log.lock().health == Health::TailUnsynced
+        self.0.try_lock().is_some_and(|log| log.health == Health::TailUnsynced)
     }
 
     /// Makes everything written before the call durable; up to where it then is. Blocks on the
@@ -185,17 +193,20 @@ impl SyncHandle {
         result
     }
 
-    /// Says that the file system was synced after the log was written up to `position`.
-    pub fn mark_synced(&self, position: LogPosition) {
-        let mut log = self.0.log.lock();
+    /// Says that the file system was synced after the log was written up to `position`. False if
+    /// the log is being written, so that it cannot be noted now.
+    pub fn mark_synced(&self, position: LogPosition) -> bool {
+        let Some(mut log) = self.0.try_lock() else { return false };
         if log.health == Health::Sound {
             self.advance(&mut log, position);
         }
+        true
     }
 
     /// Says that a sync of the file system failed, so that nothing since the last good one counts.
+    /// Whoever holds the log now may go on; the next one knows.
     pub fn mark_sync_failed(&self) {
-        self.0.log.lock().fail();
+        self.0.has_failed.store(true, Ordering::Release);
     }
 
     /// Waits until the log is durable up to `position`. Waiters share syncs: one runs at a time, on
@@ -213,13 +224,14 @@ impl SyncHandle {
             }
             if !self.0.is_scheduled.swap(true, Ordering::AcqRel) {
                 let handle = self.clone();
-                tokio::task::spawn_blocking(move || {
+                let sync = move || {
                     // Who comes once this sync has begun may not be covered by it and schedules the
                     // next, so there is at most one that waits for its turn.
                     let begin = || handle.0.is_scheduled.store(false, Ordering::Release);
                     // Waiters see an error in the status.
                     let _ = handle.sync_with(begin);
-                });
+                };
+                tokio::spawn(off_thread(sync));
             }
             if status.changed().await.is_err() {
                 return Err(SyncError::Failed);
@@ -227,9 +239,15 @@ impl SyncHandle {
         }
     }
 
+    /// Syncs on a thread for blocking work. Nobody waits: an error is logged and counted.
+    pub fn sync_in_background(&self) {
+        let handle = self.clone();
+        tokio::spawn(off_thread(move || drop(handle.sync())));
+    }
+
     /// The log's state for an append; `None` while appends are refused.
     pub(super) fn lock_for_append(&self) -> Option<LogGuard<'_>> {
-        let log = self.0.log.lock();
+        let log = self.0.lock();
         let tail_bytes_kept = self.0.tail_bytes_kept;
         (log.health == Health::Sound).then_some(LogGuard { log, tail_bytes_kept })
     }
@@ -238,7 +256,7 @@ impl SyncHandle {
         let _turn = self.0.turn.lock();
         on_turn();
         let (files, written, has_new_names, has_new_dirs) = {
-            let log = self.0.log.lock();
+            let log = self.0.lock();
             match log.health {
                 Health::TailLost => return Err(SyncError::TailLost),
                 Health::TailUnsynced => {
@@ -259,10 +277,10 @@ impl SyncHandle {
         self.0.metrics.fsync_duration.observe(started.elapsed().as_secs_f64());
         if let Err(err) = synced {
             tracing::warn!(dir = %self.0.dir.display(), %err, "the log could not be synced");
-            self.0.log.lock().fail();
+            self.0.lock().fail();
             return self.rewrite_tail();
         }
-        let mut log = self.0.log.lock();
+        let mut log = self.0.lock();
         // A file-system sync may have been reported failed meanwhile.
         if log.health != Health::Sound {
             return Err(SyncError::Failed);
@@ -284,7 +302,7 @@ impl SyncHandle {
     /// `TailUnsynced`, so nothing is appended meanwhile.
     fn rewrite_tail(&self) -> Result<LogPosition, SyncError> {
         let old: Vec<_> = {
-            let log = self.0.log.lock();
+            let log = self.0.lock();
             let parts = |part: &OpenSegment| {
                 (part.index, part.file.clone(), part.written, part.tail.clone())
             };
@@ -294,12 +312,12 @@ impl SyncHandle {
         for (index, file, written, tail) in &old {
             let rewritten = self.rewrite_segment(*index, &**file, *written, tail);
             if let Err(SyncError::TailLost) = rewritten {
-                self.0.log.lock().health = Health::TailLost;
+                self.0.lock().health = Health::TailLost;
             }
             files.push(rewritten?);
         }
         self.0.sync_names(true, true).map_err(SyncError::Io)?;
-        let mut log = self.0.log.lock();
+        let mut log = self.0.lock();
         for (segment, file) in log.segments.iter_mut().zip(files) {
             segment.file = file;
         }
@@ -335,7 +353,33 @@ impl SyncHandle {
     }
 }
 
+/// Does `sync` on a thread for blocking work, as soon as fewer than [`THREADS_MAX`] do.
+async fn off_thread(sync: impl FnOnce() + Send + 'static) {
+    static PLACES: Semaphore = Semaphore::const_new(THREADS_MAX);
+    // It is never closed.
+    let Ok(_place) = PLACES.acquire().await else { return };
+    // A panic was logged; waiters have their time-outs.
+    let _ = tokio::task::spawn_blocking(sync).await;
+}
+
 impl Shared {
+    /// May wait for a write to the disk.
+    fn lock(&self) -> MutexGuard<'_, LogState> {
+        self.with_failure(self.log.lock())
+    }
+
+    /// `None` while an append writes, and now and then otherwise.
+    fn try_lock(&self) -> Option<MutexGuard<'_, LogState>> {
+        Some(self.with_failure(self.log.try_lock()?))
+    }
+
+    fn with_failure<'s>(&self, mut log: MutexGuard<'s, LogState>) -> MutexGuard<'s, LogState> {
+        if self.has_failed.swap(false, Ordering::AcqRel) {
+            log.fail();
+        }
+        log
+    }
+
     /// Makes names of segments durable, and of the directories that lead to them.
     fn sync_names(&self, has_new_names: bool, has_new_dirs: bool) -> io::Result<()> {
         if has_new_names {

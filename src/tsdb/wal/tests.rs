@@ -299,10 +299,10 @@ fn a_file_system_sync_counts_up_to_where_the_log_was() {
     let mut wal = open(&disk, options(1 << 20, Compression::None, SyncPolicy::Interval));
     let handle = wal.sync_handle();
     let _ = wal.append(&[&sample(1)]).unwrap();
-    let position = handle.written_position();
+    let position = handle.written_position().unwrap();
     disk.sync_file_system(Path::new(DIR)).unwrap();
     let _ = wal.append(&[&sample(2)]).unwrap();
-    handle.mark_synced(position);
+    assert!(handle.mark_synced(position));
     assert_eq!(handle.synced_position(), position);
     assert!(handle.is_dirty());
     // What came behind is still kept: a failure now does not lose it.
@@ -430,9 +430,9 @@ proptest::proptest! {
                 }
                 Event::Sync => drop(handle.sync()),
                 Event::FileSystemSync => {
-                    let written = handle.written_position();
+                    let written = handle.written_position().unwrap();
                     match disk.sync_file_system(Path::new(DIR)) {
-                        Ok(()) => handle.mark_synced(written),
+                        Ok(()) => assert!(handle.mark_synced(written)),
                         Err(_) => handle.mark_sync_failed(),
                     }
                 }

@@ -260,3 +260,30 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_large_look_up_lets_series_be_made_in_between() {
+    /// Far more than it takes, should the other thread be late.
+    const FIELDS_MAX: usize = 20_000_000;
+    let known = parking_lot::RwLock::new(SeriesSet::new(KeyHasher::random()));
+    let is_made = std::sync::atomic::AtomicBool::new(false);
+    let message = encode(&[series(&[("a", "1")], &[])]);
+    let mut batch = Batch::default();
+    std::thread::scope(|scope| {
+        let guard = known.read();
+        scope.spawn(|| {
+            let mut set = known.write();
+            let hash = set.hash(b"k");
+            set.insert(hash, SeriesKey::from_canonical(b"k"));
+            is_made.store(true, std::sync::atomic::Ordering::Release);
+        });
+        // Goes on until it is made.
+        let fields = (0..FIELDS_MAX)
+            .take_while(|_| !is_made.load(std::sync::atomic::Ordering::Acquire))
+            .map(|_| RequestFields::new(&message).next().unwrap());
+        let (manners, caps) = (Manners::Thanos, LabelCaps::default());
+        let known = Known::Shared(guard);
+        decode_fields(fields, message.len(), known, manners, caps, &mut batch).unwrap();
+        assert!(is_made.load(std::sync::atomic::Ordering::Acquire), "nobody else was let in");
+    });
+}

@@ -367,3 +367,37 @@ async fn a_disk_that_hangs_before_a_sync_holds_no_thread_either() {
     let synced = Node::open(node.disk.after_power_cut());
     assert_eq!(synced.content("stuck").len(), 9);
 }
+
+#[tokio::test]
+async fn a_log_that_hangs_does_not_keep_the_others_from_being_synced() {
+    let node = Node::open_with(FaultyDisk::new(), SyncPolicy::Interval);
+    // It comes first in the order in which they are looked at.
+    let hanging = node.hang("a-stuck").await;
+    node.store("b", "a", 0).await;
+    let others = node.tenants.tenant(&tenant("b")).unwrap();
+    let log = others.db.sync_handle();
+    while log.written_position() != Some(log.synced_position()) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(Node::open(node.disk.after_power_cut()).content("b").len(), 1);
+    node.disk.release(&dir_of("a-stuck"));
+    hanging.await;
+}
+
+#[tokio::test]
+async fn tenants_whose_making_hangs_leave_threads_for_other_work() {
+    /// What a runtime has of them for blocking work.
+    const THREADS: usize = 512;
+    let node = Node::open(FaultyDisk::new());
+    node.disk.stall(Path::new("/data"));
+    let names: Vec<String> = (0..THREADS + 1).map(|i| format!("new-{i}")).collect();
+    let mut writes: Vec<_> = names.iter().map(|name| node.store(name, "a", 0).boxed()).collect();
+    writes.iter_mut().for_each(begin);
+    // Work of others has a thread all the same.
+    tokio::task::spawn_blocking(|| ()).await.unwrap();
+    // One that goes away leaves nothing that later ones would wait for.
+    drop(writes.pop());
+    node.disk.release(Path::new("/data"));
+    join_all(writes).await;
+    node.store(names.last().unwrap(), "a", 1).await;
+}
