@@ -33,10 +33,12 @@ use crate::wire::capnproto::frame::Message;
 use crate::wire::snappy::BufferPool;
 use crate::write::admission::{Admission, Overloaded, share};
 use crate::write::error::WriteError;
+use crate::write::heavy;
 use crate::write::known::LabelCaps;
 use crate::write::service::{PeerSink, PeerWriteError, rank};
 
-/// Series written out at a time: those of a usual request in one piece.
+/// Series of a large message are written out so many bytes at a time. Those of a usual one are a
+/// piece, too, which is done where it was read.
 const PIECE_BYTES: usize = 4 << 20;
 
 /// A call that takes longer has been given up by any client.
@@ -183,24 +185,35 @@ impl<S: PeerSink> Server<S> {
 
     /// Stores the series of a call to write. Everything that can be stored is; of several failures
     /// the worst is told.
-    async fn write(&self, message: &Message) -> Result<(), CallError> {
+    async fn write(&self, message: &Arc<Message>) -> Result<(), CallError> {
         let sink = self.check()?;
         let written = self.write_pieces(sink, message);
         timeout(CALL_TIMEOUT, written).await.map_err(|_| CallError::Slow)?
     }
 
-    async fn write_pieces(&self, sink: &Arc<S>, message: &Message) -> Result<(), CallError> {
+    async fn write_pieces(&self, sink: &Arc<S>, message: &Arc<Message>) -> Result<(), CallError> {
         let LabelCaps { labels_max, bytes_max } = self.options.caps;
         let caps = SeriesCaps { labels_max, bytes_max };
         // As much as the same request could have over gRPC.
         let max = self.options.admission.bytes_max();
+        // A short message that names long symbols often makes many pieces, written out here.
+        let message_bytes = message.bytes();
+        let is_large = message_bytes > heavy::LARGE_BYTES;
+        let piece_bytes = if is_large { PIECE_BYTES } else { heavy::LARGE_BYTES };
         let mut position = Position::default();
         let mut written = 0;
         let mut worst: Option<PeerWriteError> = None;
         loop {
             let mut buffer = self.pieces.take();
             buffer.as_mut_vec().clear();
-            let piece = next_piece(message, &mut position, caps, PIECE_BYTES, buffer.as_mut_vec());
+            let message = message.clone();
+            let write_out = move || {
+                let out = buffer.as_mut_vec();
+                let piece = next_piece(&message, &mut position, caps, piece_bytes, out);
+                (piece, position, buffer)
+            };
+            let (piece, next_position, buffer) = heavy::off_thread(message_bytes, write_out).await;
+            position = next_position;
             let Some(piece) = piece? else {
                 return worst.map_or(Ok(()), |worst| Err(worst.into()));
             };
@@ -209,7 +222,7 @@ impl<S: PeerSink> Server<S> {
             if written > max {
                 return Err(CallError::Expanded { max });
             }
-            // Until here it is one piece for each thread that is not counted.
+            // Until here it is one piece for each place or thread that is not counted.
             let held = self.options.admission.admit(bytes as u64)?;
             let series = share(buffer, 0..bytes, held);
             let written = self.write_piece(&**sink, &piece.tenant, series).await;

@@ -40,6 +40,9 @@ const SMALL_WORDS: usize = 512;
 /// A buffer grows from here, doubling up to the message's length.
 const STEP_WORDS: usize = 8 * 1024;
 
+/// So many words are unpacked at a time, in less than a millisecond.
+const STEP_WORDS_MAX: usize = 128 * 1024;
+
 /// Bytes of the stream that are buffered.
 const STREAM_BYTES: usize = 64 * 1024;
 
@@ -228,7 +231,15 @@ impl<S: PeerSink> Session<S> {
             }
             let doubled = words.len().max(STEP_WORDS).min(left);
             words.reserve_exact(doubled);
-            reader.read_words(&mut words, step).await?;
+            let end = words.len() + step;
+            while words.len() < end {
+                let words_more = (end - words.len()).min(STEP_WORDS_MAX);
+                reader.read_words(&mut words, words_more).await?;
+                // What was long before it was packed may all have come.
+                if words_more == STEP_WORDS_MAX {
+                    tokio::task::yield_now().await;
+                }
+            }
         }
         Ok(Received { message: Message::new(table, words), admitted })
     }
@@ -316,12 +327,16 @@ impl<S: PeerSink> Session<S> {
         // It keeps no connection open.
         let (calls, answers) = (self.calls.clone(), self.answers.downgrade());
         let (server, peer) = (self.server.clone(), self.peer);
+        let message = Arc::new(message);
         let made = async move {
             let result = server.write(&message).await;
             if let Err(error) = &result {
                 server.note_failure(error, peer);
             }
-            server.words.put_back(message.into_words());
+            // One that was not stored in time may be worked on still.
+            if let Some(message) = Arc::into_inner(message) {
+                server.words.put_back(message.into_words());
+            }
             drop(held);
             if calls.end(question, number)
                 && let Some(answers) = answers.upgrade()

@@ -167,6 +167,28 @@ async fn series_arrive_as_they_are() {
 }
 
 #[tokio::test]
+async fn large_messages_are_written_out_elsewhere() {
+    let server = Listening::start(any_port()).await;
+    let (_pool, peer) = pool_of(server.address);
+    let places = heavy::take_all_places().await;
+    let message = message_of("large", &series(2000, 1000));
+    let large = peer.remote_write(&message, PATIENCE);
+    let usual = async {
+        while server.admission.inflight_bytes() < 2000 * 1000 {
+            tokio::task::yield_now().await;
+        }
+        peer.remote_write(&message_of("usual", &series(2000, 100)), PATIENCE).await.unwrap();
+        let written = server.written();
+        assert!(written.iter().all(|(tenant, _)| tenant == "usual") && written.len() == 1);
+        drop(places);
+    };
+    let (large, ()) = tokio::join!(large, usual);
+    large.unwrap();
+    assert_eq!(server.written()[0].0, "large");
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn every_answer_has_its_meaning() {
     let server = Listening::start(any_port()).await;
     let (pool, peer) = pool_of(server.address);

@@ -30,6 +30,7 @@ use crate::wire::grpc::{MERGED_WRITE_PATH, REMOTE_WRITE_PATH, RING, TAKES_MERGED
 use crate::wire::snappy::{BufferPool, PooledBuffer};
 use crate::write::admission::{Admission, InflightGuard, Overloaded, share};
 use crate::write::error::WriteError;
+use crate::write::heavy;
 use crate::write::service::{PeerSink, PeerWriteError, PeerWrites};
 
 /// The methods, one of each service.
@@ -210,15 +211,21 @@ impl<S: PeerSink> Inner<S> {
             return self.store(method, share(message, HEAD_BYTES..end, inflight)).await;
         };
         let deflated = message.as_ref().get(HEAD_BYTES..end).ok_or(MessageError::CutShort)?;
-        let held = inflight.bytes();
-        let mut inflated = self.inflated.take();
-        let admit = |bytes| Ok::<(), CallError>(inflight.resize(held.saturating_add(bytes))?);
         let max = self.message_bytes_max();
-        let request = encoding.inflate(deflated, max, inflated.as_mut_vec(), admit)?;
-        drop(message);
-        // Shrinking always succeeds.
-        let request_bytes = request.len();
-        inflight.resize(REQUEST_BYTES_MIN + request_bytes as u64)?;
+        let bytes_most = encoding.inflated_bytes_most(deflated, max);
+        let mut inflated = self.inflated.take();
+        let inflate = move || {
+            let deflated = message.as_ref().get(HEAD_BYTES..end).unwrap_or_default();
+            let held = inflight.bytes();
+            let admit = |bytes| Ok::<(), CallError>(inflight.resize(held.saturating_add(bytes))?);
+            let request = encoding.inflate(deflated, max, inflated.as_mut_vec(), admit)?.len();
+            drop(message);
+            // Shrinking always succeeds.
+            inflight.resize(REQUEST_BYTES_MIN + request as u64)?;
+            // What is held goes along: the work is finished even if the peer gives up.
+            Ok::<_, CallError>((inflated, request, inflight))
+        };
+        let (inflated, request_bytes, inflight) = heavy::off_thread(bytes_most, inflate).await?;
 
         // Decode and store.
         self.store(method, share(inflated, 0..request_bytes, inflight)).await

@@ -33,7 +33,7 @@ use crate::write::admission::{Admission, InflightGuard, share};
 use crate::write::error::WriteError;
 use crate::write::fanout::{Fanout, Forward, LocalStore};
 use crate::write::local::LocalWriter;
-use crate::write::{Manners, WriteOutcome};
+use crate::write::{Manners, WriteOutcome, heavy};
 
 pub const RECEIVE_PATH: &str = "/api/v1/receive";
 pub const WRITE_PATH: &str = "/api/v1/write";
@@ -247,11 +247,15 @@ impl<S: WriteSink> WriteService<S> {
             .resize(REQUEST_BYTES_MIN + block_bytes + inflated_bytes)
             .map_err(WriteError::from)?;
         let mut inflated = self.inflated.take();
-        let request_bytes =
-            snappy::inflate(block.as_mut_vec(), inflated_len, inflated.as_mut_vec())
-                .map_err(snappy_error)?
-                .len();
-        drop(block);
+        let inflate = move || {
+            let request =
+                snappy::inflate(block.as_slice(), inflated_len, inflated.as_mut_vec())?.len();
+            drop(block);
+            // What is held goes along: the work is finished even if the client goes away.
+            Ok::<_, SnappyError>((inflated, request, inflight))
+        };
+        let inflated = heavy::off_thread(inflated_len, inflate).await;
+        let (inflated, request_bytes, mut inflight) = inflated.map_err(snappy_error)?;
         // Shrinking always succeeds.
         inflight.resize(REQUEST_BYTES_MIN + inflated_bytes).map_err(WriteError::from)?;
 

@@ -40,6 +40,9 @@ pub const HEAD_BYTES: usize = 5;
 /// A message inflates in steps of this many bytes where it does not say how long it gets.
 const STEP_BYTES: usize = 256 << 10;
 
+/// The best that deflate can do: 258 bytes of two bits.
+const GZIP_INFLATION_MAX: usize = 1032;
+
 /// How the messages of a call with flag 1 are encoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Encoding {
@@ -125,6 +128,15 @@ impl Encoding {
             Encoding::Snappy => inflate_snappy(message, max, buffer, admit),
             Encoding::Gzip => inflate_gzip(message, max, buffer, admit),
         }
+    }
+
+    /// What a message may inflate to at the very most, `max` being the cap: how much work it may be.
+    pub fn inflated_bytes_most(self, message: &[u8], max: u64) -> usize {
+        let most = match self {
+            Encoding::Snappy => framed::inflated_len(message, max).unwrap_or_default(),
+            Encoding::Gzip => message.len().saturating_mul(GZIP_INFLATION_MAX),
+        };
+        most.min(usize::try_from(max).unwrap_or(usize::MAX))
     }
 
     /// Deflates a message.
@@ -230,6 +242,7 @@ mod tests {
                     inflate(encoding, &deflated, max).unwrap() == message,
                     "{encoding:?} {len}"
                 );
+                assert!(encoding.inflated_bytes_most(&deflated, max) == len, "{encoding:?} {len}");
                 if len > 0 {
                     let refused = inflate(encoding, &deflated, max - 1);
                     assert_eq!(refused, Err(MessageError::TooLarge { len: max, max: max - 1 }));

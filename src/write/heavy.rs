@@ -53,6 +53,13 @@ pub fn places() -> (usize, usize) {
     (ROOM.places_max - ROOM.places.available_permits(), ROOM.places_max)
 }
 
+/// Takes all places, so that large work waits until they are given back.
+#[cfg(test)]
+pub(crate) async fn take_all_places() -> tokio::sync::OwnedSemaphorePermit {
+    let all = u32::try_from(ROOM.places_max).unwrap();
+    ROOM.places.clone().acquire_many_owned(all).await.unwrap()
+}
+
 #[cfg(test)]
 mod tests {
     use std::future::Future as _;

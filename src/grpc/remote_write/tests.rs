@@ -105,6 +105,36 @@ fn request(pad: usize) -> Vec<u8> {
     request
 }
 
+#[tokio::test]
+async fn large_messages_are_inflated_elsewhere_and_hold_their_bytes() {
+    let fixture = fixture(8 << 20);
+    let padded = |bytes: usize| {
+        let mut message = b"\x12\x01a\x0a\x01s".to_vec();
+        // A field that nobody knows.
+        crate::wire::reader::push_varint(&mut message, 15 << 3 | 2);
+        crate::wire::reader::push_varint(&mut message, bytes as u64);
+        message.resize(message.len() + bytes, 0);
+        message
+    };
+    for encoding in [Encoding::Snappy, Encoding::Gzip] {
+        let name = encoding.name();
+        let call = |message: Vec<u8>| {
+            let body = Body::new(Full::new(framed(1, &encoding.deflate(&message)).into()));
+            fixture.call(name.to_str().unwrap(), body)
+        };
+        let places = heavy::take_all_places().await;
+        let mut waiting = std::pin::pin!(call(padded(2 * heavy::LARGE_BYTES)));
+        assert!(futures::poll!(&mut waiting).is_pending());
+        assert_eq!(code(call(padded(100)).await).await, Code::Ok);
+        assert_eq!(fixture.sink.0.lock().len(), 1);
+        assert!(fixture.admission.inflight_bytes() > 0);
+        drop(places);
+        assert_eq!(code(waiting.await).await, Code::Ok);
+        assert_eq!(std::mem::take(&mut *fixture.sink.0.lock()).len(), 2);
+        assert_eq!(fixture.admission.inflight_bytes(), 0);
+    }
+}
+
 fn framed(flag: u8, message: &[u8]) -> Vec<u8> {
     let len = (message.len() as u32).to_be_bytes();
     [&[flag], &len[..], message].concat()

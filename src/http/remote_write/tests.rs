@@ -50,14 +50,18 @@ const LIMITS: RequestLimits = RequestLimits {
 };
 
 fn node(accepting: Probe) -> Node {
+    node_with(accepting, LIMITS)
+}
+
+fn node_with(accepting: Probe, limits: RequestLimits) -> Node {
     let tenants = TenantRules::new(
         HeaderName::from_static("thanos-tenant"),
         TenantId::parse(b"nobody").unwrap(),
     );
-    let options = RemoteWriteOptions::new(tenants, "THANOS-REPLICA", LIMITS).unwrap();
+    let options = RemoteWriteOptions::new(tenants, "THANOS-REPLICA", limits).unwrap();
     let (sink, registry) = (Arc::new(Recorder::default()), Registry::new());
     let service = {
-        let admission = Admission::new(LIMITS.inflight_bytes_max);
+        let admission = Admission::new(limits.inflight_bytes_max);
         WriteService::new(sink.clone(), accepting, options, admission, &registry)
     };
     Node { sink, service: Arc::new(service), registry }
@@ -106,6 +110,30 @@ async fn a_request_reaches_the_sink_inflated_and_with_its_tenant() {
     let expected = expected.map(|(tenant, request)| (tenant.to_owned(), request));
     assert_eq!(*node.sink.0.lock(), expected);
     assert_eq!(node.service.admission.inflight_bytes(), 0, "everything was given back");
+}
+
+#[tokio::test]
+async fn large_requests_are_inflated_elsewhere_and_hold_their_bytes() {
+    let bytes_max = 4 << 20;
+    let limits = RequestLimits {
+        request_bytes_max: bytes_max,
+        decoded_bytes_max: bytes_max,
+        inflight_bytes_max: bytes_max,
+        ..LIMITS
+    };
+    let node = node_with(Probe::new(|| true), limits);
+    let places = heavy::take_all_places().await;
+    let large = block(&vec![7; heavy::LARGE_BYTES + 1]);
+    let mut waiting = std::pin::pin!(ask(&node, RECEIVE_PATH, &[], large));
+    assert!(futures::poll!(&mut waiting).is_pending());
+    let usual = block(&vec![7; heavy::LARGE_BYTES]);
+    assert_eq!(ask(&node, RECEIVE_PATH, &[], usual).await.0, 200);
+    assert!(futures::poll!(&mut waiting).is_pending());
+    assert!(node.service.admission.inflight_bytes() > heavy::LARGE_BYTES as u64);
+    drop(places);
+    assert_eq!(waiting.await.0, 200);
+    assert_eq!(node.sink.0.lock().len(), 2);
+    assert_eq!(node.service.admission.inflight_bytes(), 0);
 }
 
 #[tokio::test]

@@ -57,6 +57,11 @@ impl Message {
         Reader::new(self, options)
     }
 
+    /// What has been read of it.
+    pub fn bytes(&self) -> usize {
+        self.words.len() * WORD_BYTES
+    }
+
     pub fn into_words(self) -> Vec<Word> {
         self.words
     }
