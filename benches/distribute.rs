@@ -80,7 +80,8 @@ fn place(hashring: &Hashring, request: &Bytes, factor: u8) -> Placed {
 }
 
 fn envelope(batch: &Batch) -> Envelope<'static> {
-    Envelope { tenant: TENANT, replica: u64::from(batch.replica) + 1, is_merged: false }
+    let replica = u64::from(batch.replica) + 1;
+    Envelope { tenant: TENANT, replica, is_merged: false, series_count: 0 }
 }
 
 fn gather(placed: &Placed, compression: Compression) {

@@ -39,7 +39,8 @@ fn forward(criterion: &mut Criterion) {
     let request = request(labels.iter().enumerate(), 1_700_000_000_000);
     let series: Vec<&[u8]> = series_of(&request).into_iter().step_by(3).collect();
     let gather = |compression| {
-        let envelope = Envelope { tenant: "default-tenant", replica: 1, is_merged: false };
+        let envelope =
+            Envelope { tenant: "default-tenant", replica: 1, is_merged: false, series_count: 0 };
         let fields = series.iter().copied();
         ForwardMessage::gather(envelope, fields, compression).expect("below the cap")
     };

@@ -242,10 +242,7 @@ impl<S: PeerSink> Server<S> {
         const PLACED: u64 = 1;
         let tenant = TenantId::parse(tenant)?;
         let outcome = sink.write(&tenant, series, PLACED).await?;
-        if outcome.refusals.is_empty() {
-            return Ok(());
-        }
-        Err(PeerWriteError::Refused { tenant, refusals: Box::new(outcome.refusals) })
+        PeerWriteError::of_refusals(tenant, outcome)
     }
 }
 

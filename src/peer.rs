@@ -378,7 +378,7 @@ impl Peer {
             let call = client::call(&mut connection, &self.address, message, left, told);
             let result = timeout_at(deadline, call).await;
             let code = match &result {
-                Ok(Ok(())) => Code::Ok,
+                Ok(Ok(()) | Err(CallFailure::Refused(..))) => Code::Ok,
                 Ok(Err(CallFailure::Status(code, _))) => *code,
                 Ok(Err(_)) => Code::Unavailable,
                 Err(_) => Code::DeadlineExceeded,
@@ -400,13 +400,16 @@ impl Peer {
         let peer = self.address.clone();
         match failure {
             CallFailure::Status(code, detail) => match code {
-                Code::AlreadyExists => ForwardError::Conflict { peer, detail },
+                Code::AlreadyExists => ForwardError::Conflict { peer, detail, refused: None },
                 Code::InvalidArgument => ForwardError::BadReplica { peer, detail },
                 Code::Unavailable => ForwardError::Unavailable { peer, detail },
                 // We have cancelled nothing: a time-out of the peer's own, as tonic tells it.
                 Code::DeadlineExceeded | Code::Cancelled => ForwardError::TimedOut { peer },
                 code => ForwardError::Failed { peer, code, detail },
             },
+            CallFailure::Refused(series, detail) => {
+                ForwardError::Conflict { peer, detail, refused: Some(series) }
+            }
             failure @ (CallFailure::Broken(_) | CallFailure::NotSent) => {
                 ForwardError::Unavailable { peer, detail: failure.to_string() }
             }

@@ -5,5 +5,6 @@ pub mod grpc;
 pub mod peer_write;
 pub mod proto;
 pub mod reader;
+pub mod refused;
 pub mod remote_write_v1;
 pub mod snappy;

@@ -10,6 +10,7 @@ pub mod local;
 pub mod quorum;
 pub mod service;
 
+use crate::wire::refused::RefusedSeries;
 use crate::write::error::Refusals;
 
 /// Whose rules an endpoint follows where Thanos and Prometheus differ.
@@ -33,4 +34,7 @@ pub struct WriteOutcome {
     /// Metadata entries seen.
     pub metadata: u64,
     pub refusals: Refusals,
+    /// Which series the refusals are about, by their places in the request, with the reasons'
+    /// [codes](error::Reason::code). Empty where that is not known.
+    pub refused_series: RefusedSeries,
 }

@@ -35,7 +35,8 @@ fn write(error: &CallError) -> Answer {
             PeerWriteError::Refused { .. } => Answer::AlreadyExists,
             PeerWriteError::BadReplica { .. }
             | PeerWriteError::TenantName(_)
-            | PeerWriteError::Malformed(_) => Answer::InvalidArgument,
+            | PeerWriteError::Malformed(_)
+            | PeerWriteError::NotUnderstood { .. } => Answer::InvalidArgument,
             PeerWriteError::Write(error) => match error {
                 // No retry could store it.
                 WriteError::TooLarge { .. } => Answer::AlreadyExists,
@@ -67,7 +68,11 @@ mod tests {
         let full = WriteError::Unavailable("disk full".into());
         assert_eq!(of_write(full.into()), Answer::Unavailable);
         let tenant = TenantId::parse(b"a").unwrap();
-        let refused = PeerWriteError::Refused { tenant, refusals: Box::default() };
+        let refused = PeerWriteError::Refused {
+            tenant,
+            refusals: Box::default(),
+            series: Default::default(),
+        };
         assert_eq!(of_write(refused), Answer::AlreadyExists);
         assert_eq!(write(&CallError::NoStorage), Answer::Unavailable);
         let overloaded = Admission::new(1).admit(2).err().unwrap();

@@ -22,11 +22,14 @@ use tonic::server::NamedService;
 
 use crate::grpc::respond;
 use crate::log::throttle::Throttle;
-use crate::metrics::{Gauge, Registry};
+use crate::metrics::{Counter, Gauge, Registry};
 use crate::model::ring_hash::RingHash;
-use crate::wire::grpc::{ACCEPTED, Encoding, GRPC_ACCEPT_ENCODING, GRPC_ENCODING};
+use crate::wire::grpc::{
+    ACCEPTED, ANSWER, ANSWER_SERIES, Encoding, GRPC_ACCEPT_ENCODING, GRPC_ENCODING,
+};
 use crate::wire::grpc::{HEAD_BYTES, Head, MessageError};
 use crate::wire::grpc::{MERGED_WRITE_PATH, REMOTE_WRITE_PATH, RING, TAKES_MERGED};
+use crate::wire::peer_write::MergedWriteAnswer;
 use crate::wire::snappy::{BufferPool, PooledBuffer};
 use crate::write::admission::{Admission, InflightGuard, Overloaded, share};
 use crate::write::error::WriteError;
@@ -81,6 +84,20 @@ pub enum CallError {
     Interrupted,
 }
 
+impl CallError {
+    /// The answer that names the series that were refused, all others being stored. None if it was
+    /// not so, or they are too many.
+    fn refused_series(&self) -> Option<Vec<u8>> {
+        let CallError::Write(PeerWriteError::Refused { refusals, series, .. }) = self else {
+            return None;
+        };
+        if series.is_empty() {
+            return None;
+        }
+        MergedWriteAnswer { refused: series.clone(), detail: refusals.to_string() }.encode()
+    }
+}
+
 /// What the service is made from.
 pub struct RemoteWriteOptions {
     /// The budget that writes over HTTP are counted against, too.
@@ -108,6 +125,7 @@ struct Inner<S> {
     options: RemoteWriteOptions,
     /// `thanos_receive_pending_write_requests`: calls under way.
     pending: Gauge,
+    not_understood: Counter,
     messages: BufferPool,
     inflated: BufferPool,
     told: Throttle<Told>,
@@ -118,6 +136,7 @@ struct Inner<S> {
 enum Told {
     Overload,
     Write(Discriminant<WriteError>),
+    NotUnderstood,
 }
 
 impl<S: PeerSink> RemoteWriteServer<S> {
@@ -132,6 +151,11 @@ impl<S: PeerSink> RemoteWriteServer<S> {
             pending: registry.gauge(
                 "thanos_receive_pending_write_requests",
                 "The number of pending write requests.",
+            ),
+            not_understood: registry.counter(
+                "ringest_peer_writes_not_understood_total",
+                "Writes of peers that were refused, since they had no series that this release can \
+                 read, but fields that it does not know.",
             ),
             messages: BufferPool::new(POOLED_BUFFERS_MAX, POOLED_BYTES_MAX),
             inflated: BufferPool::new(POOLED_BUFFERS_MAX, POOLED_BYTES_MAX),
@@ -160,20 +184,35 @@ impl<S: PeerSink> Inner<S> {
         if let Err(error) = &result {
             self.log_failure(error);
         }
-        let mut response = match result {
-            Ok(()) => success(encoding.ok().flatten(), self.options.takes_merged),
+        let reads_series = method == Method::MergedWrite
+            && head.headers.get(ANSWER).is_some_and(|answer| *answer == ANSWER_SERIES);
+        let mut response = self.respond(result, encoding.ok().flatten(), reads_series);
+        let ring = (self.options.ring_hash)();
+        let ring = ring.and_then(|hash| HeaderValue::try_from(hash.to_string()).ok());
+        response.headers_mut().extend(ring.map(|hash| (RING, hash)));
+        response
+    }
+
+    fn respond(
+        &self,
+        result: Result<(), CallError>,
+        encoding: Option<Encoding>,
+        reads_series: bool,
+    ) -> Response<Body> {
+        let success = |message| success(message, encoding, self.options.takes_merged);
+        match result {
+            Ok(()) => success(Vec::new()),
             Err(error) => {
+                if let Some(message) = error.refused_series().filter(|_| reads_series) {
+                    return success(message);
+                }
                 let mut response = respond::write(&error).into_http();
                 if let CallError::Message(MessageError::UnknownEncoding(_)) = error {
                     response.headers_mut().insert(GRPC_ACCEPT_ENCODING, ACCEPTED);
                 }
                 response
             }
-        };
-        let ring = (self.options.ring_hash)();
-        let ring = ring.and_then(|hash| HeaderValue::try_from(hash.to_string()).ok());
-        response.headers_mut().extend(ring.map(|hash| (RING, hash)));
-        response
+        }
     }
 
     /// What a peer sent wrongly is told to those who debug, here as there.
@@ -182,6 +221,10 @@ impl<S: PeerSink> Inner<S> {
             CallError::Overloaded(_) => Some(Told::Overload),
             CallError::Write(PeerWriteError::Write(cause)) if cause.is_ours() => {
                 Some(Told::Write(std::mem::discriminant(cause)))
+            }
+            CallError::Write(PeerWriteError::NotUnderstood { .. }) => {
+                self.not_understood.inc();
+                Some(Told::NotUnderstood)
             }
             _ => None,
         };
@@ -355,10 +398,12 @@ fn reserve(buffer: &mut Vec<u8>, more: usize, end: usize) {
     }
 }
 
-/// An empty `thanos.WriteResponse`. One to an encoded request says that it is encoded, too, as
-/// grpc-go's does, though an empty message never is.
-fn success(encoding: Option<Encoding>, takes_merged: bool) -> Response<Body> {
-    let message = Full::new(Bytes::from_static(&[0; HEAD_BYTES]));
+/// A `thanos.WriteResponse`, which is empty, or a [`MergedWriteAnswer`]. One to an encoded request
+/// says that it is encoded, too, as grpc-go's does, though the message never is.
+fn success(message: Vec<u8>, encoding: Option<Encoding>, takes_merged: bool) -> Response<Body> {
+    // Answers have a cap far below that.
+    let head = Head { is_encoded: false, len: message.len() as u32 }.to_bytes();
+    let message = Full::new(Bytes::from([&head[..], &message].concat()));
     let mut trailers = HeaderMap::new();
     trailers.insert(tonic::Status::GRPC_STATUS, HeaderValue::from_static("0"));
     let body = message.with_trailers(std::future::ready(Some(Ok(trailers))));

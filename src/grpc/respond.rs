@@ -51,7 +51,7 @@ pub fn write(error: &CallError) -> Status {
             PeerWriteError::BadReplica { .. } | PeerWriteError::TenantName(_) => {
                 Code::InvalidArgument
             }
-            PeerWriteError::Malformed(_) => Code::Internal,
+            PeerWriteError::Malformed(_) | PeerWriteError::NotUnderstood { .. } => Code::Internal,
             PeerWriteError::Write(error) => match error {
                 WriteError::TenantName(_) | WriteError::BadReplica { .. } => Code::InvalidArgument,
                 WriteError::Unavailable(_)
@@ -104,7 +104,11 @@ mod tests {
             Code::InvalidArgument
         );
         let tenant = TenantId::parse(b"a").unwrap();
-        let refused = PeerWriteError::Refused { tenant, refusals: Box::default() };
+        let refused = PeerWriteError::Refused {
+            tenant,
+            refusals: Box::default(),
+            series: Default::default(),
+        };
         assert_eq!(code(refused), Code::AlreadyExists);
         let too_large = WriteError::TooLarge { stage: "log", detail: "2 GiB".into() };
         assert_eq!(code(too_large.into()), Code::AlreadyExists);

@@ -16,8 +16,11 @@ use crate::model::ring_hash::RingHash;
 use crate::peer::link::{CallBody, Connection, Transport};
 use crate::peer::message::{Compression, Form, ForwardMessage};
 use crate::peer::told_ring::ToldRing;
-use crate::wire::grpc::{ACCEPTED, GRPC_ACCEPT_ENCODING, GRPC_ENCODING};
+use crate::wire::grpc::{ACCEPTED, ANSWER, ANSWER_SERIES, GRPC_ACCEPT_ENCODING, GRPC_ENCODING};
+use crate::wire::grpc::{HEAD_BYTES, Head};
 use crate::wire::grpc::{MERGED_WRITE_PATH, REMOTE_WRITE_PATH, RING, TAKES_MERGED};
+use crate::wire::peer_write::{ANSWER_BYTES_MAX, MergedWriteAnswer};
+use crate::wire::refused::RefusedSeries;
 
 const USER_AGENT: HeaderValue =
     HeaderValue::from_static(concat!("ringest/", env!("CARGO_PKG_VERSION")));
@@ -25,9 +28,6 @@ const USER_AGENT: HeaderValue =
 /// A peer is told a deadline that is later than ours by this much: a time-out of its own would be
 /// an answer, and a peer that answers is not stuck.
 const DEADLINE_SLACK: Duration = Duration::from_millis(500);
-
-/// An answer's message is empty; more than this is not read.
-const ANSWER_BYTES_MAX: usize = 64 << 10;
 
 /// A peer's words are cut here.
 const DETAIL_BYTES_MAX: usize = 512;
@@ -37,6 +37,9 @@ const DETAIL_BYTES_MAX: usize = 512;
 pub enum CallFailure {
     /// The peer's answer.
     Status(Code, String),
+    /// These series of the message, by their places in it, were refused for good, and the others are
+    /// stored.
+    Refused(RefusedSeries, String),
     /// The connection failed, perhaps after the peer had stored everything.
     Broken(String),
     /// The connection was closed before the peer saw the call, or over Cap'n Proto before it
@@ -48,6 +51,7 @@ impl fmt::Display for CallFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             CallFailure::Status(code, detail) => write!(f, "{code:?}: {detail}"),
+            CallFailure::Refused(series, detail) => write!(f, "{} series: {detail}", series.len()),
             CallFailure::Broken(detail) => f.write_str(detail),
             CallFailure::NotSent => f.write_str("the connection was closed"),
         }
@@ -93,8 +97,12 @@ pub async fn call(
     if ring.is_some() || result.is_ok() {
         told.hear(ring);
     }
+    let result = result.and_then(|answer| match message.is_merged() {
+        true => read_answer(&answer, message.series_count()),
+        false => Ok(()),
+    });
     match &result {
-        Ok(()) if takes_merged => merging.allow(),
+        Ok(()) | Err(CallFailure::Refused(..)) if takes_merged => merging.allow(),
         Err(CallFailure::Status(code, _)) if message.is_merged() && !is_of_write(*code) => {
             merging.bar();
         }
@@ -147,6 +155,9 @@ fn request(
     if compression == Compression::Snappy {
         request = request.header(GRPC_ENCODING, "snappy");
     }
+    if message.is_merged() {
+        request = request.header(ANSWER, ANSWER_SERIES);
+    }
     request.body(Full::new(message.body()))
 }
 
@@ -161,31 +172,52 @@ fn timeout_header(timeout: Duration) -> String {
     }
 }
 
-async fn read_status(response: Response<Incoming>) -> Result<(), CallFailure> {
+/// The answer's bytes, if the call has succeeded.
+async fn read_status(response: Response<Incoming>) -> Result<Vec<u8>, CallFailure> {
     let (head, mut body) = response.into_parts();
     // Without a body the status is in the head.
     if let Some(status) = status_of(&head.headers) {
-        return status;
+        return status.map(|()| Vec::new());
     }
-    let mut bytes = 0;
+    let mut bytes = Vec::new();
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| broken(&error))?;
         match frame.into_data() {
             Ok(data) => {
-                bytes += data.len();
-                if bytes > ANSWER_BYTES_MAX {
+                if bytes.len() + data.len() > HEAD_BYTES + ANSWER_BYTES_MAX {
                     return Err(CallFailure::Status(Code::Internal, "answer is too long".into()));
                 }
+                bytes.extend_from_slice(&data);
             }
             Err(frame) => {
                 let trailers = frame.into_trailers().unwrap_or_default();
                 if let Some(status) = status_of(&trailers) {
-                    return status;
+                    return status.map(|()| bytes);
                 }
             }
         }
     }
     Err(without_status(head.status))
+}
+
+/// What a merged write of so many series was answered with. Answers are not encoded.
+fn read_answer(bytes: &[u8], series_count: u32) -> Result<(), CallFailure> {
+    let internal = |detail: String| CallFailure::Status(Code::Internal, detail);
+    let Some((head, message)) = bytes.split_first_chunk::<HEAD_BYTES>() else {
+        // Without a message, or with one that is cut short.
+        return if bytes.is_empty() { Ok(()) } else { Err(internal("answer is cut short".into())) };
+    };
+    let head = Head::parse(*head, None).map_err(|error| internal(error.to_string()))?;
+    if head.len as usize != message.len() {
+        return Err(internal("answer is not one message".into()));
+    }
+    let answer = MergedWriteAnswer::parse(message, series_count);
+    let MergedWriteAnswer { refused, detail } =
+        answer.map_err(|error| internal(error.to_string()))?;
+    match refused.is_empty() {
+        true => Ok(()),
+        false => Err(CallFailure::Refused(refused, cut(&detail))),
+    }
 }
 
 fn status_of(headers: &HeaderMap) -> Option<Result<(), CallFailure>> {

@@ -4,12 +4,15 @@ use std::sync::Arc;
 
 use tonic::Code;
 
+use crate::wire::refused::RefusedSeries;
+
 /// Why a forward did not succeed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ForwardError {
-    /// Refused for good, and everything else of the message is stored.
+    /// Refused for good, and everything else of the message is stored. With the refused series by
+    /// their places in the message, if the peer has told them.
     #[error("peer {peer}: conflict: {detail}")]
-    Conflict { peer: Arc<str>, detail: String },
+    Conflict { peer: Arc<str>, detail: String, refused: Option<RefusedSeries> },
     /// The peer has a smaller replication factor, or does not like the tenant's name.
     #[error("peer {peer}: bad replica: {detail}")]
     BadReplica { peer: Arc<str>, detail: String },

@@ -1,10 +1,11 @@
 //! The message of one forward: gathered from ranges of the request that the series came in.
 //!
 //! A series' tag, length and body are the same bytes in `prometheus.WriteRequest` and in Thanos'
-//! `WriteRequest`, so they are copied as they are, once. The layout is Thanos' own, see [`crate::wire::peer_write`]: the replica, then the tenant's
-//! series and its name. A merged message has all series at its end, so one that is all of a request
-//! need not be gathered: it shares the request's bytes, and only that keeps a request's buffer alive. Over Cap'n Proto series are taken apart, see
-//! [`SeriesTable`].
+//! `WriteRequest`, so they are copied as they are, once. The layout is that of a single tenant, which
+//! every release of Thanos reads, see [`crate::wire::peer_write`]: the replica and the tenant's name,
+//! then the series. So a message that is all of a request need not be gathered: it shares the
+//! request's bytes, and only that keeps a request's buffer alive. A merged message differs in the
+//! method that it is sent to only. Over Cap'n Proto series are taken apart, see [`SeriesTable`].
 
 use bytes::buf::Chain;
 use bytes::{Buf as _, Bytes};
@@ -40,6 +41,8 @@ pub struct Envelope<'a> {
     /// The series are of several replicas, `replica` being the lowest, and the peer is one that
     /// [takes them so](crate::wire::peer_write::MergedWriteRequest).
     pub is_merged: bool,
+    /// How many there are.
+    pub series_count: u32,
 }
 
 /// A message ready to be sent.
@@ -51,6 +54,7 @@ pub struct ForwardMessage {
     shared: Bytes,
     form: Form,
     is_merged: bool,
+    series_count: u32,
     tenant: Box<str>,
 }
 
@@ -74,7 +78,6 @@ pub enum Form {
 }
 
 const REPLICA_TAG: u8 = 3 << 3;
-const TUPLE_TAG: u8 = 4 << 3 | 2;
 const TENANT_TAG: u8 = 2 << 3 | 2;
 
 impl ForwardMessage {
@@ -87,7 +90,6 @@ impl ForwardMessage {
     ) -> Result<ForwardMessage, TooLong> {
         let cover = Cover::new(envelope, fields.clone().map(<[u8]>::len).sum())?;
         let parts = [&cover.before[..]].into_iter().chain(fields.map(shorten));
-        let parts = parts.chain([&cover.after[..]]);
         let mut bytes = match compression {
             Compression::None => Vec::with_capacity(HEAD_BYTES + cover.message_bytes),
             Compression::Snappy => Vec::with_capacity(HEAD_BYTES + cover.message_bytes / 2),
@@ -115,7 +117,6 @@ impl ForwardMessage {
         push_stream_head(&mut bytes);
         deflate_snappy_chunks([&cover.before[..]], &mut bytes);
         chunks.for_each(|chunk| bytes.extend_from_slice(chunk));
-        deflate_snappy_chunks([&cover.after[..]], &mut bytes);
         ForwardMessage::finish(bytes, Compression::Snappy, envelope)
     }
 
@@ -139,14 +140,15 @@ impl ForwardMessage {
             shared: Bytes::new(),
             form: Form::Protobuf(compression),
             is_merged: envelope.is_merged,
+            series_count: envelope.series_count,
             tenant: envelope.tenant.into(),
         })
     }
 
-    /// A merged message of `series` that lie in one piece, whole fields as they came in: they are
-    /// not copied, and keep the buffer alive that they are a part of.
-    pub fn share(tenant: &str, replica: u64, series: Bytes) -> Result<ForwardMessage, TooLong> {
-        let cover = Cover::new(Envelope { tenant, replica, is_merged: true }, series.len())?;
+    /// A message of `series` that lie in one piece, whole fields as they came in: they are not
+    /// copied, and keep the buffer alive that they are a part of.
+    pub fn share(envelope: Envelope<'_>, series: Bytes) -> Result<ForwardMessage, TooLong> {
+        let cover = Cover::new(envelope, series.len())?;
         let too_long = |_| TooLong { bytes: cover.message_bytes };
         let len = u32::try_from(cover.message_bytes).map_err(too_long)?;
         let head = Head { is_encoded: false, len }.to_bytes();
@@ -154,8 +156,9 @@ impl ForwardMessage {
             bytes: [&head[..], &cover.before].concat().into(),
             shared: series,
             form: Form::Protobuf(Compression::None),
-            is_merged: true,
-            tenant: tenant.into(),
+            is_merged: envelope.is_merged,
+            series_count: envelope.series_count,
+            tenant: envelope.tenant.into(),
         })
     }
 
@@ -172,6 +175,7 @@ impl ForwardMessage {
             shared: Bytes::new(),
             form: Form::CapnProto { words: encoded.words },
             is_merged: false,
+            series_count: numbers.len() as u32,
             tenant: tenant.into(),
         })
     }
@@ -191,6 +195,10 @@ impl ForwardMessage {
         self.is_merged
     }
 
+    pub fn series_count(&self) -> u32 {
+        self.series_count
+    }
+
     pub fn form(&self) -> Form {
         self.form
     }
@@ -205,10 +213,9 @@ fn shorten<'short, 'a: 'short>(bytes: &'a [u8]) -> &'short [u8] {
     bytes
 }
 
-/// The bytes around the series of a message.
+/// The bytes before the series of a message.
 struct Cover {
     before: Vec<u8>,
-    after: Vec<u8>,
     /// Of the whole message, its series included, at most [`MESSAGE_BYTES_MAX`].
     message_bytes: usize,
 }
@@ -216,29 +223,18 @@ struct Cover {
 impl Cover {
     /// Around so many bytes of series.
     fn new(envelope: Envelope<'_>, series_bytes: usize) -> Result<Cover, TooLong> {
-        let Envelope { tenant, replica, is_merged } = envelope;
+        let Envelope { tenant, replica, .. } = envelope;
         let mut before = Vec::new();
         if replica > 0 {
             before.push(REPLICA_TAG);
             push_varint(&mut before, replica);
         }
-        let mut name = vec![TENANT_TAG];
-        push_varint(&mut name, tenant.len() as u64);
-        name.extend_from_slice(tenant.as_bytes());
-        let after = match is_merged {
-            true => {
-                before.append(&mut name);
-                Vec::new()
-            }
-            false => {
-                before.push(TUPLE_TAG);
-                push_varint(&mut before, series_bytes.saturating_add(name.len()) as u64);
-                name
-            }
-        };
-        let bytes = series_bytes.saturating_add(before.len() + after.len());
+        before.push(TENANT_TAG);
+        push_varint(&mut before, tenant.len() as u64);
+        before.extend_from_slice(tenant.as_bytes());
+        let bytes = series_bytes.saturating_add(before.len());
         match bytes <= MESSAGE_BYTES_MAX {
-            true => Ok(Cover { before, after, message_bytes: bytes }),
+            true => Ok(Cover { before, message_bytes: bytes }),
             false => Err(TooLong { bytes }),
         }
     }
@@ -251,7 +247,7 @@ mod tests {
     use crate::wire::peer_write::{MergedWriteRequest, PeerWriteRequest};
 
     fn to(tenant: &str, replica: u64) -> Envelope<'_> {
-        Envelope { tenant, replica, is_merged: false }
+        Envelope { tenant, replica, is_merged: false, series_count: 0 }
     }
 
     /// All that is sent.
@@ -280,17 +276,16 @@ mod tests {
     }
 
     #[test]
-    fn the_bytes_are_those_that_thanos_sends() {
-        // A router of Thanos was recorded forwarding this series of tenant "cap" as replica 1.
+    fn the_form_is_the_one_that_every_release_reads() {
+        // As Thanos up to 0.42 has it: timeseries = 1, tenant = 2, replica = 3 and nothing else.
         let series =
             b"\x0a\x2b\x0a\x0d\x0a\x08__name__\x12\x01m\x0a\x08\x0a\x03job\x12\x01a\x12\x10\
                        \x09\x00\x00\x00\x00\x00\x00\xf0\x3f\x10\x80\xd0\x95\xff\xbc\x31";
-        let recorded =
-            [b"\x00\x00\x00\x00\x36\x18\x01\x22\x32", &series[..], b"\x12\x03cap"].concat();
+        let expected = [b"\x00\x00\x00\x00\x34\x18\x01\x12\x03cap", &series[..]].concat();
         let (first, second) = series.split_at(20);
         let fields = [first, second].into_iter();
         let message = ForwardMessage::gather(to("cap", 1), fields, Compression::None).unwrap();
-        assert_eq!(bytes(&message), recorded);
+        assert_eq!(bytes(&message), expected);
     }
 
     #[test]
@@ -313,7 +308,7 @@ mod tests {
                     (tenants[0].tenant, tenants[0].has_series),
                     (&b"a"[..], !fields.is_empty())
                 );
-                assert!(tenants[0].message.starts_with(&fields.concat()));
+                assert!(tenants[0].message.ends_with(&fields.concat()));
 
                 let message = gather(true);
                 assert_eq!((message.is_merged(), message.tenant()), (true, "a"));
@@ -331,8 +326,8 @@ mod tests {
     #[test]
     fn a_message_that_shares_its_series_is_the_same() {
         let series = b"\x0a\x01s\x0a\x01t";
-        let shared = ForwardMessage::share("team", 2, Bytes::from_static(series)).unwrap();
         let envelope = Envelope { is_merged: true, ..to("team", 2) };
+        let shared = ForwardMessage::share(envelope, Bytes::from_static(series)).unwrap();
         let fields = [&series[..]].into_iter();
         let gathered = ForwardMessage::gather(envelope, fields, Compression::None).unwrap();
         assert_eq!(bytes(&shared), bytes(&gathered));
@@ -366,6 +361,6 @@ mod tests {
     fn what_no_peer_takes_is_not_sent() {
         let chunks = std::iter::empty();
         let gathered = ForwardMessage::gather_deflated(to("a", 1), MESSAGE_BYTES_MAX, chunks);
-        assert_eq!(gathered.unwrap_err(), TooLong { bytes: MESSAGE_BYTES_MAX + 11 });
+        assert_eq!(gathered.unwrap_err(), TooLong { bytes: MESSAGE_BYTES_MAX + 5 });
     }
 }

@@ -129,7 +129,7 @@ fn series(bytes: usize) -> Vec<u8> {
 }
 
 fn message_of(replica: u64, tenant: &str, series: &[u8], with: Compression) -> ForwardMessage {
-    let envelope = Envelope { tenant, replica, is_merged: false };
+    let envelope = Envelope { tenant, replica, is_merged: false, series_count: 1 };
     ForwardMessage::gather(envelope, [series].into_iter(), with).unwrap()
 }
 
@@ -148,7 +148,8 @@ async fn series_arrive_as_they_are() {
             peer.remote_write(&message, PATIENCE).await.unwrap();
             let (tenant, written, replica) = server.sink.written.lock().pop().unwrap();
             assert_eq!((&tenant[..], replica), ("a", 2));
-            assert!(written == [&series[..], b"\x12\x01a"].concat(), "{compression:?} {bytes}");
+            let head = b"\x18\x02\x12\x01a";
+            assert!(written == [&head[..], &series].concat(), "{compression:?} {bytes}");
         }
     }
     let page = registry.expose();
@@ -167,7 +168,10 @@ async fn series_arrive_as_they_are() {
 }
 
 fn merged(replica: u64) -> ForwardMessage {
-    ForwardMessage::share("a", replica, series(10).into()).unwrap()
+    {
+        let envelope = Envelope { tenant: "a", replica, is_merged: true, series_count: 10 };
+        ForwardMessage::share(envelope, series(10).into()).unwrap()
+    }
 }
 
 #[tokio::test]

@@ -34,6 +34,11 @@ pub const TAKES_MERGED: HeaderName = HeaderName::from_static("ringest-takes-merg
 /// [`crate::model::ring_hash::RingHash`] is written.
 pub const RING: HeaderName = HeaderName::from_static("ringest-ring");
 
+/// Set by a caller that wants to know which series were refused rather than that some were: see
+/// [`MergedWriteAnswer`](crate::wire::peer_write::MergedWriteAnswer).
+pub const ANSWER: HeaderName = HeaderName::from_static("ringest-answer");
+pub const ANSWER_SERIES: HeaderValue = HeaderValue::from_static("series");
+
 /// Flag and length before each message.
 pub const HEAD_BYTES: usize = 5;
 

@@ -10,9 +10,15 @@
 //! Fields 1 and 2 of the request are its older form, for one tenant. Thanos overlooks them where
 //! field 4 is there, and so do we, or the two would store different samples.
 //!
-//! Nodes of ours send one another merged requests, under a method of their own: in that older form,
-//! but with the series at the end, so that nobody has to walk over them to find the tenant.
+//! That older form is what we send: it is the only one that a released Thanos reads. Nodes of ours
+//! send one another merged requests, under a method of their own: in the same form, the series
+//! always at the end, so that nobody has to walk over them to find the tenant.
+//!
+//! Fields that we do not know are skipped, as protobuf wants it, where there are series beside them.
+//! Without any series they may be a newer form, which must not be answered as stored.
 
+use crate::wire::reader::push_varint;
+use crate::wire::refused::{LIST_BYTES_MAX, RefusedSeries};
 use crate::wire::remote_write_v1::{DecodeError, Value, WRONG_WIRE_TYPE, read_field};
 
 /// A request, its outer fields checked.
@@ -22,6 +28,8 @@ pub struct PeerWriteRequest<'a> {
     /// As it stands on the wire: counted from 1, and 0 for series that no peer has placed yet.
     pub replica: i64,
     has_tuples: bool,
+    /// The first field that we do not know.
+    pub unknown: Option<u32>,
 }
 
 /// The series of one tenant.
@@ -32,14 +40,21 @@ pub struct TenantSeries<'a> {
     /// The message that carries the series, in its field 1.
     pub message: &'a [u8],
     pub has_series: bool,
+    /// The first field that we do not know.
+    pub unknown: Option<u32>,
 }
 
 const REQUEST: &str = "peer write request";
 
+/// The highest number of a field that we know.
+const REQUEST_FIELDS: u32 = 4;
+const TUPLE_FIELDS: u32 = 2;
+
 impl<'a> PeerWriteRequest<'a> {
     /// Walks over the fields of `message`, not into them.
     pub fn parse(message: &'a [u8]) -> Result<PeerWriteRequest<'a>, DecodeError> {
-        let mut request = PeerWriteRequest { message, replica: 0, has_tuples: false };
+        let (replica, has_tuples, unknown) = (0, false, None);
+        let mut request = PeerWriteRequest { message, replica, has_tuples, unknown };
         let mut rest = message;
         while !rest.is_empty() {
             let (number, value, after) = read_field(rest, REQUEST)?;
@@ -49,8 +64,10 @@ impl<'a> PeerWriteRequest<'a> {
                 // A negative number stands there as its two's complement.
                 (3, Value::Varint(replica)) => request.replica = replica as i64,
                 (4, Value::Bytes(_)) => request.has_tuples = true,
-                (1..=4, _) => return Err(DecodeError::new(REQUEST, WRONG_WIRE_TYPE)),
-                _ => {}
+                (1..=REQUEST_FIELDS, _) => {
+                    return Err(DecodeError::new(REQUEST, WRONG_WIRE_TYPE));
+                }
+                (unknown, _) => request.unknown = request.unknown.or(Some(unknown)),
             }
         }
         Ok(request)
@@ -75,14 +92,14 @@ impl<'a> Iterator for Tenants<'a> {
 
     fn next(&mut self) -> Option<Self::Item> {
         if let Some(message) = self.single.take() {
-            return Some(read_tenant(message, REQUEST));
+            return Some(read_tenant(message, REQUEST, REQUEST_FIELDS));
         }
         while !self.rest.is_empty() {
             match read_field(self.rest, REQUEST) {
                 Ok((number, value, rest)) => {
                     self.rest = rest;
                     if let (4, Value::Bytes(tuple)) = (number, value) {
-                        return Some(read_tenant(tuple, "tenant's series"));
+                        return Some(read_tenant(tuple, "tenant's series", TUPLE_FIELDS));
                     }
                 }
                 Err(error) => {
@@ -107,9 +124,10 @@ pub struct MergedWriteRequest<'a> {
     pub series: &'a [u8],
 }
 
+const MERGED: &str = "merged peer write request";
+
 impl<'a> MergedWriteRequest<'a> {
     pub fn parse(message: &'a [u8]) -> Result<MergedWriteRequest<'a>, DecodeError> {
-        const MERGED: &str = "merged peer write request";
         let (number, replica, rest) = read_field(message, MERGED)?;
         let (3, Value::Varint(replica)) = (number, replica) else {
             return Err(DecodeError::new(MERGED, "does not begin with a replica"));
@@ -120,11 +138,88 @@ impl<'a> MergedWriteRequest<'a> {
         };
         Ok(MergedWriteRequest { replica, tenant, series })
     }
+
+    /// The first field that is no series, if there is no series at all.
+    pub fn unread(&self) -> Result<Option<u32>, DecodeError> {
+        let mut unread = None;
+        let mut rest = self.series;
+        while !rest.is_empty() {
+            let (number, _, after) = read_field(rest, MERGED)?;
+            if number == 1 {
+                return Ok(None);
+            }
+            unread = unread.or(Some(number));
+            rest = after;
+        }
+        Ok(unread)
+    }
+}
+
+/// What a merged write is answered with where the caller reads it: which series were refused for
+/// good, all others being stored. Nothing refused is an empty message, as Thanos' answer is.
+///
+/// ```text
+/// MergedWriteAnswer   1001 refused (a list, see [`crate::wire::refused`])   1002 why, in words
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MergedWriteAnswer {
+    pub refused: RefusedSeries,
+    pub detail: String,
+}
+
+const REFUSED_FIELD: u32 = 1001;
+const DETAIL_FIELD: u32 = 1002;
+
+/// Words are cut here.
+const DETAIL_BYTES_MAX: usize = 4096;
+
+/// The longest answer.
+pub const ANSWER_BYTES_MAX: usize = LIST_BYTES_MAX + DETAIL_BYTES_MAX + 64;
+
+impl MergedWriteAnswer {
+    /// None if the list is too long to be told.
+    pub fn encode(&self) -> Option<Vec<u8>> {
+        let list = self.refused.encode()?;
+        let detail = &self.detail[..self.detail.floor_char_boundary(DETAIL_BYTES_MAX)];
+        let mut bytes = Vec::with_capacity(list.len() + detail.len() + 16);
+        for (field, value) in [(REFUSED_FIELD, &list[..]), (DETAIL_FIELD, detail.as_bytes())] {
+            push_varint(&mut bytes, u64::from(field) << 3 | 2);
+            push_varint(&mut bytes, value.len() as u64);
+            bytes.extend_from_slice(value);
+        }
+        Some(bytes)
+    }
+
+    /// Reads the answer to a message of `series_count` series.
+    pub fn parse(mut message: &[u8], series_count: u32) -> Result<MergedWriteAnswer, DecodeError> {
+        let mut answer = MergedWriteAnswer::default();
+        while !message.is_empty() {
+            let (number, value, rest) = read_field(message, "merged write answer")?;
+            message = rest;
+            match (number, value) {
+                (REFUSED_FIELD, Value::Bytes(list)) => {
+                    answer.refused = RefusedSeries::decode(list, series_count)?;
+                }
+                (DETAIL_FIELD, Value::Bytes(detail)) => {
+                    answer.detail = String::from_utf8_lossy(detail).into_owned();
+                }
+                (REFUSED_FIELD | DETAIL_FIELD, _) => {
+                    return Err(DecodeError::new("merged write answer", WRONG_WIRE_TYPE));
+                }
+                _ => {}
+            }
+        }
+        Ok(answer)
+    }
 }
 
 /// Finds the tenant among the fields of a message. Thanos writes it behind the series.
-fn read_tenant<'a>(message: &'a [u8], name: &'static str) -> Result<TenantSeries<'a>, DecodeError> {
-    let mut found = TenantSeries { tenant: &[], message, has_series: false };
+fn read_tenant<'a>(
+    message: &'a [u8],
+    name: &'static str,
+    known: u32,
+) -> Result<TenantSeries<'a>, DecodeError> {
+    let mut found = TenantSeries { tenant: &[], message, has_series: false, unknown: None };
     let mut rest = message;
     while !rest.is_empty() {
         let (number, value, after) = read_field(rest, name)?;
@@ -133,6 +228,7 @@ fn read_tenant<'a>(message: &'a [u8], name: &'static str) -> Result<TenantSeries
             (1, Value::Bytes(_)) => found.has_series = true,
             (2, Value::Bytes(tenant)) => found.tenant = tenant,
             (1 | 2, _) => return Err(DecodeError::new(name, WRONG_WIRE_TYPE)),
+            (number, _) if number > known => found.unknown = found.unknown.or(Some(number)),
             _ => {}
         }
     }
@@ -154,9 +250,9 @@ mod tests {
     #[test]
     fn the_older_form_is_one_tenant() {
         let message = b"\x0a\x01s\x12\x01a\x18\x02\x0a\x00";
-        let expected = TenantSeries { tenant: b"a", message, has_series: true };
+        let expected = TenantSeries { tenant: b"a", message, has_series: true, unknown: None };
         assert_eq!(tenants(message), Ok((2, vec![expected])));
-        let nothing = TenantSeries { tenant: b"", message: b"", has_series: false };
+        let nothing = TenantSeries { tenant: b"", message: b"", has_series: false, unknown: None };
         assert_eq!(tenants(b""), Ok((0, vec![nothing])));
     }
 
@@ -165,8 +261,14 @@ mod tests {
         let message = b"\x0a\x01s\x12\x01a\x22\x06\x0a\x01s\x12\x01b\x22\x03\x12\x01c";
         let (replica, found) = tenants(message).unwrap();
         assert_eq!(replica, 0);
-        let b = TenantSeries { tenant: b"b", message: b"\x0a\x01s\x12\x01b", has_series: true };
-        let c = TenantSeries { tenant: b"c", message: b"\x12\x01c", has_series: false };
+        let b = TenantSeries {
+            tenant: b"b",
+            message: b"\x0a\x01s\x12\x01b",
+            has_series: true,
+            unknown: None,
+        };
+        let c =
+            TenantSeries { tenant: b"c", message: b"\x12\x01c", has_series: false, unknown: None };
         assert_eq!(found, [b, c]);
     }
 
@@ -179,6 +281,23 @@ mod tests {
         {
             assert!(tenants(wrong).is_err(), "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn fields_that_are_not_known_are_noticed() {
+        let unknown = |message: &'static [u8]| {
+            let request = PeerWriteRequest::parse(message).unwrap();
+            let of_tenants = request.tenants().map(|tenant| tenant.unwrap().unknown);
+            (request.unknown, of_tenants.collect::<Vec<_>>())
+        };
+        assert_eq!(unknown(b"\x12\x01a\x18\x01"), (None, vec![None]));
+        assert_eq!(unknown(b"\x12\x01a\x2a\x01x\x32\x00"), (Some(5), vec![Some(5)]));
+        let of_tuple = b"\x22\x06\x12\x01b\x1a\x01x";
+        assert_eq!(unknown(of_tuple), (None, vec![Some(3)]));
+        let unread = |message| MergedWriteRequest::parse(message).unwrap().unread();
+        assert_eq!(unread(b"\x18\x01\x12\x01a"), Ok(None));
+        assert_eq!(unread(b"\x18\x01\x12\x01a\x2a\x01x"), Ok(Some(5)));
+        assert_eq!(unread(b"\x18\x01\x12\x01a\x2a\x01x\x0a\x00"), Ok(None));
     }
 
     #[test]
@@ -197,11 +316,22 @@ mod tests {
         }
     }
 
+    #[test]
+    fn an_answer_is_read_as_it_was_made() {
+        let mut answer = MergedWriteAnswer { detail: "out of order".into(), ..Default::default() };
+        answer.refused.push(3, 1);
+        let bytes = answer.encode().unwrap();
+        assert_eq!(MergedWriteAnswer::parse(&bytes, 4), Ok(answer));
+        assert!(MergedWriteAnswer::parse(&bytes, 3).is_err(), "the message has no such series");
+        assert_eq!(MergedWriteAnswer::parse(b"", 0), Ok(MergedWriteAnswer::default()));
+    }
+
     proptest! {
         #[test]
         fn any_bytes_are_an_answer(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
             let _ = tenants(&bytes);
-            let _ = MergedWriteRequest::parse(&bytes);
+            let _ = MergedWriteRequest::parse(&bytes).map(|request| request.unread());
+            let _ = MergedWriteAnswer::parse(&bytes, 100);
         }
     }
 }

@@ -10,10 +10,14 @@
 mod deflated;
 mod groups;
 mod one_pass;
+mod shape;
+
+use std::sync::Arc;
 
 use bytes::Bytes;
 
 pub use deflated::DeflatedGroups;
+pub use shape::Shape;
 
 use crate::hashring::{EndpointIndex, ReplicaSetIndex, Ring, SeriesHasher};
 use crate::model::labels::{TAG_FIELD_1, push_label};
@@ -32,7 +36,7 @@ use crate::write::{Manners, WriteOutcome};
 const SERIES_BYTES_USUAL: usize = 300;
 
 /// What a series' place takes, but for its replicas: field, hash, set, group, batches and tally.
-const PLACE_BYTES: usize = 40;
+const PLACE_BYTES: usize = 44;
 
 /// Which replicas of the series are asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,7 +87,7 @@ pub struct PlacedSeries {
     rewritten: Vec<u8>,
     /// Offset and length of each series' field, tag included.
     fields: Vec<(u32, u32)>,
-    groups: Groups,
+    shape: Arc<Shape>,
     _inflight: InflightGuard,
 }
 
@@ -116,7 +120,12 @@ impl Placed {
 
 impl PlacedSeries {
     pub fn group_count(&self) -> usize {
-        self.groups.len()
+        self.shape.group_count()
+    }
+
+    /// What outlives the bytes.
+    pub fn shape(&self) -> &Arc<Shape> {
+        &self.shape
     }
 
     /// The fields of these groups' series: tag, length and body of each.
@@ -129,7 +138,7 @@ impl PlacedSeries {
 
     /// The numbers of these groups' series.
     pub fn numbers<'a>(&'a self, groups: &'a [u32]) -> impl Iterator<Item = u32> + Clone + use<'a> {
-        groups.iter().flat_map(|group| self.groups.members(*group)).copied()
+        self.shape.numbers(groups)
     }
 
     /// The field of one series.
@@ -161,7 +170,7 @@ impl PlacedSeries {
         let (start, _) = *self.fields.first()?;
         let (last, last_len) = *self.fields.last()?;
         let range = start as usize..last as usize + last_len as usize;
-        let is_whole = groups.len() == self.groups.len()
+        let is_whole = groups.len() == self.group_count()
             && self.rewritten.is_empty()
             && range.len() == self.total_bytes()
             && range.len() >= self.request.len() / 4 * 3;
@@ -204,6 +213,8 @@ struct Distributor<'a, 'r> {
     /// Of the same series. Their sections are looked up together in the end, so that the look-ups'
     /// cache misses overlap.
     hashes: Vec<u64>,
+    /// Samples of the same series; empty as long as each has one.
+    samples: Vec<u32>,
     outcome: WriteOutcome,
     inflight: InflightGuard,
     /// Labels of the series at hand, reused; of too many only as many as prove it.
@@ -215,6 +226,7 @@ struct Distributor<'a, 'r> {
 #[derive(Default)]
 struct Contents {
     samples: u64,
+    histograms: u64,
     exemplars: u64,
 }
 
@@ -234,6 +246,7 @@ impl<'a, 'r> Distributor<'a, 'r> {
             rewritten: Vec::new(),
             fields: Vec::with_capacity(series_count),
             hashes: Vec::with_capacity(series_count),
+            samples: Vec::new(),
             outcome: WriteOutcome::default(),
             inflight: unplaced.inflight,
             labels: Vec::new(),
@@ -321,6 +334,12 @@ impl<'a, 'r> Distributor<'a, 'r> {
         if self.fields.len() == self.fields.capacity() {
             self.hold(self.fields.capacity() * 2)?;
         }
+        let samples = contents.samples + contents.histograms;
+        if samples != 1 || !self.samples.is_empty() {
+            self.samples.resize(self.fields.len(), 1);
+            // There are fewer than the request has bytes.
+            self.samples.push(samples as u32);
+        }
         // Both are at most `end`. A series takes two bytes, so there are fewer than 2^32.
         self.fields.push((end - len as u32, len as u32));
         self.hashes.push(hash);
@@ -385,7 +404,8 @@ impl<'a, 'r> Distributor<'a, 'r> {
         let groups = Groups::new(sets, self.ring);
         let batches = groups.batches(self.ring, endpoint_count, replicas);
         let (rewritten, fields, inflight) = (self.rewritten, self.fields, self.inflight);
-        let series = PlacedSeries { request, rewritten, fields, groups, _inflight: inflight };
+        let shape = Arc::new(Shape::new(groups, self.samples));
+        let series = PlacedSeries { request, rewritten, fields, shape, _inflight: inflight };
         Placed { series, batches, outcome: self.outcome }
     }
 }
@@ -399,7 +419,10 @@ impl Contents {
                 check_message(message, "exemplar")?;
                 self.exemplars += 1;
             }
-            SeriesField::Histogram(message) => check_message(message, "histogram")?,
+            SeriesField::Histogram(message) => {
+                check_message(message, "histogram")?;
+                self.histograms += 1;
+            }
         }
         Ok(())
     }
@@ -409,7 +432,7 @@ impl Contents {
 #[inline]
 fn read_contents(rest: &[u8]) -> Result<Option<Contents>, DecodeError> {
     if split_tail_sample(rest).is_some_and(|(before, ..)| before.is_empty()) {
-        return Ok(Some(Contents { samples: 1, exemplars: 0 }));
+        return Ok(Some(Contents { samples: 1, ..Contents::default() }));
     }
     let mut contents = Contents::default();
     let mut fields = SeriesFields::new(rest);

@@ -106,6 +106,24 @@ impl Reason {
         Reason::TooManySeries,
     ];
 
+    /// The number by which nodes tell it to one another. Numbers stay as they are for ever.
+    pub fn code(self) -> u8 {
+        match self {
+            Reason::OutOfOrder => 1,
+            Reason::OutOfBounds => 2,
+            Reason::TooFarInFuture => 3,
+            Reason::DuplicateForTimestamp => 4,
+            Reason::EmptyLabels => 5,
+            Reason::EmptyLabel => 6,
+            Reason::DuplicateLabel => 7,
+            Reason::OutOfOrderLabels => 8,
+            Reason::InvalidLabels => 9,
+            Reason::TooManyLabels => 10,
+            Reason::HistogramsNotStored => 11,
+            Reason::TooManySeries => 12,
+        }
+    }
+
     pub fn as_str(self) -> &'static str {
         match self {
             Reason::OutOfOrder => "out of order sample",

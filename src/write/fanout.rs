@@ -1,5 +1,5 @@
-//! One request to all its replicas: starts a task per endpoint, counts the answers, and returns as
-//! soon as the verdict is fixed.
+//! One request to all its replicas: starts a task per endpoint, and returns as soon as the verdict
+//! over their [answers] is fixed.
 //!
 //! Thanos' nodes want a call for each replica of their series, and three nodes with three copies
 //! nine calls. Where nobody asks which replica a series is (here, and at a peer that says so) all
@@ -16,6 +16,7 @@
 //! the last one there. The replica then refuses the earlier samples of a series as out of order, and
 //! they stay a copy short.
 
+mod answers;
 mod call;
 mod capnproto;
 
@@ -24,8 +25,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use crate::hashring::{CurrentHashring, Endpoint, Hashring};
@@ -35,19 +35,17 @@ use crate::peer::message::{Compression, ForwardMessage, Protocol};
 use crate::peer::{ForwardError, PeerPool};
 use crate::write::admission::Admission;
 use crate::write::distribute::{
-    Batch, DeflatedGroups, DistributeError, PlacedSeries, Replicas, Unplaced, distribute,
+    DeflatedGroups, DistributeError, PlacedSeries, Replicas, Unplaced, distribute,
 };
-use crate::write::error::{Refusals, WriteError};
-use crate::write::fanout::call::{Answer, Call};
+use crate::write::error::WriteError;
+use crate::write::fanout::answers::{Answer, Answers, CopiesMissing, Plan};
+use crate::write::fanout::call::Call;
 use crate::write::fanout::capnproto::InCapnProto;
 use crate::write::known::LabelCaps;
 use crate::write::local::LocalWriter;
-use crate::write::quorum::{QuorumLedger, ReplicaOutcome, Verdict, WriteQuorum};
+use crate::write::quorum::{QuorumLedger, ReplicaOutcome, WriteQuorum};
 use crate::write::service::PeerSink;
 use crate::write::{Manners, WriteOutcome};
-
-/// Failures of replicas that an answer names.
-const FAILURES_TOLD_MAX: usize = 4;
 
 /// A longer deadline is none.
 const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
@@ -176,6 +174,7 @@ pub struct Fanout<F, L> {
     /// The budget of the node, which the request's bytes are counted against already.
     admission: Arc<Admission>,
     metrics: FanoutMetrics,
+    copies: CopiesMissing,
 }
 
 /// One request on its way in.
@@ -198,8 +197,8 @@ impl<F: Forward, L: LocalStore> Fanout<F, L> {
         admission: Arc<Admission>,
         registry: &Registry,
     ) -> Fanout<F, L> {
-        let metrics = FanoutMetrics::new(registry);
-        Fanout { options, ring, forward, local, tasks, admission, metrics }
+        let (metrics, copies) = (FanoutMetrics::new(registry), CopiesMissing::new(registry));
+        Fanout { options, ring, forward, local, tasks, admission, metrics, copies }
     }
 
     /// Writes an inflated `prometheus.WriteRequest`. `replica` is as in the header: counted from 1,
@@ -234,23 +233,24 @@ impl<F: Forward, L: LocalStore> Fanout<F, L> {
         };
         let placed = distribute(unplaced, &ring, hashring.endpoints().len(), replicas)
             .map_err(not_placed)?;
-        // All series of a group have the same replicas, and so the same answers.
+        // All series of a group have the same replicas, and so mostly the same answers.
         let ledger = QuorumLedger::new(placed.series().group_count(), quorum);
         let (series, batches, outcome) = placed.into_parts();
-        let batches: Arc<[Batch]> = batches.into();
+        let plan = Arc::new(Plan { batches: batches.into(), shape: series.shape().clone() });
         let call = Call {
             tenant: incoming.tenant.clone(),
             deflated: self.deflate_once(&series, replicas),
             series,
             in_capnproto: InCapnProto::default(),
-            batches: batches.clone(),
+            plan: plan.clone(),
             manners: incoming.manners,
             deadline: Instant::now() + self.options.forward_timeout.min(TIMEOUT_MAX),
             is_replicated: quorum == WriteQuorum::REPLICATED && incoming.replica > 0,
         };
         let deadline = call.deadline;
-        let answers = self.start(call, &hashring);
-        wait(answers, ledger, &batches, outcome, deadline).await
+        let answers = Arc::new(Answers::new(plan, ledger, self.copies.clone()));
+        self.start(call, &answers, &hashring);
+        answers.outcome(outcome, deadline).await
     }
 
     fn is_here(&self, endpoint: &Endpoint) -> bool {
@@ -279,41 +279,38 @@ impl<F: Forward, L: LocalStore> Fanout<F, L> {
         }
     }
 
-    /// Starts a task for each endpoint.
-    fn start(&self, call: Call, hashring: &Hashring) -> mpsc::Receiver<Answer> {
+    /// Starts a task for each endpoint, which tells its answers.
+    fn start(&self, call: Call, answers: &Arc<Answers>, hashring: &Hashring) {
         let call = Arc::new(call);
-        let (sender, answers) = mpsc::channel(call.batches.len().max(1));
         let mut end = 0;
-        for of_endpoint in call.batches.chunk_by(|a, b| a.endpoint == b.endpoint) {
+        for of_endpoint in call.plan.batches.chunk_by(|a, b| a.endpoint == b.endpoint) {
             let batches = end..end + of_endpoint.len();
             end = batches.end;
             let endpoint = hashring.endpoint(of_endpoint[0].endpoint);
             let local = self.local.clone().filter(|_| self.is_here(endpoint));
-            let (call, sender) = (call.clone(), sender.clone());
+            let (call, answers) = (call.clone(), answers.clone());
             let (metrics, is_replicated) = (self.metrics.clone(), call.is_replicated);
+            let worker: Arc<str> = endpoint.address.as_str().into();
             match local {
                 Some(local) => {
                     self.tasks.spawn(async move {
                         let answer = call.store(batches, &*local.store).await;
                         metrics.count(&answer, true, is_replicated);
-                        // Nobody waits any more once the verdict is fixed.
-                        let _ = sender.send(answer).await;
+                        answers.record(&worker, answer);
                     });
                 }
                 None => {
-                    let (forward, address) = (self.forward.clone(), endpoint.address.clone());
+                    let forward = self.forward.clone();
                     self.tasks.spawn(async move {
                         let tell = |answer| {
                             metrics.count(&answer, false, is_replicated);
-                            // There is room for one of each batch.
-                            let _ = sender.try_send(answer);
+                            answers.record(&worker, answer);
                         };
-                        call.forward(batches, &*forward, &address, tell).await;
+                        call.forward(batches, &*forward, &worker, tell).await;
                     });
                 }
             }
         }
-        answers
     }
 }
 
@@ -345,54 +342,6 @@ impl<F: Forward, L: LocalStore> PeerSink for Fanout<F, L> {
                 })
                 .await
             }
-        }
-    }
-}
-
-/// Takes answers until the verdict is fixed.
-async fn wait(
-    mut answers: mpsc::Receiver<Answer>,
-    mut ledger: QuorumLedger,
-    batches: &[Batch],
-    mut outcome: WriteOutcome,
-    deadline: Instant,
-) -> Result<WriteOutcome, WriteError> {
-    let mut failures = Vec::new();
-    let mut conflicts = Vec::new();
-    let mut refusals = Refusals::default();
-    while ledger.verdict().is_none() {
-        // Every task ends by the deadline, but one that hangs must not hold the client.
-        let Ok(Some(answer)) = timeout_at(deadline, answers.recv()).await else { break };
-        for batch in batches.get(answer.batches).unwrap_or_default() {
-            ledger.record(batch.groups.iter().copied(), answer.outcome);
-        }
-        refusals.merge(answer.refusals);
-        if let Some(failure) = answer.failure {
-            let told = match answer.outcome {
-                ReplicaOutcome::Conflict => &mut conflicts,
-                _ => &mut failures,
-            };
-            // A node tells the same of each of its replicas.
-            if told.len() < FAILURES_TOLD_MAX && !told.contains(&failure) {
-                told.push(failure);
-            }
-        }
-    }
-    match ledger.verdict_at_deadline() {
-        Verdict::Success => Ok(outcome),
-        Verdict::Conflict => {
-            outcome.samples_stored = outcome.samples_stored.saturating_sub(refusals.total());
-            outcome.refusals.merge(refusals);
-            conflicts.into_iter().for_each(|said| outcome.refusals.add_replica(said));
-            Ok(outcome)
-        }
-        Verdict::NotReady | Verdict::Unavailable => {
-            if ledger.verdict().is_none() {
-                failures.push("no answer in time".to_owned());
-            }
-            let samples = outcome.samples_stored + outcome.refusals.total();
-            let detail = failures.join("; ");
-            Err(WriteError::NoQuorum { detail, series: outcome.series, samples })
         }
     }
 }

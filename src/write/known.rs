@@ -87,6 +87,7 @@ pub fn decode_fields<'r>(
         batch,
         outcome: WriteOutcome::default(),
         guess: Guess::default(),
+        place: 0,
         labels: Vec::new(),
         label_count: 0,
         key: KeyBuilder::default(),
@@ -156,6 +157,8 @@ struct Decoder<'r, 'k> {
     batch: &'k mut Batch,
     outcome: WriteOutcome,
     guess: Guess,
+    /// The place of the series at hand in the request.
+    place: u32,
     /// Labels of the series at hand, reused; of too many only as many as prove it.
     labels: Vec<(&'r [u8], &'r [u8])>,
     label_count: usize,
@@ -187,6 +190,7 @@ type Sought<'r> = (KeyHash, &'r [u8], i64, u64);
 
 impl<'r> Decoder<'r, '_> {
     fn decode_window(&mut self, window: &[&'r [u8]]) -> Result<(), DecodeError> {
+        let before = self.outcome.series;
         self.outcome.series += window.len() as u64;
         let guessed = if self.guess.is_worth_trying() { self.take_guessed(window) } else { 0 };
         let window = &window[guessed..];
@@ -202,7 +206,7 @@ impl<'r> Decoder<'r, '_> {
             touched = touched.wrapping_add(self.known.touch(*hash));
         }
         std::hint::black_box(touched);
-        for (series, sought) in window.iter().zip(&sought) {
+        for (i, (series, sought)) in window.iter().zip(&sought).enumerate() {
             let found = sought.and_then(|(hash, raw, t, v)| {
                 Some((self.known.find(hash, raw, self.rules())?, t, v))
             });
@@ -211,11 +215,20 @@ impl<'r> Decoder<'r, '_> {
                     self.batch.push(slot, t, v);
                     self.guess.next = slot + 1;
                 }
-                // Labels and one sample: the series is new.
-                (None, Some((hash, raw, ..))) if split_labels(raw).1.is_empty() => {
-                    self.decode_fully(series, *hash, raw)?;
+                (None, sought) => {
+                    // A request has fewer series than it has bytes, of which there are fewer than
+                    // 2^32.
+                    self.place = (before + (guessed + i) as u64) as u32;
+                    let first_sample = self.batch.samples.len();
+                    match sought {
+                        // Labels and one sample: the series is new.
+                        Some((hash, raw, ..)) if split_labels(raw).1.is_empty() => {
+                            self.decode_fully(series, *hash, raw)?;
+                        }
+                        _ => self.decode_unusual(series)?,
+                    }
+                    self.batch.end_series(self.place, first_sample);
                 }
-                (None, _) => self.decode_unusual(series)?,
             }
         }
         Ok(())
@@ -257,7 +270,8 @@ impl<'r> Decoder<'r, '_> {
                 }
             }
             let known = &self.known;
-            others.add_to(&mut self.outcome, || known.key(slot).labels().collect());
+            let labels = || known.key(slot).labels().collect();
+            others.add_to(&mut self.outcome, self.place, labels);
             self.guess.next = slot + 1;
             return Ok(());
         }
@@ -302,13 +316,14 @@ impl<'r> Decoder<'r, '_> {
             self.batch.samples.truncate(first_sample);
             let (labels, count) = (&self.labels, self.label_count);
             self.outcome.refusals.add(reason, 1, || display(labels, count));
+            self.outcome.refused_series.push(self.place, reason.code());
             return Ok(());
         }
         self.key.clear();
         for (name, value) in &self.labels {
             self.key.push(name, value);
         }
-        others.add_to(&mut self.outcome, || self.labels.clone());
+        others.add_to(&mut self.outcome, self.place, || self.labels.clone());
         if self.batch.samples.len() == first_sample {
             return Ok(());
         }
@@ -418,6 +433,7 @@ impl Others {
     fn add_to<'l>(
         self,
         outcome: &mut WriteOutcome,
+        place: u32,
         labels: impl FnOnce() -> Vec<(&'l [u8], &'l [u8])>,
     ) {
         outcome.exemplars_dropped += self.exemplars;
@@ -427,6 +443,7 @@ impl Others {
                 display(&labels, labels.len())
             };
             outcome.refusals.add(Reason::HistogramsNotStored, self.histograms, example);
+            outcome.refused_series.push(place, Reason::HistogramsNotStored.code());
         }
     }
 }

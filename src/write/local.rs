@@ -13,10 +13,11 @@ use crate::tsdb::head::append::{AppendReport, Refusal};
 use crate::tsdb::head::batch::Batch;
 use crate::tsdb::head::series::SeriesSet;
 use crate::tsdb::wal::{SyncPolicy, WalError};
+use crate::wire::refused::RefusedSeries;
 use crate::wire::remote_write_v1::{DecodeError, RequestField, RequestFields};
 use crate::write::admission::{Admission, InflightGuard, Overloaded};
 use crate::write::distribute::PlacedSeries;
-use crate::write::error::{Reason, Refusals, WriteError};
+use crate::write::error::{Reason, WriteError};
 use crate::write::known::{Known, LabelCaps, decode_fields};
 use crate::write::{Manners, WriteOutcome};
 
@@ -126,7 +127,7 @@ impl LocalWriter {
         let stored = timeout(STORE_TIMEOUT, self.store(id, existing, batch)).await;
         let report = stored.unwrap_or_else(|_| Err(too_slow(id)))?;
         outcome.samples_stored = report.stored;
-        add_refusals(&mut outcome.refusals, &report);
+        add_refusals(&mut outcome, &report, batch);
         Ok(outcome)
     }
 
@@ -221,12 +222,23 @@ fn too_slow(id: &TenantId) -> WriteError {
     WriteError::TenantNotReady { tenant: id.to_string(), detail }
 }
 
-fn add_refusals(refusals: &mut Refusals, report: &AppendReport) {
+fn add_refusals(outcome: &mut WriteOutcome, report: &AppendReport, batch: &Batch) {
     for (refusal, refused) in Refusal::ALL.into_iter().zip(&report.refused) {
         if let Some((count, key)) = refused {
-            refusals.add(reason_of(refusal), *count, || format!("{key:?}"));
+            outcome.refusals.add(reason_of(refusal), *count, || format!("{key:?}"));
         }
     }
+    if report.refused_samples.is_empty() {
+        return;
+    }
+    // Those of the labels, and those of the samples.
+    let of_samples = report.refused_samples.iter();
+    let of_samples =
+        of_samples.map(|(sample, refusal)| (batch.place_of(*sample), reason_of(*refusal).code()));
+    let mut places: Vec<_> = outcome.refused_series.iter().chain(of_samples).collect();
+    places.sort_unstable();
+    outcome.refused_series = RefusedSeries::default();
+    places.into_iter().for_each(|(place, reason)| outcome.refused_series.push(place, reason));
 }
 
 fn reason_of(refusal: Refusal) -> Reason {

@@ -12,7 +12,12 @@
 //! series, where "retry" is worse than "conflict": a sender drops a whole batch on a conflict, but
 //! sends it again otherwise.
 //!
+//! Series that have the same replicas are counted together, as a group. A group is taken apart when a
+//! replica refuses some of its series and stores the others.
+//!
 //! Nothing here waits or sends; the caller records answers as they come and asks for the verdict.
+
+use std::collections::HashMap;
 
 /// The largest replication factor that a ledger can count.
 pub const REPLICATION_FACTOR_MAX: usize = u8::MAX as usize;
@@ -143,51 +148,116 @@ impl Tally {
     }
 }
 
+/// A series by its group and its place among the group's series.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SeriesPosition {
+    pub group: u32,
+    pub member: u32,
+}
+
 /// The answers for all series of one request.
 #[derive(Debug)]
 pub struct QuorumLedger {
     quorum: WriteQuorum,
-    /// By position of the series in the request.
+    /// By group.
     tallies: Vec<Tally>,
+    /// The tallies of the series of groups that were taken apart. They count, the group's no more.
+    parts: HashMap<u32, Box<[Tally]>>,
+    /// Groups, and series of groups that were taken apart.
     undecided: usize,
     /// The worst verdict of the series that are decided.
     worst: Verdict,
 }
 
 impl QuorumLedger {
-    /// For a request of `series_count` series, each sent to all replicas of `quorum`.
-    pub fn new(series_count: usize, quorum: WriteQuorum) -> QuorumLedger {
+    /// For a request whose series are in `group_count` groups, each sent to all replicas of
+    /// `quorum`.
+    pub fn new(group_count: usize, quorum: WriteQuorum) -> QuorumLedger {
         QuorumLedger {
             quorum,
-            tallies: vec![Tally::default(); series_count],
-            undecided: series_count,
+            tallies: vec![Tally::default(); group_count],
+            parts: HashMap::new(),
+            undecided: group_count,
             worst: Verdict::Success,
         }
     }
 
-    /// Notes what one replica made of these series, given by their positions in the request. Each
-    /// replica of a series is recorded at most once; answers for decided series are let go.
-    pub fn record(&mut self, series: impl IntoIterator<Item = u32>, outcome: ReplicaOutcome) {
-        for series in series {
-            let Some(tally) = self.tallies.get_mut(series as usize) else {
-                debug_assert!(false, "series {series} is not in the request");
-                continue;
-            };
-            if tally.verdict(self.quorum).is_some() {
-                continue;
-            }
-            tally.add(outcome);
-            if let Some(verdict) = tally.verdict(self.quorum) {
-                self.undecided -= 1;
-                self.worst = self.worst.max(verdict);
+    /// Notes what one replica made of all series of these groups. Each replica of a series is
+    /// recorded at most once; answers for decided series are let go.
+    pub fn record(&mut self, groups: impl IntoIterator<Item = u32>, outcome: ReplicaOutcome) {
+        for group in groups {
+            self.record_group(group, outcome);
+        }
+    }
+
+    /// Notes that one replica stored the series of these groups but for those that are `refused`,
+    /// in order. `group_len` tells how many series a group has.
+    pub fn record_partial(
+        &mut self,
+        groups: impl IntoIterator<Item = u32>,
+        refused: &[SeriesPosition],
+        group_len: impl Fn(u32) -> usize,
+    ) {
+        for group in groups {
+            let start = refused.partition_point(|series| series.group < group);
+            let len = refused[start..].partition_point(|series| series.group == group);
+            let of_group = &refused[start..start + len];
+            let series_count = group_len(group);
+            match len {
+                0 => self.record_group(group, ReplicaOutcome::Stored),
+                len if len == series_count => self.record_group(group, ReplicaOutcome::Conflict),
+                _ => self.record_parts(group, series_count, of_group),
             }
         }
     }
 
+    fn record_group(&mut self, group: u32, outcome: ReplicaOutcome) {
+        if let Some(parts) = self.parts.get_mut(&group) {
+            for tally in parts {
+                note(tally, outcome, self.quorum, &mut self.undecided, &mut self.worst);
+            }
+            return;
+        }
+        let Some(tally) = self.tallies.get_mut(group as usize) else {
+            debug_assert!(false, "group {group} is not in the request");
+            return;
+        };
+        note(tally, outcome, self.quorum, &mut self.undecided, &mut self.worst);
+    }
+
+    fn record_parts(&mut self, group: u32, series_count: usize, refused: &[SeriesPosition]) {
+        let Some(whole) = self.tallies.get(group as usize).copied() else {
+            debug_assert!(false, "group {group} is not in the request");
+            return;
+        };
+        let parts = self.parts.entry(group).or_insert_with(|| {
+            if whole.verdict(self.quorum).is_none() {
+                self.undecided += series_count.saturating_sub(1);
+            }
+            vec![whole; series_count].into()
+        });
+        let mut refused = refused.iter().map(|series| series.member as usize).peekable();
+        for (member, tally) in parts.iter_mut().enumerate() {
+            let outcome = match refused.next_if_eq(&member) {
+                Some(_) => ReplicaOutcome::Conflict,
+                None => ReplicaOutcome::Stored,
+            };
+            note(tally, outcome, self.quorum, &mut self.undecided, &mut self.worst);
+        }
+    }
+
     /// The verdict of one series, once it is fixed.
-    #[cfg(test)]
-    fn series_verdict(&self, series: u32) -> Option<Verdict> {
-        self.tallies.get(series as usize)?.verdict(self.quorum)
+    pub fn series_verdict(&self, series: SeriesPosition) -> Option<Verdict> {
+        let tally = match self.parts.get(&series.group) {
+            Some(parts) => parts.get(series.member as usize),
+            None => self.tallies.get(series.group as usize),
+        };
+        tally?.verdict(self.quorum)
+    }
+
+    /// Whether all series of the group have the same verdict, because it was never taken apart.
+    pub fn is_whole(&self, group: u32) -> bool {
+        !self.parts.contains_key(&group)
     }
 
     /// The verdict over all series, once it is fixed: when each is decided, or one has come to the
@@ -200,6 +270,24 @@ impl QuorumLedger {
     /// The verdict if no answer comes any more: what is undecided may succeed when sent again.
     pub fn verdict_at_deadline(&self) -> Verdict {
         self.verdict().unwrap_or(Verdict::Unavailable)
+    }
+}
+
+/// Counts an answer, unless the verdict is fixed already.
+fn note(
+    tally: &mut Tally,
+    outcome: ReplicaOutcome,
+    quorum: WriteQuorum,
+    undecided: &mut usize,
+    worst: &mut Verdict,
+) {
+    if tally.verdict(quorum).is_some() {
+        return;
+    }
+    tally.add(outcome);
+    if let Some(verdict) = tally.verdict(quorum) {
+        *undecided -= 1;
+        *worst = (*worst).max(verdict);
     }
 }
 
@@ -377,7 +465,38 @@ mod tests {
         ledger.record([1], ReplicaOutcome::NotReady);
         ledger.record([2], ReplicaOutcome::Conflict);
         assert_eq!(ledger.verdict(), Some(Verdict::NotReady));
-        assert_eq!(ledger.series_verdict(2), Some(Verdict::Conflict));
+        assert_eq!(
+            ledger.series_verdict(SeriesPosition { group: 2, member: 0 }),
+            Some(Verdict::Conflict)
+        );
+    }
+
+    #[test]
+    fn series_of_a_group_are_told_apart_once_a_replica_does() {
+        // Two series with the same replicas: one refuses the first, another the second.
+        let at = |member| SeriesPosition { group: 0, member };
+        let mut ledger = QuorumLedger::new(1, WriteQuorum::of(3));
+        ledger.record_partial([0], &[at(0)], |_| 2);
+        assert!(!ledger.is_whole(0));
+        ledger.record_partial([0], &[at(1)], |_| 2);
+        assert_eq!(ledger.verdict(), None);
+        ledger.record([0], ReplicaOutcome::Stored);
+        assert_eq!(ledger.verdict(), Some(Verdict::Success));
+        // Each has one copy, and the third node is down: the sender is to come again.
+        let mut ledger = QuorumLedger::new(1, WriteQuorum::of(3));
+        ledger.record([0], ReplicaOutcome::Unavailable);
+        ledger.record_partial([0], &[at(0)], |_| 2);
+        ledger.record_partial([0], &[at(1)], |_| 2);
+        assert_eq!(ledger.verdict(), Some(Verdict::Unavailable));
+        // Refused by all.
+        let mut ledger = QuorumLedger::new(2, WriteQuorum::of(3));
+        for _ in 0..3 {
+            ledger.record_partial([0, 1], &[at(1)], |_| 2);
+        }
+        assert_eq!(ledger.verdict(), Some(Verdict::Conflict));
+        assert_eq!(ledger.series_verdict(at(0)), Some(Verdict::Success));
+        assert_eq!(ledger.series_verdict(at(1)), Some(Verdict::Conflict));
+        assert!(ledger.is_whole(1));
     }
 
     #[test]
@@ -421,6 +540,42 @@ mod tests {
             }
             prop_assert_eq!(first.map(http_and_grpc), Some(expected));
             prop_assert_eq!(first, ledger.verdict());
+        }
+
+        /// Groups taken apart say what a ledger of single series says.
+        #[test]
+        fn groups_and_single_series_agree(
+            (factor, answers) in (1usize..=4).prop_flat_map(|factor| {
+                let refused = prop::collection::btree_set((0u32..3, 0u32..4), 0..6);
+                let answer = (any_outcome(), prop::option::of(refused));
+                (Just(factor), prop::collection::vec(answer, factor))
+            })
+        ) {
+            let quorum = WriteQuorum::of(factor);
+            let (mut grouped, mut single) =
+                (QuorumLedger::new(3, quorum), QuorumLedger::new(12, quorum));
+            for (outcome, refused) in answers {
+                let Some(refused) = refused else {
+                    grouped.record(0..3, outcome);
+                    single.record(0..12, outcome);
+                    continue;
+                };
+                let at = |&(group, member)| SeriesPosition { group, member };
+                grouped.record_partial(0..3, &refused.iter().map(at).collect::<Vec<_>>(), |_| 4);
+                for series in 0..12 {
+                    let outcome = match refused.contains(&(series / 4, series % 4)) {
+                        true => ReplicaOutcome::Conflict,
+                        false => ReplicaOutcome::Stored,
+                    };
+                    single.record([series], outcome);
+                }
+            }
+            prop_assert_eq!(grouped.verdict(), single.verdict());
+            for series in 0..12 {
+                let at = SeriesPosition { group: series / 4, member: series % 4 };
+                let alone = SeriesPosition { group: series, member: 0 };
+                prop_assert_eq!(grouped.series_verdict(at), single.series_verdict(alone));
+            }
         }
     }
 }

@@ -12,6 +12,7 @@ use futures::stream::FuturesUnordered;
 
 use crate::model::tenant::{TenantId, TenantNameError};
 use crate::wire::peer_write::{MergedWriteRequest, PeerWriteRequest, TenantSeries};
+use crate::wire::refused::RefusedSeries;
 use crate::wire::remote_write_v1::DecodeError;
 use crate::write::WriteOutcome;
 use crate::write::error::{Refusals, WriteError};
@@ -52,6 +53,9 @@ pub enum PeerWriteError {
     /// The bytes are no request.
     #[error("{0}")]
     Malformed(#[from] DecodeError),
+    /// Fields that we do not know and no series: most likely the form of a newer release.
+    #[error("no series could be read, but field {field}, which this release does not know")]
+    NotUnderstood { field: u32 },
     /// Most likely the replication factors of the two nodes differ, while a change rolls out.
     #[error("replica {replica} is above the replication factor of {factor}")]
     BadReplica { replica: u64, factor: u64 },
@@ -61,7 +65,18 @@ pub enum PeerWriteError {
     Write(#[from] WriteError),
     /// Some series or samples were refused for good; the others are stored.
     #[error("tenant {tenant}: {refusals}")]
-    Refused { tenant: TenantId, refusals: Box<Refusals> },
+    Refused { tenant: TenantId, refusals: Box<Refusals>, series: RefusedSeries },
+}
+
+impl PeerWriteError {
+    /// An error if anything was refused.
+    pub fn of_refusals(tenant: TenantId, outcome: WriteOutcome) -> Result<(), PeerWriteError> {
+        if outcome.refusals.is_empty() {
+            return Ok(());
+        }
+        let WriteOutcome { refusals, refused_series: series, .. } = outcome;
+        Err(PeerWriteError::Refused { tenant, refusals: Box::new(refusals), series })
+    }
 }
 
 /// Takes the requests of peers apart.
@@ -88,22 +103,35 @@ impl<S: PeerSink> PeerWrites<S> {
         let mut tenants = request.tenants().fuse();
         let mut writes = FuturesUnordered::new();
         let mut worst = None;
+        let (mut has_series, mut unknown) = (false, request.unknown);
         loop {
             while writes.len() < TENANTS_AT_ONCE
                 && let Some(tenant) = tenants.next()
             {
+                if let Ok(tenant) = &tenant {
+                    has_series |= tenant.has_series;
+                    unknown = unknown.or(tenant.unknown);
+                }
                 writes.push(self.write_tenant(&message, tenant, replica));
             }
             let Some(written) = writes.next().await else { break };
             worst = worst.into_iter().chain(written.err()).max_by_key(rank);
         }
-        worst.map_or(Ok(()), Err)
+        match (worst, unknown) {
+            (Some(worst), _) => Err(worst),
+            (None, Some(field)) if !has_series => Err(PeerWriteError::NotUnderstood { field }),
+            (None, _) => Ok(()),
+        }
     }
 
     /// Stores a merged request, see [`MergedWriteRequest`].
     pub async fn write_merged(&self, message: Bytes) -> Result<(), PeerWriteError> {
-        let MergedWriteRequest { replica, tenant, series } = MergedWriteRequest::parse(&message)?;
+        let request = MergedWriteRequest::parse(&message)?;
+        let MergedWriteRequest { replica, tenant, series } = request;
         self.check_replica(replica)?;
+        if let Some(field) = request.unread()? {
+            return Err(PeerWriteError::NotUnderstood { field });
+        }
         if series.is_empty() {
             return Ok(());
         }
@@ -138,10 +166,7 @@ impl<S: PeerSink> PeerWrites<S> {
     ) -> Result<(), PeerWriteError> {
         let tenant = TenantId::parse(tenant)?;
         let outcome = self.sink.write(&tenant, series, replica).await?;
-        if outcome.refusals.is_empty() {
-            return Ok(());
-        }
-        Err(PeerWriteError::Refused { tenant, refusals: Box::new(outcome.refusals) })
+        PeerWriteError::of_refusals(tenant, outcome)
     }
 }
 
@@ -153,6 +178,7 @@ pub(crate) fn rank(error: &PeerWriteError) -> u8 {
         PeerWriteError::TenantName(_)
         | PeerWriteError::BadReplica { .. }
         | PeerWriteError::Malformed(_)
+        | PeerWriteError::NotUnderstood { .. }
         | PeerWriteError::Write(
             WriteError::Invalid { .. } | WriteError::TenantName(_) | WriteError::BadReplica { .. },
         ) => 1,
@@ -256,6 +282,30 @@ mod tests {
             let refused = writes.write_merged(message(1, tenant, b"\x0a\x01s")).await;
             assert_eq!(rank(&refused.unwrap_err()), expected, "{tenant}");
         }
+    }
+
+    #[tokio::test]
+    async fn what_may_be_a_newer_form_is_not_answered_as_stored() {
+        let sink = Arc::new(Sink::default());
+        let writes = PeerWrites::new(sink.clone(), None);
+        for (newer, number) in [
+            (&b"\x18\x01\x2a\x05\x0a\x01s\x12\x00"[..], 5),
+            (b"\x12\x01a\x32\x01x", 6),
+            (b"\x22\x06\x12\x01a\x1a\x01x", 3),
+        ] {
+            let refused = writes.write(Bytes::from_static(newer)).await.unwrap_err();
+            assert!(
+                matches!(refused, PeerWriteError::NotUnderstood { field } if field == number),
+                "{refused}"
+            );
+        }
+        let merged = Bytes::from_static(b"\x18\x01\x12\x01a\x2a\x01x");
+        let refused = writes.write_merged(merged).await.unwrap_err();
+        assert!(matches!(refused, PeerWriteError::NotUnderstood { field: 5 }), "{refused}");
+        assert!(sink.0.lock().is_empty());
+        // Beside series they are skipped.
+        writes.write(Bytes::from_static(b"\x12\x01a\x0a\x01s\x2a\x01x")).await.unwrap();
+        assert_eq!(sink.0.lock().len(), 1);
     }
 
     #[tokio::test]

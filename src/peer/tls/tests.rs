@@ -102,7 +102,7 @@ async fn write(peer: SocketAddr, options: ClientTlsOptions) -> Result<(), Forwar
     let pool = PeerPool::new(options, &Registry::new());
     let address = peer.to_string();
     pool.update([&address[..]]);
-    let envelope = Envelope { tenant: "a", replica: 1, is_merged: false };
+    let envelope = Envelope { tenant: "a", replica: 1, is_merged: false, series_count: 1 };
     let fields = [&b"\x0a\x00"[..]].into_iter();
     let message = ForwardMessage::gather(envelope, fields, Compression::None).unwrap();
     pool.peer(&address).unwrap().remote_write(&message, Duration::from_secs(30)).await

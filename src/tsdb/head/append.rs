@@ -58,13 +58,18 @@ pub struct AppendReport {
     ///
     /// [`SyncPolicy::Segment`]: crate::tsdb::wal::SyncPolicy::Segment
     pub closed_segment: bool,
+    /// Which samples of the batch were refused, by their places in it, not in order.
+    pub refused_samples: Vec<(u32, Refusal)>,
 }
 
 /// What became of each batch of a group, in their order.
 pub type AppendResults = Vec<Result<AppendReport, WalError>>;
 
 impl AppendReport {
-    fn refuse(&mut self, refusal: Refusal, key: impl FnOnce() -> SeriesKey) {
+    /// Counts the refusal of the batch's `sample`.
+    fn refuse(&mut self, sample: usize, refusal: Refusal, key: impl FnOnce() -> SeriesKey) {
+        // A batch has fewer samples than 2^32.
+        self.refused_samples.push((sample as u32, refusal));
         match &mut self.refused[refusal as usize] {
             Some((count, _)) => *count += 1,
             empty => *empty = Some((1, key())),
@@ -393,9 +398,10 @@ impl Head {
             let_readers_in(i, &mut states);
             let known = window.iter().map(|sample| sample.series);
             touch(&states, known.filter(|series| series & NEW_BIT == 0));
-            for sample in window {
+            for (j, sample) in window.iter().enumerate() {
+                let place = i * TOUCHED_TOGETHER + j;
                 let Some(slot) = Batch::slot_of(sample.series, resolved) else {
-                    refuse_unmade(batch, sample, bounds, report);
+                    refuse_unmade(batch, place, bounds, report);
                     continue;
                 };
                 let state = states.get_mut(slot);
@@ -424,14 +430,14 @@ impl Head {
                         report.stored += 1;
                     }
                     Verdict::Stored => report.stored += 1,
-                    Verdict::Refuse(refusal) => refused.push((refusal, slot)),
+                    Verdict::Refuse(refusal) => refused.push((place, refusal, slot)),
                 }
             }
         }
         // Keys come before states in the order of locks.
         drop(states);
-        for (refusal, slot) in refused {
-            report.refuse(refusal, || self.series.read().key(slot).clone());
+        for (place, refusal, slot) in refused {
+            report.refuse(place, refusal, || self.series.read().key(slot).clone());
         }
         Ok(())
     }
@@ -489,7 +495,8 @@ impl Head {
     }
 }
 
-fn refuse_unmade(batch: &Batch, sample: &BatchSample, bounds: Bounds, report: &mut AppendReport) {
+fn refuse_unmade(batch: &Batch, place: usize, bounds: Bounds, report: &mut AppendReport) {
+    let sample = &batch.samples[place];
     let refusal = if sample.t > bounds.maxt {
         Refusal::TooFarInFuture
     } else if sample.t < bounds.mint {
@@ -498,7 +505,7 @@ fn refuse_unmade(batch: &Batch, sample: &BatchSample, bounds: Bounds, report: &m
         Refusal::TooManySeries
     };
     let series = &batch.new_series[(sample.series & !NEW_BIT) as usize];
-    report.refuse(refusal, || SeriesKey::from_canonical(batch.key(series)));
+    report.refuse(place, refusal, || SeriesKey::from_canonical(batch.key(series)));
 }
 
 /// Between the windows of a large request, lets readers that wait have their turn.

@@ -39,6 +39,16 @@ pub struct Batch {
     pub aliases: Vec<NewAlias>,
     /// Keys of new series and raw bytes of aliases.
     bytes: Vec<u8>,
+    /// Series messages with another number of samples than one, in order.
+    uneven: Vec<Uneven>,
+}
+
+/// A series message of the request, and how many samples it has.
+#[derive(Clone, Copy, Debug)]
+struct Uneven {
+    place: u32,
+    first_sample: u32,
+    samples: u32,
 }
 
 /// Batches that grew beyond this many bytes of keys are not kept for reuse.
@@ -55,6 +65,7 @@ impl Batch {
         self.new_series.clear();
         self.aliases.clear();
         self.bytes.clear();
+        self.uneven.clear();
     }
 
     /// What it takes.
@@ -69,6 +80,27 @@ impl Batch {
     #[inline]
     pub fn push(&mut self, series: u32, t: Timestamp, v: u64) {
         self.samples.push(BatchSample { t, v, series });
+    }
+
+    /// Ends the series message at `place` in the request, which may have any number of samples. Those
+    /// with one sample need not be ended.
+    pub fn end_series(&mut self, place: u32, first_sample: usize) {
+        let samples = self.samples.len() - first_sample;
+        if samples != 1 {
+            // Samples are bounded by the bytes of a request.
+            let (first_sample, samples) = (first_sample as u32, samples as u32);
+            self.uneven.push(Uneven { place, first_sample, samples });
+        }
+    }
+
+    /// The place in the request of the series message that a sample came in.
+    pub fn place_of(&self, sample: u32) -> u32 {
+        let before = self.uneven.partition_point(|uneven| uneven.first_sample <= sample);
+        let Some(last) = before.checked_sub(1).map(|i| self.uneven[i]) else { return sample };
+        match (sample - last.first_sample).checked_sub(last.samples) {
+            None => last.place,
+            Some(behind) => last.place + 1 + behind,
+        }
     }
 
     /// Adds a series that is not known yet and gives the number its samples use. The request is
@@ -106,5 +138,30 @@ impl Batch {
             0 => Some(series),
             _ => resolved[(series & !NEW_BIT) as usize],
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_know_the_series_message_they_came_in() {
+        let mut batch = Batch::default();
+        // Samples of each message, in order.
+        let counts = [1, 1, 0, 0, 1, 3, 0, 1, 2, 1, 1];
+        let mut expected = Vec::new();
+        for (place, count) in counts.into_iter().enumerate() {
+            let first = batch.samples.len();
+            for _ in 0..count {
+                batch.push(0, 0, 0);
+                expected.push(place as u32);
+            }
+            if count != 1 || place % 2 == 0 {
+                batch.end_series(place as u32, first);
+            }
+        }
+        let places: Vec<_> = (0..expected.len() as u32).map(|i| batch.place_of(i)).collect();
+        assert_eq!(places, expected);
     }
 }

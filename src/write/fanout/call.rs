@@ -1,6 +1,5 @@
 //! One request on its way out: each of its batches stored here, or gathered and sent to a peer.
 
-use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -12,8 +11,9 @@ use crate::model::tenant::TenantId;
 use crate::peer::ForwardError;
 use crate::peer::message::{Compression, Envelope, ForwardMessage, Protocol, TooLong};
 use crate::write::Manners;
-use crate::write::distribute::{Batch, DeflatedGroups, PlacedSeries};
+use crate::write::distribute::{DeflatedGroups, PlacedSeries};
 use crate::write::error::{Refusals, WriteError};
+use crate::write::fanout::answers::{Answer, Plan, Refused, Shortfall};
 use crate::write::fanout::capnproto::InCapnProto;
 use crate::write::fanout::{Forward, LocalStore};
 use crate::write::quorum::ReplicaOutcome;
@@ -26,7 +26,7 @@ pub(super) struct Call {
     pub(super) deflated: Option<DeflatedGroups>,
     /// What goes out over Cap'n Proto, if any does.
     pub(super) in_capnproto: InCapnProto,
-    pub(super) batches: Arc<[Batch]>,
+    pub(super) plan: Arc<Plan>,
     pub(super) manners: Manners,
     pub(super) deadline: Instant,
     pub(super) is_replicated: bool,
@@ -39,23 +39,35 @@ impl Call {
         batches: Range<usize>,
         store: &L,
     ) -> Answer {
-        let groups = self.groups(batches.clone());
+        let groups = self.plan.groups(batches.clone());
         let stored = store.store(&self.tenant, &self.series, &groups, self.manners);
-        let (outcome, refusals, failure) = match timeout_at(self.deadline, stored).await {
-            Ok(Ok(outcome)) if outcome.refusals.is_empty() => {
-                (ReplicaOutcome::Stored, outcome.refusals, None)
+        match timeout_at(self.deadline, stored).await {
+            Ok(Ok(outcome)) if outcome.refusals.is_empty() => Answer::stored(batches),
+            Ok(Ok(outcome)) => {
+                let places = outcome.refused_series;
+                let refused = Refused { places, is_whole_request: false };
+                Answer {
+                    outcome: ReplicaOutcome::Conflict,
+                    // Nothing is known of which they are.
+                    refused: Some(refused).filter(|refused| !refused.places.is_empty()),
+                    refusals: outcome.refusals,
+                    shortfall: Some(Shortfall::Refused),
+                    ..Answer::stored(batches)
+                }
             }
-            Ok(Ok(outcome)) => (ReplicaOutcome::Conflict, outcome.refusals, None),
             Ok(Err(error)) => {
-                let text = format!("this node: {error}");
-                (outcome_of_local(&error), Refusals::default(), Some(text))
+                let outcome = outcome_of_local(&error);
+                let shortfall = match outcome {
+                    ReplicaOutcome::Conflict => Shortfall::Refused,
+                    _ => Shortfall::NotReady,
+                };
+                Answer::failed(batches, outcome, shortfall, format!("this node: {error}"))
             }
             Err(_) => {
                 let text = "this node did not store it in time".to_owned();
-                (ReplicaOutcome::TimedOut, Refusals::default(), Some(text))
+                Answer::failed(batches, ReplicaOutcome::TimedOut, Shortfall::TimedOut, text)
             }
-        };
-        Answer { batches, outcome, refusals, failure, was_sent: true }
+        }
     }
 
     /// Sends these batches to the peer at `address`, in one message if it takes them so, and tells
@@ -69,7 +81,7 @@ impl Call {
     ) {
         // Gathering is most of the work.
         if let Err(error) = forward.check(address, self.tenant.as_str()).await {
-            return tell(Answer::of_failure(batches, &error));
+            return tell(Answer::of_failure(batches, error, false));
         }
         let is_merged = forward.takes_merged(address);
         let batches_each = if is_merged { batches.len().max(1) } else { 1 };
@@ -101,33 +113,20 @@ impl Call {
             }
         };
         let deadline = self.deadline;
-        let message = self.gather(batches.clone(), compression, is_merged);
+        let gathered = self.gather(batches.clone(), compression, is_merged);
         // The message is the peer's; the request's bytes are let go.
         drop(self);
-        let message = match message {
-            Ok(message) => message,
-            Err(text) => return Answer::told(batches, ReplicaOutcome::Failed, Some(text)),
+        let Gathered { message, is_whole_request } = match gathered {
+            Ok(gathered) => gathered,
+            Err(text) => {
+                let (outcome, shortfall) = (ReplicaOutcome::Failed, Shortfall::Refused);
+                return Answer::failed(batches, outcome, shortfall, text);
+            }
         };
         let timeout = deadline.saturating_duration_since(Instant::now());
         match forward.forward(address, &message, timeout).await {
-            Ok(()) => Answer::told(batches, ReplicaOutcome::Stored, None),
-            Err(error) => Answer::of_failure(batches, &error),
-        }
-    }
-
-    /// The groups of these batches, which are of one endpoint.
-    pub(super) fn groups(&self, batches: Range<usize>) -> Cow<'_, [u32]> {
-        match self.batches.get(batches).unwrap_or_default() {
-            [one] => Cow::Borrowed(&one.groups),
-            several => {
-                let mut groups: Vec<u32> =
-                    several.iter().flat_map(|batch| &batch.groups).copied().collect();
-                // A run for each replica; a request's order holds within all of them.
-                groups.sort();
-                // An endpoint that the ring has twice is several replicas of a series.
-                groups.dedup();
-                Cow::Owned(groups)
-            }
+            Ok(()) => Answer::stored(batches),
+            Err(error) => Answer::of_failure(batches, error, is_whole_request),
         }
     }
 
@@ -137,17 +136,18 @@ impl Call {
         batches: Range<usize>,
         compression: Compression,
         is_merged: bool,
-    ) -> Result<ForwardMessage, String> {
-        let groups = self.groups(batches.clone());
+    ) -> Result<Gathered, String> {
+        let groups = self.plan.groups(batches.clone());
         let (tenant, replica) = (self.tenant.as_str(), self.replica_of(batches));
-        let envelope = Envelope { tenant, replica, is_merged };
+        let series_count = self.plan.shape.series_count(&groups);
+        let envelope = Envelope { tenant, replica, is_merged, series_count };
         self.gather_protobuf(envelope, &groups, compression).map_err(|error| error.to_string())
     }
 
     /// As on the wire. The lowest of several: while a larger replication factor rolls out, nodes that
     /// have the smaller one take what they took before.
     pub(super) fn replica_of(&self, batches: Range<usize>) -> u64 {
-        let batches = self.batches.get(batches).unwrap_or_default();
+        let batches = self.plan.batches.get(batches).unwrap_or_default();
         batches.iter().map(|batch| u64::from(batch.replica) + 1).min().unwrap_or(0)
     }
 
@@ -156,47 +156,67 @@ impl Call {
         envelope: Envelope<'_>,
         groups: &[u32],
         compression: Compression,
-    ) -> Result<ForwardMessage, TooLong> {
-        if let Some(deflated) = &self.deflated {
+    ) -> Result<Gathered, TooLong> {
+        let mut is_whole_request = false;
+        let message = if let Some(deflated) = &self.deflated {
             let (bytes, chunks) = (deflated.plain_bytes(groups), deflated.chunks(groups));
-            return ForwardMessage::gather_deflated(envelope, bytes, chunks);
-        }
-        if envelope.is_merged
-            && compression == Compression::None
+            ForwardMessage::gather_deflated(envelope, bytes, chunks)?
+        } else if compression == Compression::None
             && let Some(series) = self.series.whole(groups)
         {
-            return ForwardMessage::share(envelope.tenant, envelope.replica, series);
-        }
-        ForwardMessage::gather(envelope, self.series.fields(groups), compression)
+            is_whole_request = true;
+            ForwardMessage::share(envelope, series)?
+        } else {
+            ForwardMessage::gather(envelope, self.series.fields(groups), compression)?
+        };
+        Ok(Gathered { message, is_whole_request })
     }
 }
 
-/// What became of some batches, which were one write.
-pub(super) struct Answer {
-    /// Which ones.
-    pub(super) batches: Range<usize>,
-    pub(super) outcome: ReplicaOutcome,
-    /// What this node's storage refused.
-    pub(super) refusals: Refusals,
-    /// In words, if it is no success.
-    pub(super) failure: Option<String>,
-    /// False if the replica was not even asked.
-    pub(super) was_sent: bool,
+/// A message, and whether its series stand in the order of the request rather than group by group.
+struct Gathered {
+    message: ForwardMessage,
+    is_whole_request: bool,
 }
 
 impl Answer {
-    pub(super) fn told(
-        batches: Range<usize>,
-        outcome: ReplicaOutcome,
-        failure: Option<String>,
-    ) -> Answer {
-        Answer { batches, outcome, refusals: Refusals::default(), failure, was_sent: true }
+    pub(super) fn stored(batches: Range<usize>) -> Answer {
+        Answer {
+            batches,
+            outcome: ReplicaOutcome::Stored,
+            refused: None,
+            refusals: Refusals::default(),
+            failure: None,
+            shortfall: None,
+            was_sent: true,
+        }
     }
 
-    pub(super) fn of_failure(batches: Range<usize>, error: &ForwardError) -> Answer {
+    pub(super) fn failed(
+        batches: Range<usize>,
+        outcome: ReplicaOutcome,
+        shortfall: Shortfall,
+        failure: String,
+    ) -> Answer {
+        let (shortfall, failure) = (Some(shortfall), Some(failure));
+        Answer { outcome, shortfall, failure, ..Answer::stored(batches) }
+    }
+
+    pub(super) fn of_failure(
+        batches: Range<usize>,
+        error: ForwardError,
+        is_whole_request: bool,
+    ) -> Answer {
         let was_sent = error.not_sent().is_none();
-        let told = Answer::told(batches, outcome_of_peer(error), Some(error.to_string()));
-        Answer { was_sent, ..told }
+        let (outcome, shortfall) = outcome_of_peer(&error);
+        let failed = Answer::failed(batches, outcome, shortfall, error.to_string());
+        let refused = match error {
+            ForwardError::Conflict { refused, .. } => {
+                refused.map(|places| Refused { places, is_whole_request })
+            }
+            _ => None,
+        };
+        Answer { was_sent, refused, ..failed }
     }
 }
 
@@ -214,14 +234,17 @@ pub(super) fn outcome_of_local(error: &WriteError) -> ReplicaOutcome {
     }
 }
 
-fn outcome_of_peer(error: &ForwardError) -> ReplicaOutcome {
+fn outcome_of_peer(error: &ForwardError) -> (ReplicaOutcome, Shortfall) {
+    use ReplicaOutcome::{Conflict, Failed, TimedOut, Unavailable};
     match error {
-        ForwardError::Conflict { .. } => ReplicaOutcome::Conflict,
-        ForwardError::Unavailable { .. }
-        | ForwardError::Unreachable { .. }
-        | ForwardError::BackedOff { .. }
-        | ForwardError::Full { .. } => ReplicaOutcome::Unavailable,
-        ForwardError::TimedOut { .. } => ReplicaOutcome::TimedOut,
-        ForwardError::BadReplica { .. } | ForwardError::Failed { .. } => ReplicaOutcome::Failed,
+        ForwardError::Conflict { .. } => (Conflict, Shortfall::Refused),
+        ForwardError::Unavailable { .. } => (Unavailable, Shortfall::NotReady),
+        ForwardError::Unreachable { .. } => (Unavailable, Shortfall::Unreachable),
+        ForwardError::BackedOff { .. } => (Unavailable, Shortfall::BackedOff),
+        ForwardError::Full { .. } => (Unavailable, Shortfall::Full),
+        ForwardError::TimedOut { .. } => (TimedOut, Shortfall::TimedOut),
+        ForwardError::BadReplica { .. } | ForwardError::Failed { .. } => {
+            (Failed, Shortfall::NotReady)
+        }
     }
 }

@@ -16,7 +16,8 @@ use crate::peer::message::{Compression, Envelope, ForwardMessage};
 use crate::wire::capnproto::encode::{PART_BYTES_MAX, Part, SeriesTable};
 use crate::wire::remote_write_v1::DecodeError;
 use crate::write::fanout::Forward;
-use crate::write::fanout::call::{Answer, Call};
+use crate::write::fanout::answers::{Answer, Shortfall};
+use crate::write::fanout::call::Call;
 use crate::write::quorum::ReplicaOutcome;
 
 /// What the messages of a request have in common.
@@ -62,7 +63,7 @@ impl Call {
         forward: &F,
         address: &str,
     ) -> Answer {
-        let made = self.in_capnproto.of(&self.groups(batches.clone()));
+        let made = self.in_capnproto.of(&self.plan.groups(batches.clone()));
         let messages = made.messages.get_or_init(|| self.make(&made.groups)).await;
         match messages {
             Ok(Messages::One(message)) => {
@@ -75,7 +76,7 @@ impl Call {
                 let numbers: Vec<u32> = self.series.numbers(&made.groups).collect();
                 self.send_parts(batches, parts, &numbers, forward, address).await
             }
-            Err(text) => Answer::told(batches, ReplicaOutcome::Failed, Some(text.clone())),
+            Err(text) => not_made(batches, text.clone()),
         }
     }
 
@@ -117,9 +118,10 @@ impl Call {
         for part in parts {
             let message = match self.gather_part(batches.clone(), part, numbers).await {
                 Ok(message) => message,
-                Err(text) => return Answer::told(batches, ReplicaOutcome::Failed, Some(text)),
+                Err(text) => return not_made(batches, text),
             };
-            result = worse(result, send(&message, self.deadline, forward, address).await);
+            let sent = send(&message, self.deadline, forward, address).await;
+            result = worse(result, sent.map_err(of_all_series));
         }
         answer(batches, result)
     }
@@ -141,7 +143,8 @@ impl Call {
                 let numbers = numbers_of(places);
                 let fields = numbers.iter().filter_map(|number| self.series.field(*number));
                 let (tenant, replica) = (self.tenant.as_str(), self.replica_of(batches));
-                let envelope = Envelope { tenant, replica, is_merged: false };
+                let series_count = numbers.len() as u32;
+                let envelope = Envelope { tenant, replica, is_merged: false, series_count };
                 ForwardMessage::gather(envelope, fields, Compression::None)
                     .map_err(|error| error.to_string())
             }
@@ -170,9 +173,23 @@ fn worse(a: Result<(), ForwardError>, b: Result<(), ForwardError>) -> Result<(),
     if rank(&b) > rank(&a) { b } else { a }
 }
 
+/// A refusal of a part, which is one of the whole: its places are not those of the whole.
+fn of_all_series(error: ForwardError) -> ForwardError {
+    match error {
+        ForwardError::Conflict { peer, detail, .. } => {
+            ForwardError::Conflict { peer, detail, refused: None }
+        }
+        error => error,
+    }
+}
+
+fn not_made(batches: Range<usize>, text: String) -> Answer {
+    Answer::failed(batches, ReplicaOutcome::Failed, Shortfall::Refused, text)
+}
+
 fn answer(batches: Range<usize>, result: Result<(), ForwardError>) -> Answer {
     match result {
-        Ok(()) => Answer::told(batches, ReplicaOutcome::Stored, None),
-        Err(error) => Answer::of_failure(batches, &error),
+        Ok(()) => Answer::stored(batches),
+        Err(error) => Answer::of_failure(batches, error, false),
     }
 }

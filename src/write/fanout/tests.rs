@@ -16,8 +16,10 @@ use crate::peer::message::Compression;
 use crate::wire::grpc::HEAD_BYTES;
 use crate::wire::peer_write::PeerWriteRequest;
 use crate::wire::reader::push_varint;
+use crate::wire::refused::RefusedSeries;
 use crate::wire::remote_write_v1::{RequestField, RequestFields};
 use crate::write::error::Reason;
+use crate::write::quorum::Verdict;
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// A delay that no request waits for.
@@ -39,6 +41,8 @@ struct Nodes {
     behaviours: Mutex<HashMap<String, Behaviour>>,
     /// Those that take series of several replicas in one message.
     merging: Mutex<HashSet<String>>,
+    /// By address, the series bodies that are late there.
+    late: Mutex<HashMap<String, HashSet<Vec<u8>>>>,
     /// Address, replica as on the wire and tenant of each message that arrived.
     arrived: Mutex<Vec<(String, i64, String)>>,
     /// How often each series body is stored.
@@ -54,12 +58,23 @@ impl Nodes {
         self.behaviours.lock()[address]
     }
 
-    fn keep<'a>(&self, fields: impl Iterator<Item = RequestField<'a>>) {
+    /// Stores what is not late at `address`, and gives the places of what is.
+    fn keep<'a>(
+        &self,
+        address: &str,
+        fields: impl Iterator<Item = RequestField<'a>>,
+    ) -> RefusedSeries {
         let mut stored = self.stored.lock();
-        for field in fields {
+        let late = self.late.lock().get(address).cloned().unwrap_or_default();
+        let mut refused = RefusedSeries::default();
+        for (place, field) in fields.enumerate() {
             let RequestField::TimeSeries(body) = field else { panic!("no series") };
-            *stored.entry(body.to_vec()).or_default() += 1;
+            match late.contains(body) {
+                true => refused.push(place as u32, Reason::OutOfOrder.code()),
+                false => *stored.entry(body.to_vec()).or_default() += 1,
+            }
         }
+        refused
     }
 }
 
@@ -106,11 +121,16 @@ impl Forward for Nodes {
             ReplicaOutcome::Stored => {
                 for tenant in request.tenants() {
                     let fields = RequestFields::of_peer(tenant.unwrap().message);
-                    self.keep(fields.map(Result::unwrap));
+                    let refused = self.keep(address, fields.map(Result::unwrap));
+                    if !refused.is_empty() {
+                        // Only for a merged message is that told.
+                        let refused = Some(refused).filter(|_| message.is_merged());
+                        return Err(ForwardError::Conflict { peer, detail, refused });
+                    }
                 }
                 Ok(())
             }
-            ReplicaOutcome::Conflict => Err(ForwardError::Conflict { peer, detail }),
+            ReplicaOutcome::Conflict => Err(ForwardError::Conflict { peer, detail, refused: None }),
             ReplicaOutcome::Unavailable => Err(ForwardError::Unavailable { peer, detail }),
             ReplicaOutcome::TimedOut => Err(ForwardError::TimedOut { peer }),
             // A peer tells no difference between the two.
@@ -160,10 +180,14 @@ impl LocalStore for Local {
         _manners: Manners,
     ) -> Result<WriteOutcome, WriteError> {
         *self.nodes.local_writes.lock() += 1;
-        let written = self.act(tenant).await?;
+        let mut written = self.act(tenant).await?;
         if written.refusals.is_empty() {
             let fields = series.fields(groups).flat_map(RequestFields::of_peer);
-            self.nodes.keep(fields.map(Result::unwrap));
+            written.refused_series = self.nodes.keep(&self.endpoint, fields.map(Result::unwrap));
+            let count = written.refused_series.len() as u64;
+            if count > 0 {
+                written.refusals.add(Reason::OutOfOrder, count, || "{a=\"late\"}".into());
+            }
         }
         Ok(written)
     }
@@ -174,7 +198,7 @@ impl LocalStore for Local {
         message: &[u8],
     ) -> Result<WriteOutcome, WriteError> {
         let written = self.act(tenant).await?;
-        self.nodes.keep(RequestFields::of_peer(message).map(Result::unwrap));
+        self.nodes.keep(&self.endpoint, RequestFields::of_peer(message).map(Result::unwrap));
         Ok(written)
     }
 }
@@ -301,6 +325,82 @@ async fn a_slow_third_replica_does_not_hold_the_client_and_still_gets_its_copy()
         let text = ring.registry.expose();
         assert!(text.contains("thanos_receive_replications_total{result=\"error\"} 0"), "{text}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_series_has_a_verdict_of_its_own() {
+    for is_member in [false, true] {
+        let mut behaviours = [after(1, STORED); 3];
+        let play = async |behaviours: &[Behaviour]| {
+            let ring = ring(behaviours, 3, Algorithm::Ketama, is_member);
+            ring.nodes.merging.lock().extend((0..3).map(address));
+            // Node 1 has newer samples of one series, node 2 of another.
+            ring.nodes.late.lock().insert(address(1), [body(3)].into());
+            ring.nodes.late.lock().insert(address(2), [body(7)].into());
+            let outcome = ring.write(&request(20), 0).await;
+            ring.finish().await;
+            (outcome, ring)
+        };
+        let (outcome, ring) = play(&behaviours).await;
+        assert!(outcome.unwrap().refusals.is_empty(), "each is stored on two of three");
+        let copies: usize = ring.nodes.stored.lock().values().sum();
+        assert_eq!(copies, 58);
+        assert_eq!(missing(&ring, 1, "refused"), Some(1.0));
+        assert_eq!(missing(&ring, 2, "refused"), Some(1.0));
+        assert_eq!(missing(&ring, 0, "refused"), None);
+        // With the third one down each has one copy, and the sender is to come again. What it will
+        // send again is not missing.
+        behaviours[0] = after(1, ReplicaOutcome::Unavailable);
+        let (outcome, ring) = play(&behaviours).await;
+        assert!(matches!(outcome, Err(WriteError::NoQuorum { .. })), "{outcome:?}");
+        assert_eq!(missing(&ring, 1, "refused"), None);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_series_that_is_late_everywhere_is_a_conflict_and_the_others_are_stored() {
+    let ring = ring(&[after(1, STORED); 3], 3, Algorithm::Ketama, true);
+    ring.nodes.merging.lock().extend((0..3).map(address));
+    (0..3).for_each(|i| drop(ring.nodes.late.lock().insert(address(i), [body(3)].into())));
+    let outcome = ring.write(&request(20), 0).await.unwrap();
+    assert!(!outcome.refusals.is_empty());
+    ring.finish().await;
+    assert_eq!(ring.nodes.stored.lock().len(), 19);
+    // Nobody has it, so no copy of it is missing.
+    assert_eq!((0..3).find_map(|i| missing(&ring, i, "refused")), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn copies_that_fall_short_of_an_acknowledged_request_are_counted_to_the_last() {
+    let cases = [
+        (after(1, ReplicaOutcome::Unavailable), "not ready"),
+        (after(1, ReplicaOutcome::Failed), "not ready"),
+        (after(1, ReplicaOutcome::Conflict), "refused"),
+        (Behaviour { delay: SILENT, outcome: STORED }, "timed out"),
+    ];
+    for (behaviour, reason) in cases {
+        for at in 0..3 {
+            let mut behaviours = [after(10, STORED); 3];
+            behaviours[at] = behaviour;
+            let ring = ring(&behaviours, 3, Algorithm::Ketama, true);
+            ring.write(&request(20), 0).await.unwrap();
+            ring.finish().await;
+            assert_eq!(missing(&ring, at, reason), Some(20.0), "{reason} at {at}");
+        }
+    }
+}
+
+/// `ringest_copies_missing_samples_total` of a node.
+fn missing(ring: &Ring, node: usize, reason: &str) -> Option<f64> {
+    let worker = address(node);
+    let head = "ringest_copies_missing_samples_total{";
+    let text = ring.registry.expose();
+    let line = text.lines().find(|line| {
+        line.starts_with(head)
+            && line.contains(&format!("worker=\"{worker}\""))
+            && line.contains(&format!("reason=\"{reason}\""))
+    })?;
+    line.rsplit_once(' ')?.1.parse().ok()
 }
 
 #[tokio::test(start_paused = true)]

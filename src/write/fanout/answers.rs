@@ -1,0 +1,306 @@
+//! What the replicas of one request have answered so far, and what comes of it.
+//!
+//! [`Answers`] is told each answer once and makes the outcome; the request only waits for it. Answers
+//! go on coming when the client has had its own: they are counted to the last, since a copy that
+//! falls short of an acknowledged series is told nowhere else.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
+
+use crate::log::throttle::Throttle;
+use crate::metrics::{CounterVec, Registry};
+use crate::wire::refused::RefusedSeries;
+use crate::write::WriteOutcome;
+use crate::write::distribute::{Batch, Shape};
+use crate::write::error::{Refusals, WriteError};
+use crate::write::quorum::{QuorumLedger, ReplicaOutcome, SeriesPosition, Verdict};
+
+/// Failures of replicas that an answer names.
+const FAILURES_TOLD_MAX: usize = 4;
+
+/// Where a request's series go, without their bytes.
+pub(super) struct Plan {
+    /// One per endpoint and replica, in order of endpoints.
+    pub(super) batches: Box<[Batch]>,
+    pub(super) shape: Arc<Shape>,
+}
+
+/// What became of some batches of an endpoint, which were one write.
+pub(super) struct Answer {
+    /// Which ones.
+    pub(super) batches: Range<usize>,
+    pub(super) outcome: ReplicaOutcome,
+    /// Of a conflict, the series that were refused, while the others are stored. None where that is
+    /// not known: then it is all of them.
+    pub(super) refused: Option<Refused>,
+    /// What this node's storage refused.
+    pub(super) refusals: Refusals,
+    /// In words, if it is no success.
+    pub(super) failure: Option<String>,
+    /// Why copies are missing, if they are.
+    pub(super) shortfall: Option<Shortfall>,
+    /// False if the replica was not even asked.
+    pub(super) was_sent: bool,
+}
+
+/// Refused series by their places in the message.
+pub(super) struct Refused {
+    pub(super) places: RefusedSeries,
+    /// The message had all of the request's series in their order; else group by group.
+    pub(super) is_whole_request: bool,
+}
+
+/// Why a replica does not have what it should.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Shortfall {
+    Refused,
+    BackedOff,
+    Full,
+    TimedOut,
+    Unreachable,
+    NotReady,
+}
+
+impl Shortfall {
+    fn as_str(self) -> &'static str {
+        match self {
+            Shortfall::Refused => "refused",
+            Shortfall::BackedOff => "backed off",
+            Shortfall::Full => "full",
+            Shortfall::TimedOut => "timed out",
+            Shortfall::Unreachable => "unreachable",
+            Shortfall::NotReady => "not ready",
+        }
+    }
+}
+
+impl Plan {
+    /// The groups of these batches, which are of one endpoint; rising.
+    pub(super) fn groups(&self, batches: Range<usize>) -> std::borrow::Cow<'_, [u32]> {
+        match self.batches.get(batches).unwrap_or_default() {
+            [one] => (&one.groups).into(),
+            several => {
+                let mut groups: Vec<u32> =
+                    several.iter().flat_map(|batch| &batch.groups).copied().collect();
+                // A run for each replica; a request's order holds within all of them.
+                groups.sort();
+                // An endpoint that the ring has twice is several replicas of a series.
+                groups.dedup();
+                groups.into()
+            }
+        }
+    }
+
+    fn positions(&self, batches: Range<usize>, refused: &Refused) -> Vec<SeriesPosition> {
+        let places = refused.places.iter().map(|(place, _)| place);
+        match refused.is_whole_request {
+            true => self.shape.positions_in_request(places),
+            false => self.shape.positions(&self.groups(batches), places),
+        }
+    }
+}
+
+/// The answers to one request.
+pub(super) struct Answers {
+    plan: Arc<Plan>,
+    copies: CopiesMissing,
+    state: Mutex<State>,
+    /// Told once the verdict is fixed.
+    decided: Notify,
+}
+
+struct State {
+    ledger: QuorumLedger,
+    /// Batches whose answer is still to come.
+    outstanding: usize,
+    /// What the sender was told, or will be: whether it considers the request done.
+    is_final: bool,
+    failures: Vec<String>,
+    conflicts: Vec<String>,
+    refusals: Refusals,
+    short: Vec<Short>,
+}
+
+/// Copies that are missing on one node if their series were acknowledged.
+struct Short {
+    worker: Arc<str>,
+    reason: Shortfall,
+    batches: Range<usize>,
+    /// Of the series of these batches, those concerned; all of them if None.
+    series: Option<Vec<SeriesPosition>>,
+}
+
+impl Answers {
+    pub(super) fn new(plan: Arc<Plan>, ledger: QuorumLedger, copies: CopiesMissing) -> Answers {
+        let state = State {
+            ledger,
+            outstanding: plan.batches.len(),
+            is_final: false,
+            failures: Vec::new(),
+            conflicts: Vec::new(),
+            refusals: Refusals::default(),
+            short: Vec::new(),
+        };
+        Answers { plan, copies, state: Mutex::new(state), decided: Notify::new() }
+    }
+
+    /// Takes note of what `worker` made of some batches.
+    pub(super) fn record(&self, worker: &Arc<str>, answer: Answer) {
+        let Plan { batches, shape } = &*self.plan;
+        let refused = answer.refused.as_ref();
+        let refused = refused.map(|refused| self.plan.positions(answer.batches.clone(), refused));
+        let state = &mut *self.state.lock();
+        for batch in batches.get(answer.batches.clone()).unwrap_or_default() {
+            let groups = batch.groups.iter().copied();
+            match &refused {
+                Some(refused) => {
+                    state.ledger.record_partial(groups, refused, |group| shape.group_len(group));
+                }
+                None => state.ledger.record(groups, answer.outcome),
+            }
+        }
+        if let Some(failure) = answer.failure {
+            let told = match answer.outcome {
+                ReplicaOutcome::Conflict => &mut state.conflicts,
+                _ => &mut state.failures,
+            };
+            // A node tells the same of each of its replicas.
+            if told.len() < FAILURES_TOLD_MAX && !told.contains(&failure) {
+                told.push(failure);
+            }
+        }
+        state.refusals.merge(answer.refusals);
+        state.outstanding = state.outstanding.saturating_sub(answer.batches.len());
+        if let Some(reason) = answer.shortfall {
+            let (worker, batches) = (worker.clone(), answer.batches);
+            state.short.push(Short { worker, reason, batches, series: refused });
+        }
+        if state.ledger.verdict().is_some() {
+            self.decided.notify_one();
+        }
+        if state.outstanding == 0 {
+            self.count_missing(state);
+        }
+    }
+
+    /// Waits until the verdict is fixed, and says what the sender is told. `outcome` is what the
+    /// request held.
+    pub(super) async fn outcome(
+        &self,
+        mut outcome: WriteOutcome,
+        deadline: Instant,
+    ) -> Result<WriteOutcome, WriteError> {
+        while self.state.lock().ledger.verdict().is_none() {
+            // Every task ends by the deadline, but one that hangs must not hold the client.
+            if timeout_at(deadline, self.decided.notified()).await.is_err() {
+                break;
+            }
+        }
+        let state = &mut *self.state.lock();
+        let verdict = state.ledger.verdict_at_deadline();
+        let is_late = state.ledger.verdict().is_none();
+        match verdict {
+            Verdict::Success => {
+                self.acknowledge(state);
+                Ok(outcome)
+            }
+            Verdict::Conflict => {
+                let refusals = std::mem::take(&mut state.refusals);
+                outcome.samples_stored = outcome.samples_stored.saturating_sub(refusals.total());
+                outcome.refusals.merge(refusals);
+                state.conflicts.drain(..).for_each(|said| outcome.refusals.add_replica(said));
+                self.acknowledge(state);
+                Ok(outcome)
+            }
+            Verdict::NotReady | Verdict::Unavailable => {
+                if is_late {
+                    state.failures.push("no answer in time".to_owned());
+                }
+                let samples = outcome.samples_stored + outcome.refusals.total();
+                let detail = state.failures.join("; ");
+                Err(WriteError::NoQuorum { detail, series: outcome.series, samples })
+            }
+        }
+    }
+
+    /// The sender does not come again: what falls short now stays so.
+    fn acknowledge(&self, state: &mut State) {
+        state.is_final = true;
+        if state.outstanding == 0 {
+            self.count_missing(state);
+        }
+    }
+
+    /// Counts copies that are missing of series that were acknowledged, once all answers are there.
+    fn count_missing(&self, state: &mut State) {
+        if !state.is_final {
+            return;
+        }
+        let shape = &self.plan.shape;
+        let is_stored = |position| state.ledger.series_verdict(position) == Some(Verdict::Success);
+        for Short { worker, reason, batches, series } in std::mem::take(&mut state.short) {
+            let of_group = |group: &u32| -> u64 {
+                if state.ledger.is_whole(*group) {
+                    let is_stored = is_stored(SeriesPosition { group: *group, member: 0 });
+                    return if is_stored { shape.samples_in(*group) } else { 0 };
+                }
+                let members = 0..shape.group_len(*group) as u32;
+                let members = members.map(|member| SeriesPosition { group: *group, member });
+                members.filter(|at| is_stored(*at)).map(|at| shape.samples_at(at)).sum()
+            };
+            let samples: u64 = match series {
+                Some(series) => {
+                    let stored = series.into_iter().filter(|position| is_stored(*position));
+                    stored.map(|position| shape.samples_at(position)).sum()
+                }
+                None => {
+                    let batches = self.plan.batches.get(batches).unwrap_or_default();
+                    batches.iter().flat_map(|batch| &batch.groups).map(of_group).sum()
+                }
+            };
+            self.copies.count(&worker, reason, samples);
+        }
+    }
+}
+
+/// `ringest_copies_missing_samples_total`, and a line now and then.
+#[derive(Clone)]
+pub(super) struct CopiesMissing(Arc<CopiesMissingInner>);
+
+struct CopiesMissingInner {
+    samples: CounterVec,
+    told: Throttle<(Arc<str>, Shortfall)>,
+}
+
+impl CopiesMissing {
+    pub(super) fn new(registry: &Registry) -> CopiesMissing {
+        let samples = registry.counter_vec(
+            "ringest_copies_missing_samples_total",
+            "Samples that were acknowledged and of which this node does not have its copy: exact for \
+             nodes that tell which series they refused, else at most so many.",
+            &["worker", "reason"],
+        );
+        CopiesMissing(Arc::new(CopiesMissingInner { samples, told: Throttle::default() }))
+    }
+
+    fn count(&self, worker: &Arc<str>, reason: Shortfall, samples: u64) {
+        if samples == 0 {
+            return;
+        }
+        self.0.samples.with(&[worker, reason.as_str()]).add(samples);
+        if let Some(untold) = self.0.told.pass((worker.clone(), reason)) {
+            tracing::warn!(
+                component = "receive-handler",
+                worker = %worker,
+                reason = reason.as_str(),
+                samples,
+                untold,
+                "a node is short of copies of acknowledged samples"
+            );
+        }
+    }
+}
