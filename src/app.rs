@@ -32,6 +32,7 @@ use crate::config::{Config, Mode, StorageConfig, io_cause};
 use crate::disk::SystemDisk;
 use crate::hashring::CurrentHashring;
 use crate::metrics::{Registry, process};
+use crate::model::router_path::InstanceId;
 use crate::multi_tsdb::{MultiTsdb, MultiTsdbOptions, StartError};
 use crate::tls::TlsError;
 use crate::write::admission::Admission;
@@ -45,6 +46,8 @@ pub enum AppError {
     Runtime(#[source] io::Error),
     #[error("watching for signals: {0}")]
     Signals(#[source] io::Error),
+    #[error("drawing this process' name: {0}")]
+    Random(#[source] getrandom::Error),
     #[error(transparent)]
     Tls(#[from] TlsError),
     #[error(transparent)]
@@ -80,6 +83,8 @@ pub fn run(config: Config) -> Result<(), AppError> {
 
 /// What a node consists of.
 struct Node {
+    /// What this process is called among nodes.
+    instance: InstanceId,
     storage: Option<Arc<MultiTsdb>>,
     ring: Option<ring::RingParts>,
     /// What goes on after a request was answered: forwards to slow replicas.
@@ -120,13 +125,16 @@ impl App {
         raise_open_files();
         process::register(&registry);
         let draining = CancellationToken::new();
-        let ring = ring::start(&config.ring, tls.peers.clone(), &registry, &draining);
+        let instance = InstanceId::random().map_err(AppError::Random)?;
+        let ring = ring::start(&config.ring, instance, tls.peers.clone(), &registry, &draining);
         let rings = ring.as_ref().map(|ring| ring.current.clone());
         let storage =
             has_storage.then(|| open_storage(&config, rings.clone(), &registry)).transpose()?;
         let tasks = TaskTracker::new();
         let admission = Admission::new(config.remote_write.inflight_bytes_max);
-        let node = Node { storage: storage.clone(), ring, tasks: tasks.clone(), admission };
+        let tasks_of_node = tasks.clone();
+        let node =
+            Node { instance, storage: storage.clone(), ring, tasks: tasks_of_node, admission };
         let servers = servers::spawn(listeners, tls, &config, &registry, node, &draining);
         let forward_timeout = config.ring.forward_timeout;
         Ok(App { storage, rings, draining, servers, tasks, forward_timeout, _data_lock: data_lock })

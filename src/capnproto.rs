@@ -35,7 +35,7 @@ use crate::write::admission::{Admission, Overloaded, share};
 use crate::write::error::WriteError;
 use crate::write::heavy;
 use crate::write::known::LabelCaps;
-use crate::write::service::{PeerSink, PeerWriteError, rank};
+use crate::write::service::{PeerOrigin, PeerSink, PeerWriteError, rank};
 
 /// Series of a large message are written out so many bytes at a time. Those of a usual one are a
 /// piece, too, which is done where it was read.
@@ -241,7 +241,7 @@ impl<S: PeerSink> Server<S> {
         /// Any number but 0 says that the series are in their place.
         const PLACED: u64 = 1;
         let tenant = TenantId::parse(tenant)?;
-        let outcome = sink.write(&tenant, series, PLACED).await?;
+        let outcome = sink.write(&tenant, series, PLACED, &PeerOrigin::default()).await?;
         PeerWriteError::of_refusals(tenant, outcome)
     }
 }

@@ -4,6 +4,7 @@ pub mod key_table;
 pub mod labels;
 pub mod matcher;
 pub mod ring_hash;
+pub mod router_path;
 pub mod tenant;
 
 /// Milliseconds since the Unix epoch. Any `i64` is a legal sample time.

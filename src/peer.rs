@@ -25,6 +25,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use http::HeaderMap;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
@@ -32,22 +33,28 @@ use tonic::Code;
 
 use crate::clock::{Clock as _, SystemClock};
 use crate::model::Timestamp;
+use crate::model::router_path::InstanceId;
 use crate::peer::breaker::{Admitted, Blamed, Breaker, Ended, Refused, State};
 use crate::peer::client::CallFailure;
-use crate::peer::inflight::Inflight;
+use crate::peer::inflight::{Budget, Inflight};
 use crate::peer::link::{Dialler, Link, LinkKeeper, Transport};
 use crate::peer::message::{Compression, Form, ForwardMessage, Protocol};
 use crate::peer::metrics::{PeerMetrics, PoolMetrics};
 use crate::peer::service_config::MethodConfig;
 use crate::peer::tls::ClientTls;
 use crate::peer::told_ring::ToldRing;
+use crate::wire::grpc::INSTANCE;
 
 pub use crate::peer::error::{ForwardError, NotSent};
+pub use crate::peer::inflight::Bound;
 pub use crate::peer::pool::{PeerAddress, PeerPool};
 pub use crate::peer::snapshot::{PeerSnapshot, PeerState};
 
-/// Bytes that may be under way to one peer: some hundred requests of 2,000 series.
-pub const INFLIGHT_BYTES_MAX_DEFAULT: u64 = 64 << 20;
+/// What forwards under way to all peers may hold: some thousand requests of 2,000 series.
+pub const INFLIGHT_BYTES_MAX_DEFAULT: u64 = 256 << 20;
+
+/// Calls that may be under way to one peer.
+pub const CALLS_MAX_DEFAULT: usize = 1024;
 
 /// Connections tried for one call. Another is tried only where the peer cannot have seen the call.
 const ATTEMPTS_MAX: u32 = 3;
@@ -69,8 +76,13 @@ pub struct PeerOptions {
     pub protocol: Protocol,
     /// `--receive-forward-max-backoff`
     pub backoff_max: Duration,
-    /// Bytes of messages under way to one peer. A single larger message may go alone.
+    /// `--receive.forward.inflight-bytes-max`: what forwards under way to all peers hold. A single
+    /// larger message may go alone.
     pub inflight_bytes_max: u64,
+    /// `--receive.forward.calls-max`: to one peer.
+    pub calls_max: usize,
+    /// What this process is called, by which a peer is known that is none.
+    pub instance: Option<InstanceId>,
     /// `None` for plain text. Cap'n Proto is always plain, but what it has no place for is not sent
     /// over it.
     pub tls: Option<Arc<ClientTls>>,
@@ -87,6 +99,8 @@ impl Default for PeerOptions {
             protocol: Protocol::Protobuf(Compression::Snappy),
             backoff_max: Duration::from_secs(5),
             inflight_bytes_max: INFLIGHT_BYTES_MAX_DEFAULT,
+            calls_max: CALLS_MAX_DEFAULT,
+            instance: None,
             tls: None,
             method: MethodConfig::default(),
             artificial_delay_max: Duration::ZERO,
@@ -98,7 +112,6 @@ impl Default for PeerOptions {
 pub struct Peer {
     address: Arc<str>,
     dialled: Arc<str>,
-    inflight_bytes_max: u64,
     method: MethodConfig,
     artificial_delay_max: Duration,
     metrics: PeerMetrics,
@@ -116,6 +129,10 @@ pub struct Peer {
     told_ring: ToldRing,
     /// The log has it that the peer is backed off.
     is_told: AtomicBool,
+    /// This process.
+    instance: Option<InstanceId>,
+    /// The log has it that the peer is this process.
+    is_us_told: AtomicBool,
 }
 
 impl Peer {
@@ -124,6 +141,7 @@ impl Peer {
         address: PeerAddress<'_>,
         number: u64,
         options: &PeerOptions,
+        budget: Arc<Budget>,
         metrics: &PoolMetrics,
     ) -> Peer {
         let (address, dialled): (Arc<str>, Arc<str>) =
@@ -133,7 +151,6 @@ impl Peer {
             Protocol::CapnProto => Dialler::CapnProto,
         };
         Peer {
-            inflight_bytes_max: options.inflight_bytes_max,
             method: options.method,
             artificial_delay_max: match number {
                 DELAYED_PEER => options.artificial_delay_max,
@@ -144,12 +161,14 @@ impl Peer {
             link: LinkKeeper::start(dialled.clone(), dialler),
             protobuf_link: OnceLock::new(),
             tls: options.tls.clone(),
-            inflight: Inflight::default(),
+            inflight: Inflight::new(budget),
             breaker: Mutex::new(Breaker::new(options.backoff_max)),
             trial_ended: Notify::new(),
             last_error: Mutex::default(),
             told_ring: ToldRing::default(),
             is_told: AtomicBool::new(false),
+            instance: options.instance,
+            is_us_told: AtomicBool::new(false),
             address,
             dialled,
         }
@@ -194,11 +213,7 @@ impl Peer {
 
     fn check_open(&self, tenant: &str) -> Result<(), ForwardError> {
         let peer = || self.address.clone();
-        let (inflight, max) =
-            (self.inflight.bytes.load(Ordering::Relaxed), self.inflight_bytes_max);
-        if inflight >= max {
-            return Err(ForwardError::Full { peer: peer(), inflight, max });
-        }
+        self.inflight.check().map_err(|bound| ForwardError::Full { peer: peer(), bound })?;
         match self.breaker.lock().is_shut_to(tenant, Instant::now()) {
             true => Err(ForwardError::BackedOff { peer: peer() }),
             false => Ok(()),
@@ -227,12 +242,8 @@ impl Peer {
         timeout: Duration,
     ) -> Result<(), ForwardError> {
         let bytes = message.body_bytes() as u64;
-        let max = self.inflight_bytes_max;
-        let _held = self.inflight.take(bytes, max).map_err(|inflight| ForwardError::Full {
-            peer: self.address.clone(),
-            inflight,
-            max,
-        })?;
+        let full = |bound| ForwardError::Full { peer: self.address.clone(), bound };
+        let _held = self.inflight.take(bytes).map_err(full)?;
         if let Some(max) = self.method.request_bytes_max.filter(|max| bytes > *max) {
             let detail = format!("trying to send message larger than max ({bytes} vs. {max})");
             let code = Code::ResourceExhausted;
@@ -374,8 +385,9 @@ impl Peer {
             let is_grpc = matches!(connection.transport, Transport::Grpc { .. });
             let counted = is_grpc.then(|| self.metrics.begin());
             let left = deadline.saturating_duration_since(Instant::now());
+            let hear = |headers: &HeaderMap| self.hear(headers);
             let told = &self.told_ring;
-            let call = client::call(&mut connection, &self.address, message, left, told);
+            let call = client::call(&mut connection, &self.address, message, left, told, hear);
             let result = timeout_at(deadline, call).await;
             let code = match &result {
                 Ok(Ok(()) | Err(CallFailure::Refused(..))) => Code::Ok,
@@ -393,6 +405,20 @@ impl Peer {
                 }
                 result => return result.map_err(|failure| self.judge(failure)),
             }
+        }
+    }
+
+    /// Takes note of what the peer says of itself.
+    fn hear(&self, headers: &HeaderMap) {
+        let instance = headers.get(INSTANCE).and_then(|instance| instance.to_str().ok());
+        let Some(instance) = instance.and_then(InstanceId::parse) else { return };
+        let is_us = self.instance == Some(instance);
+        if is_us && !self.is_us_told.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                peer = %self.address,
+                "this member of the hashring is this node itself, which then needs \
+                 --receive.local-endpoint to say so"
+            );
         }
     }
 
@@ -418,6 +444,7 @@ impl Peer {
 
     pub fn snapshot(&self) -> PeerSnapshot {
         let now = Instant::now();
+        let inflight = self.inflight.seen(now);
         let (state, tenants_shut) = {
             let breaker = self.breaker.lock();
             (breaker.state(), breaker.tenants_shut(now))
@@ -439,8 +466,9 @@ impl Peer {
             tenants_shut,
             is_connected,
             ring: self.told_ring.last(),
-            inflight_requests: self.inflight.requests.load(Ordering::Relaxed),
-            inflight_bytes: self.inflight.bytes.load(Ordering::Relaxed),
+            inflight_requests: inflight.calls,
+            inflight_bytes: inflight.bytes,
+            lag: inflight.oldest,
             last_error,
             last_error_at,
         }

@@ -13,10 +13,11 @@ use crate::config::{RingConfig, RingSource};
 use crate::hashring::{CurrentHashring, Endpoint, Hashring, HashringMetrics};
 use crate::http::ring::RingStatus;
 use crate::metrics::Registry;
+use crate::model::router_path::InstanceId;
 use crate::peer::agreement::RingAgreement;
 use crate::peer::message::Protocol;
 use crate::peer::tls::ClientTls;
-use crate::peer::{INFLIGHT_BYTES_MAX_DEFAULT, PeerAddress, PeerOptions, PeerPool, PeerState};
+use crate::peer::{PeerAddress, PeerOptions, PeerPool, PeerState};
 use crate::write::quorum::WriteQuorum;
 
 /// The ring in force and the connections to its members.
@@ -31,6 +32,7 @@ pub(super) struct RingParts {
 /// are none. Must be called within a runtime.
 pub(super) fn start(
     config: &RingConfig,
+    instance: InstanceId,
     tls: Option<Arc<ClientTls>>,
     registry: &Registry,
     stop: &CancellationToken,
@@ -41,7 +43,9 @@ pub(super) fn start(
     let options = PeerOptions {
         protocol: config.protocol,
         backoff_max: config.backoff_max,
-        inflight_bytes_max: INFLIGHT_BYTES_MAX_DEFAULT,
+        inflight_bytes_max: config.forward_inflight_bytes_max,
+        calls_max: config.forward_calls_max,
+        instance: Some(instance),
         tls,
         method: config.method,
         artificial_delay_max: config.artificial_delay_max,
@@ -49,6 +53,9 @@ pub(super) fn start(
     let peers = PeerPool::new(options, registry);
     let local = config.local_endpoint.clone();
     let current = prepared(peers.clone(), local.clone());
+    if let Some(local) = local.clone() {
+        tokio::spawn(tell_if_absent(current.clone(), local, stop.clone()));
+    }
     tokio::spawn(forget_leavers(current.clone(), peers.clone(), local, stop.clone()));
     let agreement = RingAgreement::new(current.clone(), peers.clone());
     agreement.show(registry);
@@ -111,6 +118,31 @@ fn prepared(peers: Arc<PeerPool>, local: Option<String>) -> CurrentHashring {
             before.iter().map(|peer| PeerAddress { name: &peer.address, dialled: &peer.dialled });
         peers.update(before.chain(addresses(next, local.as_deref(), peers.options().protocol)));
     })
+}
+
+/// Tells when no ring in force has this node: it then stores only what others place here.
+async fn tell_if_absent(current: CurrentHashring, local: String, stop: CancellationToken) {
+    let mut changes = current.subscribe();
+    let mut was_absent = false;
+    loop {
+        let hashring = changes.borrow_and_update().clone();
+        if let Some(hashring) = hashring {
+            let is_absent =
+                !hashring.endpoints().iter().any(|endpoint| endpoint.has_address(&local));
+            if is_absent && !was_absent {
+                tracing::warn!(
+                    component = "receive",
+                    endpoint = local,
+                    "no hashring has the endpoint that --receive.local-endpoint names"
+                );
+            }
+            was_absent = is_absent;
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = changes.changed() => if changed.is_err() { return },
+        }
+    }
 }
 
 /// How long members that have left are kept: far longer than a request takes from taking the ring

@@ -194,6 +194,7 @@ fn add_writes(config: &Config, registry: &Registry, node: &Node, services: Servi
         local.map(|(storage, endpoint)| LocalNode { endpoint, store: Arc::new(writer(storage)) });
     let factor = local.is_some().then_some(u64::from(config.ring.replication_factor));
     let options = FanoutOptions {
+        instance: node.instance,
         replication_factor: config.ring.replication_factor,
         forward_timeout: config.ring.forward_timeout,
         caps: label_caps(config),
@@ -233,6 +234,7 @@ fn write_endpoints<S: WriteSink + PeerSink>(
         // A node that only routes places all series anew.
         takes_merged: node.storage.is_some(),
         ring_hash: Box::new(ring_hash(node)),
+        instance: node.instance,
         tasks: node.tasks.clone(),
     };
     let server =

@@ -46,6 +46,7 @@ fn write(error: &CallError) -> Answer {
                 WriteError::Invalid { .. }
                 | WriteError::TenantName(_)
                 | WriteError::BadReplica { .. }
+                | WriteError::Loop(_)
                 | WriteError::Placement(_)
                 | WriteError::TenantNotReady { .. } => Answer::InvalidArgument,
             },

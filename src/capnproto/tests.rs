@@ -41,6 +41,7 @@ impl PeerSink for Sink {
         tenant: &TenantId,
         message: Bytes,
         replica: u64,
+        _origin: &PeerOrigin,
     ) -> Result<WriteOutcome, WriteError> {
         assert!(replica > 0, "what comes in is in its place");
         let mut outcome = WriteOutcome::default();

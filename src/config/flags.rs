@@ -257,6 +257,8 @@ pub static FLAGS: &[Flag] = &[
     flag("receive.request-bytes-max", Kind::Bytes, "64MB", "Size of a write request as sent; larger ones answer 413.").own(),
     flag("receive.decoded-bytes-max", Kind::Bytes, "256MB", "Size of a write request when decompressed; larger ones answer 413.").own(),
     flag("receive.inflight-bytes-max", Kind::Bytes, "640MB", "Memory for the bytes of all write requests being served, decompressed ones included; writes beyond it answer 503.").own(),
+    flag("receive.forward.inflight-bytes-max", Kind::Bytes, "256MB", "Memory for all forwards under way to other nodes. Half of it is divided among the nodes, the other half is there for all of them; a forward beyond it is not made.").own(),
+    flag("receive.forward.calls-max", Kind::Uint, "1024", "Forwards under way to one other node; further ones are not made.").own(),
     flag("receive.body-read-timeout", Kind::DurationGo, "30s", "Time that a client has to send its request's body.").own(),
     // Others refuse from 30 (Mimir) or 40 (VictoriaMetrics) labels on. Thanos takes any number, so
     // this has to stand well above real series: those with the most, kube-state-metrics' kube_*_labels

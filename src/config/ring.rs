@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::config::command_line::Values;
 use crate::config::hashrings::{self, InlineHashrings};
-use crate::config::{ConfigError, duration, tls};
+use crate::config::{ConfigError, duration, positive_size, tls};
 use crate::hashring::{
     Algorithm, Endpoint, Hashring, HashringMetrics, RingDefaults, RingError, RingOptions, RingState,
 };
@@ -59,6 +59,10 @@ pub struct RingConfig {
     pub hold: Duration,
     pub forward_timeout: Duration,
     pub backoff_max: Duration,
+    /// What forwards under way to all peers may hold.
+    pub forward_inflight_bytes_max: u64,
+    /// Forwards under way to one peer; at least 1.
+    pub forward_calls_max: usize,
     pub protocol: Protocol,
     /// TLS towards peers; `None` for plain text.
     pub client_tls: Option<ClientTlsOptions>,
@@ -92,6 +96,11 @@ impl RingConfig {
             hold: duration(values, "receive.ring-hold"),
             forward_timeout: duration(values, "receive-forward-timeout"),
             backoff_max: duration(values, "receive-forward-max-backoff"),
+            forward_inflight_bytes_max: positive_size(values, "receive.forward.inflight-bytes-max")?
+                as u64,
+            forward_calls_max: usize::try_from(values.uint("receive.forward.calls-max"))
+                .unwrap_or(usize::MAX)
+                .max(1),
             protocol: match (
                 values.text("receive.replication-protocol").as_str(),
                 values.text("receive.grpc-compression").as_str(),

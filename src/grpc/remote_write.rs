@@ -14,8 +14,9 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Request, Response, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header};
 use http_body_util::{BodyExt as _, Full};
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 use tonic::body::Body;
 use tonic::server::NamedService;
@@ -24,17 +25,18 @@ use crate::grpc::respond;
 use crate::log::throttle::Throttle;
 use crate::metrics::{Counter, Gauge, Registry};
 use crate::model::ring_hash::RingHash;
+use crate::model::router_path::{InstanceId, RouterPath};
 use crate::wire::grpc::{
     ACCEPTED, ANSWER, ANSWER_SERIES, Encoding, GRPC_ACCEPT_ENCODING, GRPC_ENCODING,
 };
-use crate::wire::grpc::{HEAD_BYTES, Head, MessageError};
+use crate::wire::grpc::{HEAD_BYTES, Head, INSTANCE, MessageError, ROUTER_PATH, timeout_of};
 use crate::wire::grpc::{MERGED_WRITE_PATH, REMOTE_WRITE_PATH, RING, TAKES_MERGED};
 use crate::wire::peer_write::MergedWriteAnswer;
 use crate::wire::snappy::{BufferPool, PooledBuffer};
 use crate::write::admission::{Admission, InflightGuard, Overloaded, share};
 use crate::write::error::WriteError;
 use crate::write::heavy;
-use crate::write::service::{PeerSink, PeerWriteError, PeerWrites};
+use crate::write::service::{PeerOrigin, PeerSink, PeerWriteError, PeerWrites};
 
 /// The methods, one of each service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +56,9 @@ impl Method {
 
 /// The longest message that Thanos sends and takes.
 const MESSAGE_BYTES_MAX: u64 = (1 << 31) - 1;
+
+/// A longer deadline is none.
+const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// What a request counts for at least: its head, its task, its answer.
 const REQUEST_BYTES_MIN: u64 = 4 * 1024;
@@ -109,6 +114,8 @@ pub struct RemoteWriteOptions {
     pub takes_merged: bool,
     /// The rings in force, of which every answer tells; None on a node that has none.
     pub ring_hash: Box<dyn Fn() -> Option<RingHash> + Send + Sync>,
+    /// What this process is called, which every answer tells.
+    pub instance: InstanceId,
     /// Writes under way, those included whose callers have gone.
     pub tasks: TaskTracker,
 }
@@ -125,6 +132,8 @@ struct Inner<S> {
     options: RemoteWriteOptions,
     /// `thanos_receive_pending_write_requests`: calls under way.
     pending: Gauge,
+    /// [`RemoteWriteOptions::instance`]
+    instance: HeaderValue,
     not_understood: Counter,
     messages: BufferPool,
     inflated: BufferPool,
@@ -145,8 +154,11 @@ impl<S: PeerSink> RemoteWriteServer<S> {
         options: RemoteWriteOptions,
         registry: &Registry,
     ) -> RemoteWriteServer<S> {
+        // Its digits are a legal value.
+        let instance = HeaderValue::try_from(options.instance.to_string());
         RemoteWriteServer(Arc::new(Inner {
             writes: Arc::new(writes),
+            instance: instance.unwrap_or(HeaderValue::from_static("")),
             options,
             pending: registry.gauge(
                 "thanos_receive_pending_write_requests",
@@ -178,7 +190,7 @@ impl<S: PeerSink> Inner<S> {
         let (head, body) = request.into_parts();
         let encoding = Encoding::of(&head.headers);
         let result = match encoding.clone() {
-            Ok(encoding) => self.write(method, body, encoding).await,
+            Ok(encoding) => self.write(method, body, encoding, origin_of(&head.headers)).await,
             Err(error) => Err(error.into()),
         };
         if let Err(error) = &result {
@@ -189,7 +201,9 @@ impl<S: PeerSink> Inner<S> {
         let mut response = self.respond(result, encoding.ok().flatten(), reads_series);
         let ring = (self.options.ring_hash)();
         let ring = ring.and_then(|hash| HeaderValue::try_from(hash.to_string()).ok());
-        response.headers_mut().extend(ring.map(|hash| (RING, hash)));
+        let headers = response.headers_mut();
+        headers.extend(ring.map(|hash| (RING, hash)));
+        headers.insert(INSTANCE, self.instance.clone());
         response
     }
 
@@ -239,6 +253,7 @@ impl<S: PeerSink> Inner<S> {
         method: Method,
         body: Body,
         encoding: Option<Encoding>,
+        origin: PeerOrigin,
     ) -> Result<(), CallError> {
         let admission = &self.options.admission;
         let mut inflight = admission.admit(REQUEST_BYTES_MIN)?;
@@ -251,7 +266,7 @@ impl<S: PeerSink> Inner<S> {
         let end = HEAD_BYTES + head.len as usize;
         // Inflate.
         let Some(encoding) = encoding.filter(|_| head.is_encoded) else {
-            return self.store(method, share(message, HEAD_BYTES..end, inflight)).await;
+            return self.store(method, share(message, HEAD_BYTES..end, inflight), origin).await;
         };
         let deflated = message.as_ref().get(HEAD_BYTES..end).ok_or(MessageError::CutShort)?;
         let max = self.message_bytes_max();
@@ -271,17 +286,22 @@ impl<S: PeerSink> Inner<S> {
         let (inflated, request_bytes, inflight) = heavy::off_thread(bytes_most, inflate).await?;
 
         // Decode and store.
-        self.store(method, share(inflated, 0..request_bytes, inflight)).await
+        self.store(method, share(inflated, 0..request_bytes, inflight), origin).await
     }
 
     /// Stores a message in a task of its own: a Thanos router cancels what is still under way when
     /// its verdict is fixed, and good series would be a copy short for ever.
-    async fn store(&self, method: Method, message: Bytes) -> Result<(), CallError> {
+    async fn store(
+        &self,
+        method: Method,
+        message: Bytes,
+        origin: PeerOrigin,
+    ) -> Result<(), CallError> {
         let writes = self.writes.clone();
         let stored = self.options.tasks.spawn(async move {
             match method {
-                Method::RemoteWrite => writes.write(message).await,
-                Method::MergedWrite => writes.write_merged(message).await,
+                Method::RemoteWrite => writes.write(message, &origin).await,
+                Method::MergedWrite => writes.write_merged(message, &origin).await,
             }
         });
         Ok(stored.await.map_err(|_| CallError::Interrupted)??)
@@ -354,6 +374,16 @@ impl<S: PeerSink> Inner<S> {
     fn message_bytes_max(&self) -> u64 {
         let room = self.options.admission.bytes_max().saturating_sub(REQUEST_BYTES_MIN);
         MESSAGE_BYTES_MAX.min(room)
+    }
+}
+
+fn origin_of(headers: &HeaderMap) -> PeerOrigin {
+    let text = |name: &HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
+    PeerOrigin {
+        path: text(&ROUTER_PATH).map(RouterPath::parse).unwrap_or_default(),
+        // An hour's deadline is as good as a year's, and no sum of times is out of range.
+        deadline: timeout_of(headers).map(|after| Instant::now() + after.min(TIMEOUT_MAX)),
+        is_of_ours: text(&header::USER_AGENT).is_some_and(|agent| agent.starts_with("ringest/")),
     }
 }
 

@@ -60,6 +60,7 @@ pub fn write(error: &CallError) -> Status {
                 // No retry could store it.
                 WriteError::TooLarge { .. } => Code::AlreadyExists,
                 WriteError::Invalid { .. }
+                | WriteError::Loop(_)
                 | WriteError::Placement(_)
                 | WriteError::TenantNotReady { .. } => Code::Internal,
             },

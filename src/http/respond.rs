@@ -90,6 +90,7 @@ fn status_of(error: &RequestError) -> (StatusCode, Option<u16>) {
             }
             WriteError::Unavailable(_)
             | WriteError::NoHashring
+            | WriteError::Loop(_)
             | WriteError::Placement(_)
             | WriteError::NoQuorum { .. } => {
                 (StatusCode::SERVICE_UNAVAILABLE, Some(NODE_RETRY_SECONDS))

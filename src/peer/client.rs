@@ -17,7 +17,7 @@ use crate::peer::link::{CallBody, Connection, Transport};
 use crate::peer::message::{Compression, Form, ForwardMessage};
 use crate::peer::told_ring::ToldRing;
 use crate::wire::grpc::{ACCEPTED, ANSWER, ANSWER_SERIES, GRPC_ACCEPT_ENCODING, GRPC_ENCODING};
-use crate::wire::grpc::{HEAD_BYTES, Head};
+use crate::wire::grpc::{GRPC_TIMEOUT, HEAD_BYTES, Head, ROUTER_PATH};
 use crate::wire::grpc::{MERGED_WRITE_PATH, REMOTE_WRITE_PATH, RING, TAKES_MERGED};
 use crate::wire::peer_write::{ANSWER_BYTES_MAX, MergedWriteAnswer};
 use crate::wire::refused::RefusedSeries;
@@ -59,13 +59,14 @@ impl fmt::Display for CallFailure {
 }
 
 /// Sends `message` to the peer at `address` and waits for its answer. `told` hears which rings the
-/// peer has.
+/// peer has, `hear` all headers of its answer.
 pub async fn call(
     connection: &mut Connection,
     address: &str,
     message: &ForwardMessage,
     timeout: Duration,
     told: &ToldRing,
+    hear: impl FnOnce(&HeaderMap),
 ) -> Result<(), CallFailure> {
     let (sender, scheme, merging, compression) = match (&mut connection.transport, message.form()) {
         (Transport::Grpc { sender, scheme, merging }, Form::Protobuf(compression)) => {
@@ -90,6 +91,7 @@ pub async fn call(
             None => return Err(broken(error.error())),
         },
     };
+    hear(response.headers());
     let takes_merged = response.headers().contains_key(TAKES_MERGED);
     let ring = response.headers().get(RING).map(HeaderValue::as_bytes).and_then(RingHash::parse);
     let result = read_status(response).await;
@@ -151,9 +153,12 @@ fn request(
         .header(header::TE, "trailers")
         .header(header::USER_AGENT, USER_AGENT)
         .header(GRPC_ACCEPT_ENCODING, ACCEPTED)
-        .header("grpc-timeout", timeout_header(timeout.saturating_add(DEADLINE_SLACK)));
+        .header(GRPC_TIMEOUT, timeout_header(timeout.saturating_add(DEADLINE_SLACK)));
     if compression == Compression::Snappy {
         request = request.header(GRPC_ENCODING, "snappy");
+    }
+    if let Some(path) = message.path() {
+        request = request.header(ROUTER_PATH, path);
     }
     if message.is_merged() {
         request = request.header(ANSWER, ANSWER_SERIES);

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tonic::Code;
 
+use crate::peer::inflight::Bound;
 use crate::wire::refused::RefusedSeries;
 
 /// Why a forward did not succeed.
@@ -26,8 +27,8 @@ pub enum ForwardError {
     #[error("peer {peer} is backed off")]
     BackedOff { peer: Arc<str> },
     /// Not sent: too much is under way to this peer.
-    #[error("peer {peer}: {inflight} bytes of at most {max} are under way")]
-    Full { peer: Arc<str>, inflight: u64, max: u64 },
+    #[error("peer {peer}: {bound}")]
+    Full { peer: Arc<str>, bound: Bound },
     #[error("peer {peer} did not answer in time")]
     TimedOut { peer: Arc<str> },
     /// Any other answer, of one tenant's storage, say. A retry may help.

@@ -7,6 +7,8 @@
 //! request's bytes, and only that keeps a request's buffer alive. A merged message differs in the
 //! method that it is sent to only. Over Cap'n Proto series are taken apart, see [`SeriesTable`].
 
+use std::sync::Arc;
+
 use bytes::buf::Chain;
 use bytes::{Buf as _, Bytes};
 
@@ -56,6 +58,8 @@ pub struct ForwardMessage {
     is_merged: bool,
     series_count: u32,
     tenant: Box<str>,
+    /// The routers that it has passed, if that is told.
+    path: Option<Arc<str>>,
 }
 
 /// A message longer than any peer takes.
@@ -142,6 +146,7 @@ impl ForwardMessage {
             is_merged: envelope.is_merged,
             series_count: envelope.series_count,
             tenant: envelope.tenant.into(),
+            path: None,
         })
     }
 
@@ -159,6 +164,7 @@ impl ForwardMessage {
             is_merged: envelope.is_merged,
             series_count: envelope.series_count,
             tenant: envelope.tenant.into(),
+            path: None,
         })
     }
 
@@ -177,7 +183,17 @@ impl ForwardMessage {
             is_merged: false,
             series_count: numbers.len() as u32,
             tenant: tenant.into(),
+            path: None,
         })
+    }
+
+    /// Tells the peer which routers it has passed.
+    pub fn through(self, path: Arc<str>) -> ForwardMessage {
+        ForwardMessage { path: Some(path), ..self }
+    }
+
+    pub fn path(&self) -> Option<&str> {
+        self.path.as_deref()
     }
 
     /// What is sent.

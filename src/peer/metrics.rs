@@ -147,9 +147,25 @@ impl PoolMetrics {
             gauge("ringest_peer_tenants_shut", "Tenants that are backed off from the peer alone.");
         let requests = gauge("ringest_peer_inflight_requests", "Forwards under way to the peer.");
         let bytes =
-            gauge("ringest_peer_inflight_bytes", "Bytes of forwards under way to the peer.");
+            gauge("ringest_peer_inflight_bytes", "Bytes that forwards under way to the peer hold.");
+        let lag = gauge(
+            "ringest_peer_lag_seconds",
+            "For how long the oldest write under way to the peer has been waiting for its answer.",
+        );
+        let of_all = |name, help| registry.gauge(name, help);
+        let bytes_max = of_all(
+            "ringest_forward_inflight_bytes_max",
+            "What forwards under way to all peers may hold, in bytes. Half of it is divided among \
+             the peers.",
+        );
+        let shared = of_all(
+            "ringest_forward_inflight_shared_bytes",
+            "Bytes that forwards under way hold of the half that all peers share.",
+        );
         registry.on_collect(move || {
             let Some(pool) = pool.upgrade() else { return };
+            bytes_max.set(pool.budget().bytes_max() as f64);
+            shared.set(pool.budget().shared_bytes() as f64);
             for peer in pool.snapshot() {
                 let worker = [&*peer.address];
                 let is_available = matches!(peer.state, PeerState::Open | PeerState::Probation);
@@ -157,6 +173,7 @@ impl PoolMetrics {
                 tenants_shut.with(&worker).set(peer.tenants_shut as f64);
                 requests.with(&worker).set(peer.inflight_requests as f64);
                 bytes.with(&worker).set(peer.inflight_bytes as f64);
+                lag.with(&worker).set(peer.lag.as_secs_f64());
             }
         });
     }

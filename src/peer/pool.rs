@@ -7,6 +7,7 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 
 use crate::metrics::Registry;
+use crate::peer::inflight::Budget;
 use crate::peer::metrics::PoolMetrics;
 use crate::peer::snapshot::PeerSnapshot;
 use crate::peer::{Peer, PeerOptions};
@@ -30,6 +31,7 @@ impl<'a> From<&'a str> for PeerAddress<'a> {
 /// All peers of the ring in force.
 pub struct PeerPool {
     options: PeerOptions,
+    budget: Arc<Budget>,
     metrics: PoolMetrics,
     peers: ArcSwap<HashMap<Arc<str>, Arc<Peer>>>,
     /// How many were ever made. Held while they are replaced.
@@ -39,6 +41,7 @@ pub struct PeerPool {
 impl PeerPool {
     pub fn new(options: PeerOptions, registry: &Registry) -> Arc<PeerPool> {
         let pool = Arc::new(PeerPool {
+            budget: Budget::new(options.inflight_bytes_max, options.calls_max),
             options,
             metrics: PoolMetrics::new(registry),
             peers: ArcSwap::default(),
@@ -62,7 +65,8 @@ impl PeerPool {
                 Some(peer) => peer.clone(),
                 None => {
                     *made += 1;
-                    Arc::new(Peer::start(address, *made, &self.options, &self.metrics))
+                    let budget = self.budget.clone();
+                    Arc::new(Peer::start(address, *made, &self.options, budget, &self.metrics))
                 }
             };
             peers.insert(peer.address.clone(), peer);
@@ -70,7 +74,12 @@ impl PeerPool {
         for address in before.keys().filter(|address| !peers.contains_key(*address)) {
             self.metrics.remove_peer(address);
         }
+        self.budget.divide(peers.len());
         self.peers.store(Arc::new(peers));
+    }
+
+    pub(super) fn budget(&self) -> &Budget {
+        &self.budget
     }
 
     pub fn peer(&self, address: &str) -> Option<Arc<Peer>> {

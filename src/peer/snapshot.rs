@@ -1,6 +1,7 @@
 //! What an operator sees of a peer.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::model::Timestamp;
 use crate::peer::error::ForwardError;
@@ -20,7 +21,10 @@ pub struct PeerSnapshot {
     /// Which rings its last answer named.
     pub ring: Option<RingWord>,
     pub inflight_requests: u64,
+    /// What they hold, see [`crate::peer::inflight`].
     pub inflight_bytes: u64,
+    /// For how long the oldest of them has been waiting for its answer.
+    pub lag: Duration,
     pub last_error: Option<ForwardError>,
     pub last_error_at: Option<Timestamp>,
 }

@@ -11,12 +11,13 @@ use crate::grpc::remote_write::{RemoteWriteOptions, RemoteWriteServer};
 use crate::grpc::{GrpcOptions, Services};
 use crate::metrics::Registry;
 use crate::model::ring_hash::RingHash;
+use crate::model::router_path::InstanceId;
 use crate::model::tenant::TenantId;
 use crate::peer::message::Envelope;
 use crate::write::WriteOutcome;
 use crate::write::admission::Admission;
 use crate::write::error::{Reason, WriteError};
-use crate::write::service::{PeerSink, PeerWrites};
+use crate::write::service::{PeerOrigin, PeerSink, PeerWrites};
 
 /// Long enough for anything that is to succeed.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -38,6 +39,7 @@ impl PeerSink for Sink {
         tenant: &TenantId,
         message: bytes::Bytes,
         replica: u64,
+        _origin: &PeerOrigin,
     ) -> Result<WriteOutcome, WriteError> {
         let mut outcome = WriteOutcome::default();
         let call = self.calls.fetch_add(1, Ordering::Relaxed) + 1;
@@ -75,6 +77,7 @@ impl Server {
         let address = listener.local_addr().unwrap();
         let sink = Arc::new(Sink::default());
         let options = RemoteWriteOptions {
+            instance: InstanceId::random().unwrap(),
             admission: Admission::new(64 << 20),
             body_read_timeout: PATIENCE,
             takes_merged,
@@ -396,9 +399,10 @@ async fn bytes_under_way_are_bounded_and_given_back() {
     let mut hanging = Box::pin(peer.remote_write(&large, PATIENCE));
     assert!(futures::poll!(&mut hanging).is_pending());
     let full = peer.remote_write(&to("a"), PATIENCE).await.unwrap_err();
-    let inflight = large.body_bytes() as u64;
+    let inflight = large.body_bytes() as u64 + 12 * 1024;
     let address: Arc<str> = server.address.to_string().into();
-    assert_eq!(full, ForwardError::Full { peer: address, inflight, max: 100 });
+    let bound = Bound::Bytes { inflight, max: 100 };
+    assert_eq!(full, ForwardError::Full { peer: address, bound });
     assert_eq!(pool.snapshot()[0].inflight_requests, 1);
     let page = registry.expose();
     for (name, value) in [("available", 1), ("inflight_requests", 1), ("inflight_bytes", inflight)]

@@ -7,6 +7,7 @@
 
 use std::cell::RefCell;
 use std::io::{Read as _, Write as _};
+use std::time::Duration;
 
 use flate2::Compression;
 use flate2::read::MultiGzDecoder;
@@ -38,6 +39,15 @@ pub const RING: HeaderName = HeaderName::from_static("ringest-ring");
 /// [`MergedWriteAnswer`](crate::wire::peer_write::MergedWriteAnswer).
 pub const ANSWER: HeaderName = HeaderName::from_static("ringest-answer");
 pub const ANSWER_SERIES: HeaderValue = HeaderValue::from_static("series");
+
+/// The routers that a write has passed, see [`crate::model::router_path`].
+pub const ROUTER_PATH: HeaderName = HeaderName::from_static("ringest-path");
+
+/// Set in every answer to a peer's write: which process it is.
+pub const INSTANCE: HeaderName = HeaderName::from_static("ringest-instance");
+
+/// A call's deadline.
+pub const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 /// Flag and length before each message.
 pub const HEAD_BYTES: usize = 5;
@@ -71,6 +81,25 @@ pub enum MessageError {
     CutShort,
     #[error("grpc: received message larger than max ({len} vs. {max})")]
     TooLarge { len: u64, max: u64 },
+}
+
+/// The time that a call's headers allow it: at most eight digits and a unit.
+pub fn timeout_of(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get(GRPC_TIMEOUT)?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.len() > 8 || !digits.bytes().all(|digit| digit.is_ascii_digit()) {
+        return None;
+    }
+    let count = digits.parse().ok()?;
+    match unit {
+        "H" => Some(Duration::from_secs(count * 3600)),
+        "M" => Some(Duration::from_secs(count * 60)),
+        "S" => Some(Duration::from_secs(count)),
+        "m" => Some(Duration::from_millis(count)),
+        "u" => Some(Duration::from_micros(count)),
+        "n" => Some(Duration::from_nanos(count)),
+        _ => None,
+    }
 }
 
 /// A message's head, judged.

@@ -119,6 +119,11 @@ impl Placed {
 }
 
 impl PlacedSeries {
+    /// Of the request that they came in.
+    pub fn request_bytes(&self) -> usize {
+        self.request.len()
+    }
+
     pub fn group_count(&self) -> usize {
         self.shape.group_count()
     }

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::hashring::PlacementError;
+use crate::model::router_path::Loop;
 use crate::model::tenant::TenantNameError;
 use crate::write::admission::Overloaded;
 
@@ -27,6 +28,12 @@ pub enum WriteError {
     /// Most likely the replication factors of two nodes differ, while a change rolls out.
     #[error("replica {replica} is above the replication factor of {factor}")]
     BadReplica { replica: u64, factor: u64 },
+    /// It came back to where it was, or most likely would for ever.
+    #[error(
+        "a write goes round in circles: {0}. Is --receive.local-endpoint missing on a node that the \
+         hashring names?"
+    )]
+    Loop(#[from] Loop),
     /// There was no usable hashring configuration so far.
     #[error("no hashring is in force yet")]
     NoHashring,
@@ -52,6 +59,7 @@ impl WriteError {
             WriteError::TenantNotReady { .. }
             | WriteError::Unavailable(_)
             | WriteError::NoHashring
+            | WriteError::Loop(_)
             | WriteError::Placement(_)
             | WriteError::NoQuorum { .. } => true,
             WriteError::Invalid { .. }

@@ -25,27 +25,38 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use crate::hashring::{CurrentHashring, Endpoint, Hashring};
+use crate::log::throttle::Throttle;
 use crate::metrics::{Counter, Registry};
+use crate::model::router_path::InstanceId;
 use crate::model::tenant::TenantId;
 use crate::peer::message::{Compression, ForwardMessage, Protocol};
 use crate::peer::{ForwardError, PeerPool};
 use crate::write::admission::Admission;
 use crate::write::distribute::{
-    DeflatedGroups, DistributeError, PlacedSeries, Replicas, Unplaced, distribute,
+    DeflatedGroups, DistributeError, Placed, PlacedSeries, Replicas, Unplaced, distribute,
 };
 use crate::write::error::WriteError;
 use crate::write::fanout::answers::{Answer, Answers, CopiesMissing, Plan};
 use crate::write::fanout::call::Call;
 use crate::write::fanout::capnproto::InCapnProto;
+use crate::write::heavy::off_thread;
 use crate::write::known::LabelCaps;
 use crate::write::local::LocalWriter;
 use crate::write::quorum::{QuorumLedger, ReplicaOutcome, WriteQuorum};
-use crate::write::service::PeerSink;
+use crate::write::service::{PeerOrigin, PeerSink};
 use crate::write::{Manners, WriteOutcome};
+
+/// Writes of peers that a node which only routes hands on at a time: what is left of a loop through
+/// nodes that do not tell which routers a write has passed.
+const PLACED_AGAIN_MAX: usize = 64;
+
+/// A caller is answered so long before its deadline.
+const CALLER_MARGIN: Duration = Duration::from_millis(100);
 
 /// A longer deadline is none.
 const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
@@ -155,6 +166,8 @@ impl<L> Clone for LocalNode<L> {
 
 #[derive(Clone, Copy, Debug)]
 pub struct FanoutOptions {
+    /// What this process is called among routers.
+    pub instance: InstanceId,
     /// `--receive.replication-factor`
     pub replication_factor: u8,
     /// `--receive-forward-timeout`
@@ -175,13 +188,20 @@ pub struct Fanout<F, L> {
     admission: Arc<Admission>,
     metrics: FanoutMetrics,
     copies: CopiesMissing,
+    /// For writes of peers that are placed again here.
+    places: Semaphore,
+    misplaced_told: Throttle<()>,
 }
+
+/// A request whose series have their places, and those deflated.
+type PlacedAndDeflated = (Placed, Option<DeflatedGroups>);
 
 /// One request on its way in.
 struct Incoming<'a> {
     tenant: &'a TenantId,
     request: Bytes,
     is_of_peer: bool,
+    origin: PeerOrigin,
     /// As on the wire: counted from 1, 0 for a request that is not replicated yet.
     replica: u64,
     manners: Manners,
@@ -198,7 +218,20 @@ impl<F: Forward, L: LocalStore> Fanout<F, L> {
         registry: &Registry,
     ) -> Fanout<F, L> {
         let (metrics, copies) = (FanoutMetrics::new(registry), CopiesMissing::new(registry));
-        Fanout { options, ring, forward, local, tasks, admission, metrics, copies }
+        let places = Semaphore::new(PLACED_AGAIN_MAX);
+        let misplaced_told = Throttle::default();
+        Fanout {
+            options,
+            ring,
+            forward,
+            local,
+            tasks,
+            admission,
+            metrics,
+            copies,
+            places,
+            misplaced_told,
+        }
     }
 
     /// Writes an inflated `prometheus.WriteRequest`. `replica` is as in the header: counted from 1,
@@ -210,47 +243,54 @@ impl<F: Forward, L: LocalStore> Fanout<F, L> {
         replica: u64,
         manners: Manners,
     ) -> Result<WriteOutcome, WriteError> {
-        self.fan_out(Incoming { tenant, request, is_of_peer: false, replica, manners }).await
+        let (is_of_peer, origin) = (false, PeerOrigin::default());
+        self.fan_out(Incoming { tenant, request, is_of_peer, origin, replica, manners }).await
     }
 
     /// Places a request and hands it to all its replicas.
     async fn fan_out(&self, incoming: Incoming<'_>) -> Result<WriteOutcome, WriteError> {
         let (replicas, quorum) = self.replicas_of(incoming.replica)?;
+        let path = incoming.origin.path.clone().through(self.options.instance);
+        let path = path.inspect_err(|_| self.metrics.loops.inc())?;
+        let deadline = Instant::now() + self.options.forward_timeout.min(TIMEOUT_MAX);
+        // Its caller is to have our answer before it gives up.
+        let of_caller = incoming.origin.deadline.map(|at| at - CALLER_MARGIN);
+        let deadline = of_caller.map_or(deadline, |of_caller| of_caller.min(deadline));
         let hashring = self.ring.load().ok_or(WriteError::NoHashring)?;
-        let ring = hashring.ring_of(incoming.tenant.as_str()).map_err(WriteError::Placement)?;
-        let asked_for = match replicas {
-            Replicas::All(count) => usize::from(count),
-            Replicas::One(replica) => usize::from(replica) + 1,
-        };
-        ring.require_replicas(asked_for).map_err(WriteError::Placement)?;
-        let unplaced = Unplaced {
-            request: incoming.request,
-            is_of_peer: incoming.is_of_peer,
-            tenant: incoming.tenant.as_str(),
-            manners: incoming.manners,
-            caps: self.options.caps,
-            inflight: self.admission.admit(0)?,
-        };
-        let placed = distribute(unplaced, &ring, hashring.endpoints().len(), replicas)
-            .map_err(not_placed)?;
+        let bytes = incoming.request.len();
+        let place = self.placing(&incoming, &hashring, replicas)?;
+        let (placed, deflated) = off_thread(bytes, place).await?;
         // All series of a group have the same replicas, and so mostly the same answers.
         let ledger = QuorumLedger::new(placed.series().group_count(), quorum);
         let (series, batches, outcome) = placed.into_parts();
         let plan = Arc::new(Plan { batches: batches.into(), shape: series.shape().clone() });
         let call = Call {
             tenant: incoming.tenant.clone(),
-            deflated: self.deflate_once(&series, replicas),
+            deflated,
             series,
             in_capnproto: InCapnProto::default(),
             plan: plan.clone(),
             manners: incoming.manners,
-            deadline: Instant::now() + self.options.forward_timeout.min(TIMEOUT_MAX),
+            path: path.to_string().into(),
+            deadline,
             is_replicated: quorum == WriteQuorum::REPLICATED && incoming.replica > 0,
         };
-        let deadline = call.deadline;
         let answers = Arc::new(Answers::new(plan, ledger, self.copies.clone()));
         self.start(call, &answers, &hashring);
         answers.outcome(outcome, deadline).await
+    }
+
+    /// Another router took this node for one that stores.
+    fn tell_misplaced(&self, tenant: &TenantId) {
+        if let Some(untold) = self.misplaced_told.pass(()) {
+            tracing::warn!(
+                component = "receive-handler",
+                tenant = %tenant,
+                untold,
+                "a peer has placed series on this node, which only routes: is \
+                 --receive.local-endpoint missing here?"
+            );
+        }
     }
 
     fn is_here(&self, endpoint: &Endpoint) -> bool {
@@ -269,14 +309,35 @@ impl<F: Forward, L: LocalStore> Fanout<F, L> {
         }
     }
 
-    /// Deflates what goes to several peers, if it is worth it.
-    fn deflate_once(&self, series: &PlacedSeries, replicas: Replicas) -> Option<DeflatedGroups> {
-        match (self.forward.protocol(), replicas) {
-            (Protocol::Protobuf(Compression::Snappy), Replicas::All(2..)) => {
-                DeflatedGroups::of(series)
-            }
-            _ => None,
-        }
+    /// The work of giving the request's series their places, and of deflating what goes to several
+    /// peers, if that is worth it.
+    fn placing(
+        &self,
+        incoming: &Incoming<'_>,
+        hashring: &Arc<Hashring>,
+        replicas: Replicas,
+    ) -> Result<impl FnOnce() -> Result<PlacedAndDeflated, WriteError> + Send + use<F, L>, WriteError>
+    {
+        let (tenant, hashring) = (incoming.tenant.clone(), hashring.clone());
+        let (request, is_of_peer) = (incoming.request.clone(), incoming.is_of_peer);
+        let (manners, caps) = (incoming.manners, self.options.caps);
+        let inflight = self.admission.admit(0)?;
+        let asked_for = match replicas {
+            Replicas::All(count) => usize::from(count),
+            Replicas::One(replica) => usize::from(replica) + 1,
+        };
+        let is_deflated = self.forward.protocol() == Protocol::Protobuf(Compression::Snappy)
+            && matches!(replicas, Replicas::All(2..));
+        Ok(move || {
+            let tenant = tenant.as_str();
+            let ring = hashring.ring_of(tenant).map_err(WriteError::Placement)?;
+            ring.require_replicas(asked_for).map_err(WriteError::Placement)?;
+            let unplaced = Unplaced { request, is_of_peer, tenant, manners, caps, inflight };
+            let placed = distribute(unplaced, &ring, hashring.endpoints().len(), replicas)
+                .map_err(not_placed)?;
+            let deflated = is_deflated.then(|| DeflatedGroups::of(placed.series())).flatten();
+            Ok((placed, deflated))
+        })
     }
 
     /// Starts a task for each endpoint, which tells its answers.
@@ -323,6 +384,7 @@ impl<F: Forward, L: LocalStore> PeerSink for Fanout<F, L> {
         tenant: &TenantId,
         message: Bytes,
         replica: u64,
+        origin: &PeerOrigin,
     ) -> Result<WriteOutcome, WriteError> {
         match &self.local {
             Some(local) if replica > 0 => {
@@ -333,14 +395,24 @@ impl<F: Forward, L: LocalStore> PeerSink for Fanout<F, L> {
                 result
             }
             _ => {
-                self.fan_out(Incoming {
+                if replica > 0 && origin.is_of_ours {
+                    self.tell_misplaced(tenant);
+                }
+                let incoming = Incoming {
                     tenant,
                     request: message,
                     is_of_peer: true,
+                    origin: origin.clone(),
                     replica: 0,
                     manners: Manners::Thanos,
-                })
-                .await
+                };
+                let full = || {
+                    WriteError::Unavailable(format!(
+                        "{PLACED_AGAIN_MAX} writes of peers are under way"
+                    ))
+                };
+                let _place = self.places.try_acquire().map_err(|_| full())?;
+                self.fan_out(incoming).await
             }
         }
     }
@@ -361,6 +433,7 @@ fn not_placed(error: DistributeError) -> WriteError {
 /// Counters as Thanos has them.
 #[derive(Clone)]
 struct FanoutMetrics {
+    loops: Counter,
     forwarded: [Counter; 2],
     replicated: [Counter; 2],
 }
@@ -379,6 +452,11 @@ impl FanoutMetrics {
         );
         let results = ["success", "error"];
         FanoutMetrics {
+            loops: registry.counter(
+                "ringest_forward_loops_total",
+                "Writes of peers that were refused, since they had passed this node before, or too \
+                 many routers.",
+            ),
             forwarded: results.map(|result| forwards.with(&[result])),
             replicated: results.map(|result| replications.with(&[result])),
         }

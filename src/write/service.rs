@@ -9,7 +9,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
+use tokio::time::Instant;
 
+use crate::model::router_path::RouterPath;
 use crate::model::tenant::{TenantId, TenantNameError};
 use crate::wire::peer_write::{MergedWriteRequest, PeerWriteRequest, TenantSeries};
 use crate::wire::refused::RefusedSeries;
@@ -20,6 +22,17 @@ use crate::write::local::LocalWriter;
 
 /// Tenants of one request that are written at the same time.
 const TENANTS_AT_ONCE: usize = 16;
+
+/// How a peer's write came here.
+#[derive(Clone, Debug, Default)]
+pub struct PeerOrigin {
+    /// Routers of ours that it has passed.
+    pub path: RouterPath,
+    /// When its caller gives it up, if that was told.
+    pub deadline: Option<Instant>,
+    /// The caller is of our own software.
+    pub is_of_ours: bool,
+}
 
 /// Where series from peers go.
 pub trait PeerSink: Send + Sync + 'static {
@@ -32,6 +45,7 @@ pub trait PeerSink: Send + Sync + 'static {
         tenant: &TenantId,
         message: Bytes,
         replica: u64,
+        origin: &PeerOrigin,
     ) -> impl Future<Output = Result<WriteOutcome, WriteError>> + Send;
 }
 
@@ -42,6 +56,7 @@ impl PeerSink for LocalWriter {
         tenant: &TenantId,
         message: Bytes,
         _replica: u64,
+        _origin: &PeerOrigin,
     ) -> Result<WriteOutcome, WriteError> {
         self.write_from_peer(tenant, &message).await
     }
@@ -94,7 +109,7 @@ impl<S: PeerSink> PeerWrites<S> {
 
     /// Stores a `thanos.WriteRequest`. Everything that can be stored is; of several failures the
     /// worst is told.
-    pub async fn write(&self, message: Bytes) -> Result<(), PeerWriteError> {
+    pub async fn write(&self, message: Bytes, origin: &PeerOrigin) -> Result<(), PeerWriteError> {
         let request = PeerWriteRequest::parse(&message)?;
         // A negative number is as good as a huge one.
         let replica = request.replica as u64;
@@ -112,7 +127,7 @@ impl<S: PeerSink> PeerWrites<S> {
                     has_series |= tenant.has_series;
                     unknown = unknown.or(tenant.unknown);
                 }
-                writes.push(self.write_tenant(&message, tenant, replica));
+                writes.push(self.write_tenant(&message, tenant, replica, origin));
             }
             let Some(written) = writes.next().await else { break };
             worst = worst.into_iter().chain(written.err()).max_by_key(rank);
@@ -125,7 +140,11 @@ impl<S: PeerSink> PeerWrites<S> {
     }
 
     /// Stores a merged request, see [`MergedWriteRequest`].
-    pub async fn write_merged(&self, message: Bytes) -> Result<(), PeerWriteError> {
+    pub async fn write_merged(
+        &self,
+        message: Bytes,
+        origin: &PeerOrigin,
+    ) -> Result<(), PeerWriteError> {
         let request = MergedWriteRequest::parse(&message)?;
         let MergedWriteRequest { replica, tenant, series } = request;
         self.check_replica(replica)?;
@@ -135,7 +154,7 @@ impl<S: PeerSink> PeerWrites<S> {
         if series.is_empty() {
             return Ok(());
         }
-        self.store(tenant, message.slice_ref(series), replica).await
+        self.store(tenant, message.slice_ref(series), replica, origin).await
     }
 
     fn check_replica(&self, replica: u64) -> Result<(), PeerWriteError> {
@@ -150,12 +169,13 @@ impl<S: PeerSink> PeerWrites<S> {
         message: &Bytes,
         series: Result<TenantSeries<'_>, DecodeError>,
         replica: u64,
+        origin: &PeerOrigin,
     ) -> Result<(), PeerWriteError> {
         let series = series?;
         if !series.has_series {
             return Ok(());
         }
-        self.store(series.tenant, message.slice_ref(series.message), replica).await
+        self.store(series.tenant, message.slice_ref(series.message), replica, origin).await
     }
 
     async fn store(
@@ -163,9 +183,10 @@ impl<S: PeerSink> PeerWrites<S> {
         tenant: &[u8],
         series: Bytes,
         replica: u64,
+        origin: &PeerOrigin,
     ) -> Result<(), PeerWriteError> {
         let tenant = TenantId::parse(tenant)?;
-        let outcome = self.sink.write(&tenant, series, replica).await?;
+        let outcome = self.sink.write(&tenant, series, replica, origin).await?;
         PeerWriteError::of_refusals(tenant, outcome)
     }
 }
@@ -180,7 +201,10 @@ pub(crate) fn rank(error: &PeerWriteError) -> u8 {
         | PeerWriteError::Malformed(_)
         | PeerWriteError::NotUnderstood { .. }
         | PeerWriteError::Write(
-            WriteError::Invalid { .. } | WriteError::TenantName(_) | WriteError::BadReplica { .. },
+            WriteError::Invalid { .. }
+            | WriteError::TenantName(_)
+            | WriteError::BadReplica { .. }
+            | WriteError::Loop(_),
         ) => 1,
         PeerWriteError::Write(WriteError::TenantNotReady { .. } | WriteError::Placement(_)) => 2,
         PeerWriteError::Write(
@@ -206,6 +230,7 @@ mod tests {
             tenant: &TenantId,
             message: Bytes,
             replica: u64,
+            _origin: &PeerOrigin,
         ) -> Result<WriteOutcome, WriteError> {
             self.0.lock().push((tenant.to_string(), message.to_vec(), replica));
             let mut outcome = WriteOutcome::default();
@@ -233,7 +258,7 @@ mod tests {
     async fn write(tenants: &[&str]) -> (Result<(), u8>, usize) {
         let sink = Arc::new(Sink::default());
         let writes = PeerWrites::new(sink.clone(), None);
-        let result = writes.write(tuples(tenants).into()).await;
+        let result = writes.write(tuples(tenants).into(), &PeerOrigin::default()).await;
         let written = sink.0.lock().len();
         (result.map_err(|error| rank(&error)), written)
     }
@@ -254,12 +279,15 @@ mod tests {
         let request = |replica: u8| [&[0x18, replica][..], &tuples(&["a"])].concat();
         let sink = Arc::new(Sink::default());
         let with_ring = PeerWrites::new(sink.clone(), Some(3));
-        with_ring.write(request(3).into()).await.unwrap();
-        with_ring.write(request(0).into()).await.unwrap();
-        let refused = with_ring.write(request(4).into()).await;
+        with_ring.write(request(3).into(), &PeerOrigin::default()).await.unwrap();
+        with_ring.write(request(0).into(), &PeerOrigin::default()).await.unwrap();
+        let refused = with_ring.write(request(4).into(), &PeerOrigin::default()).await;
         let expected = PeerWriteError::BadReplica { replica: 4, factor: 3 };
         assert_eq!(refused.unwrap_err().to_string(), expected.to_string());
-        PeerWrites::new(sink.clone(), None).write(request(4).into()).await.unwrap();
+        PeerWrites::new(sink.clone(), None)
+            .write(request(4).into(), &PeerOrigin::default())
+            .await
+            .unwrap();
         let replicas: Vec<_> = sink.0.lock().iter().map(|written| written.2).collect();
         assert_eq!(replicas, [3, 0, 4]);
     }
@@ -272,14 +300,21 @@ mod tests {
             let name = [&[0x12, tenant.len() as u8], tenant.as_bytes()].concat();
             Bytes::from([&[0x18, replica], &name[..], series].concat())
         };
-        writes.write_merged(message(3, "a", b"\x0a\x01s\x0a\x01t")).await.unwrap();
-        writes.write_merged(message(3, "..", b"")).await.unwrap();
+        writes
+            .write_merged(message(3, "a", b"\x0a\x01s\x0a\x01t"), &PeerOrigin::default())
+            .await
+            .unwrap();
+        writes.write_merged(message(3, "..", b""), &PeerOrigin::default()).await.unwrap();
         let stored = [("a".to_owned(), b"\x0a\x01s\x0a\x01t".to_vec(), 3)];
         assert_eq!(*sink.0.lock(), stored);
-        let refused = writes.write_merged(message(4, "a", b"\x0a\x01s")).await.unwrap_err();
+        let refused = writes
+            .write_merged(message(4, "a", b"\x0a\x01s"), &PeerOrigin::default())
+            .await
+            .unwrap_err();
         assert!(matches!(refused, PeerWriteError::BadReplica { replica: 4, factor: 3 }));
         for (tenant, expected) in [("..", 1), ("conflict", 0), ("down", 3)] {
-            let refused = writes.write_merged(message(1, tenant, b"\x0a\x01s")).await;
+            let refused =
+                writes.write_merged(message(1, tenant, b"\x0a\x01s"), &PeerOrigin::default()).await;
             assert_eq!(rank(&refused.unwrap_err()), expected, "{tenant}");
         }
     }
@@ -293,18 +328,22 @@ mod tests {
             (b"\x12\x01a\x32\x01x", 6),
             (b"\x22\x06\x12\x01a\x1a\x01x", 3),
         ] {
-            let refused = writes.write(Bytes::from_static(newer)).await.unwrap_err();
+            let refused =
+                writes.write(Bytes::from_static(newer), &PeerOrigin::default()).await.unwrap_err();
             assert!(
                 matches!(refused, PeerWriteError::NotUnderstood { field } if field == number),
                 "{refused}"
             );
         }
         let merged = Bytes::from_static(b"\x18\x01\x12\x01a\x2a\x01x");
-        let refused = writes.write_merged(merged).await.unwrap_err();
+        let refused = writes.write_merged(merged, &PeerOrigin::default()).await.unwrap_err();
         assert!(matches!(refused, PeerWriteError::NotUnderstood { field: 5 }), "{refused}");
         assert!(sink.0.lock().is_empty());
         // Beside series they are skipped.
-        writes.write(Bytes::from_static(b"\x12\x01a\x0a\x01s\x2a\x01x")).await.unwrap();
+        writes
+            .write(Bytes::from_static(b"\x12\x01a\x0a\x01s\x2a\x01x"), &PeerOrigin::default())
+            .await
+            .unwrap();
         assert_eq!(sink.0.lock().len(), 1);
     }
 
@@ -313,7 +352,7 @@ mod tests {
         let sink = Arc::new(Sink::default());
         let writes = PeerWrites::new(sink.clone(), None);
         for request in [&b""[..], b"\x12\x02..", b"\x22\x04\x12\x02.."] {
-            writes.write(Bytes::from_static(request)).await.unwrap();
+            writes.write(Bytes::from_static(request), &PeerOrigin::default()).await.unwrap();
         }
         assert!(sink.0.lock().is_empty());
     }

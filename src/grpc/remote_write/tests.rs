@@ -21,6 +21,7 @@ impl PeerSink for Sink {
         tenant: &TenantId,
         message: bytes::Bytes,
         _replica: u64,
+        _origin: &PeerOrigin,
     ) -> Result<WriteOutcome, WriteError> {
         tokio::task::yield_now().await;
         self.0.lock().push((tenant.to_string(), message.to_vec()));
@@ -44,6 +45,7 @@ fn fixture_with_timeout(inflight_bytes_max: u64, body_read_timeout: Duration) ->
     let admission = Admission::new(inflight_bytes_max);
     let tasks = TaskTracker::new();
     let options = RemoteWriteOptions {
+        instance: InstanceId::random().unwrap(),
         admission: admission.clone(),
         body_read_timeout,
         takes_merged: true,
@@ -246,6 +248,7 @@ async fn answers_to_encoded_calls_say_so_and_end_in_trailers() {
 async fn a_node_that_only_routes_takes_no_merged_messages() {
     let sink = Arc::new(Sink::default());
     let options = RemoteWriteOptions {
+        instance: InstanceId::random().unwrap(),
         admission: Admission::new(1 << 20),
         body_read_timeout: Duration::from_secs(30),
         takes_merged: false,

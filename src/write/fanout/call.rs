@@ -16,6 +16,7 @@ use crate::write::error::{Refusals, WriteError};
 use crate::write::fanout::answers::{Answer, Plan, Refused, Shortfall};
 use crate::write::fanout::capnproto::InCapnProto;
 use crate::write::fanout::{Forward, LocalStore};
+use crate::write::heavy::off_thread;
 use crate::write::quorum::ReplicaOutcome;
 
 /// One request on its way out, shared by its batches.
@@ -28,6 +29,8 @@ pub(super) struct Call {
     pub(super) in_capnproto: InCapnProto,
     pub(super) plan: Arc<Plan>,
     pub(super) manners: Manners,
+    /// The routers that the request has passed, this one included, as messages tell it.
+    pub(super) path: Arc<str>,
     pub(super) deadline: Instant,
     pub(super) is_replicated: bool,
 }
@@ -113,9 +116,9 @@ impl Call {
             }
         };
         let deadline = self.deadline;
-        let gathered = self.gather(batches.clone(), compression, is_merged);
-        // The message is the peer's; the request's bytes are let go.
-        drop(self);
+        let (bytes, of) = (self.series.request_bytes(), batches.clone());
+        // The message is the peer's; the request's bytes are let go once it is made.
+        let gathered = off_thread(bytes, move || self.gather(of, compression, is_merged)).await;
         let Gathered { message, is_whole_request } = match gathered {
             Ok(gathered) => gathered,
             Err(text) => {
@@ -169,6 +172,7 @@ impl Call {
         } else {
             ForwardMessage::gather(envelope, self.series.fields(groups), compression)?
         };
+        let message = message.through(self.path.clone());
         Ok(Gathered { message, is_whole_request })
     }
 }
@@ -228,6 +232,7 @@ pub(super) fn outcome_of_local(error: &WriteError) -> ReplicaOutcome {
         WriteError::Invalid { .. } | WriteError::TooLarge { .. } => ReplicaOutcome::Conflict,
         WriteError::TenantName(_)
         | WriteError::BadReplica { .. }
+        | WriteError::Loop(_)
         | WriteError::NoHashring
         | WriteError::Placement(_)
         | WriteError::NoQuorum { .. } => ReplicaOutcome::Failed,

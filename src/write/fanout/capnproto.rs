@@ -146,6 +146,7 @@ impl Call {
                 let series_count = numbers.len() as u32;
                 let envelope = Envelope { tenant, replica, is_merged: false, series_count };
                 ForwardMessage::gather(envelope, fields, Compression::None)
+                    .map(|message| message.through(self.path.clone()))
                     .map_err(|error| error.to_string())
             }
         }

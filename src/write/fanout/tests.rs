@@ -243,6 +243,7 @@ fn ring_of(
     let store = Arc::new(Local { nodes: nodes.clone(), endpoint: endpoint.clone() });
     let local = is_member.then_some(LocalNode { endpoint, store });
     let options = FanoutOptions {
+        instance: InstanceId::random().unwrap(),
         replication_factor: factor,
         forward_timeout: TIMEOUT,
         caps: LabelCaps::default(),
@@ -554,16 +555,20 @@ async fn what_a_peer_has_placed_here_is_stored_here() {
     let behaviours = [after(1, STORED); 5];
     let member = ring(&behaviours, 3, Algorithm::Ketama, true);
     let message = Bytes::from(request(10));
-    PeerSink::write(&member.fanout, &tenant(), message.clone(), 3).await.unwrap();
+    PeerSink::write(&member.fanout, &tenant(), message.clone(), 3, &PeerOrigin::default())
+        .await
+        .unwrap();
     assert_eq!(member.nodes.arrived.lock().len(), 0, "nothing is sent on");
     assert_eq!(member.nodes.stored.lock().len(), 10);
     // One that nobody has placed is.
-    PeerSink::write(&member.fanout, &tenant(), message.clone(), 0).await.unwrap();
+    PeerSink::write(&member.fanout, &tenant(), message.clone(), 0, &PeerOrigin::default())
+        .await
+        .unwrap();
     member.finish().await;
     assert_eq!(member.nodes.stored.lock().values().sum::<usize>(), 10 + 30);
 
     let router = ring(&behaviours, 3, Algorithm::Ketama, false);
-    PeerSink::write(&router.fanout, &tenant(), message, 2).await.unwrap();
+    PeerSink::write(&router.fanout, &tenant(), message, 2, &PeerOrigin::default()).await.unwrap();
     router.finish().await;
     assert_eq!(router.nodes.stored.lock().values().sum::<usize>(), 30);
 }
