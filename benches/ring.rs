@@ -4,7 +4,7 @@ use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use ringest::hashring::{
-    Algorithm, Endpoint, Hashring, HashringMetrics, RingDefaults, RingOptions, SeriesHasher,
+    Algorithm, Endpoint, Hashring, HashringMetrics, Ring, RingDefaults, RingOptions, SeriesHasher,
     ShardingOptions,
 };
 use ringest::metrics::Registry;
@@ -83,13 +83,54 @@ fn place(c: &mut Criterion) {
             group.bench_with_input(BenchmarkId::new(*name, node_count), hashring, |b, hashring| {
                 b.iter(|| {
                     let Ok(ring) = hashring.ring_of("default-tenant") else { return 0 };
-                    hashes.iter().fold(0u64, |sum, hash| {
-                        let replicas = ring.replicas(ring.section_of(black_box(*hash)));
-                        replicas.iter().fold(sum, |sum, endpoint| sum + u64::from(endpoint.0))
-                    })
+                    place_all(&ring, &hashes)
                 });
             });
         }
+    }
+    group.finish();
+}
+
+fn place_all(ring: &Ring, hashes: &[u64]) -> u64 {
+    let placed = ring.place(black_box(hashes));
+    placed.sets.iter().fold(0, |sum, set| {
+        let replicas = placed.table.set(*set).iter();
+        replicas.fold(sum, |sum, endpoint| sum + u64::from(endpoint.0))
+    })
+}
+
+/// Requests of more tenants than the cache holds, one after the other, beside those of one tenant,
+/// and beside a ring that is built for each request.
+fn shards(c: &mut Criterion) {
+    const NODE_COUNT: usize = 100;
+    const TENANT_COUNT: usize = 10_000;
+    let mut hasher = SeriesHasher::for_tenant(b"default-tenant");
+    let hashes: Vec<_> = series().iter().map(|labels| hasher.hash(borrowed(labels))).collect();
+    let tenants: Vec<_> = (0..TENANT_COUNT).map(|i| format!("tenant-{i}")).collect();
+    let mut group = c.benchmark_group("ring/shard");
+    for shard_size in [3, 10, 50] {
+        let hashring = build(options(NODE_COUNT, false, shard_size), Algorithm::Ketama);
+        for series_count in [10, SERIES_COUNT] {
+            let hashes = &hashes[..series_count];
+            let mut bench = |name: &str, tenants: &[String]| {
+                let mut turns = tenants.iter().cycle();
+                let id =
+                    BenchmarkId::new(name, format!("{shard_size} nodes, {series_count} series"));
+                group.bench_function(id, |b| {
+                    b.iter(|| {
+                        let ring = turns.next().map(|tenant| hashring.ring_of(tenant));
+                        let Some(Ok(ring)) = ring else { return 0 };
+                        place_all(&ring, hashes)
+                    });
+                });
+            };
+            bench("many tenants", &tenants);
+            bench("one tenant", &tenants[..1]);
+        }
+        let alone = options(shard_size as usize, false, 0);
+        group.bench_function(BenchmarkId::new("ring built", shard_size), |b| {
+            b.iter(|| build(alone.clone(), Algorithm::Ketama));
+        });
     }
     group.finish();
 }
@@ -109,5 +150,5 @@ fn build_rings(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, hash, place, build_rings);
+criterion_group!(benches, hash, place, shards, build_rings);
 criterion_main!(benches);

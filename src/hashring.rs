@@ -7,8 +7,8 @@
 //! ```text
 //! Hashring::ring_of(tenant) -> Ring        first match in file order, then the tenant's shard
 //! SeriesHasher::hash(labels) -> u64        once per series, for all its replicas
-//! Ring::section_of(hash) -> SectionIndex   may be remembered as long as the Ring is in force
-//! Ring::replicas(section) -> [EndpointIndex]
+//! Ring::place(hashes) -> PlacedHashes      the replica set of each
+//! ReplicaSets::set(index) -> [EndpointIndex]
 //! ```
 //!
 //! Every placement is that of Thanos, series by series. Rings that Thanos takes with a flaw are
@@ -28,6 +28,7 @@ mod options;
 mod reach;
 mod ring;
 mod series_hash;
+mod shard;
 mod shuffle;
 #[cfg(test)]
 mod tests;
@@ -44,13 +45,13 @@ pub use options::{
     ShardingOverride, TenantMatcher, capnproto_address,
 };
 pub use reach::OutOfReach;
-pub use ring::{EndpointIndex, ReplicaSetIndex, Ring, SectionIndex};
+pub use ring::{EndpointIndex, PlacedHashes, ReplicaSetIndex, ReplicaSets, Ring};
 pub use series_hash::{SeriesHasher, SeriesText};
 
 use crate::metrics::{CounterVec, GaugeVec, Registry};
 use crate::model::ring_hash::RingHash;
 use multi::TenantChoice;
-use shuffle::{ShardedRing, SubringCacheMetrics};
+use shuffle::{ShardCacheMetrics, ShardedRing};
 
 /// What holds for all rings that do not say otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,6 +112,8 @@ pub struct RingView<'a> {
     pub state: RingState,
     /// The ring over all endpoints. None if it is not built, or each tenant has its own.
     pub whole: Option<&'a Arc<Ring>>,
+    /// Why writes fail though it is built: it is too small for its copies or its shards.
+    pub unfit: Option<PlacementError>,
 }
 
 impl Hashring {
@@ -151,13 +154,12 @@ impl Hashring {
         }
     }
 
-    /// The ring that places the tenant's series. Asked once per request and tenant; a sharded
-    /// tenant's first request builds its ring.
+    /// The ring that places the tenant's series. Asked once per request and tenant.
     pub fn ring_of(&self, tenant: &str) -> Result<Arc<Ring>, PlacementError> {
         let member = &self.rings[self.choice.ring_of(tenant)?];
         match &member.placement {
             Ok(Placement::Whole(ring)) => Ok(ring.clone()),
-            Ok(Placement::PerTenant(sharded)) => sharded.subring(tenant).map_err(|error| {
+            Ok(Placement::PerTenant(sharded)) => sharded.shard(tenant).map_err(|error| {
                 PlacementError::Subring { hashring: member.options.name.clone(), error }
             }),
             Err(error) => Err(PlacementError::NotBuilt {
@@ -223,7 +225,18 @@ impl Hashring {
                 Ok(Placement::Whole(ring)) => Some(ring),
                 Ok(Placement::PerTenant(_)) | Err(_) => None,
             },
+            unfit: self.unfit(member),
         })
+    }
+
+    fn unfit(&self, member: &MemberRing) -> Option<PlacementError> {
+        match member.placement.as_ref().ok()? {
+            Placement::Whole(ring) => ring.require_replicas(self.defaults.replication_factor).err(),
+            Placement::PerTenant(sharded) => sharded.flaw().map(|error| PlacementError::Subring {
+                hashring: member.options.name.clone(),
+                error,
+            }),
+        }
     }
 
     /// The member at the same place among those of the same name.
@@ -274,6 +287,7 @@ impl Builder<'_> {
             *nth += 1;
             members.push(self.member(options, last_good));
         }
+        self.warn_of_missing_shards(&members);
         self.warn_of_repeated_shards(&members);
         Hashring {
             choice: TenantChoice::new(members.iter().map(|member| &member.options)),
@@ -423,6 +437,16 @@ impl Builder<'_> {
         }
     }
 
+    fn warn_of_missing_shards(&mut self, members: &[MemberRing]) {
+        for member in members {
+            if let Ok(Placement::PerTenant(sharded)) = &member.placement
+                && let Some(error) = sharded.flaw()
+            {
+                self.warn(&member.options, RingWarningKind::NoShard(error));
+            }
+        }
+    }
+
     /// Thanos dies of two sharded rings of one name. Nothing is wrong with them but their metrics.
     fn warn_of_repeated_shards(&mut self, members: &[MemberRing]) {
         let mut names = HashSet::new();
@@ -487,7 +511,7 @@ impl HashringMetrics {
             ),
             cache_hits: registry.counter_vec(
                 "thanos_shuffle_shard_cache_hits_total",
-                "Lookups that found the shuffle shard built.",
+                "Lookups that found the shuffle shard chosen.",
                 labels,
             ),
             cache_items: registry.gauge_vec(
@@ -508,9 +532,9 @@ impl HashringMetrics {
         }
     }
 
-    fn subring_cache(&self, hashring: &str) -> SubringCacheMetrics {
+    fn shard_cache(&self, hashring: &str) -> ShardCacheMetrics {
         let labels = &[hashring];
-        SubringCacheMetrics {
+        ShardCacheMetrics {
             requests: self.cache_requests.with(labels),
             hits: self.cache_hits.with(labels),
             items: self.cache_items.with(labels),

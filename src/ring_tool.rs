@@ -277,11 +277,10 @@ impl<'a> Locator<'a> {
         let labels = series.labels.iter();
         let hash =
             self.hasher.hash(labels.map(|(name, value)| (name.as_bytes(), value.as_bytes())));
-        let replicas = ring.replicas(ring.section_of(hash)).iter();
         let address = |index| self.hashring.endpoint(index).address.as_str();
         Ok(Place {
             hashring: self.hashring.name_of_ring(&series.tenant)?,
-            endpoints: replicas.map(|index| address(*index)).collect(),
+            endpoints: ring.replicas_of(hash).into_iter().map(address).collect(),
         })
     }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use xxhash_rust::xxh64::xxh64;
 
-use crate::hashring::{Hashring, MemberRing, Ring, RingState};
+use crate::hashring::{EndpointIndex, Hashring, MemberRing, ReplicaSetIndex, Ring, RingState};
 
 /// Series that are tried on a ring before and after. Of a share of a third, so many tell 33 ± 1 %.
 const SERIES_TRIED: u64 = 10_000;
@@ -175,20 +175,23 @@ fn moves(before: (&Hashring, &MemberRing), after: (&Hashring, &MemberRing)) -> M
         let tenant = listed.cloned().unwrap_or_else(|| format!("tenant-{number}"));
         let places = |(_, ring): (&Hashring, &MemberRing)| ring.ring_unnoticed(&tenant);
         let (ring_before, ring_after) = (places(before), places(after));
-        for series in 0..SERIES_TRIED / tenants {
-            let hash = xxh64(&(number * SERIES_TRIED + series).to_le_bytes(), 0);
-            let here = addresses(before.0, ring_before.as_deref(), hash);
-            moves.add(&here, &addresses(after.0, ring_after.as_deref(), hash));
-        }
+        let numbers = number * SERIES_TRIED..;
+        let hashes = numbers.take((SERIES_TRIED / tenants) as usize);
+        let hashes: Vec<_> = hashes.map(|series| xxh64(&series.to_le_bytes(), 0)).collect();
+        let here = addresses(before.0, ring_before.as_deref(), &hashes);
+        let there = addresses(after.0, ring_after.as_deref(), &hashes);
+        here.iter().zip(&there).for_each(|(here, there)| moves.add(here, there));
     }
     moves
 }
 
-/// Where a series of this hash is.
-fn addresses<'a>(hashring: &'a Hashring, ring: Option<&Ring>, hash: u64) -> Vec<&'a str> {
-    let indexes = ring.map(|ring| ring.replicas(ring.section_of(hash)));
-    let indexes = indexes.unwrap_or_default().iter();
-    indexes.map(|index| hashring.endpoint(*index).address.as_str()).collect()
+/// Where series of these hashes are.
+fn addresses<'a>(hashring: &'a Hashring, ring: Option<&Ring>, hashes: &[u64]) -> Vec<Vec<&'a str>> {
+    let Some(ring) = ring else { return vec![Vec::new(); hashes.len()] };
+    let placed = ring.place(hashes);
+    let address = |index: &EndpointIndex| hashring.endpoint(*index).address.as_str();
+    let of_set = |set: &ReplicaSetIndex| placed.table.set(*set).iter().map(address).collect();
+    placed.sets.iter().map(of_set).collect()
 }
 
 impl MemberRing {
@@ -196,9 +199,7 @@ impl MemberRing {
     fn ring_unnoticed(&self, tenant: &str) -> Option<Arc<Ring>> {
         match self.placement.as_ref().ok()? {
             super::Placement::Whole(ring) => Some(ring.clone()),
-            super::Placement::PerTenant(sharded) => {
-                sharded.build_subring(tenant).map(Arc::new).ok()
-            }
+            super::Placement::PerTenant(sharded) => sharded.place_tenant(tenant).map(Arc::new).ok(),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// A ring, or a tenant's subring, that cannot be built.
+/// A ring that cannot be built, or a tenant's shard that cannot be chosen.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RingError {
     /// A ring scaled to nothing, or whose pods are yet to come.
@@ -75,6 +75,8 @@ pub enum RingWarningKind {
     EndpointRepeated(String),
     #[error("shuffle sharding override {index} never applies: {reason}")]
     OverrideNeverApplies { index: usize, reason: &'static str },
+    #[error("tenants that no override names get no shard, writes will fail: {0}")]
+    NoShard(RingError),
     #[error("another hashring with shuffle sharding has the same name")]
     ShardedNameRepeated,
     #[error("{have} endpoints cannot hold {want} replicas, writes will fail")]

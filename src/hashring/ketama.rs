@@ -60,15 +60,63 @@ pub(super) fn build(
             replication_factor,
         });
     }
-    let zones = Zones::of(endpoints);
+    let zones = Zones::of(endpoints.iter());
     zones.check_spread(replication_factor)?;
     let sections = Sections::of(endpoints.iter());
     let replicas = zones.place_replicas(&sections, indexes, replication_factor);
     Ok(Ring::clockwise(sections.hashes, replicas, replication_factor))
 }
 
+/// Takes endpoints for the replicas of one series after another: each once, and none in a zone that
+/// holds more of them than the least filled one.
+pub(super) struct Picker<'z> {
+    /// Which zone each endpoint lies in.
+    zone_of: &'z [usize],
+    /// Which series this is, counted from 1.
+    series: u32,
+    /// The last series for which an endpoint was taken.
+    taken_for: Vec<u32>,
+    replicas_by_zone: Vec<usize>,
+    /// Replicas in the least filled zone; with one zone alone it does not count.
+    least: usize,
+}
+
+impl<'z> Picker<'z> {
+    pub(super) fn new(zone_of: &'z [usize], zone_count: usize) -> Picker<'z> {
+        Picker {
+            zone_of,
+            series: 0,
+            taken_for: vec![0; zone_of.len()],
+            replicas_by_zone: vec![0; zone_count],
+            least: 0,
+        }
+    }
+
+    /// Begins the next series, of less than 2^32.
+    pub(super) fn begin(&mut self) {
+        self.series += 1;
+        self.replicas_by_zone.fill(0);
+        self.least = 0;
+    }
+
+    /// Takes the endpoint for the series, if it may.
+    pub(super) fn take(&mut self, endpoint: usize) -> bool {
+        let zone = self.zone_of[endpoint];
+        if self.taken_for[endpoint] == self.series || self.replicas_by_zone[zone] > self.least {
+            return false;
+        }
+        self.taken_for[endpoint] = self.series;
+        self.replicas_by_zone[zone] += 1;
+        self.least = match &self.replicas_by_zone[..] {
+            [_] => usize::MAX,
+            zones => zones.iter().copied().min().unwrap_or(0),
+        };
+        true
+    }
+}
+
 /// Which zone each endpoint lies in. The zone without a name is one like any other.
-struct Zones<'a> {
+pub(super) struct Zones<'a> {
     /// Number of endpoints by zone, in order of names.
     sizes: Vec<(&'a str, usize)>,
     /// Position in `sizes` of each endpoint's zone.
@@ -76,20 +124,25 @@ struct Zones<'a> {
 }
 
 impl<'a> Zones<'a> {
-    fn of(endpoints: &'a [Endpoint]) -> Zones<'a> {
+    pub(super) fn of(endpoints: impl Iterator<Item = &'a Endpoint> + Clone) -> Zones<'a> {
         let mut sizes: BTreeMap<&str, usize> = BTreeMap::new();
-        for endpoint in endpoints {
+        for endpoint in endpoints.clone() {
             *sizes.entry(&endpoint.az).or_default() += 1;
         }
         let sizes: Vec<_> = sizes.into_iter().collect();
         let position = |az: &str| sizes.partition_point(|(name, _)| *name < az);
-        let zone_of = endpoints.iter().map(|endpoint| position(&endpoint.az)).collect();
+        let zone_of = endpoints.map(|endpoint| position(&endpoint.az)).collect();
         Zones { sizes, zone_of }
+    }
+
+    /// How many there are, and the number of each endpoint's.
+    pub(super) fn into_numbers(self) -> (usize, Vec<usize>) {
+        (self.sizes.len(), self.zone_of)
     }
 
     /// Zones fill up evenly: none takes a replica while it holds more than the least filled one.
     /// So once the smallest zone, of s endpoints, is full, every other one ends with at most s + 1.
-    fn check_spread(&self, replication_factor: usize) -> Result<(), RingError> {
+    pub(super) fn check_spread(&self, replication_factor: usize) -> Result<(), RingError> {
         if self.sizes.len() < 2 {
             return Ok(());
         }
@@ -118,12 +171,9 @@ impl<'a> Zones<'a> {
     ) -> Vec<EndpointIndex> {
         let section_count = sections.owners.len();
         let mut replicas = Vec::with_capacity(section_count * replication_factor);
-        // The last section for which an endpoint was taken, plus one.
-        let mut taken_for = vec![0; indexes.len()];
-        let mut replicas_by_zone = vec![0; self.sizes.len()];
+        let mut picker = Picker::new(&self.zone_of, self.sizes.len());
         for section in 0..section_count {
-            replicas_by_zone.fill(0);
-            let mut least = 0;
+            picker.begin();
             let mut taken = 0;
             let clockwise = (section..section_count).chain(0..section).cycle();
             for candidate in clockwise {
@@ -131,19 +181,10 @@ impl<'a> Zones<'a> {
                     break;
                 }
                 let owner = usize::from(sections.owners[candidate]);
-                let zone = self.zone_of[owner];
-                if taken_for[owner] == section + 1 || replicas_by_zone[zone] > least {
-                    continue;
+                if picker.take(owner) {
+                    replicas.push(indexes[owner]);
+                    taken += 1;
                 }
-                taken_for[owner] = section + 1;
-                replicas_by_zone[zone] += 1;
-                if self.sizes.len() > 1 {
-                    least = replicas_by_zone.iter().copied().min().unwrap_or(0);
-                } else {
-                    least = usize::MAX;
-                }
-                replicas.push(indexes[owner]);
-                taken += 1;
             }
         }
         replicas
@@ -155,6 +196,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::hashring::ring::SectionIndex;
 
     /// The rule for replicas, word for word, for one section. None if it finds no replica in a
     /// whole lap, and so never would.
@@ -221,7 +263,9 @@ mod tests {
                 match (&ring, expected) {
                     (Ok(ring), Some(expected)) => {
                         let replicas: Vec<_> = ring
-                            .replicas(crate::hashring::SectionIndex(section as u32))
+                            .whole()
+                            .unwrap()
+                            .replicas(SectionIndex(section as u32))
                             .iter()
                             .map(|index| index.as_usize())
                             .collect();

@@ -139,7 +139,7 @@ pub struct RingOptions {
 pub struct ShardingOptions {
     /// Endpoints per tenant, over all zones.
     pub shard_size: i64,
-    /// Subrings kept, zero or less for the default.
+    /// Shards kept, zero or less for the default.
     pub cache_size: i64,
     pub zone_awareness_disabled: bool,
     /// The first that matches a tenant replaces `shard_size` for it.

@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use crate::hashring::{Endpoint, Hashring, MemberRing, Placement, ReplicaSetIndex};
+use crate::hashring::ring::WholeRing;
+use crate::hashring::{Endpoint, EndpointIndex, Hashring, MemberRing, Placement};
 
 /// A ring none of whose replica sets reaches its quorum, so that all its writes fail.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,15 +71,15 @@ impl Hashring {
         let available_count = available.iter().filter(|is_available| **is_available).count();
         let is_reached = match &ring.placement {
             Err(_) => false,
-            Ok(Placement::PerTenant(_)) => available_count >= quorum,
+            Ok(Placement::PerTenant(_)) => available_count >= quorum && self.unfit(ring).is_none(),
             // Writes to one that is too small fail, whoever is available.
             Ok(Placement::Whole(placed)) => {
-                let is_set_reached = |set| {
-                    let set = placed.replica_set(ReplicaSetIndex(set));
+                let is_set_reached = |set: &[EndpointIndex]| {
                     set.iter().filter(|index| available[index.as_usize()]).count() >= quorum
                 };
+                let sets = placed.whole().map(WholeRing::replica_sets);
                 placed.require_replicas(self.defaults.replication_factor).is_ok()
-                    && (0..placed.replica_set_count() as u32).any(is_set_reached)
+                    && sets.is_some_and(|sets| sets.iter().any(is_set_reached))
             }
         };
         if is_reached {

@@ -1,8 +1,12 @@
 //! A built ring: hash to section, section to all its replicas.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 
+use rapidhash::fast::RandomState;
+
 use crate::hashring::error::PlacementError;
+use crate::hashring::shard::Shard;
 
 /// Position of an endpoint in [`crate::hashring::Hashring::endpoints`]. Means nothing in another
 /// snapshot.
@@ -17,16 +21,27 @@ impl EndpointIndex {
 
 /// Position of a section in its ring. All series of a section share their replicas.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct SectionIndex(pub u32);
+pub(super) struct SectionIndex(pub(super) u32);
 
-/// Position of a replica set among those of its ring: which endpoints hold a series, replica 0 first.
+/// Position of a replica set among others: which endpoints hold a series, replica 0 first.
 /// A ring of few endpoints has far fewer of them than sections, such as the six orders of three.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ReplicaSetIndex(pub u32);
 
-/// An immutable ring. A lookup takes a few nanoseconds and allocates nothing.
+/// An immutable ring. A look-up takes some nanoseconds and allocates nothing.
 #[derive(Debug)]
-pub struct Ring {
+pub struct Ring(Places);
+
+#[derive(Debug)]
+enum Places {
+    Whole(WholeRing),
+    /// One tenant's part of a ring.
+    Shard(Shard),
+}
+
+/// A ring over all its endpoints: each section is known with its replicas.
+#[derive(Debug)]
+pub(super) struct WholeRing {
     lookup: Lookup,
     /// Replicas of each section, which is as many as the replication factor asks for, or all
     /// endpoints if there are fewer.
@@ -47,6 +62,44 @@ enum Lookup {
     Nowhere,
 }
 
+/// The replica sets of some series.
+pub struct PlacedHashes<'r> {
+    /// Of each series. One that has no place has a set that is not there.
+    pub sets: Vec<ReplicaSetIndex>,
+    pub table: ReplicaSets<'r>,
+}
+
+/// Replica sets by their index. There may be some that are equal.
+pub struct ReplicaSets<'r> {
+    replica_count: usize,
+    /// `replica_count` entries per set.
+    endpoints: Cow<'r, [EndpointIndex]>,
+}
+
+impl ReplicaSets<'_> {
+    /// Each set has an index below.
+    pub fn count(&self) -> usize {
+        self.endpoints.len().checked_div(self.replica_count).unwrap_or(0)
+    }
+
+    /// Where replicas 0, 1, … go. Empty for a set that is not there.
+    pub fn set(&self, set: ReplicaSetIndex) -> &[EndpointIndex] {
+        let start = set.0 as usize * self.replica_count;
+        self.endpoints.get(start..start + self.replica_count).unwrap_or_default()
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &[EndpointIndex]> {
+        self.endpoints.chunks_exact(self.replica_count.max(1))
+    }
+}
+
+/// The set of a series that has no place.
+const NOWHERE: ReplicaSetIndex = ReplicaSetIndex(u32::MAX);
+
+/// Series of a shard for each replica set that is looked for among those before. Where there are
+/// fewer, nobody gains anything from knowing that two sets are equal.
+const SERIES_PER_KNOWN_SET: usize = 8;
+
 impl Ring {
     /// A ring with one section per endpoint. `replicas` holds `replica_count` entries for each.
     pub(super) fn modulo(replicas: Vec<EndpointIndex>, replica_count: usize) -> Ring {
@@ -54,7 +107,7 @@ impl Ring {
             None | Some(0) => Lookup::Nowhere,
             Some(endpoint_count) => Lookup::Modulo(endpoint_count as u64),
         };
-        Ring::new(lookup, replica_count, &replicas)
+        Ring(Places::Whole(WholeRing::new(lookup, replica_count, &replicas)))
     }
 
     /// A ring with the sections that end at `hashes`, in ascending order.
@@ -69,67 +122,52 @@ impl Ring {
         } else {
             Lookup::Clockwise(SortedHashes::new(hashes))
         };
-        Ring::new(lookup, replica_count, &replicas)
+        Ring(Places::Whole(WholeRing::new(lookup, replica_count, &replicas)))
     }
 
-    /// `replicas` holds `replica_count` entries for each section.
-    fn new(lookup: Lookup, replica_count: usize, replicas: &[EndpointIndex]) -> Ring {
-        let mut known = HashMap::new();
-        let mut distinct = Vec::new();
-        // No section has a replica if none is asked for.
-        let sections = replicas.chunks_exact(replica_count.max(1));
-        let replica_sets = sections.map(|set| {
-            // There are fewer sets than sections, which are numbered with 32 bits.
-            let next = ReplicaSetIndex(known.len() as u32);
-            *known.entry(set).or_insert_with(|| {
-                distinct.extend_from_slice(set);
-                next
-            })
-        });
-        let replica_sets = replica_sets.collect();
-        Ring { lookup, replica_count, replica_sets, replicas: distinct.into() }
+    /// One tenant's part of a ring.
+    pub(super) fn shard(shard: Shard) -> Ring {
+        Ring(Places::Shard(shard))
     }
 
-    /// The section that a series of this hash belongs to.
-    #[inline]
-    pub fn section_of(&self, series_hash: u64) -> SectionIndex {
-        match &self.lookup {
-            // The number of endpoints is below 2^16.
-            Lookup::Modulo(endpoint_count) => SectionIndex((series_hash % endpoint_count) as u32),
-            Lookup::Clockwise(hashes) => SectionIndex(hashes.first_at_or_after(series_hash)),
-            Lookup::Nowhere => SectionIndex(0),
+    /// The replica sets of series of these hashes.
+    pub fn place(&self, hashes: &[u64]) -> PlacedHashes<'_> {
+        match &self.0 {
+            Places::Whole(ring) => {
+                // Every section has its set unless the ring has none, and then nothing has a place.
+                let set = |hash: &u64| ring.replica_set_of(ring.section_of(*hash));
+                let sets = hashes.iter().map(|hash| set(hash).unwrap_or(NOWHERE)).collect();
+                PlacedHashes { sets, table: ring.replica_sets() }
+            }
+            Places::Shard(shard) => place_in_shard(shard, hashes),
         }
     }
 
-    /// Where replicas 0, 1, … of the section's series go. Empty for a section of another ring.
-    #[inline]
-    pub fn replicas(&self, section: SectionIndex) -> &[EndpointIndex] {
-        self.replica_set_of(section).map_or(&[], |set| self.replica_set(set))
+    /// Where replicas 0, 1, … of a series of this hash go. For single ones; see [`Ring::place`].
+    pub fn replicas_of(&self, hash: u64) -> Vec<EndpointIndex> {
+        let PlacedHashes { sets, table } = self.place(&[hash]);
+        sets.first().map_or(Vec::new(), |set| table.set(*set).to_owned())
     }
 
-    /// The replica set of the section. None for a section of another ring.
-    #[inline]
-    pub fn replica_set_of(&self, section: SectionIndex) -> Option<ReplicaSetIndex> {
-        self.replica_sets.get(section.0 as usize).copied()
+    /// All its sections, if it is no tenant's part of another ring.
+    pub(super) fn whole(&self) -> Option<&WholeRing> {
+        match &self.0 {
+            Places::Whole(ring) => Some(ring),
+            Places::Shard(_) => None,
+        }
     }
 
-    /// Where replicas 0, 1, … go. Empty for a set of another ring.
-    #[inline]
-    pub fn replica_set(&self, set: ReplicaSetIndex) -> &[EndpointIndex] {
-        let start = set.0 as usize * self.replica_count;
-        self.replicas.get(start..start + self.replica_count).unwrap_or_default()
-    }
-
-    /// Different replica sets. Each has an index below.
-    pub fn replica_set_count(&self) -> usize {
-        self.replicas.len().checked_div(self.replica_count).unwrap_or(0)
+    /// The part of all copies of series that each endpoint holds, in order of endpoints. All parts
+    /// sum up to 1. None for a tenant's part of another ring.
+    pub fn shares(&self) -> Option<BTreeMap<EndpointIndex, f64>> {
+        self.whole().map(WholeRing::shares)
     }
 
     /// Replicas that each series has a place for.
     pub fn replica_count(&self) -> usize {
-        match self.lookup {
-            Lookup::Nowhere => 0,
-            _ => self.replica_count,
+        match &self.0 {
+            Places::Whole(ring) => ring.replica_count(),
+            Places::Shard(shard) => shard.replica_count(),
         }
     }
 
@@ -143,22 +181,114 @@ impl Ring {
         }
     }
 
-    pub fn section_count(&self) -> usize {
-        self.replica_sets.len()
-    }
-
-    /// The hash of each section, ascending. Empty for hashmod.
+    /// The hash of each section, ascending. Empty for hashmod and shards.
     #[cfg(test)]
     pub(super) fn section_hashes(&self) -> &[u64] {
-        match &self.lookup {
-            Lookup::Clockwise(sorted) => &sorted.hashes,
+        match &self.0 {
+            Places::Whole(WholeRing { lookup: Lookup::Clockwise(sorted), .. }) => &sorted.hashes,
             _ => &[],
         }
     }
 
-    /// The part of all copies of series that each endpoint holds, in order of endpoints. All parts
-    /// sum up to 1.
-    pub fn shares(&self) -> BTreeMap<EndpointIndex, f64> {
+    /// All endpoints that hold series.
+    #[cfg(test)]
+    pub(super) fn endpoints(&self) -> Vec<EndpointIndex> {
+        let mut all: Vec<_> = match &self.0 {
+            Places::Whole(ring) => ring.replicas.to_vec(),
+            Places::Shard(shard) => shard.members().collect(),
+        };
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+}
+
+fn place_in_shard(shard: &Shard, hashes: &[u64]) -> PlacedHashes<'static> {
+    let replica_count = shard.replica_count();
+    let mut lookup = shard.lookup();
+    let mut replicas = Vec::with_capacity(replica_count);
+    let mut endpoints = Vec::new();
+    let mut count = 0;
+    let mut known: HashMap<Box<[EndpointIndex]>, ReplicaSetIndex, RandomState> = HashMap::default();
+    let set_of = |hash: &u64| {
+        lookup.replicas_of(*hash, &mut replicas);
+        if let Some(set) = known.get(&replicas[..]) {
+            return *set;
+        }
+        // There are fewer than 2^32 series.
+        let set = ReplicaSetIndex(count);
+        count += 1;
+        endpoints.extend_from_slice(&replicas);
+        if known.len() * SERIES_PER_KNOWN_SET <= hashes.len() {
+            known.insert(replicas.as_slice().into(), set);
+        }
+        set
+    };
+    let sets = hashes.iter().map(set_of).collect();
+    PlacedHashes { sets, table: ReplicaSets { replica_count, endpoints: endpoints.into() } }
+}
+
+impl WholeRing {
+    /// `replicas` holds `replica_count` entries for each section.
+    fn new(lookup: Lookup, replica_count: usize, replicas: &[EndpointIndex]) -> WholeRing {
+        let mut known = HashMap::new();
+        let mut distinct = Vec::new();
+        // No section has a replica if none is asked for.
+        let sections = replicas.chunks_exact(replica_count.max(1));
+        let replica_sets = sections.map(|set| {
+            // There are fewer sets than sections, which are numbered with 32 bits.
+            let next = ReplicaSetIndex(known.len() as u32);
+            *known.entry(set).or_insert_with(|| {
+                distinct.extend_from_slice(set);
+                next
+            })
+        });
+        let replica_sets = replica_sets.collect();
+        WholeRing { lookup, replica_count, replica_sets, replicas: distinct.into() }
+    }
+
+    /// The section that a series of this hash belongs to.
+    #[inline]
+    fn section_of(&self, series_hash: u64) -> SectionIndex {
+        match &self.lookup {
+            // The number of endpoints is below 2^16.
+            Lookup::Modulo(endpoint_count) => SectionIndex((series_hash % endpoint_count) as u32),
+            Lookup::Clockwise(hashes) => SectionIndex(hashes.first_at_or_after(series_hash)),
+            Lookup::Nowhere => SectionIndex(0),
+        }
+    }
+
+    /// The replica set of the section. None if the ring has no such section.
+    #[inline]
+    fn replica_set_of(&self, section: SectionIndex) -> Option<ReplicaSetIndex> {
+        self.replica_sets.get(section.0 as usize).copied()
+    }
+
+    /// Different replica sets, such as the six orders of three.
+    pub(super) fn replica_sets(&self) -> ReplicaSets<'_> {
+        ReplicaSets { replica_count: self.replica_count, endpoints: Cow::Borrowed(&self.replicas) }
+    }
+
+    /// Where replicas 0, 1, … of the section's series go. Empty if the ring has no such section.
+    pub(super) fn replicas(&self, section: SectionIndex) -> &[EndpointIndex] {
+        let Some(set) = self.replica_set_of(section) else { return &[] };
+        let start = set.0 as usize * self.replica_count;
+        self.replicas.get(start..start + self.replica_count).unwrap_or_default()
+    }
+
+    fn replica_count(&self) -> usize {
+        match self.lookup {
+            Lookup::Nowhere => 0,
+            _ => self.replica_count,
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn section_count(&self) -> usize {
+        self.replica_sets.len()
+    }
+
+    fn shares(&self) -> BTreeMap<EndpointIndex, f64> {
         let mut shares = BTreeMap::new();
         for (section, width) in self.section_widths().into_iter().enumerate() {
             for endpoint in self.replicas(SectionIndex(section as u32)) {
@@ -194,7 +324,7 @@ impl Ring {
 /// about one of them, and a lookup touches two cache lines instead of the 17 that a binary search
 /// over 100,000 sections visits.
 #[derive(Debug)]
-struct SortedHashes {
+pub(super) struct SortedHashes {
     hashes: Box<[u64]>,
     /// For each value of the leading bits: index of the first hash that has this value or a higher
     /// one. One entry more at the end.
@@ -205,7 +335,7 @@ struct SortedHashes {
 
 impl SortedHashes {
     /// `hashes` are ascending and not empty.
-    fn new(hashes: Vec<u64>) -> SortedHashes {
+    pub(super) fn new(hashes: Vec<u64>) -> SortedHashes {
         debug_assert!(hashes.is_sorted() && !hashes.is_empty());
         let bucket_bits = hashes.len().next_power_of_two().trailing_zeros().max(1);
         let bucket_shift = u64::BITS - bucket_bits;
@@ -225,12 +355,22 @@ impl SortedHashes {
     /// Index of the first hash that is `wanted` or higher, and of the first of all if there is
     /// none.
     #[inline]
-    fn first_at_or_after(&self, wanted: u64) -> u32 {
+    pub(super) fn first_at_or_after(&self, wanted: u64) -> u32 {
         let bucket = (wanted >> self.bucket_shift) as usize;
         let (start, end) = (self.bucket_starts[bucket], self.bucket_starts[bucket + 1]);
         let in_bucket = &self.hashes[start as usize..end as usize];
         let index = start + in_bucket.partition_point(|hash| *hash < wanted) as u32;
         if index as usize == self.hashes.len() { 0 } else { index }
+    }
+
+    /// The hash at an index, which must be one.
+    pub(super) fn hash(&self, index: u32) -> u64 {
+        self.hashes[index as usize]
+    }
+
+    /// The index clockwise from another.
+    pub(super) fn after(&self, index: u32) -> u32 {
+        if index as usize + 1 == self.hashes.len() { 0 } else { index + 1 }
     }
 }
 
@@ -267,7 +407,7 @@ mod tests {
             Ring::clockwise(vec![1 << 20, 1 << 62, u64::MAX - 9], vec![EndpointIndex(0); 3], 1),
         ];
         for ring in rings {
-            let sum: f64 = ring.shares().values().sum();
+            let sum: f64 = ring.shares().unwrap().values().sum();
             assert!((sum - 1.0).abs() < 1e-9, "{sum}");
         }
     }
@@ -277,21 +417,21 @@ mod tests {
         let [a, b, c] = [0, 1, 2].map(EndpointIndex);
         let replicas = vec![a, b, b, a, a, b, c, a, b, a];
         let ring = Ring::clockwise(vec![1, 2, 3, 4, 5], replicas.clone(), 2);
-        assert_eq!((ring.section_count(), ring.replica_set_count()), (5, 3));
+        let whole = ring.whole().unwrap();
+        assert_eq!((whole.section_count(), whole.replica_sets().count()), (5, 3));
+        let placed = ring.place(&[1, 2, 3, 4, 5]);
         for (section, expected) in replicas.chunks(2).enumerate() {
-            let section = SectionIndex(section as u32);
-            assert_eq!(ring.replicas(section), expected);
-            let set = ring.replica_set_of(section).unwrap();
-            assert_eq!(ring.replica_set(set), expected);
+            assert_eq!(whole.replicas(SectionIndex(section as u32)), expected);
+            assert_eq!(placed.table.set(placed.sets[section]), expected);
         }
-        assert_eq!(ring.replica_set_of(SectionIndex(5)), None);
-        assert!(ring.replica_set(ReplicaSetIndex(3)).is_empty());
+        assert_eq!(whole.replica_set_of(SectionIndex(5)), None);
+        assert!(placed.table.set(ReplicaSetIndex(3)).is_empty());
     }
 
     #[test]
     fn a_ring_without_endpoints_places_nothing() {
         let ring = Ring::modulo(Vec::new(), 0);
-        assert!(ring.replicas(ring.section_of(9)).is_empty());
+        assert!(ring.replicas_of(9).is_empty());
         let error = ring.require_replicas(1).unwrap_err();
         assert_eq!(error, PlacementError::InsufficientNodes { have: 0, want: 1 });
     }

@@ -1,5 +1,6 @@
 //! Shuffle sharding: each tenant has a ketama ring of its own over a few of the endpoints, chosen
-//! by its name alone, so that every node chooses the same and few tenants share all of them.
+//! by its name alone, so that every node chooses the same and few tenants share all of them. Nothing
+//! of that ring is built: see [`crate::hashring::shard`].
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, OnceLock};
@@ -12,12 +13,13 @@ use crate::hashring::HashringMetrics;
 use crate::hashring::error::RingError;
 use crate::hashring::glob::Glob;
 use crate::hashring::go_rand::GoRand;
-use crate::hashring::ketama::{self, Sections};
+use crate::hashring::ketama::Sections;
 use crate::hashring::options::{Endpoint, ShardingOptions, TenantMatcher};
 use crate::hashring::ring::{EndpointIndex, Ring};
+use crate::hashring::shard::{Member, Shard, Tables};
 use crate::metrics::{Counter, Gauge};
 
-/// Subrings kept per ring if the operator does not say.
+/// Shards kept per ring if the operator does not say.
 pub(super) const CACHE_SIZE_DEFAULT: usize = 100;
 
 /// A ring that gives each tenant a part of its endpoints.
@@ -28,9 +30,10 @@ pub(super) struct ShardedRing {
     replication_factor: usize,
     endpoints: Vec<Endpoint>,
     indexes: Vec<EndpointIndex>,
+    tables: Arc<Tables>,
     /// By name; all in one without a name if zones do not count.
     zones: BTreeMap<String, Zone>,
-    cache: SubringCache,
+    cache: ShardCache,
 }
 
 struct Zone {
@@ -50,17 +53,18 @@ enum OverrideMatcher {
     Glob(Vec<Glob>),
 }
 
-/// The subrings used last. Each is built once, by the first request that asks for it, while others
-/// of the same tenant wait and those of other tenants don't.
-struct SubringCache {
+/// The shards used last. Choosing one again takes a few microseconds. Each is chosen once, by the
+/// first request that asks for it, while others of the same tenant wait and those of other tenants
+/// don't.
+struct ShardCache {
     size_max: usize,
-    metrics: SubringCacheMetrics,
-    subrings: Mutex<LruCache<Box<str>, Arc<Subring>>>,
+    metrics: ShardCacheMetrics,
+    shards: Mutex<LruCache<Box<str>, Arc<CachedShard>>>,
 }
 
-type Subring = OnceLock<Result<Arc<Ring>, RingError>>;
+type CachedShard = OnceLock<Result<Arc<Ring>, RingError>>;
 
-pub(super) struct SubringCacheMetrics {
+pub(super) struct ShardCacheMetrics {
     pub(super) requests: Counter,
     pub(super) hits: Counter,
     pub(super) items: Gauge,
@@ -92,19 +96,26 @@ impl ShardedRing {
             zone_aware: !options.zone_awareness_disabled,
             replication_factor,
             zones: zones(endpoints, !options.zone_awareness_disabled),
+            tables: Arc::new(Tables::of(endpoints)),
             endpoints: endpoints.to_vec(),
             indexes: indexes.to_vec(),
-            cache: SubringCache::new(
+            cache: ShardCache::new(
                 size_max.unwrap_or(CACHE_SIZE_DEFAULT),
-                metrics.subring_cache(name),
+                metrics.shard_cache(name),
             ),
         })
     }
 
-    /// The tenant's ring, from the cache or built now. A tenant that gets none fails until the
+    /// The tenant's ring, from the cache or chosen now. A tenant that gets none fails until the
     /// configuration changes.
-    pub(super) fn subring(&self, tenant: &str) -> Result<Arc<Ring>, RingError> {
-        self.cache.subring(tenant).get_or_init(|| self.build_subring(tenant).map(Arc::new)).clone()
+    pub(super) fn shard(&self, tenant: &str) -> Result<Arc<Ring>, RingError> {
+        self.cache.shard(tenant).get_or_init(|| self.place_tenant(tenant).map(Arc::new)).clone()
+    }
+
+    /// Why tenants get no shard, if those that no override names do not.
+    pub(super) fn flaw(&self) -> Option<RingError> {
+        // The size is at fault, whoever the tenant is.
+        self.place(self.shard_size_default, "").err()
     }
 
     /// Endpoints that the tenant's shard is asked to have, over all zones.
@@ -117,12 +128,15 @@ impl ShardedRing {
     }
 
     /// The tenant's ring, past the cache.
-    pub(super) fn build_subring(&self, tenant: &str) -> Result<Ring, RingError> {
-        let shard_size = self.shard_size(tenant);
+    pub(super) fn place_tenant(&self, tenant: &str) -> Result<Ring, RingError> {
+        self.place(self.shard_size(tenant), tenant)
+    }
+
+    fn place(&self, shard_size: i64, tenant: &str) -> Result<Ring, RingError> {
         // A size that is not above zero takes no endpoint, which is fewer than any factor.
         let wanted = usize::try_from(shard_size).unwrap_or(0);
         let per_zone = if self.zone_aware { wanted.div_ceil(self.zones.len()) } else { wanted };
-        let mut chosen = Vec::new();
+        let mut members = Vec::new();
         for (zone_name, zone) in &self.zones {
             if per_zone > zone.endpoint_count {
                 return Err(RingError::ShardLargerThanZone {
@@ -131,18 +145,23 @@ impl ShardedRing {
                     endpoints: zone.endpoint_count,
                 });
             }
-            chosen.extend(zone.choose(seed(tenant, zone_name), per_zone));
+            let chosen = zone.choose(seed(tenant, zone_name), per_zone).into_iter();
+            members.extend(
+                chosen.map(|position| Member {
+                    position,
+                    index: self.indexes[usize::from(position)],
+                }),
+            );
         }
-        let endpoints: Vec<_> = chosen.iter().map(|i| self.endpoints[*i].clone()).collect();
-        let indexes: Vec<_> = chosen.iter().map(|i| self.indexes[*i]).collect();
-        ketama::build(&endpoints, &indexes, self.replication_factor)
+        let tables = self.tables.clone();
+        Shard::new(tables, members, &self.endpoints, self.replication_factor).map(Ring::shard)
     }
 }
 
 impl Zone {
     /// Positions of `count` endpoints: each draw is a hash, and takes the first endpoint clockwise
     /// from it that is not taken yet.
-    fn choose(&self, seed: i64, count: usize) -> Vec<usize> {
+    fn choose(&self, seed: i64, count: usize) -> Vec<u16> {
         let mut rand = GoRand::from_seed(seed);
         let mut chosen: Vec<u16> = Vec::with_capacity(count);
         for _ in 0..count {
@@ -151,7 +170,7 @@ impl Zone {
             let mut clockwise = from.iter().chain(before);
             chosen.extend(clockwise.find(|owner| !chosen.contains(owner)));
         }
-        chosen.into_iter().map(usize::from).collect()
+        chosen
     }
 }
 
@@ -199,29 +218,29 @@ fn zones(endpoints: &[Endpoint], zone_aware: bool) -> BTreeMap<String, Zone> {
     members.into_iter().map(build).collect()
 }
 
-impl SubringCache {
-    fn new(size_max: usize, metrics: SubringCacheMetrics) -> SubringCache {
+impl ShardCache {
+    fn new(size_max: usize, metrics: ShardCacheMetrics) -> ShardCache {
         metrics.items_max.set(size_max as f64);
         metrics.items.set(0.0);
-        SubringCache { size_max, metrics, subrings: Mutex::new(LruCache::unbounded()) }
+        ShardCache { size_max, metrics, shards: Mutex::new(LruCache::unbounded()) }
     }
 
-    fn subring(&self, tenant: &str) -> Arc<Subring> {
+    fn shard(&self, tenant: &str) -> Arc<CachedShard> {
         self.metrics.requests.inc();
-        let mut subrings = self.subrings.lock();
-        if let Some(subring) = subrings.get(tenant) {
+        let mut shards = self.shards.lock();
+        if let Some(shard) = shards.get(tenant) {
             self.metrics.hits.inc();
-            return subring.clone();
+            return shard.clone();
         }
-        let subring = Arc::new(Subring::new());
-        subrings.push(tenant.into(), subring.clone());
+        let shard = Arc::new(CachedShard::new());
+        shards.push(tenant.into(), shard.clone());
         // Not a capacity of the cache itself, which would reserve memory for all of it at once.
-        if subrings.len() > self.size_max {
-            subrings.pop_lru();
+        if shards.len() > self.size_max {
+            shards.pop_lru();
             self.metrics.evicted.inc();
         }
-        self.metrics.items.set(subrings.len() as f64);
-        subring
+        self.metrics.items.set(shards.len() as f64);
+        shard
     }
 }
 
@@ -239,13 +258,13 @@ mod tests {
     }
 
     #[test]
-    fn the_cache_keeps_the_subrings_used_last() {
+    fn the_cache_keeps_the_shards_used_last() {
         let ring = ring(2);
-        let a = ring.subring("a").unwrap();
-        ring.subring("b").unwrap();
-        assert!(Arc::ptr_eq(&a, &ring.subring("a").unwrap()));
-        ring.subring("c").unwrap();
-        assert!(Arc::ptr_eq(&a, &ring.subring("a").unwrap()), "b was older");
+        let a = ring.shard("a").unwrap();
+        ring.shard("b").unwrap();
+        assert!(Arc::ptr_eq(&a, &ring.shard("a").unwrap()));
+        ring.shard("c").unwrap();
+        assert!(Arc::ptr_eq(&a, &ring.shard("a").unwrap()), "b was older");
         let metrics = &ring.cache.metrics;
         assert_eq!(metrics.requests.value(), 5.0);
         assert_eq!(metrics.hits.value(), 2.0);
@@ -255,17 +274,17 @@ mod tests {
 
     #[test]
     fn a_cache_size_from_outside_reserves_no_memory() {
-        assert_eq!(ring(i64::MAX).subring("a").unwrap().section_count(), 3000);
+        assert_eq!(ring(i64::MAX).shard("a").unwrap().endpoints().len(), 3);
         assert_eq!(ring(-5).cache.size_max, CACHE_SIZE_DEFAULT);
     }
 
     #[test]
-    fn threads_share_one_subring_per_tenant() {
+    fn threads_share_one_shard_per_tenant() {
         let ring = ring(0);
-        let subrings: Vec<_> = std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..4).map(|_| scope.spawn(|| ring.subring("t"))).collect();
+        let shards: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(|| ring.shard("t"))).collect();
             threads.into_iter().map(|thread| thread.join().unwrap().unwrap()).collect()
         });
-        assert!(subrings.iter().all(|subring| Arc::ptr_eq(subring, &subrings[0])));
+        assert!(shards.iter().all(|shard| Arc::ptr_eq(shard, &shards[0])));
     }
 }

@@ -217,17 +217,15 @@ impl RingPage {
         peers: &HashMap<&str, &PeerSnapshot>,
         own: Option<OwnRing>,
     ) -> RingJson<'a> {
-        let wanted = hashring.defaults().replication_factor;
-        let too_small = ring.whole.and_then(|ring| ring.require_replicas(wanted).err());
         let (state, error) = match &ring.state {
-            RingState::InForce => match too_small {
+            RingState::InForce => match &ring.unfit {
                 Some(error) => ("too small", Some(error.to_string())),
                 None => ("in force", None),
             },
             RingState::LastGood(error) => ("last good", Some(error.to_string())),
             RingState::NotBuilt(error) => ("not built", Some(error.to_string())),
         };
-        let shares = ring.whole.map(|ring| ring.shares());
+        let shares = ring.whole.and_then(|ring| ring.shares());
         let share =
             |index: &EndpointIndex| Some(shares.as_ref()?.get(index).copied().unwrap_or_default());
         // Where the last good ring stays, its members are those in force, not those of the file.
@@ -314,7 +312,9 @@ mod tests {
 
     use super::*;
     use crate::config::hashrings::watch::FileStatus;
-    use crate::hashring::{Algorithm, HashringMetrics, OutOfReach, RingDefaults, RingOptions};
+    use crate::hashring::{
+        Algorithm, AlgorithmChoice, HashringMetrics, OutOfReach, RingDefaults, RingOptions,
+    };
     use crate::metrics::Registry;
     use crate::peer::PeerOptions;
 
@@ -399,7 +399,10 @@ mod tests {
         let registry = Registry::new();
         let metrics = HashringMetrics::new(&registry);
         let defaults = RingDefaults { algorithm: Algorithm::Hashmod, replication_factor: 3 };
-        let rings = vec![ring("a", &["127.0.0.1:0", "127.0.0.2:0"])];
+        let mut sharded = ring("s", &["127.0.0.1:0", "127.0.0.2:0", "127.0.0.3:0"]);
+        sharded.algorithm = AlgorithmChoice::Named(Algorithm::Ketama);
+        sharded.sharding.shard_size = 2;
+        let rings = vec![ring("a", &["127.0.0.1:0", "127.0.0.2:0"]), sharded];
         let current = CurrentHashring::fixed(Hashring::build(rings, defaults, None, &metrics));
         let peers = PeerPool::new(PeerOptions::default(), &registry);
         let rings = RingParts {
@@ -415,6 +418,9 @@ mod tests {
         let a = &json["hashrings"][0];
         assert_eq!(a["state"], "too small");
         assert_eq!(a["error"], "insufficient nodes; have 2, want 3");
+        let s = &json["hashrings"][1];
+        assert_eq!(s["state"], "too small");
+        assert!(s["error"].as_str().unwrap().contains("2 endpoints, replication factor 3"), "{s}");
     }
 
     #[tokio::test]

@@ -19,7 +19,7 @@ use bytes::Bytes;
 pub use deflated::DeflatedGroups;
 pub use shape::Shape;
 
-use crate::hashring::{EndpointIndex, ReplicaSetIndex, Ring, SeriesHasher};
+use crate::hashring::{EndpointIndex, PlacedHashes, Ring, SeriesHasher};
 use crate::model::labels::{TAG_FIELD_1, push_label};
 use crate::wire::reader::{push_varint, varint_len};
 use crate::wire::remote_write_v1::{
@@ -402,12 +402,9 @@ impl<'a, 'r> Distributor<'a, 'r> {
     }
 
     fn finish(self, request: Bytes, endpoint_count: usize, replicas: Replicas) -> Placed {
-        // Every section has its set unless the ring has none, and then there is no place at all.
-        let nowhere = ReplicaSetIndex(u32::MAX);
-        let set_of = |hash: &u64| self.ring.replica_set_of(self.ring.section_of(*hash));
-        let sets = self.hashes.iter().map(|hash| set_of(hash).unwrap_or(nowhere)).collect();
-        let groups = Groups::new(sets, self.ring);
-        let batches = groups.batches(self.ring, endpoint_count, replicas);
+        let PlacedHashes { sets, table } = self.ring.place(&self.hashes);
+        let groups = Groups::new(sets, table.count());
+        let batches = groups.batches(&table, self.ring.replica_count(), endpoint_count, replicas);
         let (rewritten, fields, inflight) = (self.rewritten, self.fields, self.inflight);
         let shape = Arc::new(Shape::new(groups, self.samples));
         let series = PlacedSeries { request, rewritten, fields, shape, _inflight: inflight };

@@ -3,7 +3,7 @@
 //! What is sent, and what is answered, is the same for all series of a group. A ring of three nodes
 //! has six groups at most, whatever the number of series.
 
-use crate::hashring::{EndpointIndex, ReplicaSetIndex, Ring};
+use crate::hashring::{EndpointIndex, ReplicaSetIndex, ReplicaSets};
 use crate::write::distribute::{Batch, Replicas};
 
 /// Rings whose replica sets are too many for this many series each, on average, give every series a
@@ -22,9 +22,9 @@ pub(super) struct Groups {
 }
 
 impl Groups {
-    /// Groups series, given the replica set of each. There are fewer than 2^32 series.
-    pub(super) fn new(sets: Vec<ReplicaSetIndex>, ring: &Ring) -> Groups {
-        let set_count = ring.replica_set_count();
+    /// Groups series, given the replica set of each, one of `set_count`. There are fewer than 2^32
+    /// series.
+    pub(super) fn new(sets: Vec<ReplicaSetIndex>, set_count: usize) -> Groups {
         if set_count == 0 || set_count.saturating_mul(SERIES_MIN) > sets.len() {
             let series_count = sets.len() as u32;
             let (members, ends) = ((0..series_count).collect(), (1..=series_count).collect());
@@ -69,17 +69,17 @@ impl Groups {
     /// One batch per endpoint and replica that has series, in order of endpoints.
     pub(super) fn batches(
         &self,
-        ring: &Ring,
+        table: &ReplicaSets<'_>,
+        replica_count: usize,
         endpoint_count: usize,
         replicas: Replicas,
     ) -> Vec<Batch> {
-        let replica_count = ring.replica_count();
         let (first, count) = match replicas {
             Replicas::All(count) => (0, usize::from(count)),
             Replicas::One(replica) => (usize::from(replica), 1),
         };
         let places = |set: &ReplicaSetIndex| {
-            let endpoints = ring.replica_set(*set).iter().enumerate().skip(first).take(count);
+            let endpoints = table.set(*set).iter().enumerate().skip(first).take(count);
             endpoints.map(|(replica, endpoint)| endpoint.as_usize() * replica_count + replica)
         };
         let mut sizes = vec![0; endpoint_count * replica_count];

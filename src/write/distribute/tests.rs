@@ -3,7 +3,9 @@ use std::collections::HashSet;
 use proptest::prelude::*;
 
 use super::*;
-use crate::hashring::{Algorithm, Endpoint, Hashring, HashringMetrics, RingDefaults, RingOptions};
+use crate::hashring::{
+    Algorithm, Endpoint, Hashring, HashringMetrics, RingDefaults, RingOptions, ShardingOptions,
+};
 use crate::metrics::Registry;
 use crate::wire::snappy::framed::{self, push_stream_head};
 use crate::write::admission::Admission;
@@ -92,6 +94,35 @@ fn numbered(i: usize) -> Vec<u8> {
 }
 
 #[test]
+fn series_of_a_tenant_with_a_shard_are_grouped_as_those_of_a_ring() {
+    for (nodes, shard_size) in [(30, 3), (30, 20), (3, 3)] {
+        let endpoints = (0..nodes).map(|i| Endpoint::at(&format!("node-{i}:10901"))).collect();
+        let sharding = ShardingOptions { shard_size, cache_size: 1, ..ShardingOptions::default() };
+        let options = RingOptions { endpoints, sharding, ..RingOptions::default() };
+        let defaults = RingDefaults { algorithm: Algorithm::Ketama, replication_factor: 3 };
+        let metrics = HashringMetrics::new(&Registry::new());
+        let hashring = Hashring::build(vec![options], defaults, None, &metrics);
+        let ring = hashring.ring_of(TENANT).unwrap();
+        let all: Vec<_> = (0..1000).map(numbered).collect();
+        let placed = place(&hashring, request(&all), Manners::Thanos, Replicas::All(3));
+        if shard_size == 3 {
+            assert_eq!(placed.series().group_count(), 6, "the orders of three");
+        }
+        let mut hasher = SeriesHasher::for_tenant(TENANT.as_bytes());
+        let mut copies = 0;
+        for batch in &placed.batches {
+            for labels in labels_of(&placed, batch) {
+                let pairs = labels.iter().map(|(n, v)| (n.as_bytes(), v.as_bytes()));
+                let replica = usize::from(batch.replica);
+                assert_eq!(ring.replicas_of(hasher.hash(pairs))[replica], batch.endpoint);
+                copies += 1;
+            }
+        }
+        assert_eq!(copies, 3000);
+    }
+}
+
+#[test]
 fn every_series_is_where_its_hash_says_once_per_replica() {
     for algorithm in [Algorithm::Hashmod, Algorithm::Ketama] {
         for factor in 1..=5 {
@@ -106,9 +137,8 @@ fn every_series_is_where_its_hash_says_once_per_replica() {
             for batch in &placed.batches {
                 for labels in labels_of(&placed, batch) {
                     let pairs = labels.iter().map(|(n, v)| (n.as_bytes(), v.as_bytes()));
-                    let section = ring.section_of(hasher.hash(pairs));
                     let replica = usize::from(batch.replica);
-                    assert_eq!(ring.replicas(section)[replica], batch.endpoint);
+                    assert_eq!(ring.replicas_of(hasher.hash(pairs))[replica], batch.endpoint);
                     copies += 1;
                 }
             }

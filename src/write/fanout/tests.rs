@@ -271,8 +271,8 @@ impl Ring {
         let labels: [(&[u8], &[u8]); 2] =
             [(b"__name__", b"up"), (b"instance", instance.as_bytes())];
         let hash = SeriesHasher::for_tenant(b"team").hash(labels);
-        let endpoints = places.replicas(places.section_of(hash)).iter();
-        endpoints.map(|endpoint| snapshot.endpoint(*endpoint).address.to_string()).collect()
+        let endpoints = places.replicas_of(hash).into_iter();
+        endpoints.map(|endpoint| snapshot.endpoint(endpoint).address.to_string()).collect()
     }
 
     /// Waits for what goes on behind the answer.
