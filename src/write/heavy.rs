@@ -9,6 +9,7 @@ use std::panic;
 use std::sync::{Arc, LazyLock};
 use std::thread;
 
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::Semaphore;
 
 /// What is worked on in about a millisecond, or less: 2,000 series of one sample are 0.8 MB.
@@ -48,6 +49,18 @@ pub async fn off_thread<T: Send + 'static>(
     }
 }
 
+/// The same for work that borrows: when it is large, its thread stops serving meanwhile, and another
+/// serves in its place. On a runtime of one thread it is done here.
+pub async fn in_place<T>(bytes: usize, work: impl FnOnce() -> T) -> T {
+    let has_threads = || Handle::current().runtime_flavor() == RuntimeFlavor::MultiThread;
+    if bytes <= LARGE_BYTES || !has_threads() {
+        return work();
+    }
+    // It is never closed.
+    let _place = ROOM.places.acquire().await;
+    tokio::task::block_in_place(work)
+}
+
 /// Pieces of work under way, and how many may be.
 pub fn places() -> (usize, usize) {
     (ROOM.places_max - ROOM.places.available_permits(), ROOM.places_max)
@@ -82,6 +95,16 @@ mod tests {
         let here = this_thread();
         assert_eq!(off_thread(LARGE_BYTES, this_thread).await, here);
         assert_ne!(off_thread(LARGE, this_thread).await, here);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn large_work_in_its_place_leaves_the_others_a_thread() {
+        let (done, is_done) = mpsc::channel();
+        let other = tokio::spawn(async move { done.send(()).unwrap() });
+        // On a thread of the runtime, as tasks are.
+        let work = async move { in_place(LARGE, move || is_done.recv().unwrap()).await };
+        tokio::spawn(work).await.unwrap();
+        other.await.unwrap();
     }
 
     #[tokio::test]

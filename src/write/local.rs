@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::runtime::RuntimeFlavor;
 use tokio::time::timeout;
 
 use crate::model::tenant::TenantId;
@@ -18,6 +17,7 @@ use crate::wire::remote_write_v1::{DecodeError, RequestField, RequestFields};
 use crate::write::admission::{Admission, InflightGuard, Overloaded};
 use crate::write::distribute::PlacedSeries;
 use crate::write::error::{Reason, WriteError};
+use crate::write::heavy::in_place;
 use crate::write::known::{Known, LabelCaps, decode_fields};
 use crate::write::{Manners, WriteOutcome};
 
@@ -110,13 +110,14 @@ impl LocalWriter {
         batch: &mut Batch,
     ) -> Result<WriteOutcome, WriteError> {
         let existing = self.tenants.tenant_for_write(id).map_err(|err| not_ready(id, err))?;
-        let decoded = uninterrupted(bytes, || {
+        let decode = || {
             let known = match &existing {
                 Some(tenant) => Known::Shared(tenant.db.lookup()),
                 None => Known::Alone(&self.nothing_known),
             };
             decode_fields(request, bytes, known, manners, self.caps, batch)
-        });
+        };
+        let decoded = in_place(bytes, decode).await;
         let mut outcome = decoded.map_err(|err| WriteError::Invalid {
             stage: "decode protobuf",
             detail: err.to_string(),
@@ -176,22 +177,6 @@ impl LocalWriter {
             }
         }
     }
-}
-
-/// A request larger than this is decoded off the threads that serve the sockets: that may take more
-/// than a millisecond. 2,000 series of one sample are 0.8 MB.
-const LARGE_BYTES: usize = 1 << 20;
-
-/// Does a piece of CPU work on a request of `bytes`, without letting it hold up other requests.
-fn uninterrupted<T>(bytes: usize, work: impl FnOnce() -> T) -> T {
-    let has_threads = || {
-        let runtime = tokio::runtime::Handle::try_current();
-        runtime.is_ok_and(|runtime| runtime.runtime_flavor() == RuntimeFlavor::MultiThread)
-    };
-    if bytes > LARGE_BYTES && has_threads() {
-        return tokio::task::block_in_place(work);
-    }
-    work()
 }
 
 fn not_ready(id: &TenantId, err: TenantError) -> WriteError {
