@@ -61,13 +61,11 @@ pub(super) fn spawn(
         grace_period: config.grpc.grace_period,
         caps: label_caps(config),
         tasks: node.tasks.clone(),
-        not_understood: registry
-            .counter_vec(
-                "ringest_peer_writes_not_understood_total",
-                "Writes of peers that were refused because nothing in them can be read by this version.",
-                &["protocol"],
-            )
-            .with(&["capnproto"]),
+        not_understood: registry.counter(
+            "ringest_peer_writes_not_understood_total",
+            "Writes of peers that were refused, since they had no series that this release can \
+             read, but fields that it does not know.",
+        ),
     };
     // A peer has placed what it sends here, whatever our own ring says.
     let writer = node.storage.as_ref();
