@@ -24,9 +24,9 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::capnproto::connection::Connection;
+use crate::capnproto::connection::{CALLS_MAX, Connection};
 use crate::log::throttle::Throttle;
-use crate::metrics::Counter;
+use crate::metrics::{Counter, Gauge, Registry, budgets};
 use crate::model::tenant::TenantId;
 use crate::wire::capnproto::decode::{Position, RequestError, SeriesCaps, next_piece};
 use crate::wire::capnproto::frame::Message;
@@ -35,7 +35,7 @@ use crate::write::admission::{Admission, Overloaded, share};
 use crate::write::error::WriteError;
 use crate::write::heavy;
 use crate::write::known::LabelCaps;
-use crate::write::service::{PeerOrigin, PeerSink, PeerWriteError, rank};
+use crate::write::service::{PeerOrigin, PeerSink, PeerWriteError, not_understood, rank};
 
 /// Series of a large message are written out so many bytes at a time. Those of a usual one are a
 /// piece, too, which is done where it was read.
@@ -81,8 +81,39 @@ pub struct CapnProtoOptions {
     pub caps: LabelCaps,
     /// Writes under way, those included whose callers have gone.
     pub tasks: TaskTracker,
-    /// Counts writes in which nothing can be read.
-    pub not_understood: Counter,
+    pub metrics: CapnProtoMetrics,
+}
+
+/// What the listener measures.
+pub struct CapnProtoMetrics {
+    registry: Registry,
+    /// Writes in which nothing can be read.
+    not_understood: Counter,
+    connections: Gauge,
+    calls: Gauge,
+    /// Times that a connection had as many calls under way as it may have.
+    calls_waited: Counter,
+}
+
+impl CapnProtoMetrics {
+    pub fn new(registry: &Registry) -> CapnProtoMetrics {
+        const LISTENER: &str = "capnproto";
+        budgets::show_calls_max(registry, LISTENER, CALLS_MAX);
+        CapnProtoMetrics {
+            registry: registry.clone(),
+            not_understood: not_understood(registry),
+            connections: budgets::connections(registry, LISTENER),
+            calls: registry.gauge(
+                "ringest_capnproto_calls_under_way",
+                "Calls of peers over Cap'n Proto under way.",
+            ),
+            calls_waited: registry.counter(
+                "ringest_capnproto_calls_waited_total",
+                "Calls that were not begun at once, since their connection had as many under way as \
+                 it may have.",
+            ),
+        }
+    }
 }
 
 /// What connections share.
@@ -111,24 +142,23 @@ pub async fn serve<S: PeerSink>(
     draining: CancellationToken,
 ) {
     let grace = options.grace_period;
-    let server = Arc::new(Server {
-        options,
-        sink,
-        words: WordPool::default(),
-        pieces: BufferPool::new(POOLED_BUFFERS_MAX, POOLED_BYTES_MAX),
-        told: Throttle::default(),
-    });
+    let registry = &options.metrics.registry;
+    let words = WordPool::default().shown(registry, "capnproto_words");
+    let pieces = BufferPool::new(POOLED_BUFFERS_MAX, POOLED_BYTES_MAX);
+    let pieces = pieces.shown(registry, "capnproto_pieces");
+    let server = Arc::new(Server { options, sink, words, pieces, told: Throttle::default() });
     let connections = TaskTracker::new();
     let cut = CancellationToken::new();
     let serve = |(stream, peer): (TcpStream, SocketAddr)| {
         set_options(&stream);
         let connection = Connection::new(server.clone(), stream, peer, draining.clone());
-        let cut = cut.clone();
+        let (cut, is_open) = (cut.clone(), server.options.metrics.connections.count());
         connections.spawn(async move {
             tokio::select! {
                 () = connection.run() => {}
                 () = cut.cancelled() => {}
             }
+            drop(is_open);
         });
     };
     loop {
@@ -168,7 +198,7 @@ impl<S: PeerSink> Server<S> {
     fn note_failure(&self, error: &CallError, peer: SocketAddr) {
         let told = match error {
             CallError::Request(RequestError::NotUnderstood) => {
-                self.options.not_understood.inc();
+                self.options.metrics.not_understood.inc();
                 Some(Told::NotUnderstood)
             }
             CallError::Write(PeerWriteError::Write(cause)) if cause.is_ours() => {
@@ -247,8 +277,8 @@ impl<S: PeerSink> Server<S> {
 }
 
 /// Buffers of words that are used again.
-#[derive(Default)]
-struct WordPool(Mutex<KeptWords>);
+#[derive(Clone, Default)]
+struct WordPool(Arc<Mutex<KeptWords>>);
 
 #[derive(Default)]
 struct KeptWords {
@@ -258,6 +288,14 @@ struct KeptWords {
 }
 
 impl WordPool {
+    /// Shows on the page what is kept.
+    fn shown(self, registry: &Registry, name: &'static str) -> WordPool {
+        let kept = self.0.clone();
+        let bytes = move || kept.lock().words * size_of::<Word>();
+        budgets::show_pool(registry, name, POOLED_BYTES_MAX, bytes);
+        self
+    }
+
     /// An empty buffer.
     fn take(&self) -> Vec<Word> {
         let mut kept = self.0.lock();

@@ -82,14 +82,15 @@ impl Listening {
         let address = listener.local_addr().unwrap();
         let sink = Arc::new(Sink::default());
         let admission = Admission::new(BUDGET);
-        let not_understood = Registry::new().counter("not_understood", "");
+        let metrics = CapnProtoMetrics::new(&Registry::new());
+        let not_understood = metrics.not_understood.clone();
         let options = CapnProtoOptions {
             admission: admission.clone(),
             message_read_timeout: read_timeout,
             grace_period: PATIENCE,
             caps: LabelCaps::default(),
             tasks: TaskTracker::new(),
-            not_understood: not_understood.clone(),
+            metrics,
         };
         let draining = CancellationToken::new();
         let storage = has_storage.then(|| sink.clone());

@@ -1,9 +1,12 @@
 //! Connections to the gRPC listener, their TLS handshake done if there is to be TLS.
 
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -13,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
 use crate::http::{accept_rest, pause_after};
+use crate::metrics::{Counted, Gauge};
 use crate::tls::server::ServerTls;
 use crate::tls::stream::MaybeTls;
 
@@ -26,29 +30,37 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 pub(super) fn incoming(
     listener: TcpListener,
     tls: Option<Arc<ServerTls>>,
+    open: Gauge,
     draining: CancellationToken,
-) -> ReceiverStream<io::Result<MaybeTls>> {
+) -> ReceiverStream<io::Result<OpenConnection>> {
     let (ready, incoming) = mpsc::channel(READY_MAX);
-    tokio::spawn(accept(listener, tls, ready, draining));
+    tokio::spawn(accept(listener, tls, open, ready, draining));
     ReceiverStream::new(incoming)
+}
+
+/// A connection, counted as open until it is dropped.
+pub(super) struct OpenConnection {
+    stream: MaybeTls,
+    _counted: Counted,
 }
 
 async fn accept(
     listener: TcpListener,
     tls: Option<Arc<ServerTls>>,
-    ready: mpsc::Sender<io::Result<MaybeTls>>,
+    open: Gauge,
+    ready: mpsc::Sender<io::Result<OpenConnection>>,
     draining: CancellationToken,
 ) {
     let mut handshakes = JoinSet::new();
     let shake_hands = |handshakes: &mut JoinSet<()>, stream: TcpStream| {
         // It only helps: a socket without works.
         let _ = stream.set_nodelay(true);
-        let (tls, ready) = (tls.clone(), ready.clone());
+        let (tls, ready, _counted) = (tls.clone(), ready.clone(), open.count());
         handshakes.spawn(async move {
             // Why a handshake failed has been counted.
             if let Ok(stream) = MaybeTls::accept(stream, tls.as_deref()).await {
                 // Nobody takes connections any more if serving has failed.
-                let _ = ready.send(Ok(stream)).await;
+                let _ = ready.send(Ok(OpenConnection { stream, _counted })).await;
             }
         });
     };
@@ -72,10 +84,50 @@ async fn accept(
     let _ = timeout(DRAIN_TIMEOUT, all).await;
 }
 
-impl Connected for MaybeTls {
+impl Connected for OpenConnection {
     type ConnectInfo = TcpConnectInfo;
 
     fn connect_info(&self) -> TcpConnectInfo {
-        self.tcp().connect_info()
+        self.stream.tcp().connect_info()
+    }
+}
+
+impl AsyncRead for OpenConnection {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for OpenConnection {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
     }
 }
