@@ -28,13 +28,14 @@ use crate::capnproto::connection::{CALLS_MAX, Connection};
 use crate::log::throttle::Throttle;
 use crate::metrics::{Counter, Gauge, Registry, budgets};
 use crate::model::tenant::TenantId;
-use crate::wire::capnproto::decode::{Position, RequestError, SeriesCaps, next_piece};
+use crate::wire::capnproto::decode::{Piece, Position, RequestError, SeriesCaps, next_piece};
 use crate::wire::capnproto::frame::Message;
+use crate::wire::refused::RefusedSeries;
 use crate::wire::snappy::BufferPool;
 use crate::write::admission::{Admission, Overloaded, share};
-use crate::write::error::WriteError;
+use crate::write::error::{Reason, WriteError};
 use crate::write::heavy;
-use crate::write::known::LabelCaps;
+use crate::write::known::{LabelCaps, example_of};
 use crate::write::service::{PeerOrigin, PeerSink, PeerWriteError, not_understood, rank};
 
 /// Series of a large message are written out so many bytes at a time. Those of a usual one are a
@@ -231,8 +232,7 @@ impl<S: PeerSink> Server<S> {
         let is_large = message_bytes > heavy::LARGE_BYTES;
         let piece_bytes = if is_large { PIECE_BYTES } else { heavy::LARGE_BYTES };
         let mut position = Position::default();
-        let mut written = 0;
-        let mut worst: Option<PeerWriteError> = None;
+        let mut written = Written::default();
         loop {
             let mut buffer = self.pieces.take();
             buffer.as_mut_vec().clear();
@@ -244,19 +244,17 @@ impl<S: PeerSink> Server<S> {
             };
             let (piece, next_position, buffer) = heavy::off_thread(message_bytes, write_out).await;
             position = next_position;
-            let Some(piece) = piece? else {
-                return worst.map_or(Ok(()), |worst| Err(worst.into()));
-            };
+            let Some(piece) = piece? else { return written.into_result() };
             let bytes = buffer.as_slice().len();
-            written += bytes as u64;
-            if written > max {
+            written.bytes += bytes as u64;
+            if written.bytes > max {
                 return Err(CallError::Expanded { max });
             }
             // Until here it is one piece for each place or thread that is not counted.
             let held = self.options.admission.admit(bytes as u64)?;
             let series = share(buffer, 0..bytes, held);
-            let written = self.write_piece(&**sink, &piece.tenant, series).await;
-            worst = worst.into_iter().chain(written.err()).max_by_key(rank);
+            let result = self.write_piece(&**sink, &piece, series).await;
+            written.add(piece.series_count, result);
             // Tenants without end must not hold a thread, nor put off the time-out.
             tokio::task::yield_now().await;
         }
@@ -265,14 +263,55 @@ impl<S: PeerSink> Server<S> {
     async fn write_piece(
         &self,
         sink: &S,
-        tenant: &[u8],
+        piece: &Piece,
         series: Bytes,
     ) -> Result<(), PeerWriteError> {
         /// Any number but 0 says that the series are in their place.
         const PLACED: u64 = 1;
-        let tenant = TenantId::parse(tenant)?;
-        let outcome = sink.write(&tenant, series, PLACED, &PeerOrigin::default()).await?;
+        let tenant = TenantId::parse(&piece.tenant)?;
+        let example = piece.without_bounds.first().map(|place| example_of(&series, *place));
+        let mut outcome = sink.write(&tenant, series, PLACED, &PeerOrigin::default()).await?;
+        if let Some(example) = example {
+            outcome.refuse(Reason::CustomBoundsLost, &piece.without_bounds, example);
+        }
         PeerWriteError::of_refusals(tenant, outcome)
+    }
+}
+
+/// What has become of a request's pieces so far.
+#[derive(Default)]
+struct Written {
+    bytes: u64,
+    series: u32,
+    worst: Option<PeerWriteError>,
+    /// Of all pieces, and whether they are all there are.
+    refused: RefusedSeries,
+    has_untold: bool,
+}
+
+impl Written {
+    fn add(&mut self, series_count: u32, result: Result<(), PeerWriteError>) {
+        let before = self.series;
+        self.series = self.series.saturating_add(series_count);
+        let Err(error) = result else { return };
+        if let PeerWriteError::Refused { series, .. } = &error {
+            self.has_untold |= series.is_empty();
+            for (place, reason) in series.iter() {
+                self.refused.push(before.saturating_add(place), reason);
+            }
+        }
+        self.worst = self.worst.take().into_iter().chain([error]).max_by_key(rank);
+    }
+
+    fn into_result(self) -> Result<(), CallError> {
+        let told = if self.has_untold { RefusedSeries::default() } else { self.refused };
+        match self.worst {
+            None => Ok(()),
+            Some(PeerWriteError::Refused { tenant, refusals, .. }) => {
+                Err(PeerWriteError::Refused { tenant, refusals, series: told }.into())
+            }
+            Some(error) => Err(error.into()),
+        }
     }
 }
 
