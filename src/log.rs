@@ -126,9 +126,11 @@ impl LogLines {
 
 impl<S: Subscriber> Layer<S> for LogLines {
     fn enabled(&self, metadata: &Metadata<'_>, _: Context<'_, S>) -> bool {
-        // What libraries have to say below a warning is of no use to an operator.
+        // What libraries warn of is a fault of the other end of some connection, told in their own
+        // terms: of no use to an operator. What matters of it is told by our code.
         let is_ours = is_inside(metadata.target(), "ringest");
-        *metadata.level() <= if is_ours { self.level } else { self.level.min(Level::WARN) }
+        let of_libraries = if self.level >= Level::DEBUG { Level::WARN } else { Level::ERROR };
+        *metadata.level() <= if is_ours { self.level } else { of_libraries }
     }
 
     fn max_level_hint(&self) -> Option<LevelFilter> {

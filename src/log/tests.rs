@@ -68,12 +68,19 @@ fn json_has_sorted_keys_and_the_innermost_component() {
 }
 
 #[test]
-fn libraries_are_heard_from_warnings_on() {
+fn libraries_are_heard_by_those_who_debug_and_when_they_fail() {
     let lines = kept(&config(LogLevel::Debug, LogFormat::Logfmt), || {
         tracing::info!(target: "hyper::proto", "chatter");
         tracing::warn!(target: "hyper::proto", "trouble");
     });
     assert_eq!(lines.len(), 1, "{lines:?}");
+    for level in [LogLevel::Info, LogLevel::Warn] {
+        let lines = kept(&config(level, LogFormat::Logfmt), || {
+            tracing::warn!(target: "h2::proto::streams", "locally-reset streams reached limit");
+            tracing::error!(target: "h2::proto", "trouble");
+        });
+        assert_eq!(lines.len(), 1, "{lines:?}");
+    }
     let lines = kept(&config(LogLevel::Error, LogFormat::Logfmt), || {
         tracing::warn!(target: "hyper::proto", "trouble");
     });
