@@ -23,7 +23,6 @@ use crate::grpc::compression::Compressed;
 use crate::grpc::health::HealthService;
 use crate::grpc::incoming::incoming;
 use crate::grpc::metrics::GrpcMetrics;
-use crate::metrics::Gauge;
 use crate::store::StoreService;
 use crate::store::budget::ReadBudget;
 use crate::store::exemplars::ExemplarsService;
@@ -42,7 +41,7 @@ use tonic_health::pb::health_server::HealthServer;
 const READ_REQUEST_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// Calls under way on one connection; a querier has one per query.
-pub const STREAMS_PER_CONNECTION_MAX: u32 = 1000;
+const STREAMS_PER_CONNECTION_MAX: u32 = 1000;
 
 /// A peer's usual message, 2,000 series or some of them, goes in one frame: the sender makes a
 /// system call of each frame, wakes us for it, and what comes in several has to be copied together.
@@ -72,8 +71,6 @@ pub struct GrpcOptions {
     pub connection_age_max: Option<Duration>,
     /// `None` for plain text.
     pub tls: Option<Arc<ServerTls>>,
-    /// Counts the connections that are open.
-    pub open: Gauge,
 }
 
 impl Default for GrpcOptions {
@@ -82,7 +79,6 @@ impl Default for GrpcOptions {
             grace_period: Duration::from_secs(2 * 60),
             connection_age_max: Some(Duration::from_secs(60 * 60)),
             tls: None,
-            open: Gauge::default(),
         }
     }
 }
@@ -148,6 +144,17 @@ impl Services {
     }
 }
 
+/// Connections fall into so many groups that end at different ages.
+const AGES: u32 = 8;
+
+/// Ages around the one that is meant, a tenth more or less as in grpc-go: clients that have
+/// connected at the same time are not asked to do it again at the same time.
+fn ages(meant: Option<Duration>) -> Vec<Option<Duration>> {
+    let Some(meant) = meant else { return vec![None] };
+    let age = |i| meant.mul_f64(0.9 + 0.2 * f64::from(i) / f64::from(AGES - 1));
+    (0..AGES).map(|i| Some(age(i))).collect()
+}
+
 /// Serves until `shutdown` resolves; then takes no more connections and tells clients to begin no
 /// more calls on those that are open. Calls that have begun by then, or while a client does not know
 /// yet, finish within the grace period; what is left is cut.
@@ -161,8 +168,9 @@ pub async fn serve(
     listener.set_nonblocking(true)?;
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let draining = CancellationToken::new();
-    let incoming = incoming(listener, options.tls, options.open, draining.clone());
-    let mut server = Server::builder()
+    let ages = ages(options.connection_age_max);
+    let incoming = incoming(listener, options.tls, draining.clone(), ages.len());
+    let server = Server::builder()
         .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
         .max_frame_size(FRAME_BYTES_MAX)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
@@ -170,21 +178,26 @@ pub async fn serve(
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .layer(metrics);
-    if let Some(age) = options.connection_age_max {
-        // Without a grace period, with which tonic would not ask a client but cut its connection.
-        server = server.max_connection_age(age);
-    }
-    // The end of what comes in is the signal: so no connection that was made is passed over.
-    let serving = server
-        .add_routes(services.with_reflection())
-        .serve_with_incoming_shutdown(incoming, std::future::pending());
+    let routes = services.with_reflection();
+    let lanes = ages.into_iter().zip(incoming).map(|(age, incoming)| {
+        let mut server = server.clone();
+        if let Some(age) = age {
+            // Without a grace period, with which tonic would not ask a client but cut its
+            // connection.
+            server = server.max_connection_age(age);
+        }
+        // The end of what comes in is the signal: so no connection that was made is passed over.
+        let server = server.add_routes(routes.clone());
+        server.serve_with_incoming_shutdown(incoming, std::future::pending())
+    });
+    let serving = futures::future::try_join_all(lanes);
     let grace_over = async {
         shutdown.await;
         draining.cancel();
         tokio::time::sleep(options.grace_period).await;
     };
     tokio::select! {
-        served = serving => served.map_err(std::io::Error::other),
+        served = serving => served.map(drop).map_err(std::io::Error::other),
         () = grace_over => Ok(()),
     }
 }

@@ -1,12 +1,10 @@
 //! Connections to the gRPC listener, their TLS handshake done if there is to be TLS.
 
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -16,7 +14,6 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
 use crate::http::{accept_rest, pause_after};
-use crate::metrics::{Counted, Gauge};
 use crate::tls::server::ServerTls;
 use crate::tls::stream::MaybeTls;
 
@@ -26,41 +23,56 @@ const READY_MAX: usize = 16;
 /// Handshakes under way when the listener begins to drain get this long.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Ends soon after `draining`, or else with its receiver; handshakes under way then are given up.
+/// Where connections go, one after the other.
+#[derive(Clone)]
+struct Lanes {
+    ready: Arc<[mpsc::Sender<io::Result<MaybeTls>>]>,
+    next: Arc<AtomicUsize>,
+}
+
+impl Lanes {
+    /// Nobody takes connections any more if serving has failed.
+    async fn send(&self, stream: MaybeTls) {
+        let lane = self.next.fetch_add(1, Ordering::Relaxed) % self.ready.len();
+        let _ = self.ready[lane].send(Ok(stream)).await;
+    }
+
+    /// All of them end together.
+    async fn closed(&self) {
+        self.ready[0].closed().await;
+    }
+}
+
+/// Deals connections out to as many receivers as asked for, at least one. Ends soon after
+/// `draining`, or else with its receivers; handshakes under way then are given up.
 pub(super) fn incoming(
     listener: TcpListener,
     tls: Option<Arc<ServerTls>>,
-    open: Gauge,
     draining: CancellationToken,
-) -> ReceiverStream<io::Result<OpenConnection>> {
-    let (ready, incoming) = mpsc::channel(READY_MAX);
-    tokio::spawn(accept(listener, tls, open, ready, draining));
-    ReceiverStream::new(incoming)
-}
-
-/// A connection, counted as open until it is dropped.
-pub(super) struct OpenConnection {
-    stream: MaybeTls,
-    _counted: Counted,
+    lanes: usize,
+) -> Vec<ReceiverStream<io::Result<MaybeTls>>> {
+    let lanes = (0..lanes.max(1)).map(|_| mpsc::channel(READY_MAX));
+    let (ready, incoming): (Vec<_>, Vec<_>) = lanes.unzip();
+    let lanes = Lanes { ready: ready.into(), next: Arc::default() };
+    tokio::spawn(accept(listener, tls, lanes, draining));
+    incoming.into_iter().map(ReceiverStream::new).collect()
 }
 
 async fn accept(
     listener: TcpListener,
     tls: Option<Arc<ServerTls>>,
-    open: Gauge,
-    ready: mpsc::Sender<io::Result<OpenConnection>>,
+    lanes: Lanes,
     draining: CancellationToken,
 ) {
     let mut handshakes = JoinSet::new();
     let shake_hands = |handshakes: &mut JoinSet<()>, stream: TcpStream| {
         // It only helps: a socket without works.
         let _ = stream.set_nodelay(true);
-        let (tls, ready, _counted) = (tls.clone(), ready.clone(), open.count());
+        let (tls, lanes) = (tls.clone(), lanes.clone());
         handshakes.spawn(async move {
             // Why a handshake failed has been counted.
             if let Ok(stream) = MaybeTls::accept(stream, tls.as_deref()).await {
-                // Nobody takes connections any more if serving has failed.
-                let _ = ready.send(Ok(OpenConnection { stream, _counted })).await;
+                lanes.send(stream).await;
             }
         });
     };
@@ -68,7 +80,7 @@ async fn accept(
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             Some(_) = handshakes.join_next() => continue,
-            () = ready.closed() => return,
+            () = lanes.closed() => return,
             () = draining.cancelled() => break,
         };
         match accepted {
@@ -84,50 +96,10 @@ async fn accept(
     let _ = timeout(DRAIN_TIMEOUT, all).await;
 }
 
-impl Connected for OpenConnection {
+impl Connected for MaybeTls {
     type ConnectInfo = TcpConnectInfo;
 
     fn connect_info(&self) -> TcpConnectInfo {
-        self.stream.tcp().connect_info()
-    }
-}
-
-impl AsyncRead for OpenConnection {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for OpenConnection {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+        self.tcp().connect_info()
     }
 }
