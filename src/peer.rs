@@ -10,7 +10,9 @@ pub mod agreement;
 pub mod breaker;
 pub mod capnproto;
 pub mod client;
+pub mod dial;
 mod error;
+pub mod health;
 mod inflight;
 pub mod link;
 pub mod message;
@@ -18,6 +20,7 @@ pub mod metrics;
 mod pool;
 pub mod service_config;
 mod snapshot;
+pub mod socket;
 pub mod tls;
 pub mod told_ring;
 
@@ -26,8 +29,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use http::HeaderMap;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
+use tokio::time::error::Elapsed;
 use tokio::time::{Instant, timeout_at};
 use tonic::Code;
 
@@ -36,11 +40,14 @@ use crate::model::Timestamp;
 use crate::model::router_path::InstanceId;
 use crate::peer::breaker::{Admitted, Blamed, Breaker, Ended, Refused, State};
 use crate::peer::client::CallFailure;
+use crate::peer::dial::Dialler;
+use crate::peer::health::{Health, Said, UNANSWERED_MAX, Waited};
 use crate::peer::inflight::{Budget, Inflight};
-use crate::peer::link::{Dialler, Link, LinkKeeper, Transport};
+use crate::peer::link::{LinkKeeper, LinkOptions, Quiet, Transport};
 use crate::peer::message::{Compression, Form, ForwardMessage, Protocol};
 use crate::peer::metrics::{PeerMetrics, PoolMetrics};
 use crate::peer::service_config::MethodConfig;
+use crate::peer::snapshot::Seen;
 use crate::peer::tls::ClientTls;
 use crate::peer::told_ring::ToldRing;
 use crate::wire::grpc::INSTANCE;
@@ -66,6 +73,10 @@ const TOLD_BACKOFF_MIN: Duration = Duration::from_millis(800);
 const DELAYED_PEER: u64 = 2;
 const ARTIFICIAL_DELAY_MIN: Duration = Duration::from_secs(1);
 
+/// A connection is replaced after about so long, so that load spreads over what has come to stand
+/// behind its name.
+const CONNECTION_AGE_MAX_DEFAULT: Duration = Duration::from_secs(30 * 60);
+
 /// A longer deadline is none.
 const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -86,6 +97,8 @@ pub struct PeerOptions {
     /// `None` for plain text. Cap'n Proto is always plain, but what it has no place for is not sent
     /// over it.
     pub tls: Option<Arc<ClientTls>>,
+    /// How connections are treated.
+    pub link: LinkOptions,
     /// `--receive.grpc-service-config`
     pub method: MethodConfig,
     /// `--receive.artificial-max-delay`: forwards to the second peer wait for a random time, up to
@@ -102,6 +115,10 @@ impl Default for PeerOptions {
             calls_max: CALLS_MAX_DEFAULT,
             instance: None,
             tls: None,
+            link: LinkOptions {
+                user_timeout: socket::user_timeout(Duration::ZERO),
+                age_max: CONNECTION_AGE_MAX_DEFAULT,
+            },
             method: MethodConfig::default(),
             artificial_delay_max: Duration::ZERO,
         }
@@ -117,6 +134,7 @@ pub struct Peer {
     metrics: PeerMetrics,
     protocol: Protocol,
     link: LinkKeeper,
+    link_options: LinkOptions,
     /// For what Cap'n Proto has no place for; dialled when there is such a message.
     protobuf_link: OnceLock<LinkKeeper>,
     /// See [`PeerOptions::tls`].
@@ -125,10 +143,10 @@ pub struct Peer {
     breaker: Mutex<Breaker>,
     /// Told when a call has ended, which may have been the one on trial.
     trial_ended: Notify,
+    health: Mutex<Health>,
+    quiet: Arc<Quiet>,
     last_error: Mutex<Option<(ForwardError, Timestamp)>>,
     told_ring: ToldRing,
-    /// The log has it that the peer is backed off.
-    is_told: AtomicBool,
     /// This process.
     instance: Option<InstanceId>,
     /// The log has it that the peer is this process.
@@ -150,6 +168,7 @@ impl Peer {
             Protocol::Protobuf(_) => Dialler::Grpc(options.tls.clone()),
             Protocol::CapnProto => Dialler::CapnProto,
         };
+        let quiet = Arc::<Quiet>::default();
         Peer {
             method: options.method,
             artificial_delay_max: match number {
@@ -158,15 +177,17 @@ impl Peer {
             },
             metrics: metrics.peer(&address),
             protocol: options.protocol,
-            link: LinkKeeper::start(dialled.clone(), dialler),
+            link: LinkKeeper::start(dialled.clone(), dialler, options.link, quiet.clone()),
+            link_options: options.link,
             protobuf_link: OnceLock::new(),
             tls: options.tls.clone(),
             inflight: Inflight::new(budget),
             breaker: Mutex::new(Breaker::new(options.backoff_max)),
             trial_ended: Notify::new(),
+            health: Mutex::default(),
+            quiet,
             last_error: Mutex::default(),
             told_ring: ToldRing::default(),
-            is_told: AtomicBool::new(false),
             instance: options.instance,
             is_us_told: AtomicBool::new(false),
             address,
@@ -176,6 +197,12 @@ impl Peer {
 
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// Whether the ring has it no more, and its connections are kept for a while only. Then it is
+    /// all right that it goes away.
+    pub(super) fn set_has_left(&self, has_left: bool) {
+        self.quiet.has_left.store(has_left, Ordering::Relaxed);
     }
 
     /// Sends `message` and waits for the peer's verdict, `timeout` at most. A call that is dropped
@@ -214,10 +241,20 @@ impl Peer {
     fn check_open(&self, tenant: &str) -> Result<(), ForwardError> {
         let peer = || self.address.clone();
         self.inflight.check().map_err(|bound| ForwardError::Full { peer: peer(), bound })?;
-        match self.breaker.lock().is_shut_to(tenant, Instant::now()) {
+        let now = Instant::now();
+        match self.see_return(now).is_shut_to(tenant, now) {
             true => Err(ForwardError::BackedOff { peer: peer() }),
             false => Ok(()),
         }
+    }
+
+    /// Lets the breaker, and whoever looks at it, know of a connection that came up.
+    fn see_return(&self, now: Instant) -> MutexGuard<'_, Breaker> {
+        let mut breaker = self.breaker.lock();
+        if breaker.see_return(self.link.returned(), now) {
+            self.health.lock().forgive(now);
+        }
+        breaker
     }
 
     fn unreachable(&self, reason: &str) -> ForwardError {
@@ -261,9 +298,10 @@ impl Peer {
             Err(ForwardError::Unreachable { .. }) => Ended::Cancelled,
             Err(ForwardError::Unavailable { .. }) => Ended::Unavailable,
             Err(ForwardError::TimedOut { .. }) => Ended::TimedOut,
+            Err(ForwardError::TenantNotReady { .. }) => Ended::TenantNotReady,
             _ => Ended::Answered,
         };
-        let blamed = call.end(ended);
+        let blamed = call.end(ended, used);
         self.tell(&result);
         if let (Ended::TimedOut, Blamed::Peer, Some(number)) = (ended, blamed, used) {
             // It may be the connection that is dead, and the peer under a new address.
@@ -276,27 +314,78 @@ impl Peer {
     fn link_for(&self, message: &ForwardMessage) -> &LinkKeeper {
         match (self.protocol, message.form()) {
             (Protocol::CapnProto, Form::Protobuf(_)) => self.protobuf_link.get_or_init(|| {
-                LinkKeeper::start(self.address.clone(), Dialler::Grpc(self.tls.clone()))
+                let dialler = Dialler::Grpc(self.tls.clone());
+                let (options, quiet) = (self.link_options, self.quiet.clone());
+                LinkKeeper::start(self.address.clone(), dialler, options, quiet)
             }),
             _ => &self.link,
         }
     }
 
     /// Logs that the peer is out, and that it is back. A back-off that an answer ends soon is no
-    /// news.
+    /// news, nor is one of a peer that is known not to answer.
     fn tell(&self, result: &Result<(), ForwardError>) {
+        let now = Instant::now();
         let state = self.breaker.lock().state();
+        let mut health = self.health.lock();
         match (state, result) {
             (State::Shut { backoff, .. }, Err(error))
                 if backoff.duration() >= TOLD_BACKOFF_MIN
-                    && !self.is_told.swap(true, Ordering::Relaxed) =>
+                    && !self.quiet.has_left.load(Ordering::Relaxed)
+                    && health.tell_out(now) =>
             {
                 tracing::warn!(peer = %self.address, err = %error, "peer is backed off");
             }
-            (State::Open, _) if self.is_told.swap(false, Ordering::Relaxed) => {
-                tracing::info!(peer = %self.address, "peer answers again");
+            (
+                State::Open,
+                Ok(())
+                | Err(
+                    ForwardError::Conflict { .. }
+                    | ForwardError::BadReplica { .. }
+                    | ForwardError::TenantNotReady { .. }
+                    | ForwardError::Failed { .. },
+                ),
+            ) => {
+                if let Some(lasted) = health.tell_back(now) {
+                    self.quiet.is_known_silent.store(false, Ordering::Relaxed);
+                    let after = in_words(lasted);
+                    tracing::info!(peer = %self.address, after, "peer answers again");
+                }
             }
             _ => {}
+        }
+        let said = match result {
+            Ok(()) | Err(ForwardError::Conflict { .. }) => Said::Done,
+            Err(ForwardError::BadReplica { .. } | ForwardError::Failed { .. }) => Said::Failed,
+            Err(_) => return,
+        };
+        match (health.note(said, now), result) {
+            (Some((Said::Failed, lasts)), Err(error)) => {
+                let lasts = in_words(lasts);
+                tracing::warn!(peer = %self.address, err = %error, lasts, "peer refuses all writes");
+            }
+            (Some((Said::Done, lasted)), _) => {
+                let after = in_words(lasted);
+                tracing::info!(peer = %self.address, after, "peer takes writes again");
+            }
+            _ => {}
+        }
+    }
+
+    /// Logs that calls under way have had no answer for too long.
+    fn tell_unanswered(&self) {
+        let now = Instant::now();
+        let mut health = self.health.lock();
+        let Some(silence) = health.unanswered_for(now).filter(|_| health.is_unanswered(now)) else {
+            return;
+        };
+        self.quiet.is_known_silent.store(true, Ordering::Relaxed);
+        if !self.quiet.has_left.load(Ordering::Relaxed) && health.tell_out(now - silence) {
+            tracing::warn!(
+                peer = %self.address,
+                unanswered_for = in_words(silence),
+                "peer does not answer"
+            );
         }
     }
 
@@ -312,7 +401,7 @@ impl Peer {
             let mut trial_ended = std::pin::pin!(self.trial_ended.notified());
             // From here on no end is missed.
             trial_ended.as_mut().enable();
-            let admitted = self.breaker.lock().admit([message.tenant()], now);
+            let admitted = self.see_return(now).admit([message.tenant()], now);
             match admitted {
                 Ok(admitted) => return Ok(Call { peer: self, message, admitted: Some(admitted) }),
                 // By then it is taken for shut.
@@ -385,16 +474,21 @@ impl Peer {
             let is_grpc = matches!(connection.transport, Transport::Grpc { .. });
             let counted = is_grpc.then(|| self.metrics.begin());
             let left = deadline.saturating_duration_since(Instant::now());
+            let waiting = Waiting::begin(self);
             let hear = |headers: &HeaderMap| self.hear(headers);
             let told = &self.told_ring;
             let call = client::call(&mut connection, &self.address, message, left, told, hear);
-            let result = timeout_at(deadline, call).await;
-            let code = match &result {
-                Ok(Ok(()) | Err(CallFailure::Refused(..))) => Code::Ok,
-                Ok(Err(CallFailure::Status(code, _))) => *code,
-                Ok(Err(_)) => Code::Unavailable,
-                Err(_) => Code::DeadlineExceeded,
+            let result = self.wait_for(call, deadline).await;
+            let (waited, code) = match &result {
+                Ok(Ok(()) | Err(CallFailure::Refused(..))) => (Waited::Answered, Code::Ok),
+                Ok(Err(CallFailure::Status(code, _))) => (Waited::Answered, *code),
+                Ok(Err(CallFailure::TenantNotReady(_))) => (Waited::Answered, Code::Internal),
+                Ok(Err(CallFailure::Broken(_) | CallFailure::NotSent)) => {
+                    (Waited::GivenUp, Code::Unavailable)
+                }
+                Err(_) => (Waited::TimedOut, Code::DeadlineExceeded),
             };
+            waiting.end(waited);
             if let Some(counted) = counted {
                 counted.end(code);
             }
@@ -422,6 +516,24 @@ impl Peer {
         }
     }
 
+    /// Waits for an answer, and says so if none of those that are waited for comes.
+    async fn wait_for<T>(
+        &self,
+        call: impl Future<Output = T>,
+        deadline: Instant,
+    ) -> Result<T, Elapsed> {
+        let mut call = std::pin::pin!(call);
+        loop {
+            let later = Instant::now() + UNANSWERED_MAX;
+            let until = self.health.lock().unanswered_at().map_or(later, |at| at.max(later));
+            match timeout_at(until.min(deadline), &mut call).await {
+                Ok(answer) => return Ok(answer),
+                Err(elapsed) if until >= deadline => return Err(elapsed),
+                Err(_) => self.tell_unanswered(),
+            }
+        }
+    }
+
     fn judge(&self, failure: CallFailure) -> ForwardError {
         let peer = self.address.clone();
         match failure {
@@ -436,6 +548,7 @@ impl Peer {
             CallFailure::Refused(series, detail) => {
                 ForwardError::Conflict { peer, detail, refused: Some(series) }
             }
+            CallFailure::TenantNotReady(detail) => ForwardError::TenantNotReady { peer, detail },
             failure @ (CallFailure::Broken(_) | CallFailure::NotSent) => {
                 ForwardError::Unavailable { peer, detail: failure.to_string() }
             }
@@ -445,26 +558,33 @@ impl Peer {
     pub fn snapshot(&self) -> PeerSnapshot {
         let now = Instant::now();
         let inflight = self.inflight.seen(now);
-        let (state, tenants_shut) = {
-            let breaker = self.breaker.lock();
-            (breaker.state(), breaker.tenants_shut(now))
+        let (breaker, breaker_since, tenants_shut) = {
+            let breaker = self.see_return(now);
+            (breaker.state(), breaker.since(), breaker.tenants_shut(now))
         };
-        let link = self.link.state();
-        let is_connected = matches!(link, Link::Up(_));
-        let state = match (link, state) {
-            (Link::Down { reason, .. }, _) => PeerState::Unreachable(reason),
-            (_, State::Open) => PeerState::Open,
-            (_, State::Shut { until, .. }) if now < until => PeerState::Shut,
-            // The next call is on trial, or one is.
-            (_, State::Shut { .. } | State::Probation { .. }) => PeerState::Probation,
+        let (unanswered_for, answering_since, failing_for) = {
+            let health = self.health.lock();
+            (health.unanswered_for(now), health.answering_since(), health.failing_for(now))
+        };
+        let seen = Seen {
+            link: self.link.state(),
+            link_since: self.link.since(),
+            breaker,
+            breaker_since,
+            unanswered_for,
+            answering_since,
         };
         let (last_error, last_error_at) = self.last_error.lock().clone().unzip();
         PeerSnapshot {
             address: self.address.clone(),
             dialled: self.dialled.clone(),
-            state,
+            state: seen.state(now),
+            state_for: seen.state_for(now),
+            unavailable_for: seen.unavailable_for(now),
+            unanswered_for,
+            failing_for,
             tenants_shut,
-            is_connected,
+            is_connected: seen.is_connected(),
             ring: self.told_ring.last(),
             inflight_requests: inflight.calls,
             inflight_bytes: inflight.bytes,
@@ -483,11 +603,15 @@ struct Call<'a> {
 }
 
 impl Call<'_> {
-    fn end(&mut self, ended: Ended) -> Blamed {
+    /// `used` is the number of the connection that it was made over, if any.
+    fn end(&mut self, ended: Ended, used: Option<u64>) -> Blamed {
         let Some(admitted) = self.admitted.take() else { return Blamed::Nobody };
         let tenant = self.message.tenant();
-        let blamed =
-            self.peer.breaker.lock().end(admitted, ended, [tenant], Instant::now(), jitter());
+        let blamed = {
+            let mut breaker = self.peer.breaker.lock();
+            used.into_iter().for_each(|number| breaker.see_used(number));
+            breaker.end(admitted, ended, [tenant], Instant::now(), jitter())
+        };
         self.peer.trial_ended.notify_waiters();
         blamed
     }
@@ -495,8 +619,34 @@ impl Call<'_> {
 
 impl Drop for Call<'_> {
     fn drop(&mut self) {
-        self.end(Ended::Cancelled);
+        self.end(Ended::Cancelled, None);
     }
+}
+
+/// The wait for one answer, and be it given up by being dropped.
+struct Waiting<'a>(&'a Peer, Waited);
+
+impl Waiting<'_> {
+    fn begin(peer: &Peer) -> Waiting<'_> {
+        peer.health.lock().begin(Instant::now());
+        Waiting(peer, Waited::GivenUp)
+    }
+
+    fn end(mut self, waited: Waited) {
+        self.1 = waited;
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.health.lock().end(self.1, Instant::now());
+    }
+}
+
+/// A length of time for people.
+fn in_words(time: Duration) -> String {
+    let millis = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    humantime::format_duration(Duration::from_millis(millis)).to_string()
 }
 
 /// From 0 to 1, at random.

@@ -8,6 +8,7 @@
 pub(crate) mod own_authority;
 pub mod server;
 pub mod stream;
+pub(crate) mod words;
 
 use std::fmt;
 use std::fs;

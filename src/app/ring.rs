@@ -15,7 +15,9 @@ use crate::http::ring::RingStatus;
 use crate::metrics::Registry;
 use crate::model::router_path::InstanceId;
 use crate::peer::agreement::RingAgreement;
+use crate::peer::link::LinkOptions;
 use crate::peer::message::Protocol;
+use crate::peer::socket;
 use crate::peer::tls::ClientTls;
 use crate::peer::{PeerAddress, PeerOptions, PeerPool, PeerState};
 use crate::write::quorum::WriteQuorum;
@@ -47,6 +49,10 @@ pub(super) fn start(
         calls_max: config.forward_calls_max,
         instance: Some(instance),
         tls,
+        link: LinkOptions {
+            user_timeout: socket::user_timeout(config.forward_timeout),
+            ..PeerOptions::default().link
+        },
         method: config.method,
         artificial_delay_max: config.artificial_delay_max,
     };
@@ -116,7 +122,9 @@ fn prepared(peers: Arc<PeerPool>, local: Option<String>) -> CurrentHashring {
         let before = peers.snapshot();
         let before =
             before.iter().map(|peer| PeerAddress { name: &peer.address, dialled: &peer.dialled });
-        peers.update(before.chain(addresses(next, local.as_deref(), peers.options().protocol)));
+        let members = || addresses(next, local.as_deref(), peers.options().protocol);
+        peers.update(before.chain(members()));
+        peers.set_members(members().map(|member| member.name));
     })
 }
 

@@ -17,12 +17,8 @@ pub fn written(result: &Result<(), CallError>) -> WriteAnswer {
         }
         _ => Concern::Unsaid,
     };
-    let refused = match result {
-        Err(CallError::Write(PeerWriteError::Refused { series, .. })) => series.encode(),
-        _ => None,
-    };
-    // A list that is empty says that there are such, one that is too long that it is left out.
-    WriteAnswer { error, said, refused: Some(refused.unwrap_or_default()), concern }
+    let refused = result.is_ok().then(Vec::new);
+    WriteAnswer { error, said, refused, concern }
 }
 
 /// A Thanos router takes `alreadyExists` for final and

@@ -1,10 +1,11 @@
 //! Errors to gRPC status; nowhere else.
 
+use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
 
 use crate::grpc::remote_write::CallError;
 use crate::store::error::QueryError;
-use crate::wire::grpc::MessageError;
+use crate::wire::grpc::{MessageError, TENANT_NOT_READY};
 use crate::write::error::WriteError;
 use crate::write::service::PeerWriteError;
 
@@ -40,7 +41,8 @@ pub fn statistics(error: &QueryError) -> Status {
 
 /// What a peer is told that writes to us. A Thanos router takes `AlreadyExists` for final and
 /// retries everything else; on `Unavailable` it also backs off the whole peer, for all tenants,
-/// hence that is said for the node only.
+/// hence that is said for the node only. That one tenant is not ready is told to a peer of ours by a
+/// header.
 pub fn write(error: &CallError) -> Status {
     let code = match error {
         CallError::Overloaded(_) | CallError::Slow(_) => Code::Unavailable,
@@ -66,7 +68,11 @@ pub fn write(error: &CallError) -> Status {
             },
         },
     };
-    Status::new(code, error.to_string())
+    let mut status = Status::new(code, error.to_string());
+    if let CallError::Write(PeerWriteError::Write(WriteError::TenantNotReady { .. })) = error {
+        status.metadata_mut().insert(TENANT_NOT_READY, MetadataValue::from_static("true"));
+    }
+    status
 }
 
 /// What the sender of a message is told that cannot be taken.
@@ -97,8 +103,12 @@ mod tests {
     fn only_a_node_that_cannot_write_at_all_is_backed_off() {
         let code = |error: PeerWriteError| write(&CallError::Write(error)).code();
         let tenant = WriteError::TenantNotReady { tenant: "a".into(), detail: "opening".into() };
-        assert_eq!(code(tenant.into()), Code::Internal);
-        assert_eq!(code(WriteError::Unavailable("disk full".into()).into()), Code::Unavailable);
+        let status = write(&CallError::Write(tenant.into()));
+        assert_eq!(status.code(), Code::Internal);
+        assert!(status.into_http::<()>().headers().contains_key(TENANT_NOT_READY));
+        let status = write(&CallError::Write(WriteError::Unavailable("disk full".into()).into()));
+        assert_eq!(status.code(), Code::Unavailable);
+        assert!(!status.into_http::<()>().headers().contains_key(TENANT_NOT_READY));
         assert_eq!(code(TenantNameError::NotUtf8.into()), Code::InvalidArgument);
         assert_eq!(
             code(PeerWriteError::BadReplica { replica: 4, factor: 3 }),

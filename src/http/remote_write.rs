@@ -183,15 +183,13 @@ impl<S: WriteSink> WriteService<S> {
         admission: Arc<Admission>,
         registry: &Registry,
     ) -> WriteService<S> {
-        let pool =
-            |name| BufferPool::new(POOLED_BUFFERS_MAX, POOLED_BYTES_MAX).shown(registry, name);
         WriteService {
             sink,
             accepting,
             admission,
             options,
-            bodies: pool("http_bodies"),
-            inflated: pool("http_inflated"),
+            bodies: BufferPool::new(POOLED_BUFFERS_MAX, POOLED_BYTES_MAX),
+            inflated: BufferPool::new(POOLED_BUFFERS_MAX, POOLED_BYTES_MAX),
             metrics: WriteMetrics::new(registry),
             told: Throttle::default(),
         }

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -156,7 +157,7 @@ struct MemberJson<'a> {
     /// Part of all copies of series that the member holds. Absent where each tenant has its own
     /// part of the ring.
     share: Option<f64>,
-    /// `open`, `shut`, `probation` or `unreachable`; `local` for this node.
+    /// `open`, `silent`, `shut`, `probation`, `dialling` or `unreachable`; `local` for this node.
     state: &'static str,
     /// What the member said last of its rings; absent if it said nothing, as a node of Thanos.
     ring_hash: Option<String>,
@@ -164,6 +165,12 @@ struct MemberJson<'a> {
     ring_hash_at_ms: Option<Timestamp>,
     /// Whether they are those in force here. Absent if it said so too long ago.
     ring_agrees: Option<bool>,
+    /// For how long it has been that.
+    state_for_ms: Option<u64>,
+    /// For how long forwards have been under way without any answer.
+    unanswered_for_ms: Option<u64>,
+    /// For how long forwards have been answered with errors only.
+    failing_for_ms: Option<u64>,
     inflight_requests: u64,
     inflight_bytes: u64,
     /// Tenants that are backed off alone.
@@ -255,6 +262,9 @@ impl RingPage {
                     true => Some(true),
                     false => own.and_then(|own| own.agrees(word)),
                 },
+                state_for_ms: peer.map(|peer| millis(peer.state_for)),
+                unanswered_for_ms: peer.and_then(|peer| peer.unanswered_for).map(millis),
+                failing_for_ms: peer.and_then(|peer| peer.failing_for).map(millis),
                 inflight_requests: peer.map_or(0, |peer| peer.inflight_requests),
                 inflight_bytes: peer.map_or(0, |peer| peer.inflight_bytes),
                 tenants_backed_off: peer.map_or(0, |peer| peer.tenants_shut),
@@ -302,6 +312,10 @@ impl RingPage {
     fn is_local(&self, endpoint: &Endpoint) -> bool {
         self.local_endpoint.as_ref().is_some_and(|local| endpoint.has_address(local))
     }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -14,9 +14,13 @@
 //! come. If the trial times out, its tenants are backed off for longer than the peer, so that the
 //! next one is somebody else's.
 //!
+//! A new connection, where there was none, says that the peer is back: what is shut by failures of
+//! older ones is on probation at once, and goes on doubling if that fails.
+//!
 //! A time-out shuts the peer only if it answered no call at all since that call began; if it
 //! answered others, the time-out is held against the tenants of the call (their logs may be read at
-//! the moment), which are backed off alone. Calls that we gave up ourselves, or had no connection
+//! the moment), which are backed off alone, as is one of which the peer says that it is not ready;
+//! the first success ends that. Calls that we gave up ourselves, or had no connection
 //! for, count for nothing.
 //!
 //! Pure: it has no clock and no dice of its own.
@@ -92,6 +96,8 @@ pub enum Refused {
 pub enum Ended {
     /// With any status but `Unavailable`.
     Answered,
+    /// With a word that the tenant is not ready.
+    TenantNotReady,
     /// With `Unavailable`, or with the end of the connection.
     Unavailable,
     TimedOut,
@@ -112,9 +118,20 @@ pub enum Blamed {
 pub struct Breaker {
     backoff_max: Duration,
     state: State,
+    /// When it last became open, or ceased to be.
+    since: Option<Instant>,
     last_answer: Option<Instant>,
-    /// Tenants whose calls hang at this peer: shut until, after this back-off.
-    tenants: HashMap<Box<str>, (Instant, Backoff)>,
+    /// The newest connection of which something is known.
+    connection: u64,
+    /// Tenants whose calls hang at this peer or are refused as too early.
+    tenants: HashMap<Box<str>, TenantShut>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct TenantShut {
+    since: Instant,
+    until: Instant,
+    backoff: Backoff,
 }
 
 impl Breaker {
@@ -122,7 +139,9 @@ impl Breaker {
         Breaker {
             backoff_max: backoff_max.max(BACKOFF_MIN),
             state: State::Open,
+            since: None,
             last_answer: None,
+            connection: 0,
             tenants: HashMap::new(),
         }
     }
@@ -131,9 +150,35 @@ impl Breaker {
         self.state
     }
 
+    /// Since when it has been open, or not open; None if it has always been.
+    pub fn since(&self) -> Option<Instant> {
+        self.since
+    }
+
     /// Tenants that are backed off alone.
     pub fn tenants_shut(&self, now: Instant) -> usize {
-        self.tenants.values().filter(|(until, _)| *until > now).count()
+        self.tenants.values().filter(|tenant| tenant.until > now).count()
+    }
+
+    /// Hears of the newest connection that came up after there was none.
+    /// Tells whether it is news.
+    pub fn see_return(&mut self, connection: u64, now: Instant) -> bool {
+        if connection <= self.connection {
+            return false;
+        }
+        self.connection = connection;
+        if let State::Shut { until, .. } = &mut self.state {
+            *until = now.min(*until);
+        }
+        for tenant in self.tenants.values_mut() {
+            tenant.until = now.min(tenant.until);
+        }
+        true
+    }
+
+    /// Hears which connection a call was made over: how it ends is known of that one.
+    pub fn see_used(&mut self, connection: u64) {
+        self.connection = self.connection.max(connection);
     }
 
     /// Asks to call the peer for `tenants`. Who is let through must say how it ended.
@@ -171,7 +216,7 @@ impl Breaker {
 
     fn is_tenant_shut(&self, tenant: &str, now: Instant) -> bool {
         // Hashing a name is not for the usual case.
-        !self.tenants.is_empty() && self.tenants.get(tenant).is_some_and(|(until, _)| *until > now)
+        !self.tenants.is_empty() && self.tenants.get(tenant).is_some_and(|shut| shut.until > now)
     }
 
     /// Takes note of a call's end. `jitter` is from 0 to 1.
@@ -185,8 +230,7 @@ impl Breaker {
     ) -> Blamed {
         match ended {
             Ended::Answered => {
-                self.last_answer = Some(now);
-                self.state = State::Open;
+                self.open(now);
                 if !self.tenants.is_empty() {
                     for tenant in tenants {
                         self.tenants.remove(tenant);
@@ -194,14 +238,19 @@ impl Breaker {
                 }
                 Blamed::Nobody
             }
+            Ended::TenantNotReady => {
+                self.open(now);
+                self.shut_tenants(call, tenants, now, jitter);
+                Blamed::Tenants
+            }
             Ended::Unavailable => {
                 self.shut(call, now, jitter);
                 Blamed::Peer
             }
             Ended::TimedOut if self.last_answer.is_some_and(|answer| answer >= call.begun) => {
-                self.shut_tenants(tenants, now, jitter);
+                self.shut_tenants(call, tenants, now, jitter);
                 if call.on_trial {
-                    self.state = State::Open;
+                    self.leave_for(State::Open, now);
                 }
                 Blamed::Tenants
             }
@@ -209,7 +258,7 @@ impl Breaker {
                 self.shut(call, now, jitter);
                 if call.on_trial {
                     // It may be these tenants alone that hang: let others have the next trial.
-                    self.shut_tenants_after(self.backoff(), tenants, now, jitter);
+                    self.shut_tenants_after(self.backoff(), call, tenants, now, jitter);
                 }
                 Blamed::Peer
             }
@@ -222,6 +271,18 @@ impl Breaker {
         }
     }
 
+    fn open(&mut self, now: Instant) {
+        self.last_answer = Some(now);
+        self.leave_for(State::Open, now);
+    }
+
+    fn leave_for(&mut self, state: State, now: Instant) {
+        if (self.state == State::Open) != (state == State::Open) {
+            self.since = Some(now);
+        }
+        self.state = state;
+    }
+
     fn shut(&mut self, call: Admitted, now: Instant, jitter: f64) {
         let previous = match self.state {
             State::Open => None,
@@ -230,7 +291,7 @@ impl Breaker {
             State::Shut { .. } | State::Probation { .. } => return,
         };
         let backoff = Backoff::after(previous, self.backoff_max);
-        self.state = State::Shut { until: now + backoff.jittered(jitter), backoff };
+        self.leave_for(State::Shut { until: now + backoff.jittered(jitter), backoff }, now);
     }
 
     /// The back-off that the peer is in.
@@ -243,33 +304,41 @@ impl Breaker {
 
     fn shut_tenants<'t>(
         &mut self,
+        call: Admitted,
         tenants: impl IntoIterator<Item = &'t str>,
         now: Instant,
         jitter: f64,
     ) {
-        self.shut_tenants_after(None, tenants, now, jitter);
+        self.shut_tenants_after(None, call, tenants, now, jitter);
     }
 
     /// Backs tenants off for longer than the last time, and longer than `least`.
     fn shut_tenants_after<'t>(
         &mut self,
         least: Option<Backoff>,
+        call: Admitted,
         tenants: impl IntoIterator<Item = &'t str>,
         now: Instant,
         jitter: f64,
     ) {
         for tenant in tenants {
-            let previous = self.tenants.get(tenant).map(|(_, backoff)| *backoff);
-            let is_new = previous.is_none();
-            let previous = previous.max(least);
-            if is_new && self.tenants.len() >= TENANTS_MAX {
-                self.tenants.retain(|_, (until, _)| *until > now);
-                if self.tenants.len() >= TENANTS_MAX {
-                    return;
+            let previous = match self.tenants.get(tenant) {
+                // Calls from before end one after another; one of them has been counted.
+                Some(shut) if call.begun < shut.since => continue,
+                Some(shut) => Some(shut.backoff),
+                None => {
+                    if self.tenants.len() >= TENANTS_MAX {
+                        self.tenants.retain(|_, shut| shut.until > now);
+                    }
+                    if self.tenants.len() >= TENANTS_MAX {
+                        return;
+                    }
+                    None
                 }
-            }
-            let backoff = Backoff::after(previous, self.backoff_max);
-            self.tenants.insert(tenant.into(), (now + backoff.jittered(jitter), backoff));
+            };
+            let backoff = Backoff::after(previous.max(least), self.backoff_max);
+            let until = now + backoff.jittered(jitter);
+            self.tenants.insert(tenant.into(), TenantShut { since: now, until, backoff });
         }
     }
 }
@@ -402,13 +471,117 @@ mod tests {
     }
 
     #[test]
+    fn a_tenant_that_is_not_ready_is_backed_off_alone_until_its_first_success() {
+        let mut breaker = Breaker::new(MAX);
+        let mut now = Instant::now();
+        for expected in [100, 200, 400, 800, 1600, 3200, 5000, 5000] {
+            // Calls that are under way at the same time count once.
+            let calls = [(); 3].map(|()| breaker.admit(["opening"], now).unwrap());
+            for call in calls {
+                let ended = Ended::TenantNotReady;
+                now += ms(1);
+                assert_eq!(breaker.end(call, ended, ["opening"], now, 1.0), Blamed::Tenants);
+            }
+            assert_eq!(breaker.state(), State::Open);
+            assert!(breaker.admit(["a"], now).is_ok());
+            let until = now - ms(2) + ms(expected);
+            assert_eq!(breaker.admit(["opening"], until - ms(1)), Err(Refused::TenantShut));
+            now = until;
+        }
+        let call = breaker.admit(["opening"], now).unwrap();
+        breaker.end(call, Ended::Answered, ["opening"], now, 1.0);
+        let call = breaker.admit(["opening"], now).unwrap();
+        breaker.end(call, Ended::TenantNotReady, ["opening"], now, 1.0);
+        assert_eq!(breaker.admit(["opening"], now + ms(99)), Err(Refused::TenantShut));
+        assert!(breaker.admit(["opening"], now + ms(100)).is_ok(), "from the start again");
+    }
+
+    #[test]
+    fn one_that_is_not_ready_opens_the_peer() {
+        let mut breaker = Breaker::new(MAX);
+        let now = Instant::now();
+        let call = breaker.admit(["a"], now).unwrap();
+        breaker.end(call, Ended::Unavailable, ["a"], now, 1.0);
+        let trial = breaker.admit(["opening"], now + ms(100)).unwrap();
+        breaker.end(trial, Ended::TenantNotReady, ["opening"], now + ms(101), 1.0);
+        assert_eq!(breaker.state(), State::Open);
+    }
+
+    /// Shut for 3.2 s by calls over connection 1, and tenant "hangs" for longer.
+    fn shut_for_long() -> (Breaker, Instant) {
+        let mut breaker = Breaker::new(MAX);
+        let mut now = Instant::now();
+        for _ in 0..5 {
+            let call = breaker.admit(["a"], now).unwrap();
+            breaker.see_used(1);
+            breaker.end(call, Ended::Unavailable, ["a"], now, 1.0);
+            let State::Shut { until, .. } = breaker.state() else { panic!("open") };
+            now = until;
+        }
+        let hangs = breaker.admit(["hangs"], now).unwrap();
+        breaker.end(hangs, Ended::TimedOut, ["hangs"], now, 1.0);
+        (breaker, now)
+    }
+
+    #[test]
+    fn a_new_connection_is_tried_at_once_and_only_once() {
+        let (mut breaker, now) = shut_for_long();
+        breaker.see_return(1, now);
+        assert_eq!(breaker.admit(["a"], now), Err(Refused::PeerShut), "it is known");
+        breaker.see_return(2, now);
+        let trial = breaker.admit(["a"], now).unwrap();
+        assert!(matches!(breaker.admit(["a"], now), Err(Refused::PeerOnTrial { .. })));
+        breaker.see_used(2);
+        breaker.end(trial, Ended::Unavailable, ["a"], now, 1.0);
+        breaker.see_return(2, now);
+        let State::Shut { until, .. } = breaker.state() else { panic!("open") };
+        assert_eq!(until, now + MAX, "twice as long as before, up to the maximum");
+        assert_eq!(breaker.admit(["a"], now + ms(1)), Err(Refused::PeerShut));
+
+        let (mut breaker, now) = shut_for_long();
+        breaker.see_return(2, now);
+        let trial = breaker.admit(["hangs"], now).unwrap();
+        breaker.end(trial, Ended::Answered, ["hangs"], now, 1.0);
+        assert_eq!((breaker.state(), breaker.tenants_shut(now)), (State::Open, 0));
+    }
+
+    #[test]
+    fn a_call_over_an_old_connection_says_nothing_about_a_new_one() {
+        let mut breaker = Breaker::new(MAX);
+        let now = Instant::now();
+        let call = breaker.admit(["a"], now).unwrap();
+        breaker.see_used(1);
+        breaker.end(call, Ended::Unavailable, ["a"], now, 1.0);
+        breaker.see_return(2, now + ms(1));
+        assert!(breaker.admit(["a"], now + ms(1)).is_ok());
+    }
+
+    #[test]
+    fn it_knows_since_when() {
+        let mut breaker = Breaker::new(MAX);
+        let now = Instant::now();
+        assert_eq!(breaker.since(), None);
+        for at in [0, 100] {
+            let call = breaker.admit(["a"], now + ms(at)).unwrap();
+            breaker.end(call, Ended::Unavailable, ["a"], now + ms(at), 1.0);
+            assert_eq!(breaker.since(), Some(now), "out since the first failure");
+        }
+        for at in [300, 400] {
+            let call = breaker.admit(["a"], now + ms(at)).unwrap();
+            breaker.end(call, Ended::Answered, ["a"], now + ms(at), 1.0);
+            assert_eq!(breaker.since(), Some(now + ms(300)));
+        }
+    }
+
+    #[test]
     fn tenants_that_hang_are_remembered_up_to_a_bound() {
         let mut breaker = Breaker::new(MAX);
         let now = Instant::now();
         let names: Vec<String> = (0..TENANTS_MAX + 10).map(|i| i.to_string()).collect();
-        breaker.shut_tenants(names.iter().map(String::as_str), now, 1.0);
+        let call = breaker.admit(NO_TENANT, now).unwrap();
+        breaker.shut_tenants(call, names.iter().map(String::as_str), now, 1.0);
         assert_eq!(breaker.tenants.len(), TENANTS_MAX);
-        breaker.shut_tenants(["another"], now + MAX, 1.0);
+        breaker.shut_tenants(call, ["another"], now + MAX, 1.0);
         assert_eq!(breaker.tenants.len(), 1, "those whose time is over make room");
     }
 }

@@ -18,7 +18,9 @@ use crate::peer::message::{Compression, Form, ForwardMessage};
 use crate::peer::told_ring::ToldRing;
 use crate::wire::grpc::{ACCEPTED, ANSWER, ANSWER_SERIES, GRPC_ACCEPT_ENCODING, GRPC_ENCODING};
 use crate::wire::grpc::{GRPC_TIMEOUT, HEAD_BYTES, Head, ROUTER_PATH};
-use crate::wire::grpc::{MERGED_WRITE_PATH, REMOTE_WRITE_PATH, RING, TAKES_MERGED};
+use crate::wire::grpc::{
+    MERGED_WRITE_PATH, REMOTE_WRITE_PATH, RING, TAKES_MERGED, TENANT_NOT_READY,
+};
 use crate::wire::peer_write::{ANSWER_BYTES_MAX, MergedWriteAnswer};
 use crate::wire::refused::RefusedSeries;
 
@@ -40,6 +42,8 @@ pub enum CallFailure {
     /// These series of the message, by their places in it, were refused for good, and the others are
     /// stored.
     Refused(RefusedSeries, String),
+    /// The peer's answer that it cannot store this tenant's series yet.
+    TenantNotReady(String),
     /// The connection failed, perhaps after the peer had stored everything.
     Broken(String),
     /// The connection was closed before the peer saw the call, or over Cap'n Proto before it
@@ -52,7 +56,9 @@ impl fmt::Display for CallFailure {
         match self {
             CallFailure::Status(code, detail) => write!(f, "{code:?}: {detail}"),
             CallFailure::Refused(series, detail) => write!(f, "{} series: {detail}", series.len()),
-            CallFailure::Broken(detail) => f.write_str(detail),
+            CallFailure::TenantNotReady(detail) | CallFailure::Broken(detail) => {
+                f.write_str(detail)
+            }
             CallFailure::NotSent => f.write_str("the connection was closed"),
         }
     }
@@ -73,7 +79,7 @@ pub async fn call(
             (sender, scheme, merging, compression)
         }
         (Transport::CapnProto(client), Form::CapnProto { words }) => {
-            return client.write(words, message.body(), message.series_count()).await;
+            return client.write(words, message.body()).await;
         }
         // A pool has one protocol.
         _ => {
@@ -229,6 +235,9 @@ fn status_of(headers: &HeaderMap) -> Option<Result<(), CallFailure>> {
     let status = Status::from_header_map(headers)?;
     Some(match status.code() {
         Code::Ok => Ok(()),
+        Code::Internal if headers.contains_key(TENANT_NOT_READY) => {
+            Err(CallFailure::TenantNotReady(cut(status.message())))
+        }
         code => Err(CallFailure::Status(code, cut(status.message()))),
     })
 }

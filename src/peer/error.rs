@@ -31,6 +31,9 @@ pub enum ForwardError {
     Full { peer: Arc<str>, bound: Bound },
     #[error("peer {peer} did not answer in time")]
     TimedOut { peer: Arc<str> },
+    /// The peer said that it cannot store this tenant's series yet: it reads the tenant's log, say.
+    #[error("peer {peer}: {detail}")]
+    TenantNotReady { peer: Arc<str>, detail: String },
     /// Any other answer, of one tenant's storage, say. A retry may help.
     #[error("peer {peer}: {code:?}: {detail}")]
     Failed { peer: Arc<str>, code: Code, detail: String },
@@ -55,6 +58,7 @@ impl ForwardError {
             | ForwardError::BadReplica { .. }
             | ForwardError::Unavailable { .. }
             | ForwardError::TimedOut { .. }
+            | ForwardError::TenantNotReady { .. }
             | ForwardError::Failed { .. } => None,
         }
     }
@@ -69,6 +73,7 @@ impl ForwardError {
             | ForwardError::BackedOff { .. } => Code::Unavailable,
             ForwardError::Full { .. } => Code::ResourceExhausted,
             ForwardError::TimedOut { .. } => Code::DeadlineExceeded,
+            ForwardError::TenantNotReady { .. } => Code::Internal,
             ForwardError::Failed { code, .. } => *code,
         }
     }

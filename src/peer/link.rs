@@ -3,31 +3,31 @@
 //! The task dials at once, and again whenever the connection ends, resolving the name anew each
 //! time, so that a peer is found under a new address. A call that finds no connection has it dial
 //! once more and waits for that, so a peer is used as soon as it listens; only one whose dialling
-//! takes long to fail is not waited for. Nothing is sent on an idle connection: grpc-go closes those
-//! that are pinged.
+//! takes long is not waited for. Nothing is sent on an idle connection: grpc-go closes those that
+//! are pinged.
+//!
+//! A connection grows old: then another one is made, and calls go over that as soon as it is there,
+//! while those under way end on the old one. So what stands behind one name gets its part after it
+//! has grown.
 
 use std::convert::Infallible;
-use std::fmt;
-use std::io;
-use std::pin::Pin;
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use bytes::buf::Chain;
 use http::uri::Scheme;
 use http_body_util::Full;
-use hyper::client::conn::http2::{self, SendRequest};
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
+use hyper::client::conn::http2::SendRequest;
 use tokio::sync::{Notify, watch};
-use tokio::task::{JoinError, JoinHandle};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::peer::capnproto;
-use crate::peer::tls::ClientTls;
+use crate::peer::dial::{DialError, Dialled, Dialler, Ended, dial};
+use crate::peer::health::UNANSWERED_MAX;
 
 /// Body of a call.
 pub type CallBody = Full<Chain<Bytes, Bytes>>;
@@ -40,8 +40,8 @@ const DIAL_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// An attempt that takes longer to fail is one that calls do not wait for.
 const QUICK_FAILURE_MAX: Duration = Duration::from_millis(250);
 
-/// Time for one address to accept the connection.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// When a connection that has grown old cannot be replaced, that is tried again after this.
+const RENEWAL_PAUSE: Duration = Duration::from_secs(60);
 
 /// The state of a connection.
 #[derive(Clone)]
@@ -49,7 +49,7 @@ pub enum Link {
     /// Being dialled, for the first time or after a connection that worked.
     Dialling,
     Up(Connection),
-    /// The last attempt failed; others follow.
+    /// The last attempt failed, or takes too long; others follow.
     Down {
         reason: Arc<str>,
         was_quick: bool,
@@ -98,19 +98,37 @@ impl Merging {
     }
 }
 
-/// How a peer is dialled.
+/// How connections are treated.
+#[derive(Clone, Copy, Debug)]
+pub struct LinkOptions {
+    /// Bytes that are not acknowledged for so long end a connection.
+    pub user_timeout: Duration,
+    /// After about so long a connection is replaced.
+    pub age_max: Duration,
+}
+
+/// What need not be said about a peer.
+#[derive(Default)]
+pub struct Quiet {
+    /// It has left the ring, so it is all right that it goes away.
+    pub has_left: AtomicBool,
+    /// The log has it that it does not answer.
+    pub is_known_silent: AtomicBool,
+}
+
+/// A link and since when it has been so, whatever connections and reasons have come and gone.
 #[derive(Clone)]
-pub enum Dialler {
-    /// `None` for plain text.
-    Grpc(Option<Arc<ClientTls>>),
-    /// Plain TCP.
-    CapnProto,
+struct Standing {
+    link: Link,
+    since: Instant,
 }
 
 /// Keeps a connection to one address until dropped.
 pub struct LinkKeeper {
-    link: watch::Receiver<Link>,
+    link: watch::Receiver<Standing>,
     leave: Arc<Leave>,
+    /// The newest connection that came up where there was none.
+    returned: Arc<AtomicU64>,
     /// Told when a call is in want of a connection.
     wanted: Arc<Notify>,
     task: JoinHandle<()>,
@@ -118,11 +136,29 @@ pub struct LinkKeeper {
 
 impl LinkKeeper {
     /// `address` is `host:port`. Must be called within a runtime.
-    pub fn start(address: Arc<str>, dialler: Dialler) -> LinkKeeper {
-        let (sender, link) = watch::channel(Link::Dialling);
+    pub fn start(
+        address: Arc<str>,
+        dialler: Dialler,
+        options: LinkOptions,
+        quiet: Arc<Quiet>,
+    ) -> LinkKeeper {
+        let standing = Standing { link: Link::Dialling, since: Instant::now() };
+        let (sender, link) = watch::channel(standing);
         let (leave, wanted) = (Arc::new(Leave::default()), Arc::new(Notify::new()));
-        let task = tokio::spawn(keep(address, dialler, sender, leave.clone(), wanted.clone()));
-        LinkKeeper { link, leave, wanted, task }
+        let returned = Arc::<AtomicU64>::default();
+        let keeping = Keeping {
+            address,
+            dialler,
+            options,
+            quiet,
+            link: sender,
+            leave: leave.clone(),
+            returned: returned.clone(),
+            wanted: wanted.clone(),
+            last_address: None,
+        };
+        let task = tokio::spawn(keeping.keep());
+        LinkKeeper { link, leave, returned, wanted, task }
     }
 
     /// The connection, waited for while it is being dialled, and another than `except`. An error
@@ -131,7 +167,7 @@ impl LinkKeeper {
         let mut link = self.link.clone();
         let mut has_asked = false;
         loop {
-            match &*link.borrow_and_update() {
+            match &link.borrow_and_update().link {
                 Link::Up(connection) if Some(connection.number) == except => {}
                 Link::Up(connection) => return Ok(connection.clone()),
                 Link::Down { was_quick: true, .. } if !has_asked => {
@@ -162,7 +198,7 @@ impl LinkKeeper {
 
     /// Whether the connection at this moment is one that takes merged messages.
     pub fn takes_merged(&self) -> bool {
-        match &*self.link.borrow() {
+        match &self.link.borrow().link {
             Link::Up(connection) => match &connection.transport {
                 Transport::Grpc { merging, .. } => merging.is_allowed(),
                 Transport::CapnProto(client) => client.takes_merged(),
@@ -173,7 +209,17 @@ impl LinkKeeper {
 
     /// The state at this moment.
     pub fn state(&self) -> Link {
-        self.link.borrow().clone()
+        self.link.borrow().link.clone()
+    }
+
+    /// Since when there has been a connection, or none.
+    pub fn since(&self) -> Instant {
+        self.link.borrow().since
+    }
+
+    /// The number of the newest connection that came up where there was none; 0 before the first.
+    pub fn returned(&self) -> u64 {
+        self.returned.load(Ordering::Relaxed)
     }
 
     /// Leaves the connection with this number, which no longer answers, for a new one. Calls under
@@ -211,49 +257,174 @@ impl Drop for LinkKeeper {
     }
 }
 
-async fn keep(
+/// What the task of a [`LinkKeeper`] has.
+struct Keeping {
     address: Arc<str>,
     dialler: Dialler,
-    link: watch::Sender<Link>,
+    options: LinkOptions,
+    quiet: Arc<Quiet>,
+    link: watch::Sender<Standing>,
     leave: Arc<Leave>,
+    returned: Arc<AtomicU64>,
     wanted: Arc<Notify>,
-) {
-    let mut number = 0;
-    let mut pause = DIAL_PAUSE_MIN;
-    let mut outage = Outage::default();
-    loop {
-        let begun = Instant::now();
-        let reason: Arc<str> = match dial(&address, &dialler).await {
-            Ok((transport, ended)) => {
-                number += 1;
-                let begun = Instant::now();
-                link.send_replace(Link::Up(Connection { transport, number }));
-                let why = tokio::select! {
-                    why = ended => why,
-                    () = leave.wait_for(number) => String::new(),
-                    // One that is closed at once is no news.
-                    never = outage.end_if_it_lasts(&address) => match never {},
-                };
-                if begun.elapsed() >= DIAL_PAUSE_MAX {
-                    pause = DIAL_PAUSE_MIN;
-                    link.send_replace(Link::Dialling);
-                    continue;
+    /// Where the last connection went.
+    last_address: Option<SocketAddr>,
+}
+
+/// How a connection ceased to be used.
+enum Over {
+    /// By itself, for this reason.
+    Ended(String),
+    /// Calls on it were not answered.
+    Left,
+}
+
+/// Which of several addresses is tried first.
+#[derive(Clone, Copy)]
+enum Prefer {
+    /// The one that worked.
+    Last,
+    /// Any but the one that did not.
+    Others,
+    /// Any.
+    Any,
+}
+
+impl Keeping {
+    async fn keep(mut self) {
+        let mut number = 0;
+        let mut pause = DIAL_PAUSE_MIN;
+        let mut outage = Outage::default();
+        let mut prefer = Prefer::Last;
+        // Whether there is news in a connection that comes up.
+        let mut was_away = true;
+        loop {
+            let begun = Instant::now();
+            let reason: Arc<str> = match self.dial(prefer, &mut outage).await {
+                Ok(Dialled { transport, ended, address }) => {
+                    number += 1;
+                    let was_slow = begun.elapsed() > QUICK_FAILURE_MAX;
+                    if was_away || was_slow {
+                        self.returned.store(number, Ordering::Relaxed);
+                    }
+                    self.last_address = Some(address);
+                    let begun = Instant::now();
+                    self.set(Link::Up(Connection { transport, number }));
+                    let over = self.hold(ended, &mut number, &mut outage).await;
+                    was_away = matches!(over, Over::Ended(_));
+                    prefer = if was_away { Prefer::Last } else { Prefer::Others };
+                    if begun.elapsed() >= DIAL_PAUSE_MAX {
+                        pause = DIAL_PAUSE_MIN;
+                        self.set(Link::Dialling);
+                        continue;
+                    }
+                    match over {
+                        Over::Ended(why) => format!("connection closed at once{why}").into(),
+                        Over::Left => "connection closed at once".into(),
+                    }
                 }
-                format!("connection closed at once{why}").into()
+                Err(error) => {
+                    was_away = true;
+                    prefer = Prefer::Last;
+                    error.to_string().into()
+                }
+            };
+            outage.go_on(&self, &reason);
+            let was_quick = begun.elapsed() <= QUICK_FAILURE_MAX;
+            self.set(Link::Down { reason, was_quick });
+            let ended = Instant::now();
+            let asked = async {
+                self.wanted.notified().await;
+                tokio::time::sleep_until(ended + DIAL_PAUSE_MIN).await;
+            };
+            // Either way.
+            let _ = tokio::time::timeout(pause.mul_f64(0.5 + 0.5 * super::jitter()), asked).await;
+            pause = (pause * 2).min(DIAL_PAUSE_MAX);
+        }
+    }
+
+    /// Dials. When that takes long, calls need not wait for it.
+    async fn dial(&self, prefer: Prefer, outage: &mut Outage) -> Result<Dialled, DialError> {
+        let mut dialled = std::pin::pin!(self.try_dial(prefer));
+        if let Ok(dialled) = tokio::time::timeout(UNANSWERED_MAX, &mut dialled).await {
+            return dialled.inspect_err(|error| outage.is_silence = error.is_silence());
+        }
+        let reason = format!("no answer for {} s, dialling on", UNANSWERED_MAX.as_secs());
+        outage.is_silence = true;
+        outage.go_on(self, &reason);
+        self.set(Link::Down { reason: reason.into(), was_quick: false });
+        dialled.await.inspect_err(|error| outage.is_silence = error.is_silence())
+    }
+
+    async fn try_dial(&self, prefer: Prefer) -> Result<Dialled, DialError> {
+        dial(&self.address, &self.dialler, self.options.user_timeout, |candidates| {
+            let last = candidates.iter().position(|address| Some(*address) == self.last_address);
+            match (prefer, last) {
+                (Prefer::Last, Some(last)) => candidates[..=last].rotate_right(1),
+                (Prefer::Others, Some(last)) => candidates[last..].rotate_left(1),
+                (Prefer::Any, _) => {
+                    let first = super::jitter() * candidates.len() as f64;
+                    let first = (first as usize).min(candidates.len().saturating_sub(1));
+                    candidates.rotate_left(first);
+                }
+                (Prefer::Last | Prefer::Others, None) => {}
             }
-            Err(error) => error.to_string().into(),
+        })
+        .await
+    }
+
+    /// Has a connection used, and the one that follows when it has grown old, until one of them
+    /// ends. `number` is that of the one in use.
+    async fn hold(&mut self, mut ended: Ended, number: &mut u64, outage: &mut Outage) -> Over {
+        loop {
+            let renewed = tokio::select! {
+                why = &mut ended => return Over::Ended(why),
+                () = self.leave.wait_for(*number) => return Over::Left,
+                // One that is closed at once is no news.
+                never = outage.end_if_it_lasts(self) => match never {},
+                renewed = self.renew() => renewed,
+            };
+            // Calls on the old one go on, and it ends with the last of them.
+            *number += 1;
+            self.last_address = Some(renewed.address);
+            self.set(Link::Up(Connection { transport: renewed.transport, number: *number }));
+            ended = renewed.ended;
+        }
+    }
+
+    /// Dials anew once the connection has grown old, at a time that others do not share.
+    async fn renew(&self) -> Dialled {
+        tokio::time::sleep(self.options.age_max.mul_f64(0.9 + 0.2 * super::jitter())).await;
+        loop {
+            match self.try_dial(Prefer::Any).await {
+                Ok(renewed) => return renewed,
+                Err(error) => {
+                    tracing::debug!(
+                        peer = %self.address,
+                        err = %error,
+                        "a connection that has grown old cannot be replaced yet"
+                    );
+                    tokio::time::sleep(RENEWAL_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    fn set(&self, link: Link) {
+        let is_same = |before: &Link| {
+            matches!(
+                (before, &link),
+                (Link::Dialling, Link::Dialling)
+                    | (Link::Up(_), Link::Up(_))
+                    | (Link::Down { .. }, Link::Down { .. })
+            )
         };
-        outage.go_on(&address, &reason);
-        let was_quick = begun.elapsed() <= QUICK_FAILURE_MAX;
-        link.send_replace(Link::Down { reason, was_quick });
-        let ended = Instant::now();
-        let asked = async {
-            wanted.notified().await;
-            tokio::time::sleep_until(ended + DIAL_PAUSE_MIN).await;
-        };
-        // Either way.
-        let _ = tokio::time::timeout(pause.mul_f64(0.5 + 0.5 * super::jitter()), asked).await;
-        pause = (pause * 2).min(DIAL_PAUSE_MAX);
+        self.link.send_modify(|standing| {
+            if !is_same(&standing.link) {
+                standing.since = Instant::now();
+            }
+            standing.link = link.clone();
+        });
     }
 }
 
@@ -261,114 +432,35 @@ async fn keep(
 #[derive(Default)]
 struct Outage {
     since: Option<Instant>,
+    /// All that is known is that there was no answer.
+    is_silence: bool,
     is_told: bool,
 }
 
 impl Outage {
     const TOLD_AFTER: Duration = Duration::from_secs(1);
 
-    fn go_on(&mut self, address: &str, reason: &str) {
+    fn go_on(&mut self, keeping: &Keeping, reason: &str) {
         let since = *self.since.get_or_insert_with(Instant::now);
-        if !self.is_told && since.elapsed() >= Outage::TOLD_AFTER {
-            self.is_told = true;
-            tracing::warn!(peer = address, err = reason, "peer cannot be reached");
+        let Quiet { has_left, is_known_silent } = &*keeping.quiet;
+        let is_known = self.is_silence && is_known_silent.load(Ordering::Relaxed);
+        if self.is_told
+            || is_known
+            || has_left.load(Ordering::Relaxed)
+            || since.elapsed() < Outage::TOLD_AFTER
+        {
+            return;
         }
+        self.is_told = true;
+        tracing::warn!(peer = %keeping.address, err = reason, "peer cannot be reached");
     }
 
     /// Ends the outage once a connection has lasted.
-    async fn end_if_it_lasts(&mut self, address: &str) -> Infallible {
+    async fn end_if_it_lasts(&mut self, keeping: &Keeping) -> Infallible {
         tokio::time::sleep(DIAL_PAUSE_MAX).await;
         if std::mem::take(self).is_told {
-            tracing::info!(peer = address, "peer is reached again");
+            tracing::info!(peer = %keeping.address, "peer is reached again");
         }
         std::future::pending().await
     }
-}
-
-/// Ends with a connection, and says why.
-type Ended = Pin<Box<dyn Future<Output = String> + Send>>;
-
-/// Why an address could not be reached.
-#[derive(Debug)]
-enum DialError {
-    Resolve(io::Error),
-    NoAddress,
-    Connect(io::Error),
-    Tls(io::Error),
-    Handshake(hyper::Error),
-    Bootstrap(io::Error),
-}
-
-impl fmt::Display for DialError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            DialError::Resolve(error) => write!(f, "resolve: {error}"),
-            DialError::NoAddress => write!(f, "resolve: the name has no address"),
-            DialError::Connect(error) => write!(f, "connect: {error}"),
-            DialError::Tls(error) => write!(f, "tls: {error}"),
-            DialError::Handshake(error) => write!(f, "handshake: {error}"),
-            DialError::Bootstrap(error) => write!(f, "bootstrap: {error}"),
-        }
-    }
-}
-
-/// Connects to the first address of the name that accepts. The second value ends with the
-/// connection.
-async fn dial(address: &str, dialler: &Dialler) -> Result<(Transport, Ended), DialError> {
-    let candidates = tokio::net::lookup_host(address).await.map_err(DialError::Resolve)?;
-    let mut failure = DialError::NoAddress;
-    for candidate in candidates {
-        match in_time(TcpStream::connect(candidate)).await {
-            Ok(stream) => {
-                // Small frames must not wait for the answer to earlier ones.
-                stream.set_nodelay(true).map_err(DialError::Connect)?;
-                let tls = match dialler {
-                    Dialler::Grpc(Some(tls)) => tls,
-                    Dialler::Grpc(None) => return handshake(stream, Scheme::HTTP).await,
-                    Dialler::CapnProto => {
-                        let connected = in_time(capnproto::Client::connect(stream)).await;
-                        let (client, ended) = connected.map_err(DialError::Bootstrap)?;
-                        let ended = async {
-                            // It says nothing, and a panic is logged.
-                            let _ = ended.await;
-                            String::new()
-                        };
-                        return Ok((Transport::CapnProto(client), Box::pin(ended)));
-                    }
-                };
-                let agreed = in_time(tls.connect(address, stream)).await;
-                return handshake(agreed.map_err(DialError::Tls)?, Scheme::HTTPS).await;
-            }
-            Err(error) => failure = DialError::Connect(error),
-        }
-    }
-    Err(failure)
-}
-
-/// What a connection ended with. A peer that does not like our certificate says so only here.
-fn why(ended: &Result<hyper::Result<()>, JoinError>) -> String {
-    use std::error::Error as _;
-    let Ok(Err(error)) = ended else { return String::new() };
-    error.source().map_or_else(|| format!(": {error}"), |cause| format!(": {cause}"))
-}
-
-/// A step of dialling.
-async fn in_time<T>(step: impl Future<Output = io::Result<T>>) -> io::Result<T> {
-    let done = tokio::time::timeout(CONNECT_TIMEOUT, step).await;
-    done.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-}
-
-async fn handshake<S>(stream: S, scheme: Scheme) -> Result<(Transport, Ended), DialError>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let (sender, connection) = http2::Builder::new(TokioExecutor::new())
-        .handshake(TokioIo::new(stream))
-        .await
-        .map_err(DialError::Handshake)?;
-    // Why it ended is told to the calls that were under way.
-    let connection = tokio::spawn(connection);
-    let ended = async { why(&connection.await) };
-    let transport = Transport::Grpc { sender, scheme, merging: Arc::default() };
-    Ok((transport, Box::pin(ended)))
 }

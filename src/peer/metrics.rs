@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use tonic::Code;
 
 use crate::metrics::{Counter, CounterVec, Histogram, HistogramVec, Registry};
-use crate::peer::{NotSent, PeerPool, PeerState};
+use crate::peer::{NotSent, PeerPool};
 
 const METHOD: &str = "RemoteWrite";
 const SERVICE: &str = "thanos.WriteableStore";
@@ -140,8 +140,21 @@ impl PoolMetrics {
         let gauge = |name, help| registry.gauge_vec(name, help, &[WORKER]);
         let available = gauge(
             "ringest_peer_available",
-            "Whether a forward would be sent to the peer: 0 while it is backed off or cannot be \
-             reached.",
+            "Whether a forward would be sent to the peer and be answered: 0 while it cannot be \
+             reached, is backed off or on probation, or has answered nothing for 2 s though \
+             forwards are under way.",
+        );
+        let unavailable = gauge(
+            "ringest_peer_unavailable_seconds",
+            "For how long the peer has not been available; 0 while it is.",
+        );
+        let unanswered = gauge(
+            "ringest_peer_unanswered_seconds",
+            "For how long forwards have been under way to the peer without any answer.",
+        );
+        let failing = gauge(
+            "ringest_peer_failing_seconds",
+            "For how long the peer has answered forwards with nothing but errors.",
         );
         let tenants_shut =
             gauge("ringest_peer_tenants_shut", "Tenants that are backed off from the peer alone.");
@@ -168,8 +181,12 @@ impl PoolMetrics {
             shared.set(pool.budget().shared_bytes() as f64);
             for peer in pool.snapshot() {
                 let worker = [&*peer.address];
-                let is_available = matches!(peer.state, PeerState::Open | PeerState::Probation);
+                let is_available = peer.unavailable_for.is_none();
                 available.with(&worker).set(f64::from(u8::from(is_available)));
+                let seconds = |time: Option<Duration>| time.map_or(0.0, |time| time.as_secs_f64());
+                unavailable.with(&worker).set(seconds(peer.unavailable_for));
+                unanswered.with(&worker).set(seconds(peer.unanswered_for));
+                failing.with(&worker).set(seconds(peer.failing_for));
                 tenants_shut.with(&worker).set(peer.tenants_shut as f64);
                 requests.with(&worker).set(peer.inflight_requests as f64);
                 bytes.with(&worker).set(peer.inflight_bytes as f64);

@@ -1,6 +1,6 @@
 //! The peers of the ring in force, made and dropped with it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -80,6 +80,15 @@ impl PeerPool {
 
     pub(super) fn budget(&self) -> &Budget {
         &self.budget
+    }
+
+    /// Tells which peers the ring still has; others are kept for calls that are under way, and may
+    /// go away at any time.
+    pub fn set_members<'a>(&self, names: impl IntoIterator<Item = &'a str>) {
+        let names: HashSet<&str> = names.into_iter().collect();
+        for (name, peer) in self.peers.load().iter() {
+            peer.set_has_left(!names.contains(&**name));
+        }
     }
 
     pub fn peer(&self, address: &str) -> Option<Arc<Peer>> {

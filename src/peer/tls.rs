@@ -9,6 +9,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use parking_lot::Mutex;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{ResolvesClientCert, WebPkiServerVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
@@ -21,6 +22,7 @@ use tokio_rustls::client::TlsStream;
 
 use crate::metrics::Registry;
 use crate::tls::own_authority::OwnAuthorities;
+use crate::tls::words::Other;
 use crate::tls::{Authorities, FromFiles, Identity, TlsError, TlsFile, TlsVersion, provider};
 
 /// What the names of the flags begin with.
@@ -46,6 +48,8 @@ pub struct ClientTlsOptions {
 pub struct ClientTls {
     options: ClientTlsOptions,
     server_name: Option<ServerName<'static>>,
+    /// Who is trusted, in words that follow "an authority".
+    trusted: String,
     /// None if a file says whom.
     trusted_by_system: Option<Authorities>,
     client: FromFiles<Client>,
@@ -54,6 +58,8 @@ pub struct ClientTls {
 /// How to connect.
 struct Client {
     config: Arc<ClientConfig>,
+    /// Who judges a peer's certificate, unless nobody is trusted.
+    verifier: Option<Arc<dyn ServerCertVerifier>>,
     /// Why there is nothing to show.
     nothing_to_show: Option<String>,
 }
@@ -80,34 +86,76 @@ impl ClientTls {
             let client = Client { nothing_to_show: Some(error.to_string()), ..client };
             Ok::<_, TlsError>(FromFiles::without_files(FLAGS, files, registry, client, &error))
         })?;
-        Ok(ClientTls { options, server_name, trusted_by_system, client })
+        let trusted = match &options.ca {
+            Some(file) => format!(" of {file}"),
+            None => " that the system trusts".to_owned(),
+        };
+        Ok(ClientTls { options, server_name, trusted, trusted_by_system, client })
     }
 
-    /// Shakes hands with the peer at `address`, which is `host:port`.
+    /// Shakes hands with the peer at `address`, which is `host:port`. What goes wrong is told in
+    /// words.
     pub async fn connect(
         &self,
         address: &str,
         stream: TcpStream,
-    ) -> io::Result<TlsStream<TcpStream>> {
+    ) -> Result<TlsStream<TcpStream>, String> {
         let name = match &self.server_name {
             Some(name) => name.clone(),
-            None => {
-                let name = parse_name(host_of(address));
-                name.map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?
-            }
+            None => parse_name(host_of(address)).map_err(|error| error.to_string())?,
         };
         let client = self.client();
-        let Some(reason) = &client.nothing_to_show else {
-            return TlsConnector::from(client.config.clone()).connect(name, stream).await;
-        };
+        let mut config = ClientConfig::clone(&client.config);
+        let seen = client.verifier.as_ref().map(|verifier| Arc::new(Seen::by(verifier.clone())));
+        if let Some(seen) = &seen {
+            config.dangerous().set_certificate_verifier(seen.clone());
+        }
         // A peer that asks for nothing can be talked to all the same.
         let asked = Arc::new(Asked::default());
-        let mut config = ClientConfig::clone(&client.config);
-        config.client_auth_cert_resolver = asked.clone();
-        let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
-        match asked.0.load(Ordering::Relaxed) {
-            true => Err(io::Error::other(reason.clone())),
-            false => Ok(stream),
+        if client.nothing_to_show.is_some() {
+            config.client_auth_cert_resolver = asked.clone();
+        }
+        let connecting = TlsConnector::from(Arc::new(config)).connect(name.clone(), stream);
+        let stream = connecting.await.map_err(|error| {
+            let certificate = seen.as_ref().and_then(|seen| seen.certificate.lock().take());
+            let name = name.to_str();
+            Other { certificate: certificate.as_ref(), name: &name, ..self.peer(&client) }
+                .failed(&error)
+        })?;
+        match &client.nothing_to_show {
+            Some(reason) if asked.0.load(Ordering::Relaxed) => Err(reason.clone()),
+            _ => Ok(stream),
+        }
+    }
+
+    /// Why a handshake has come to nothing that was done as far as we can tell: the peer has the
+    /// last word in it, and may have said why.
+    pub fn hung_up(&self, error: Option<&rustls::Error>) -> String {
+        let client = self.client();
+        let peer = self.peer(&client);
+        match (error, peer.shows) {
+            (Some(error), _) => format!("tls: {}", peer.refused(error)),
+            (None, true) => "tls: the peer hung up after the handshake, as one does that does not \
+                             accept our certificate"
+                .to_owned(),
+            (None, false) => "tls: the peer hung up after the handshake, as one does that wants a \
+                              certificate and is shown none"
+                .to_owned(),
+        }
+    }
+
+    /// Words for a handshake that does not end.
+    pub fn unanswered(&self) -> String {
+        self.peer(&self.client()).failed(&io::ErrorKind::TimedOut.into())
+    }
+
+    fn peer<'a>(&'a self, client: &Client) -> Other<'a> {
+        Other {
+            noun: "the peer",
+            certificate: None,
+            name: "",
+            trusted: &self.trusted,
+            shows: self.options.identity.is_some() && client.nothing_to_show.is_none(),
         }
     }
 
@@ -139,7 +187,7 @@ fn build(
         true => Some(Arc::new(AnyCertificate(provider.clone())) as Arc<dyn ServerCertVerifier>),
         false => verifier(&authorities, &provider),
     };
-    let builder = match verifier {
+    let builder = match verifier.clone() {
         Some(verifier) => builder.dangerous().with_custom_certificate_verifier(verifier),
         None => builder.with_root_certificates(authorities.roots),
     };
@@ -152,7 +200,58 @@ fn build(
     };
     // gRPC servers of Go hang up on clients that do not ask for it.
     config.alpn_protocols = vec![b"h2".to_vec()];
-    Ok(Client { config: Arc::new(config), nothing_to_show: None })
+    Ok(Client { config: Arc::new(config), verifier, nothing_to_show: None })
+}
+
+/// Keeps the certificate that a peer shows, so that it can be told what is wrong with it.
+#[derive(Debug)]
+struct Seen {
+    verifier: Arc<dyn ServerCertVerifier>,
+    certificate: Mutex<Option<CertificateDer<'static>>>,
+}
+
+impl Seen {
+    fn by(verifier: Arc<dyn ServerCertVerifier>) -> Seen {
+        Seen { verifier, certificate: Mutex::default() }
+    }
+}
+
+impl ServerCertVerifier for Seen {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let verifier = &self.verifier;
+        verifier
+            .verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+            .inspect_err(|_| *self.certificate.lock() = Some(end_entity.clone().into_owned()))
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.verifier.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.verifier.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.verifier.supported_verify_schemes()
+    }
 }
 
 /// Shows nothing, and remembers whether it should have.

@@ -13,7 +13,7 @@ use rustls::client::verify_server_name;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
+use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::ExtendedKeyUsage;
 use x509_parser::prelude::FromDer as _;
@@ -35,26 +35,36 @@ impl<V: ?Sized> OwnAuthorities<V> {
     }
 
     /// Whether `certificate` is trusted itself, valid now and not meant for other uses only.
-    fn is_trusted(
+    /// `refused` is what was found wrong with it before.
+    fn check(
         &self,
         certificate: &CertificateDer<'_>,
         now: UnixTime,
         is_for: impl FnOnce(&ExtendedKeyUsage<'_>) -> bool,
-    ) -> bool {
+        refused: Error,
+    ) -> Result<(), Error> {
         if !self.trusted.contains(certificate) {
-            return false;
+            return Err(refused);
         }
-        let Ok((_, parsed)) = X509Certificate::from_der(certificate) else { return false };
+        let Ok((_, parsed)) = X509Certificate::from_der(certificate) else { return Err(refused) };
+        let validity = parsed.validity();
         let now = i64::try_from(now.as_secs()).ok();
         let now = now.and_then(|seconds| ASN1Time::from_timestamp(seconds).ok());
-        let is_valid = now.is_some_and(|now| parsed.validity().is_valid_at(now));
-        let is_for_this = match parsed.extended_key_usage() {
-            Ok(None) => true,
-            Ok(Some(usage)) => usage.value.any || is_for(usage.value),
+        match now {
+            Some(now) if validity.is_valid_at(now) => {}
+            Some(now) if now < validity.not_before => {
+                return Err(CertificateError::NotValidYet.into());
+            }
+            Some(_) => return Err(CertificateError::Expired.into()),
+            None => return Err(refused),
+        }
+        match parsed.extended_key_usage() {
+            Ok(None) => Ok(()),
+            Ok(Some(usage)) if usage.value.any || is_for(usage.value) => Ok(()),
+            Ok(Some(_)) => Err(CertificateError::InvalidPurpose.into()),
             // Two of them, or one that is none.
-            Err(_) => false,
-        };
-        is_valid && is_for_this
+            Err(_) => Err(refused),
+        }
     }
 }
 
@@ -78,9 +88,7 @@ impl<V: ServerCertVerifier + ?Sized> ServerCertVerifier for OwnAuthorities<V> {
             Ok(verified) => return Ok(verified),
             Err(refused) => refused,
         };
-        if !self.is_trusted(end_entity, now, |usage| usage.server_auth) {
-            return Err(refused);
-        }
+        self.check(end_entity, now, |usage| usage.server_auth, refused)?;
         verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
         Ok(ServerCertVerified::assertion())
     }
@@ -130,9 +138,7 @@ impl<V: ClientCertVerifier + ?Sized> ClientCertVerifier for OwnAuthorities<V> {
         match self.verifier.verify_client_cert(end_entity, intermediates, now) {
             Ok(verified) => Ok(verified),
             Err(refused) => {
-                if !self.is_trusted(end_entity, now, |usage| usage.client_auth) {
-                    return Err(refused);
-                }
+                self.check(end_entity, now, |usage| usage.client_auth, refused)?;
                 // Refuses what it does not understand, critical extensions, say.
                 ParsedCertificate::try_from(end_entity)?;
                 Ok(ClientCertVerified::assertion())

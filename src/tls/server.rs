@@ -19,6 +19,7 @@ use tokio_rustls::server::TlsStream;
 
 use crate::metrics::{Counter, Registry};
 use crate::tls::own_authority::OwnAuthorities;
+use crate::tls::words::Other;
 use crate::tls::{Authorities, FromFiles, Identity, TlsError, TlsFile, TlsVersion, provider};
 
 /// From the connection to the end of its handshake.
@@ -47,7 +48,7 @@ pub struct ServerTls {
     options: ServerTlsOptions,
     protocols: &'static [&'static [u8]],
     config: FromFiles<ServerConfig>,
-    places: Arc<Semaphore>,
+    places: Semaphore,
     failed: Counter,
 }
 
@@ -69,9 +70,13 @@ impl ServerTls {
             "Connections that ended before their TLS handshake did.",
             &["flags"],
         );
-        let places = Arc::new(Semaphore::new(HANDSHAKES_MAX));
-        show_handshakes(registry, flags, places.clone());
-        Ok(ServerTls { options, protocols, config, places, failed: failed.with(&[flags]) })
+        Ok(ServerTls {
+            options,
+            protocols,
+            config,
+            places: Semaphore::new(HANDSHAKES_MAX),
+            failed: failed.with(&[flags]),
+        })
     }
 
     /// Shakes hands with a client, with the certificate as it is now.
@@ -82,7 +87,8 @@ impl ServerTls {
         if let Err(error) = &accepted {
             self.failed.inc();
             let client = client.map(|client| client.to_string()).unwrap_or_default();
-            tracing::debug!(client, err = %error, "TLS handshake failed");
+            let error = Other::CLIENT.failed(error);
+            tracing::debug!(client, err = error, "TLS handshake failed");
         }
         accepted
     }
@@ -93,19 +99,6 @@ impl ServerTls {
         let config = self.config.current(|| build(&self.options, self.protocols));
         TlsAcceptor::from(config).accept(stream).await
     }
-}
-
-fn show_handshakes(registry: &Registry, flags: &str, places: Arc<Semaphore>) {
-    let gauge = |name, help| registry.gauge_vec(name, help, &["flags"]).with(&[flags]);
-    let limit = gauge(
-        "ringest_tls_handshakes_under_way_max",
-        "TLS handshakes that may be under way; other clients wait.",
-    );
-    limit.set(HANDSHAKES_MAX as f64);
-    let used = gauge("ringest_tls_handshakes_under_way", "TLS handshakes under way.");
-    registry.on_collect(move || {
-        used.set(HANDSHAKES_MAX.saturating_sub(places.available_permits()) as f64);
-    });
 }
 
 fn build(options: &ServerTlsOptions, protocols: &[&[u8]]) -> Result<ServerConfig, TlsError> {

@@ -34,6 +34,9 @@ pub const TAKES_MERGED: HeaderName = HeaderName::from_static("ringest-takes-merg
 /// Set in every answer to a peer's write by a node that has rings: the hash of those in force, as
 /// [`crate::model::ring_hash::RingHash`] is written.
 pub const RING: HeaderName = HeaderName::from_static("ringest-ring");
+/// Set where a peer's write fails because its tenant is not ready, which says nothing about others.
+/// To Thanos it is one of all errors.
+pub const TENANT_NOT_READY: &str = "ringest-tenant-not-ready";
 
 /// Set by a caller that wants to know which series were refused rather than that some were: see
 /// [`MergedWriteAnswer`](crate::wire::peer_write::MergedWriteAnswer).

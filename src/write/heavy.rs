@@ -10,9 +10,7 @@ use std::sync::{Arc, LazyLock};
 use std::thread;
 
 use tokio::runtime::{Handle, RuntimeFlavor};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-
-use crate::metrics::{Gauge, Registry};
+use tokio::sync::Semaphore;
 
 /// What is worked on in about a millisecond, or less: 2,000 series of one sample are 0.8 MB.
 pub const LARGE_BYTES: usize = 1 << 20;
@@ -20,15 +18,12 @@ pub const LARGE_BYTES: usize = 1 << 20;
 /// As many pieces of work as are done at a time.
 static ROOM: LazyLock<Room> = LazyLock::new(|| {
     let cores = thread::available_parallelism().map_or(1, usize::from);
-    let places = Arc::new(Semaphore::new(cores));
-    Room { places, places_max: cores, waiting: Gauge::default() }
+    Room { places: Arc::new(Semaphore::new(cores)), places_max: cores }
 });
 
 struct Room {
     places: Arc<Semaphore>,
     places_max: usize,
-    /// Pieces of work that wait for one.
-    waiting: Gauge,
 }
 
 /// Does `work` on `bytes`: here if they are few, else elsewhere, when there is a place. Work whose
@@ -40,7 +35,8 @@ pub async fn off_thread<T: Send + 'static>(
     if bytes <= LARGE_BYTES {
         return work();
     }
-    let place = place().await;
+    // It is never closed.
+    let place = ROOM.places.clone().acquire_owned().await;
     let done = tokio::task::spawn_blocking(move || {
         let _place = place;
         work()
@@ -60,40 +56,19 @@ pub async fn in_place<T>(bytes: usize, work: impl FnOnce() -> T) -> T {
     if bytes <= LARGE_BYTES || !has_threads() {
         return work();
     }
-    let _place = place().await;
+    // It is never closed.
+    let _place = ROOM.places.acquire().await;
     tokio::task::block_in_place(work)
 }
 
-async fn place() -> Option<OwnedSemaphorePermit> {
-    let _waits = ROOM.waiting.count();
-    // It is never closed.
-    ROOM.places.clone().acquire_owned().await.ok()
-}
-
-/// Shows on the page what is worked on and what waits.
-pub fn show(registry: &Registry) {
-    let limit = registry.gauge(
-        "ringest_large_work_under_way_max",
-        "Pieces of work on large requests that are done at a time: as many as there are cores.",
-    );
-    limit.set(ROOM.places_max as f64);
-    let used = registry.gauge(
-        "ringest_large_work_under_way",
-        "Pieces of work on large requests that are being done.",
-    );
-    let waiting = registry.gauge(
-        "ringest_large_work_waiting",
-        "Pieces of work on large requests that wait for others.",
-    );
-    registry.on_collect(move || {
-        used.set(ROOM.places_max.saturating_sub(ROOM.places.available_permits()) as f64);
-        waiting.set(ROOM.waiting.value());
-    });
+/// Pieces of work under way, and how many may be.
+pub fn places() -> (usize, usize) {
+    (ROOM.places_max - ROOM.places.available_permits(), ROOM.places_max)
 }
 
 /// Takes all places, so that large work waits until they are given back.
 #[cfg(test)]
-pub(crate) async fn take_all_places() -> OwnedSemaphorePermit {
+pub(crate) async fn take_all_places() -> tokio::sync::OwnedSemaphorePermit {
     let all = u32::try_from(ROOM.places_max).unwrap();
     ROOM.places.clone().acquire_many_owned(all).await.unwrap()
 }
@@ -134,7 +109,7 @@ mod tests {
 
     #[tokio::test]
     async fn no_more_is_worked_on_at_a_time_than_there_are_cores() {
-        let places_max = ROOM.places_max;
+        let (_, places_max) = places();
         let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let piece = || {
             let (now, most) = (now.clone(), most.clone());
@@ -147,26 +122,6 @@ mod tests {
         join_all((0..50 * places_max).map(|_| piece())).await;
         let most = most.load(Ordering::SeqCst);
         assert!((1..=places_max).contains(&most), "{most} of {places_max}");
-    }
-
-    #[tokio::test]
-    async fn the_page_shows_what_waits() {
-        let registry = Registry::new();
-        show(&registry);
-        let shown = |name: &str| {
-            let page = registry.expose();
-            let line = page.lines().find_map(|line| line.strip_prefix(&format!("{name} ")));
-            line.unwrap().parse::<usize>().unwrap()
-        };
-        let places = take_all_places().await;
-        let mut work = std::pin::pin!(off_thread(LARGE, || ()));
-        assert!(futures::poll!(&mut work).is_pending());
-        // Other tests may have work that waits, too.
-        assert!(shown("ringest_large_work_waiting") >= 1);
-        assert_eq!(shown("ringest_large_work_under_way"), ROOM.places_max);
-        assert_eq!(shown("ringest_large_work_under_way_max"), ROOM.places_max);
-        drop(places);
-        work.await;
     }
 
     #[tokio::test]

@@ -53,10 +53,17 @@ fn a_hung_node_holds_no_writer_and_is_shut_out() {
     load.wait_stretch();
     ring.nodes[2].signal(Signal::STOP);
     load.wait_stretch();
-    ring.nodes[0].wait_member(&hung, "shut");
+    // Its kernel goes on accepting connections, and that deceives nobody.
+    ring.nodes[0].wait_member(&hung, "unreachable");
     let member = ring.nodes[0].member(&hung);
     assert!(member["last_error"].is_string(), "{member}");
+    assert!(member["state_for_ms"].is_u64(), "{member}");
+    let worker = format!("worker=\"{hung}\"");
+    assert_eq!(ring.nodes[0].metric_with("ringest_peer_available", &worker), 0.0);
+    let out = ring.nodes[0].metric_with("ringest_peer_unavailable_seconds", &worker);
+    assert!(out > 0.0, "{out}");
     load.wait_stretch();
+    assert_eq!(ring.nodes[0].metric_with("ringest_peer_available", &worker), 0.0);
 
     ring.nodes[2].signal(Signal::CONT);
     ring.nodes[0].wait_member(&hung, "open");
@@ -64,6 +71,34 @@ fn a_hung_node_holds_no_writer_and_is_shut_out() {
     load.stop().verify(&ring.nodes, 3);
     let load = Load::start_brief(ring.root.path(), "afterwards", &ring.nodes[1]);
     load.finish().verify_all_copies(&ring.nodes, 3);
+}
+
+#[test]
+fn a_hung_node_is_known_for_what_it_is_before_any_call_times_out() {
+    let mut ring = Ring::start(3, 3);
+    let hung = ring.nodes[2].grpc.clone();
+    let worker = format!("worker=\"{hung}\"");
+    let mut load = Load::start(ring.root.path(), "load", &ring.nodes[0]);
+    load.wait_stretch();
+    ring.nodes[2].signal(Signal::STOP);
+    // Forwards have ten times as long.
+    ring.nodes[0].wait_member(&hung, "silent");
+    let member = ring.nodes[0].member(&hung);
+    assert!(member["unanswered_for_ms"].as_u64() >= Some(2000), "{member}");
+    assert_eq!(ring.nodes[0].metric_with("ringest_peer_available", &worker), 0.0);
+    let unanswered = ring.nodes[0].metric_with("ringest_peer_unanswered_seconds", &worker);
+    assert!(unanswered >= 2.0, "{unanswered}");
+    let told = |node: &mut Node, words: &str| {
+        let log = node.log();
+        log.lines().filter(|line| line.contains(words) && line.contains(&hung)).count()
+    };
+    ring.nodes[0].wait_until("says so", |node| told(node, "peer does not answer") == 1);
+    ring.nodes[2].signal(Signal::CONT);
+    ring.nodes[0].wait_member(&hung, "open");
+    ring.nodes[0].wait_until("says that it answers", |node| told(node, "peer answers again") == 1);
+    assert_eq!(told(&mut ring.nodes[0], "peer does not answer"), 1);
+    load.wait_stretch();
+    load.stop().verify(&ring.nodes, 3);
 }
 
 #[test]

@@ -84,22 +84,32 @@ async fn serve(listener: TcpListener, tls: Arc<ServerTls>) {
         let tls = tls.clone();
         tokio::spawn(async move {
             let Ok(stream) = tls.accept(stream).await else { return };
-            let service = hyper::service::service_fn(async |_| {
-                let response = http::Response::builder().header("grpc-status", "0");
-                Ok::<_, Infallible>(response.body(Empty::<Bytes>::new()).unwrap())
-            });
-            // Ends with the connection.
-            let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
-                .serve_connection(TokioIo::new(stream), service)
-                .await;
+            answer_all(TokioIo::new(stream)).await;
         });
     }
+}
+
+/// Answers every call with success until the connection ends.
+async fn answer_all<S>(stream: TokioIo<S>)
+where
+    TokioIo<S>: hyper::rt::Read + hyper::rt::Write + Unpin + 'static,
+{
+    let service = hyper::service::service_fn(async |_| {
+        let response = http::Response::builder().header("grpc-status", "0");
+        Ok::<_, Infallible>(response.body(Empty::<Bytes>::new()).unwrap())
+    });
+    let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+        .serve_connection(stream, service);
+    let _ = connection.await;
 }
 
 async fn write(peer: SocketAddr, options: ClientTlsOptions) -> Result<(), ForwardError> {
     let tls = Arc::new(ClientTls::load(options, &Registry::new()).unwrap());
     let options = PeerOptions { tls: Some(tls), ..PeerOptions::default() };
-    let pool = PeerPool::new(options, &Registry::new());
+    write_over(&PeerPool::new(options, &Registry::new()), peer).await
+}
+
+async fn write_over(pool: &PeerPool, peer: SocketAddr) -> Result<(), ForwardError> {
     let address = peer.to_string();
     pool.update([&address[..]]);
     let envelope = Envelope { tenant: "a", replica: 1, is_merged: false, series_count: 1 };
@@ -130,12 +140,17 @@ async fn a_peer_with_another_name_or_authority_is_not_written_to() {
     let world = world().await;
     let named = ClientTlsOptions { server_name: None, ..world.options() };
     let error = detail(write(world.peer, named).await);
-    assert!(error.contains("certificate"), "{error}");
+    let words = "tls: its certificate is for peer.example and not for 127.0.0.1";
+    assert_eq!(error, words);
 
     Authority::new().write(&world.path("other"));
     let other = ClientTlsOptions { ca: Some(world.file("other")), ..world.options() };
     let error = detail(write(world.peer, other.clone()).await);
-    assert!(error.contains("certificate"), "{error}");
+    let words = format!(
+        "tls: its certificate is not signed by an authority of --a-flag: {}, but by \"CN=",
+        world.path("other").display()
+    );
+    assert!(error.starts_with(&words), "{error}");
 
     let any = ClientTlsOptions { skip_verify: true, server_name: None, ..other };
     write(world.peer, any).await.unwrap();
@@ -194,11 +209,15 @@ async fn certificates_may_be_their_own_authorities() {
     write_with_own(for_any, for_any, NAME).await.unwrap();
     let refused =
         async |of_peer, of_client, named| detail(write_with_own(of_peer, of_client, named).await);
-    for (of_peer, named) in
-        [(for_all as fn(&mut _), CLIENT), (for_clients, NAME), (of_old, NAME), (of_later, NAME)]
-    {
+    for (of_peer, named, words) in [
+        (for_all as fn(&mut _), CLIENT, "is for peer.example and not for client.example"),
+        (for_clients, NAME, "is not for what the peer is"),
+        (of_old, NAME, "has ended at Jan  1 00:00:00 2020"),
+        (of_later, NAME, "does not begin before Jan  1 00:00:00 2100"),
+    ] {
         let error = refused(of_peer, for_all, named).await;
-        assert!(error.contains("certificate"), "{error}");
+        let words = format!("tls: its certificate {words}");
+        assert!(error.starts_with(&words), "{error}");
     }
     // The peer hangs up on such a client, perhaps before it has said why.
     for of_client in [for_servers as fn(&mut _), of_old, of_later] {
@@ -222,7 +241,7 @@ async fn a_certificate_that_looks_like_a_trusted_one_is_not_it() {
         ..ClientTlsOptions::default()
     };
     let error = detail(write(peer, of("trusted")).await);
-    assert!(error.contains("certificate"), "{error}");
+    assert!(error.contains("its certificate"), "{error}");
     write(peer, of("peer.example.crt")).await.unwrap();
 }
 
@@ -230,7 +249,46 @@ async fn a_certificate_that_looks_like_a_trusted_one_is_not_it() {
 async fn a_peer_refuses_whom_it_does_not_know() {
     let world = world().await;
     let nobody = ClientTlsOptions { identity: None, ..world.options() };
-    detail(write(world.peer, nobody).await);
+    let error = detail(write(world.peer, nobody).await);
+    // The peer's own words may be lost when it hangs up.
+    assert!(error.contains("wants a certificate and is shown none"), "{error}");
+
+    let strangers = Authority::new();
+    strangers.write(&world.path("strangers"));
+    strangers.issue(world.dir.path(), "stranger.example");
+    let stranger = identity(world.dir.path(), "stranger.example");
+    let stranger = ClientTlsOptions { identity: Some(stranger), ..world.options() };
+    let error = detail(write(world.peer, stranger).await);
+    assert!(
+        ["does not trust the authority of our certificate", "does not accept our certificate"]
+            .iter()
+            .any(|words| error.contains(words)),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn plain_text_and_tls_do_not_understand_each_other_and_say_so() {
+    let world = world().await;
+    let error = detail(write_over(&plain_pool(), world.peer).await);
+    let words = ["the peer wants TLS", "hung up without a word, as one does that wants TLS"];
+    assert!(words.iter().any(|words| error.contains(words)), "{error}");
+
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let peer = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            tokio::spawn(answer_all(TokioIo::new(stream)));
+        }
+    });
+    let error = detail(write(peer, world.options()).await);
+    assert_eq!(error, "tls: the peer speaks plain text");
+    write_over(&plain_pool(), peer).await.unwrap();
+}
+
+fn plain_pool() -> Arc<PeerPool> {
+    PeerPool::new(PeerOptions::default(), &Registry::new())
 }
 
 #[tokio::test]

@@ -248,6 +248,7 @@ fn outcome_of_peer(error: &ForwardError) -> (ReplicaOutcome, Shortfall) {
         ForwardError::BackedOff { .. } => (Unavailable, Shortfall::BackedOff),
         ForwardError::Full { .. } => (Unavailable, Shortfall::Full),
         ForwardError::TimedOut { .. } => (TimedOut, Shortfall::TimedOut),
+        ForwardError::TenantNotReady { .. } => (ReplicaOutcome::NotReady, Shortfall::NotReady),
         ForwardError::BadReplica { .. } | ForwardError::Failed { .. } => {
             (Failed, Shortfall::NotReady)
         }
