@@ -22,6 +22,9 @@
 //! way of forwarding; `--case=ring` is three nodes that route and store. Both are measured with
 //! known series, and only for servers that make rings. Without `--case` all three are measured.
 //!
+//! `--ringest=PATH` measures another Ringest beside this one, such as the release before; `--behind`
+//! has the routers stand before nodes of another kind, the first that is given.
+//!
 //! `--smoke` (or `--test`, or a start by `cargo test --benches`) runs all of this once, small, with
 //! Ringest only unless `--only` names others.
 
@@ -66,7 +69,8 @@ fn run(matches: &ArgMatches) -> Result<(), AnyError> {
     if plan.has_case("router") || plan.has_case("ring") {
         let scenarios = ring::make_scenarios(&plan)?;
         if plan.has_case("router") {
-            ring::run_router(&servers, &plan, &scenarios)?;
+            let behind = matches.get_one::<String>("behind").map(String::as_str);
+            ring::run_router(&servers, behind, &plan, &scenarios)?;
         }
         if plan.has_case("ring") {
             ring::run_ring(&servers, &plan, &scenarios)?;
@@ -108,9 +112,12 @@ fn options() -> clap::Command {
         number("connections", "4", "Connections of the sender"),
         number("nodes", "3", "Nodes behind the router, at least 3")
             .value_parser(value_parser!(u32).range(3..)),
+        peer("ringest", "Another Ringest, an older one say"),
         peer("prometheus", "Another Prometheus"),
         peer("thanos", "A Thanos, run as `thanos receive`"),
         peer("victoria-metrics", "Another VictoriaMetrics"),
+        names("behind", &["thanos"], "Have the routers of Ringest before nodes of this kind")
+            .action(ArgAction::Set),
         names(
             "only",
             &["ringest", "prometheus", "thanos", "victoria-metrics"],

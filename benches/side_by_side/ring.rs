@@ -131,15 +131,26 @@ pub(crate) fn make_scenarios(plan: &Plan) -> Result<RingScenarios, AnyError> {
 
 pub(crate) fn run_router(
     servers: &[Server],
+    behind: Option<&str>,
     plan: &Plan,
     scenarios: &RingScenarios,
 ) -> Result<(), AnyError> {
+    let find = |kind: &str| servers.iter().find(|server| server.kind.name() == kind);
+    let behind = match behind {
+        Some(kind) => Some(find(kind).ok_or_else(|| format!("no {kind} is given"))?),
+        None => None,
+    };
     let mut columns: Vec<Column<Routed>> = Vec::new();
     let mut forwarding_of = Vec::new();
-    for server in servers.iter().filter(|server| server.kind.has_rings()) {
+    let is_measured = |server: &&Server| match behind {
+        Some(_) => server.kind == Kind::Ringest,
+        None => server.kind.has_rings(),
+    };
+    for server in servers.iter().filter(is_measured) {
+        let node = behind.unwrap_or(server);
         let over_http = |requests| {
-            measure_direct(server, scenarios, requests)
-                .map_err(|error| format!("{} over HTTP: {error}", server.name))
+            measure_direct(node, scenarios, requests)
+                .map_err(|error| format!("{} over HTTP: {error}", node.name))
         };
         let direct = Direct {
             large_requests: over_http(&scenarios.known)?,
@@ -148,7 +159,7 @@ pub(crate) fn run_router(
         for forwarding in Forwarding::ALL {
             let name = format!("{} {}", server.name, forwarding.name());
             eprintln!("measuring {name} as a router");
-            let measured = measure_router(server, forwarding, plan, scenarios, direct)
+            let measured = measure_router(server, node, forwarding, plan, scenarios, direct)
                 .map_err(|error| format!("{name} as a router: {error}"))?;
             let is_ours = |f: &(Kind, Forwarding)| *f == (Kind::Ringest, forwarding);
             let ours = forwarding_of.iter().position(is_ours);
@@ -156,7 +167,9 @@ pub(crate) fn run_router(
             columns.push(Column { name, measured, ours });
         }
     }
-    let title = format!("a router before {} nodes, {}", plan.nodes, title_of(plan, "known series"));
+    let of = behind.map(|node| format!(" of {}", node.name)).unwrap_or_default();
+    let known = title_of(plan, "known series");
+    let title = format!("a router before {} nodes{of}, {known}", plan.nodes);
     print(&title, &ROUTER_ROWS, &columns);
     Ok(())
 }
@@ -222,6 +235,7 @@ fn measure_direct(
 
 fn measure_router(
     server: &Server,
+    node: &Server,
     forwarding: Forwarding,
     plan: &Plan,
     scenarios: &RingScenarios,
@@ -231,7 +245,7 @@ fn measure_router(
     let (mut nodes, mut ring) = (Vec::new(), Vec::new());
     for i in 0..plan.nodes {
         let addresses = Addresses::free();
-        nodes.push(start(server, directory.path(), &i.to_string(), &addresses, &[])?);
+        nodes.push(start(node, directory.path(), &i.to_string(), &addresses, &[])?);
         ring.push(addresses);
     }
     let flags = ring_flags(&ring, forwarding);

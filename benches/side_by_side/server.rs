@@ -73,6 +73,10 @@ fn version(binary: &Path) -> Option<String> {
 pub(crate) fn servers(matches: &ArgMatches, smoke: bool) -> Vec<Server> {
     let mut servers =
         vec![Server::new(Kind::Ringest, PathBuf::from(env!("CARGO_BIN_EXE_ringest")))];
+    for binary in matches.get_many::<PathBuf>("ringest").into_iter().flatten() {
+        let name = format!("other {}", Kind::Ringest.name());
+        servers.push(Server { kind: Kind::Ringest, binary: binary.clone(), name });
+    }
     for kind in [Kind::Prometheus, Kind::Thanos, Kind::VictoriaMetrics] {
         let name = kind.name();
         let variable = format!("SIDE_BY_SIDE_{}", name.to_uppercase().replace('-', "_"));
