@@ -24,18 +24,19 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::capnproto::connection::Connection;
+use crate::capnproto::connection::{CALLS_MAX, Connection};
 use crate::log::throttle::Throttle;
-use crate::metrics::Counter;
+use crate::metrics::{Counter, Gauge, Registry, budgets};
 use crate::model::tenant::TenantId;
-use crate::wire::capnproto::decode::{Position, RequestError, SeriesCaps, next_piece};
+use crate::wire::capnproto::decode::{Piece, Position, RequestError, SeriesCaps, next_piece};
 use crate::wire::capnproto::frame::Message;
+use crate::wire::refused::RefusedSeries;
 use crate::wire::snappy::BufferPool;
 use crate::write::admission::{Admission, Overloaded, share};
-use crate::write::error::WriteError;
+use crate::write::error::{Reason, WriteError};
 use crate::write::heavy;
-use crate::write::known::LabelCaps;
-use crate::write::service::{PeerOrigin, PeerSink, PeerWriteError, rank};
+use crate::write::known::{LabelCaps, example_of};
+use crate::write::service::{PeerOrigin, PeerSink, PeerWriteError, not_understood, rank};
 
 /// Series of a large message are written out so many bytes at a time. Those of a usual one are a
 /// piece, too, which is done where it was read.
@@ -81,8 +82,39 @@ pub struct CapnProtoOptions {
     pub caps: LabelCaps,
     /// Writes under way, those included whose callers have gone.
     pub tasks: TaskTracker,
-    /// Counts writes in which nothing can be read.
-    pub not_understood: Counter,
+    pub metrics: CapnProtoMetrics,
+}
+
+/// What the listener measures.
+pub struct CapnProtoMetrics {
+    registry: Registry,
+    /// Writes in which nothing can be read.
+    not_understood: Counter,
+    connections: Gauge,
+    calls: Gauge,
+    /// Times that a connection had as many calls under way as it may have.
+    calls_waited: Counter,
+}
+
+impl CapnProtoMetrics {
+    pub fn new(registry: &Registry) -> CapnProtoMetrics {
+        const LISTENER: &str = "capnproto";
+        budgets::show_calls_max(registry, LISTENER, CALLS_MAX);
+        CapnProtoMetrics {
+            registry: registry.clone(),
+            not_understood: not_understood(registry),
+            connections: budgets::connections(registry, LISTENER),
+            calls: registry.gauge(
+                "ringest_capnproto_calls_under_way",
+                "Calls of peers over Cap'n Proto under way.",
+            ),
+            calls_waited: registry.counter(
+                "ringest_capnproto_calls_waited_total",
+                "Calls that were not begun at once, since their connection had as many under way as \
+                 it may have.",
+            ),
+        }
+    }
 }
 
 /// What connections share.
@@ -111,24 +143,23 @@ pub async fn serve<S: PeerSink>(
     draining: CancellationToken,
 ) {
     let grace = options.grace_period;
-    let server = Arc::new(Server {
-        options,
-        sink,
-        words: WordPool::default(),
-        pieces: BufferPool::new(POOLED_BUFFERS_MAX, POOLED_BYTES_MAX),
-        told: Throttle::default(),
-    });
+    let registry = &options.metrics.registry;
+    let words = WordPool::default().shown(registry, "capnproto_words");
+    let pieces = BufferPool::new(POOLED_BUFFERS_MAX, POOLED_BYTES_MAX);
+    let pieces = pieces.shown(registry, "capnproto_pieces");
+    let server = Arc::new(Server { options, sink, words, pieces, told: Throttle::default() });
     let connections = TaskTracker::new();
     let cut = CancellationToken::new();
     let serve = |(stream, peer): (TcpStream, SocketAddr)| {
         set_options(&stream);
         let connection = Connection::new(server.clone(), stream, peer, draining.clone());
-        let cut = cut.clone();
+        let (cut, is_open) = (cut.clone(), server.options.metrics.connections.count());
         connections.spawn(async move {
             tokio::select! {
                 () = connection.run() => {}
                 () = cut.cancelled() => {}
             }
+            drop(is_open);
         });
     };
     loop {
@@ -168,7 +199,7 @@ impl<S: PeerSink> Server<S> {
     fn note_failure(&self, error: &CallError, peer: SocketAddr) {
         let told = match error {
             CallError::Request(RequestError::NotUnderstood) => {
-                self.options.not_understood.inc();
+                self.options.metrics.not_understood.inc();
                 Some(Told::NotUnderstood)
             }
             CallError::Write(PeerWriteError::Write(cause)) if cause.is_ours() => {
@@ -201,8 +232,7 @@ impl<S: PeerSink> Server<S> {
         let is_large = message_bytes > heavy::LARGE_BYTES;
         let piece_bytes = if is_large { PIECE_BYTES } else { heavy::LARGE_BYTES };
         let mut position = Position::default();
-        let mut written = 0;
-        let mut worst: Option<PeerWriteError> = None;
+        let mut written = Written::default();
         loop {
             let mut buffer = self.pieces.take();
             buffer.as_mut_vec().clear();
@@ -214,19 +244,17 @@ impl<S: PeerSink> Server<S> {
             };
             let (piece, next_position, buffer) = heavy::off_thread(message_bytes, write_out).await;
             position = next_position;
-            let Some(piece) = piece? else {
-                return worst.map_or(Ok(()), |worst| Err(worst.into()));
-            };
+            let Some(piece) = piece? else { return written.into_result() };
             let bytes = buffer.as_slice().len();
-            written += bytes as u64;
-            if written > max {
+            written.bytes += bytes as u64;
+            if written.bytes > max {
                 return Err(CallError::Expanded { max });
             }
             // Until here it is one piece for each place or thread that is not counted.
             let held = self.options.admission.admit(bytes as u64)?;
             let series = share(buffer, 0..bytes, held);
-            let written = self.write_piece(&**sink, &piece.tenant, series).await;
-            worst = worst.into_iter().chain(written.err()).max_by_key(rank);
+            let result = self.write_piece(&**sink, &piece, series).await;
+            written.add(piece.series_count, result);
             // Tenants without end must not hold a thread, nor put off the time-out.
             tokio::task::yield_now().await;
         }
@@ -235,20 +263,61 @@ impl<S: PeerSink> Server<S> {
     async fn write_piece(
         &self,
         sink: &S,
-        tenant: &[u8],
+        piece: &Piece,
         series: Bytes,
     ) -> Result<(), PeerWriteError> {
         /// Any number but 0 says that the series are in their place.
         const PLACED: u64 = 1;
-        let tenant = TenantId::parse(tenant)?;
-        let outcome = sink.write(&tenant, series, PLACED, &PeerOrigin::default()).await?;
+        let tenant = TenantId::parse(&piece.tenant)?;
+        let example = piece.without_bounds.first().map(|place| example_of(&series, *place));
+        let mut outcome = sink.write(&tenant, series, PLACED, &PeerOrigin::default()).await?;
+        if let Some(example) = example {
+            outcome.refuse(Reason::CustomBoundsLost, &piece.without_bounds, example);
+        }
         PeerWriteError::of_refusals(tenant, outcome)
     }
 }
 
-/// Buffers of words that are used again.
+/// What has become of a request's pieces so far.
 #[derive(Default)]
-struct WordPool(Mutex<KeptWords>);
+struct Written {
+    bytes: u64,
+    series: u32,
+    worst: Option<PeerWriteError>,
+    /// Of all pieces, and whether they are all there are.
+    refused: RefusedSeries,
+    has_untold: bool,
+}
+
+impl Written {
+    fn add(&mut self, series_count: u32, result: Result<(), PeerWriteError>) {
+        let before = self.series;
+        self.series = self.series.saturating_add(series_count);
+        let Err(error) = result else { return };
+        if let PeerWriteError::Refused { series, .. } = &error {
+            self.has_untold |= series.is_empty();
+            for (place, reason) in series.iter() {
+                self.refused.push(before.saturating_add(place), reason);
+            }
+        }
+        self.worst = self.worst.take().into_iter().chain([error]).max_by_key(rank);
+    }
+
+    fn into_result(self) -> Result<(), CallError> {
+        let told = if self.has_untold { RefusedSeries::default() } else { self.refused };
+        match self.worst {
+            None => Ok(()),
+            Some(PeerWriteError::Refused { tenant, refusals, .. }) => {
+                Err(PeerWriteError::Refused { tenant, refusals, series: told }.into())
+            }
+            Some(error) => Err(error.into()),
+        }
+    }
+}
+
+/// Buffers of words that are used again.
+#[derive(Clone, Default)]
+struct WordPool(Arc<Mutex<KeptWords>>);
 
 #[derive(Default)]
 struct KeptWords {
@@ -258,6 +327,14 @@ struct KeptWords {
 }
 
 impl WordPool {
+    /// Shows on the page what is kept.
+    fn shown(self, registry: &Registry, name: &'static str) -> WordPool {
+        let kept = self.0.clone();
+        let bytes = move || kept.lock().words * size_of::<Word>();
+        budgets::show_pool(registry, name, POOLED_BYTES_MAX, bytes);
+        self
+    }
+
     /// An empty buffer.
     fn take(&self) -> Vec<Word> {
         let mut kept = self.0.lock();

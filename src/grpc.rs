@@ -23,6 +23,7 @@ use crate::grpc::compression::Compressed;
 use crate::grpc::health::HealthService;
 use crate::grpc::incoming::incoming;
 use crate::grpc::metrics::GrpcMetrics;
+use crate::metrics::Gauge;
 use crate::store::StoreService;
 use crate::store::budget::ReadBudget;
 use crate::store::exemplars::ExemplarsService;
@@ -41,7 +42,7 @@ use tonic_health::pb::health_server::HealthServer;
 const READ_REQUEST_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// Calls under way on one connection; a querier has one per query.
-const STREAMS_PER_CONNECTION_MAX: u32 = 1000;
+pub const STREAMS_PER_CONNECTION_MAX: u32 = 1000;
 
 /// A peer's usual message, 2,000 series or some of them, goes in one frame: the sender makes a
 /// system call of each frame, wakes us for it, and what comes in several has to be copied together.
@@ -71,6 +72,8 @@ pub struct GrpcOptions {
     pub connection_age_max: Option<Duration>,
     /// `None` for plain text.
     pub tls: Option<Arc<ServerTls>>,
+    /// Counts the connections that are open.
+    pub open: Gauge,
 }
 
 impl Default for GrpcOptions {
@@ -79,6 +82,7 @@ impl Default for GrpcOptions {
             grace_period: Duration::from_secs(2 * 60),
             connection_age_max: Some(Duration::from_secs(60 * 60)),
             tls: None,
+            open: Gauge::default(),
         }
     }
 }
@@ -169,7 +173,7 @@ pub async fn serve(
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let draining = CancellationToken::new();
     let ages = ages(options.connection_age_max);
-    let incoming = incoming(listener, options.tls, draining.clone(), ages.len());
+    let incoming = incoming(listener, options.tls, options.open, draining.clone(), ages.len());
     let server = Server::builder()
         .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
         .max_frame_size(FRAME_BYTES_MAX)

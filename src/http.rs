@@ -34,6 +34,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::metrics::Gauge;
 use crate::tls::server::ServerTls;
 use crate::tls::stream::MaybeTls;
 use connection::WatchedStream;
@@ -49,7 +50,7 @@ pub use status::status_router;
 pub const HEAD_BYTES_MAX: usize = 16 * 1024;
 
 /// Streams that one HTTP/2 connection may have open, as Go's server allows.
-const STREAMS_MAX: u32 = 250;
+pub const STREAMS_MAX: u32 = 250;
 
 /// What HTTP/2 buffers per connection for a body that is not read yet.
 const H2_WINDOW_BYTES: u32 = 256 * 1024;
@@ -114,7 +115,7 @@ pub struct Drained {
 /// What clients may agree on in a TLS handshake, as with Go's server.
 pub const TLS_PROTOCOLS: &[&[u8]] = &[b"h2", b"http/1.1"];
 
-/// Serves `router` until `shutdown`. Then the port is closed, while connections that are open may
+/// Serves `router` until `shutdown`, and counts the connections that are `open`. Then the port is closed, while connections that are open may
 /// finish for `grace`; what is left is cut. Over HTTP/1.1 a connection is closed with its next
 /// answer, or when none is asked for in a while; over HTTP/2 the client is told to open no more
 /// streams. A request that comes in the meantime is served like any other.
@@ -123,6 +124,7 @@ pub async fn serve(
     tls: Option<Arc<ServerTls>>,
     router: Router,
     limits: ConnectionLimits,
+    open: Gauge,
     shutdown: CancellationToken,
     grace: Duration,
 ) -> Drained {
@@ -130,7 +132,7 @@ pub async fn serve(
     let connections = TaskTracker::new();
     let cut = CancellationToken::new();
     let serve = |stream| {
-        connections.spawn(serve_connection(
+        let served = serve_connection(
             stream,
             tls.clone(),
             builder.clone(),
@@ -138,7 +140,12 @@ pub async fn serve(
             limits,
             shutdown.clone(),
             cut.clone(),
-        ));
+        );
+        let is_open = open.count();
+        connections.spawn(async move {
+            served.await;
+            drop(is_open);
+        });
     };
     loop {
         let accepted = tokio::select! {

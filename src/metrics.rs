@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+pub mod budgets;
 pub mod process;
 
 /// All families of one process.
@@ -62,8 +63,11 @@ struct Distribution {
 pub struct Counter(Arc<AtomicU64>);
 
 /// A float that is set.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct Gauge(Arc<AtomicU64>);
+
+/// One that a gauge counts.
+pub struct Counted(Gauge);
 
 /// Observations by bucket. Also serves as a summary without quantiles.
 #[derive(Clone)]
@@ -331,6 +335,18 @@ impl Gauge {
 
     pub fn value(&self) -> f64 {
         f64::from_bits(self.0.load(Ordering::Relaxed))
+    }
+
+    /// Adds one until the guard is dropped.
+    pub fn count(&self) -> Counted {
+        self.add(1.0);
+        Counted(self.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.add(-1.0);
     }
 }
 

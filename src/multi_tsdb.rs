@@ -93,6 +93,7 @@ pub struct MultiTsdb {
     makers: Arc<Semaphore>,
     quarantined: Gauge,
     open_retries: Counter,
+    refused: Counter,
     /// The threads for what is done from time to time; none once closed.
     periodic: Mutex<Vec<Periodic>>,
 }
@@ -190,8 +191,13 @@ impl MultiTsdb {
                 "ringest_tenant_open_retries_total",
                 "Attempts to open a quarantined tenant again.",
             ),
+            refused: registry.counter(
+                "ringest_tenants_refused_total",
+                "Writes that were refused since their tenant would have been one too many.",
+            ),
             periodic: Mutex::default(),
         });
+        tenants.show(registry);
         // Opening a tenant again may take long, during which the logs are synced all the same.
         let retry = Periodic::start("tenant-retry", QUARANTINE_RETRY, &tenants, |tenants| {
             tenants.retry_quarantined();
@@ -201,6 +207,26 @@ impl MultiTsdb {
         tenants.periodic.lock().push(sync);
         tenants.open_found(found);
         Ok(tenants)
+    }
+
+    /// Shows on the page how many tenants and series there are and may be.
+    fn show(self: &Arc<Self>, registry: &Registry) {
+        let limit =
+            registry.gauge("ringest_tenants_max", "Tenants there may be: --receive.tenants-max.");
+        limit.set(self.options.tenants_max as f64);
+        let limit = registry.gauge(
+            "ringest_head_series_max",
+            "Series that each tenant's head may have: --tsdb.head-series-max.",
+        );
+        limit.set(self.options.db.series_max as f64);
+        let used =
+            registry.gauge("ringest_tenants", "Tenants there are, quarantined ones included.");
+        let tenants = Arc::downgrade(self);
+        registry.on_collect(move || {
+            if let Some(tenants) = tenants.upgrade() {
+                used.set(tenants.tenants.read().len() as f64);
+            }
+        });
     }
 
     /// Whether every tenant found at start is open or quarantined.
@@ -297,7 +323,10 @@ impl MultiTsdb {
             Some(Entry::Creating(created)) => Ok(Claim::Wait(created.clone())),
             Some(Entry::Opening) => Err(TenantError::Opening),
             Some(Entry::Quarantined(reason)) => Err(TenantError::Quarantined(reason.clone())),
-            None if tenants.len() >= self.options.tenants_max => Err(TenantError::TooMany),
+            None if tenants.len() >= self.options.tenants_max => {
+                self.refused.inc();
+                Err(TenantError::TooMany)
+            }
             None => {
                 let (done, created) = watch::channel(());
                 tenants.insert(id.clone(), Entry::Creating(created));

@@ -11,7 +11,7 @@ pub mod quorum;
 pub mod service;
 
 use crate::wire::refused::RefusedSeries;
-use crate::write::error::Refusals;
+use crate::write::error::{Reason, Refusals};
 
 /// Whose rules an endpoint follows where Thanos and Prometheus differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,4 +37,20 @@ pub struct WriteOutcome {
     /// Which series the refusals are about, by their places in the request, with the reasons'
     /// [codes](error::Reason::code). Empty where that is not known.
     pub refused_series: RefusedSeries,
+}
+
+impl WriteOutcome {
+    /// Adds refused series, given by their places, rising.
+    pub fn refuse(&mut self, reason: Reason, places: &[u32], example: String) {
+        let is_known = self.refusals.is_empty() || !self.refused_series.is_empty();
+        self.refusals.add(reason, places.len() as u64, || example);
+        if !is_known {
+            return;
+        }
+        let places = places.iter().map(|place| (*place, reason.code()));
+        let mut all: Vec<_> = self.refused_series.iter().chain(places).collect();
+        all.sort_unstable();
+        self.refused_series = RefusedSeries::default();
+        all.into_iter().for_each(|(place, reason)| self.refused_series.push(place, reason));
+    }
 }

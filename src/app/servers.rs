@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::app::listeners::Listeners;
 use crate::app::tls::Tls;
 use crate::app::{AppError, Node};
-use crate::capnproto::{self, CapnProtoOptions};
+use crate::capnproto::{self, CapnProtoMetrics, CapnProtoOptions};
 use crate::config::{Config, TenancyConfig};
 use crate::grpc::metrics::GrpcMetrics;
 use crate::grpc::remote_write::{RemoteWriteOptions as PeerWriteOptions, RemoteWriteServer};
@@ -21,14 +21,14 @@ use crate::http::remote_write::{RemoteWriteOptions, RequestLimits, WriteService,
 use crate::http::ring::{RingPage, RingParts};
 use crate::http::tenant::TenantRules;
 use crate::http::{self, ConnectionLimits, Probe, remote_write_router, status_router};
-use crate::metrics::Registry;
+use crate::metrics::{Gauge, Registry, budgets};
 use crate::model::ring_hash::RingHash;
 use crate::multi_tsdb::MultiTsdb;
 use crate::store::budget::ReadBudget;
 use crate::store::source::{NoTenants, TenantSource};
 use crate::tls::server::ServerTls;
-use crate::write::admission::Admission;
 use crate::write::fanout::{Fanout, FanoutOptions, LocalNode};
+use crate::write::heavy;
 use crate::write::known::LabelCaps;
 use crate::write::local::LocalWriter;
 use crate::write::service::{PeerSink, PeerWrites};
@@ -43,6 +43,12 @@ pub(super) fn spawn(
     draining: &CancellationToken,
 ) -> JoinSet<Result<(), AppError>> {
     let budget = ReadBudget::new(config.query_inflight_bytes_max);
+    budget.show(registry);
+    node.admission.show(registry);
+    heavy::show(registry);
+    budgets::show_calls_max(registry, "http", http::STREAMS_MAX as usize);
+    budgets::show_calls_max(registry, "remote_write", http::STREAMS_MAX as usize);
+    budgets::show_calls_max(registry, "grpc", grpc::STREAMS_PER_CONNECTION_MAX as usize);
     let grace = config.http.grace_period;
     let source: Arc<dyn TenantSource> = match &node.storage {
         Some(storage) => storage.clone(),
@@ -50,42 +56,48 @@ pub(super) fn spawn(
     };
     let ready = ready_probe(&source, &node, draining);
     let is_ready = ready.clone();
-    let operator = operator_router(config, registry, &source, &budget, ready.clone())
+    let at_http = budget.at_door(registry, "http");
+    let operator = operator_router(config, registry, &source, &at_http, ready.clone())
         .merge(http::ring::router(ring_page(config, &node, ready)));
-    let services = Services::of_reads(source, budget, move || is_ready.holds());
-    let Writes { http: write, grpc: services, admission } =
-        add_writes(config, registry, &node, services);
+    let at_grpc = budget.at_door(registry, "grpc");
+    let services = Services::of_reads(source, at_grpc, move || is_ready.holds());
+    let Writes { http: write, grpc: services } = add_writes(config, registry, &node, services);
     let capnproto_options = CapnProtoOptions {
-        admission,
+        admission: node.admission.at_door(registry, "capnproto"),
         message_read_timeout: config.remote_write.body_read_timeout,
         grace_period: config.grpc.grace_period,
         caps: label_caps(config),
         tasks: node.tasks.clone(),
-        not_understood: registry
-            .counter_vec(
-                "ringest_peer_writes_not_understood_total",
-                "Writes of peers that were refused because nothing in them can be read by this version.",
-                &["protocol"],
-            )
-            .with(&["capnproto"]),
+        metrics: CapnProtoMetrics::new(registry),
     };
     // A peer has placed what it sends here, whatever our own ring says.
     let writer = node.storage.as_ref();
-    let writer = writer.map(|storage| Arc::new(local_writer(config, storage, &node.admission)));
+    let writer = writer.map(|storage| Arc::new(local_writer(config, registry, storage, &node)));
     let grpc_metrics = GrpcMetrics::new(registry, services.names());
     let grpc_options = GrpcOptions {
         grace_period: config.grpc.grace_period,
         connection_age_max: config.grpc.connection_age_max,
         tls: tls.grpc,
+        open: budgets::connections(registry, "grpc"),
     };
     let mut servers = JoinSet::new();
     let draining = || draining.clone();
-    servers.spawn(serve_http("http/server", listeners.http, None, operator, draining(), grace));
+    let open = |listener| budgets::connections(registry, listener);
+    servers.spawn(serve_http(
+        "http/server",
+        listeners.http,
+        None,
+        operator,
+        open("http"),
+        draining(),
+        grace,
+    ));
     servers.spawn(serve_http(
         "remote-write/server",
         listeners.remote_write,
         tls.remote_write,
         write,
+        open("remote_write"),
         draining(),
         grace,
     ));
@@ -151,8 +163,6 @@ fn ring_page(config: &Config, node: &Node, ready: Probe) -> RingPage {
 struct Writes {
     http: Router,
     grpc: Services,
-    /// What their requests are counted against.
-    admission: Arc<Admission>,
 }
 
 fn label_caps(config: &Config) -> LabelCaps {
@@ -164,11 +174,14 @@ fn label_caps(config: &Config) -> LabelCaps {
 
 fn local_writer(
     config: &Config,
+    registry: &Registry,
     storage: &Arc<MultiTsdb>,
-    admission: &Arc<Admission>,
+    node: &Node,
 ) -> LocalWriter {
     let (caps, sync) = (label_caps(config), config.storage.db.wal_sync);
-    LocalWriter::new(storage.clone(), caps, sync, admission.clone())
+    // What waits for the log has come in by any of the doors.
+    let admission = node.admission.at_door(registry, "append");
+    LocalWriter::new(storage.clone(), caps, sync, admission)
 }
 
 /// The endpoints that take writes, over HTTP and from peers: with a ring they hand series to the
@@ -180,7 +193,7 @@ fn add_writes(config: &Config, registry: &Registry, node: &Node, services: Servi
             "The number of times to replicate incoming write requests.",
         )
         .set(f64::from(config.ring.replication_factor));
-    let writer = |storage| local_writer(config, storage, &node.admission);
+    let writer = |storage| local_writer(config, registry, storage, node);
     let Some(ring) = &node.ring else {
         let Some(storage) = &node.storage else {
             unreachable!("a node has a ring or storage");
@@ -226,10 +239,10 @@ fn write_endpoints<S: WriteSink + PeerSink>(
         },
     };
     let probe = Probe::new(has_ring(node));
-    let admission = node.admission.clone();
-    let write = WriteService::new(sink.clone(), probe, options, admission.clone(), registry);
+    let admission = node.admission.at_door(registry, "http");
+    let write = WriteService::new(sink.clone(), probe, options, admission, registry);
     let options = PeerWriteOptions {
-        admission: admission.clone(),
+        admission: node.admission.at_door(registry, "grpc"),
         body_read_timeout: config.remote_write.body_read_timeout,
         // A node that only routes places all series anew.
         takes_merged: node.storage.is_some(),
@@ -241,7 +254,7 @@ fn write_endpoints<S: WriteSink + PeerSink>(
         RemoteWriteServer::new(PeerWrites::new(sink, replication_factor), options, registry);
     let merged = server.merged();
     let grpc = merged.into_iter().fold(services.with(server), Services::with);
-    Writes { http: remote_write_router(Arc::new(write)), grpc, admission }
+    Writes { http: remote_write_router(Arc::new(write)), grpc }
 }
 
 async fn serve_http(
@@ -249,12 +262,13 @@ async fn serve_http(
     listener: TcpListener,
     tls: Option<Arc<ServerTls>>,
     router: Router,
+    open: Gauge,
     draining: CancellationToken,
     grace: Duration,
 ) -> Result<(), AppError> {
     log_listening(service, &listener);
     let limits = ConnectionLimits::default();
-    let drained = http::serve(listener, tls, router, limits, draining, grace).await;
+    let drained = http::serve(listener, tls, router, limits, open, draining, grace).await;
     tracing::info!(service, connectionsCut = drained.connections_cut, "stopped");
     Ok(())
 }

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -22,7 +22,7 @@ use crate::write::admission::InflightGuard;
 use crate::write::service::PeerSink;
 
 /// Calls under way on one connection, as for gRPC. More are not read.
-const CALLS_MAX: usize = 1000;
+pub(super) const CALLS_MAX: usize = 1000;
 
 /// Answers that hold the writer and were not let go of. One is usual.
 const BOOTSTRAPS_MAX: usize = 1000;
@@ -320,8 +320,13 @@ impl<S: PeerSink> Session<S> {
                 return self.answer(answer(question, &Err(error))).await;
             }
         };
+        let metrics = &self.server.options.metrics;
+        if self.places.available_permits() == 0 {
+            metrics.calls_waited.inc();
+        }
         // It is not closed.
         let Ok(place) = self.places.clone().acquire_owned().await else { return Ok(()) };
+        let under_way = metrics.calls.count();
         self.calls_made += 1;
         let number = self.calls_made;
         // It keeps no connection open.
@@ -344,7 +349,7 @@ impl<S: PeerSink> Session<S> {
                 // The connection may be gone.
                 let _ = answers.send(answer(question, &result)).await;
             }
-            drop::<OwnedSemaphorePermit>(place);
+            drop((place, under_way));
         };
         let before = self.calls.0.lock().insert(question, number);
         self.tasks.spawn(self.server.options.tasks.track_future(made));

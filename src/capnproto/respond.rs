@@ -17,8 +17,12 @@ pub fn written(result: &Result<(), CallError>) -> WriteAnswer {
         }
         _ => Concern::Unsaid,
     };
-    let refused = result.is_ok().then(Vec::new);
-    WriteAnswer { error, said, refused, concern }
+    let refused = match result {
+        Err(CallError::Write(PeerWriteError::Refused { series, .. })) => series.encode(),
+        _ => None,
+    };
+    // A list that is empty says that there are such, one that is too long that it is left out.
+    WriteAnswer { error, said, refused: Some(refused.unwrap_or_default()), concern }
 }
 
 /// A Thanos router takes `alreadyExists` for final and

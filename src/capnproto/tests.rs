@@ -14,7 +14,8 @@ use crate::peer::message::{ForwardMessage, Protocol};
 use crate::peer::{ForwardError, Peer, PeerOptions, PeerPool, PeerState};
 use crate::wire::capnproto::encode::SeriesTable;
 use crate::wire::capnproto::frame::FrameReader;
-use crate::wire::capnproto::rpc::{self, Incoming};
+use crate::wire::capnproto::rpc::{self, Incoming, write_request, writer};
+use crate::wire::capnproto::write_request_capnp::writer::write_params;
 use crate::write::WriteOutcome;
 use crate::write::error::{Reason, WriteError};
 
@@ -47,6 +48,8 @@ impl PeerSink for Sink {
         let mut outcome = WriteOutcome::default();
         match tenant.as_str() {
             "conflict" => outcome.refusals.add(Reason::OutOfOrder, 1, || "{a=\"b\"}".into()),
+            // The second of a piece.
+            "one" => outcome.refuse(Reason::OutOfOrder, &[1], "{a=\"b\"}".into()),
             "down" => return Err(WriteError::Unavailable("disk full".into())),
             "opening" => {
                 let (tenant, detail) = (tenant.to_string(), "opening".into());
@@ -82,14 +85,15 @@ impl Listening {
         let address = listener.local_addr().unwrap();
         let sink = Arc::new(Sink::default());
         let admission = Admission::new(BUDGET);
-        let not_understood = Registry::new().counter("not_understood", "");
+        let metrics = CapnProtoMetrics::new(&Registry::new());
+        let not_understood = metrics.not_understood.clone();
         let options = CapnProtoOptions {
             admission: admission.clone(),
             message_read_timeout: read_timeout,
             grace_period: PATIENCE,
             caps: LabelCaps::default(),
             tasks: TaskTracker::new(),
-            not_understood: not_understood.clone(),
+            metrics,
         };
         let draining = CancellationToken::new();
         let storage = has_storage.then(|| sink.clone());
@@ -209,6 +213,77 @@ async fn every_answer_has_its_meaning() {
     let down = write("down").await;
     assert!(matches!(&down, ForwardError::Unavailable { detail, .. } if detail.contains("disk")));
     assert!(matches!(write("a").await, ForwardError::BackedOff { .. }));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_names_the_refused_series() {
+    let server = Listening::start(any_port()).await;
+    let (_pool, peer) = pool_of(server.address);
+    let refused = async |message: ForwardMessage| match peer.remote_write(&message, PATIENCE).await
+    {
+        Err(ForwardError::Conflict { refused, .. }) => {
+            refused.map(|refused| refused.iter().collect::<Vec<_>>())
+        }
+        other => panic!("{other:?}"),
+    };
+    assert!(!peer.takes_merged());
+    let code = Reason::OutOfOrder.code();
+    assert_eq!(refused(message_of("one", &series(3, 10))).await, Some(vec![(1, code)]));
+    assert!(peer.takes_merged());
+    // Three pieces of 4 MiB and some.
+    let places = refused(message_of("one", &series(200, 60_000))).await.unwrap();
+    assert_eq!(places, [(1, code), (71, code), (141, code)]);
+    // Where they are not known, none is named.
+    assert_eq!(refused(to("conflict")).await, None);
+    server.stop().await;
+}
+
+/// A call that asks to write this, packed.
+fn call_to_write(fill: impl FnOnce(write_request::Builder<'_>)) -> Vec<u8> {
+    use capnp_rpc::rpc_capnp::message;
+    let mut builder = capnp::message::Builder::new_default();
+    let mut call = builder.init_root::<message::Builder<'_>>().init_call();
+    call.set_question_id(1);
+    call.set_interface_id(<writer::Client as capnp::traits::HasTypeId>::TYPE_ID);
+    call.reborrow().get_target().unwrap().set_imported_cap(0);
+    fill(call.init_params().get_content().init_as::<write_params::Builder<'_>>().init_wr());
+    let mut packed = Vec::new();
+    capnp::serialize_packed::write_message(&mut packed, &builder).unwrap();
+    packed
+}
+
+#[tokio::test]
+async fn a_histogram_whose_bounds_were_lost_is_a_conflict() {
+    let server = Listening::start(any_port()).await;
+    let call = call_to_write(|mut request| {
+        let mut symbols = request.reborrow().init_symbols();
+        symbols.set_data(b"ab");
+        symbols.set_offsets(&[1, 2]).unwrap();
+        request.set_tenant("t");
+        let mut list = request.init_time_series(3);
+        for i in 0..3 {
+            let mut series = list.reborrow().get(i);
+            { series.reborrow().init_labels(1).get(0) }.set_value(1);
+            let mut histograms = series.init_histograms(1);
+            histograms.reborrow().get(0).set_schema(if i == 1 { -53 } else { 3 });
+        }
+    });
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    stream.write_all(&call).await.unwrap();
+    let mut reader = FrameReader::new(tokio::io::BufReader::new(stream));
+    let answer = rpc::written(&next_message(&mut reader).await).unwrap();
+    assert_eq!(answer.error, rpc::WriteError::AlreadyExists, "{answer:?}");
+    assert!(answer.said.contains("{a=\"b\"}"), "{answer:?}");
+    let refused = RefusedSeries::decode(&answer.refused.unwrap(), 3).unwrap();
+    let expected = [(1, Reason::CustomBoundsLost.code())];
+    assert!(refused.iter().eq(expected), "{refused:?}");
+    // It is not stored without them.
+    let labels = b"\x0a\x06\x0a\x01a\x12\x01b";
+    let written = server.written().remove(0).1;
+    let (without, with) = ([&[0x0a, 8][..], labels].concat(), b"\x22\x02\x20\x06");
+    assert_eq!(written.windows(with.len()).filter(|part| part == with).count(), 2);
+    assert_eq!(written.windows(without.len()).filter(|part| *part == without).count(), 1);
     server.stop().await;
 }
 
@@ -376,6 +451,13 @@ async fn a_short_message_does_not_become_a_long_one() {
     server.stop().await;
 }
 
+async fn next_message(reader: &mut FrameReader<tokio::io::BufReader<TcpStream>>) -> Message {
+    let table = reader.read_table().await.unwrap();
+    let mut words = Vec::new();
+    reader.read_words(&mut words, table.words()).await.unwrap();
+    Message::new(table, words)
+}
+
 /// Sends bytes and reads what comes back until the end of the connection.
 async fn exchange(address: SocketAddr, bytes: &[u8]) -> Vec<Incoming> {
     let mut stream = TcpStream::connect(address).await.unwrap();
@@ -455,14 +537,8 @@ async fn what_is_not_understood_is_refused_and_counted() {
     let mut stream = TcpStream::connect(server.address).await.unwrap();
     stream.write_all(&[rpc::bootstrap(0), later].concat()).await.unwrap();
     let mut reader = FrameReader::new(tokio::io::BufReader::new(stream));
-    let mut last = None;
-    for _ in 0..2 {
-        let table = reader.read_table().await.unwrap();
-        let mut words = Vec::new();
-        reader.read_words(&mut words, table.words()).await.unwrap();
-        last = Some(Message::new(table, words));
-    }
-    let answer = rpc::written(&last.unwrap()).unwrap();
+    next_message(&mut reader).await;
+    let answer = rpc::written(&next_message(&mut reader).await).unwrap();
     // Thanos sends it again, and does not back the node off.
     assert_eq!(answer.error, rpc::WriteError::InvalidArgument, "{answer:?}");
     assert!(answer.said.contains("does not know"), "{answer:?}");

@@ -1,10 +1,13 @@
 //! Connections to the gRPC listener, their TLS handshake done if there is to be TLS.
 
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -14,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
 use crate::http::{accept_rest, pause_after};
+use crate::metrics::{Counted, Gauge};
 use crate::tls::server::ServerTls;
 use crate::tls::stream::MaybeTls;
 
@@ -26,13 +30,13 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 /// Where connections go, one after the other.
 #[derive(Clone)]
 struct Lanes {
-    ready: Arc<[mpsc::Sender<io::Result<MaybeTls>>]>,
+    ready: Arc<[mpsc::Sender<io::Result<OpenConnection>>]>,
     next: Arc<AtomicUsize>,
 }
 
 impl Lanes {
     /// Nobody takes connections any more if serving has failed.
-    async fn send(&self, stream: MaybeTls) {
+    async fn send(&self, stream: OpenConnection) {
         let lane = self.next.fetch_add(1, Ordering::Relaxed) % self.ready.len();
         let _ = self.ready[lane].send(Ok(stream)).await;
     }
@@ -48,19 +52,27 @@ impl Lanes {
 pub(super) fn incoming(
     listener: TcpListener,
     tls: Option<Arc<ServerTls>>,
+    open: Gauge,
     draining: CancellationToken,
     lanes: usize,
-) -> Vec<ReceiverStream<io::Result<MaybeTls>>> {
+) -> Vec<ReceiverStream<io::Result<OpenConnection>>> {
     let lanes = (0..lanes.max(1)).map(|_| mpsc::channel(READY_MAX));
     let (ready, incoming): (Vec<_>, Vec<_>) = lanes.unzip();
     let lanes = Lanes { ready: ready.into(), next: Arc::default() };
-    tokio::spawn(accept(listener, tls, lanes, draining));
+    tokio::spawn(accept(listener, tls, open, lanes, draining));
     incoming.into_iter().map(ReceiverStream::new).collect()
+}
+
+/// A connection, counted as open until it is dropped.
+pub(super) struct OpenConnection {
+    stream: MaybeTls,
+    _counted: Counted,
 }
 
 async fn accept(
     listener: TcpListener,
     tls: Option<Arc<ServerTls>>,
+    open: Gauge,
     lanes: Lanes,
     draining: CancellationToken,
 ) {
@@ -68,11 +80,11 @@ async fn accept(
     let shake_hands = |handshakes: &mut JoinSet<()>, stream: TcpStream| {
         // It only helps: a socket without works.
         let _ = stream.set_nodelay(true);
-        let (tls, lanes) = (tls.clone(), lanes.clone());
+        let (tls, lanes, _counted) = (tls.clone(), lanes.clone(), open.count());
         handshakes.spawn(async move {
             // Why a handshake failed has been counted.
             if let Ok(stream) = MaybeTls::accept(stream, tls.as_deref()).await {
-                lanes.send(stream).await;
+                lanes.send(OpenConnection { stream, _counted }).await;
             }
         });
     };
@@ -96,10 +108,50 @@ async fn accept(
     let _ = timeout(DRAIN_TIMEOUT, all).await;
 }
 
-impl Connected for MaybeTls {
+impl Connected for OpenConnection {
     type ConnectInfo = TcpConnectInfo;
 
     fn connect_info(&self) -> TcpConnectInfo {
-        self.tcp().connect_info()
+        self.stream.tcp().connect_info()
+    }
+}
+
+impl AsyncRead for OpenConnection {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for OpenConnection {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
     }
 }

@@ -36,7 +36,7 @@ use crate::wire::snappy::{BufferPool, PooledBuffer};
 use crate::write::admission::{Admission, InflightGuard, Overloaded, share};
 use crate::write::error::WriteError;
 use crate::write::heavy;
-use crate::write::service::{PeerOrigin, PeerSink, PeerWriteError, PeerWrites};
+use crate::write::service::{PeerOrigin, PeerSink, PeerWriteError, PeerWrites, not_understood};
 
 /// The methods, one of each service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,6 +154,8 @@ impl<S: PeerSink> RemoteWriteServer<S> {
         options: RemoteWriteOptions,
         registry: &Registry,
     ) -> RemoteWriteServer<S> {
+        let pool =
+            |name| BufferPool::new(POOLED_BUFFERS_MAX, POOLED_BYTES_MAX).shown(registry, name);
         // Its digits are a legal value.
         let instance = HeaderValue::try_from(options.instance.to_string());
         RemoteWriteServer(Arc::new(Inner {
@@ -164,13 +166,9 @@ impl<S: PeerSink> RemoteWriteServer<S> {
                 "thanos_receive_pending_write_requests",
                 "The number of pending write requests.",
             ),
-            not_understood: registry.counter(
-                "ringest_peer_writes_not_understood_total",
-                "Writes of peers that were refused, since they had no series that this release can \
-                 read, but fields that it does not know.",
-            ),
-            messages: BufferPool::new(POOLED_BUFFERS_MAX, POOLED_BYTES_MAX),
-            inflated: BufferPool::new(POOLED_BUFFERS_MAX, POOLED_BYTES_MAX),
+            not_understood: not_understood(registry),
+            messages: pool("grpc_messages"),
+            inflated: pool("grpc_inflated"),
             told: Throttle::default(),
         }))
     }

@@ -245,7 +245,9 @@ async fn a_drain_ends_even_if_a_client_hangs_on() {
 
 #[tokio::test]
 async fn connections_that_were_made_before_a_drain_are_served() {
-    let server = start(recorded_data_set(), GrpcOptions::default());
+    let open = Gauge::default();
+    let options = GrpcOptions { open: open.clone(), ..GrpcOptions::default() };
+    let server = start(recorded_data_set(), options);
     // It is the kernel that makes the connection, while the server does not come to run.
     let stream = std::net::TcpStream::connect(server.addr).unwrap();
     server.stop.send(()).unwrap();
@@ -263,6 +265,7 @@ async fn connections_that_were_made_before_a_drain_are_served() {
     assert_eq!(body.trailers().unwrap()["grpc-status"], "0");
     connection.await.unwrap().unwrap();
     server.serving.await.unwrap().unwrap();
+    assert_eq!(open.value(), 0.0);
 }
 
 fn everything() -> Bytes {

@@ -183,13 +183,15 @@ impl<S: WriteSink> WriteService<S> {
         admission: Arc<Admission>,
         registry: &Registry,
     ) -> WriteService<S> {
+        let pool =
+            |name| BufferPool::new(POOLED_BUFFERS_MAX, POOLED_BYTES_MAX).shown(registry, name);
         WriteService {
             sink,
             accepting,
             admission,
             options,
-            bodies: BufferPool::new(POOLED_BUFFERS_MAX, POOLED_BYTES_MAX),
-            inflated: BufferPool::new(POOLED_BUFFERS_MAX, POOLED_BYTES_MAX),
+            bodies: pool("http_bodies"),
+            inflated: pool("http_inflated"),
             metrics: WriteMetrics::new(registry),
             told: Throttle::default(),
         }

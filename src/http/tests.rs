@@ -7,6 +7,7 @@ const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n";
 
 struct Server {
     address: std::net::SocketAddr,
+    open: Gauge,
     shutdown: CancellationToken,
     served: JoinHandle<Drained>,
 }
@@ -20,8 +21,9 @@ async fn start_with(limits: ConnectionLimits, router: Router, grace: Duration) -
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let shutdown = CancellationToken::new();
-    let served = tokio::spawn(serve(listener, None, router, limits, shutdown.clone(), grace));
-    Server { address, shutdown, served }
+    let open = Gauge::default();
+    let served = serve(listener, None, router, limits, open.clone(), shutdown.clone(), grace);
+    Server { address, open, shutdown, served: tokio::spawn(served) }
 }
 
 fn hello() -> Router {
@@ -169,6 +171,7 @@ async fn a_drain_closes_connections_with_their_next_answer() {
     used.write_all(GET).await.unwrap();
     let answer = read_answer(&mut used).await;
     assert!(!answer.contains("connection: close"), "{answer}");
+    assert_eq!(server.open.value(), 2.0);
     let (first, rest) = GET.split_at(20);
     let mut half_sent = TcpStream::connect(server.address).await.unwrap();
     half_sent.write_all(first).await.unwrap();
@@ -185,7 +188,9 @@ async fn a_drain_closes_connections_with_their_next_answer() {
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
         assert!(answer.contains("connection: close"), "{answer}");
     }
+    let open = server.open.clone();
     assert_eq!(server.served.await.unwrap(), Drained { connections_cut: 0 });
+    assert_eq!(open.value(), 0.0);
 }
 
 #[tokio::test]

@@ -20,7 +20,8 @@ use tonic::Code;
 
 use crate::peer::client::CallFailure;
 use crate::wire::capnproto::frame::{FrameReader, Message};
-use crate::wire::capnproto::rpc::{self, CallError, Concern, Incoming, WriteError};
+use crate::wire::capnproto::rpc::{self, CallError, Concern, Incoming, WriteAnswer, WriteError};
+use crate::wire::refused::RefusedSeries;
 
 /// An answer is an error's name, a few words, and a list of refused series of 1 MiB at most.
 const ANSWER_WORDS_MAX: usize = (1 << 20) / 8 + 8 * 1024;
@@ -29,7 +30,7 @@ const ANSWER_WORDS_MAX: usize = (1 << 20) / 8 + 8 * 1024;
 const BOOTSTRAP: u32 = 0;
 
 type Reader = FrameReader<BufReader<OwnedReadHalf>>;
-type Answer = Result<(), CallFailure>;
+type Answer = Result<WriteAnswer, CallError>;
 
 /// A connection. It is closed when the last clone is dropped.
 #[derive(Clone)]
@@ -110,16 +111,23 @@ impl Client {
         self.0.tells_refused.load(Ordering::Relaxed)
     }
 
-    /// Calls the peer's writer with a request of `words` words, packed, and waits for its answer.
+    /// Calls the peer's writer with a request of `words` words, packed, that holds `series_count`
+    /// series, and waits for its answer.
     /// When the connection ends before, the call may be made again on another one: a write that is
     /// made twice stores the same.
-    pub async fn write(&self, words: u32, request: impl Buf) -> Answer {
+    pub async fn write(
+        &self,
+        words: u32,
+        request: impl Buf,
+        series_count: u32,
+    ) -> Result<(), CallFailure> {
         let (question, answer) = self.0.ask().ok_or(CallFailure::NotSent)?;
         let mut asked = Asked { shared: &self.0, question, is_sent: false };
         let head = rpc::call_head(question, self.0.export, words);
         self.0.send(&head, request).await.map_err(|_| CallFailure::NotSent)?;
         asked.is_sent = true;
-        answer.await.unwrap_or(Err(CallFailure::NotSent))
+        let answer = answer.await.map_err(|_| CallFailure::NotSent)?;
+        judge(answer, series_count)
     }
 }
 
@@ -187,8 +195,12 @@ async fn read_answers(mut reader: Reader, shared: &Weak<Shared>) -> io::Result<(
             Incoming::Return { question, needs_finish } => {
                 let asked = shared.state.lock().waiting.remove(&question);
                 let Some(asked) = asked else { continue };
+                let answer = rpc::written(&message);
+                if answer.as_ref().is_ok_and(|answer| answer.refused.is_some()) {
+                    shared.tells_refused.store(true, Ordering::Relaxed);
+                }
                 // The call may have been given up at this moment.
-                let _ = asked.send(answer(&message, &shared.tells_refused));
+                let _ = asked.send(answer);
                 needs_finish.then(|| rpc::finish(question))
             }
             Incoming::Abort(reason) => return Err(io::Error::other(reason)),
@@ -228,28 +240,33 @@ async fn read_message(reader: &mut Reader) -> io::Result<Message> {
     Ok(Message::new(table, words))
 }
 
-fn answer(message: &Message, tells_refused: &AtomicBool) -> Answer {
+/// What an answer to a message of so many series comes to.
+fn judge(answer: Answer, series_count: u32) -> Result<(), CallFailure> {
     let status = |code, said: String| {
         // Thanos says nothing besides.
         let said = if said.is_empty() { "no reason was given".to_owned() } else { said };
         Err(CallFailure::Status(code, said))
     };
-    let answer = match rpc::written(message) {
+    let WriteAnswer { error, said, refused, concern } = match answer {
         Ok(answer) => answer,
         Err(error @ CallError::Exception { is_overload: true, .. }) => {
             return status(Code::Unavailable, error.to_string());
         }
         Err(error) => return status(Code::Internal, error.to_string()),
     };
-    if answer.refused.is_some() {
-        tells_refused.store(true, Ordering::Relaxed);
-    }
-    match answer.error {
+    match error {
         WriteError::None => Ok(()),
-        _ if answer.concern == Concern::Tenant => Err(CallFailure::TenantNotReady(answer.said)),
-        WriteError::Unavailable => status(Code::Unavailable, answer.said),
-        WriteError::AlreadyExists => status(Code::AlreadyExists, answer.said),
-        WriteError::InvalidArgument => status(Code::InvalidArgument, answer.said),
-        WriteError::Internal => status(Code::Internal, answer.said),
+        _ if concern == Concern::Tenant => Err(CallFailure::TenantNotReady(said)),
+        WriteError::Unavailable => status(Code::Unavailable, said),
+        WriteError::AlreadyExists => {
+            let refused = RefusedSeries::decode(&refused.unwrap_or_default(), series_count);
+            match refused {
+                Ok(refused) if !refused.is_empty() => Err(CallFailure::Refused(refused, said)),
+                // Which ones is not told: any of them.
+                _ => status(Code::AlreadyExists, said),
+            }
+        }
+        WriteError::InvalidArgument => status(Code::InvalidArgument, said),
+        WriteError::Internal => status(Code::Internal, said),
     }
 }

@@ -79,7 +79,7 @@ pub async fn call(
             (sender, scheme, merging, compression)
         }
         (Transport::CapnProto(client), Form::CapnProto { words }) => {
-            return client.write(words, message.body()).await;
+            return client.write(words, message.body(), message.series_count()).await;
         }
         // A pool has one protocol.
         _ => {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::metrics::{Counter, Registry, budgets};
 use crate::store::error::QueryError;
 
 /// Bytes per permit: small enough to charge fairly, large enough that a semaphore counts them.
@@ -18,6 +19,12 @@ pub const READ_BYTES_MAX_DEFAULT: usize = 512 * 1024 * 1024;
 pub struct ReadBudget {
     permits: Arc<Semaphore>,
     bytes_max: usize,
+    /// Reads that were refused, of one of the ways they come by.
+    refused: Option<Counter>,
+}
+
+fn permits_of(bytes_max: usize) -> usize {
+    (bytes_max / PERMIT_BYTES).min(Semaphore::MAX_PERMITS)
 }
 
 /// Bytes held by one read, given back on drop.
@@ -28,8 +35,29 @@ pub struct ReadBudgetGuard {
 
 impl ReadBudget {
     pub fn new(bytes_max: usize) -> ReadBudget {
-        let permits = (bytes_max / PERMIT_BYTES).min(Semaphore::MAX_PERMITS);
-        ReadBudget { permits: Arc::new(Semaphore::new(permits)), bytes_max }
+        let permits = permits_of(bytes_max);
+        ReadBudget { permits: Arc::new(Semaphore::new(permits)), bytes_max, refused: None }
+    }
+
+    /// The same budget with what is refused counted for `door`.
+    pub fn at_door(&self, registry: &Registry, door: &str) -> ReadBudget {
+        let refused = Some(budgets::refused(registry, "read", door));
+        ReadBudget { refused, ..self.clone() }
+    }
+
+    /// Shows what is held on the page.
+    pub fn show(&self, registry: &Registry) {
+        let limit = registry.gauge(
+            "ringest_query_inflight_bytes_max",
+            "Bytes that reads may hold: --query.inflight-bytes-max.",
+        );
+        limit.set(self.bytes_max as f64);
+        let used = registry.gauge("ringest_query_inflight_bytes", "Bytes that reads hold.");
+        let (permits, all) = (self.permits.clone(), permits_of(self.bytes_max));
+        registry.on_collect(move || {
+            let held = all.saturating_sub(permits.available_permits());
+            used.set((held * PERMIT_BYTES) as f64);
+        });
     }
 
     /// A read that holds nothing yet.
@@ -48,7 +76,12 @@ impl ReadBudgetGuard {
         let permits = u32::try_from(bytes.div_ceil(PERMIT_BYTES))
             .map_err(|_| QueryError::TooLarge { limit })?;
         let more = self.budget.permits.clone().try_acquire_many_owned(permits);
-        let more = more.map_err(|_| QueryError::Overloaded)?;
+        let more = more.map_err(|_| {
+            if let Some(refused) = &self.budget.refused {
+                refused.inc();
+            }
+            QueryError::Overloaded
+        })?;
         match &mut self.held {
             Some(held) => held.merge(more),
             None => self.held = Some(more),
@@ -69,6 +102,25 @@ impl ReadBudgetGuard {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_page_shows_the_budget_and_who_was_refused() {
+        let registry = Registry::new();
+        let budget = ReadBudget::new(8 * PERMIT_BYTES);
+        budget.show(&registry);
+        let mut read = budget.at_door(&registry, "http").begin();
+        read.hold(5 * PERMIT_BYTES - 1).unwrap();
+        assert!(budget.at_door(&registry, "grpc").begin().hold(4 * PERMIT_BYTES).is_err());
+        let page = registry.expose();
+        for line in [
+            "ringest_query_inflight_bytes 5120",
+            "ringest_query_inflight_bytes_max 8192",
+            "ringest_overload_refused_requests_total{budget=\"read\",door=\"grpc\"} 1",
+            "ringest_overload_refused_requests_total{budget=\"read\",door=\"http\"} 0",
+        ] {
+            assert!(page.lines().any(|shown| shown == line), "{line}\n{page}");
+        }
+    }
 
     #[test]
     fn what_a_read_held_is_there_for_the_next() {

@@ -48,7 +48,7 @@ pub struct ServerTls {
     options: ServerTlsOptions,
     protocols: &'static [&'static [u8]],
     config: FromFiles<ServerConfig>,
-    places: Semaphore,
+    places: Arc<Semaphore>,
     failed: Counter,
 }
 
@@ -70,13 +70,9 @@ impl ServerTls {
             "Connections that ended before their TLS handshake did.",
             &["flags"],
         );
-        Ok(ServerTls {
-            options,
-            protocols,
-            config,
-            places: Semaphore::new(HANDSHAKES_MAX),
-            failed: failed.with(&[flags]),
-        })
+        let places = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+        show_handshakes(registry, flags, places.clone());
+        Ok(ServerTls { options, protocols, config, places, failed: failed.with(&[flags]) })
     }
 
     /// Shakes hands with a client, with the certificate as it is now.
@@ -99,6 +95,19 @@ impl ServerTls {
         let config = self.config.current(|| build(&self.options, self.protocols));
         TlsAcceptor::from(config).accept(stream).await
     }
+}
+
+fn show_handshakes(registry: &Registry, flags: &str, places: Arc<Semaphore>) {
+    let gauge = |name, help| registry.gauge_vec(name, help, &["flags"]).with(&[flags]);
+    let limit = gauge(
+        "ringest_tls_handshakes_under_way_max",
+        "TLS handshakes that may be under way; other clients wait.",
+    );
+    limit.set(HANDSHAKES_MAX as f64);
+    let used = gauge("ringest_tls_handshakes_under_way", "TLS handshakes under way.");
+    registry.on_collect(move || {
+        used.set(HANDSHAKES_MAX.saturating_sub(places.available_permits()) as f64);
+    });
 }
 
 fn build(options: &ServerTlsOptions, protocols: &[&[u8]]) -> Result<ServerConfig, TlsError> {

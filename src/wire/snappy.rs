@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use crate::metrics::{Registry, budgets};
 use crate::wire::reader;
 
 /// The best that a block can do: a copy with a two-byte offset makes 64 bytes of 3.
@@ -95,6 +96,13 @@ impl BufferPool {
     /// Keeps at most `buffers_max` idle buffers and at most `bytes_max` bytes in them.
     pub fn new(buffers_max: usize, bytes_max: usize) -> BufferPool {
         BufferPool(Arc::new(Shelf { buffers_max, bytes_max, kept: Mutex::default() }))
+    }
+
+    /// Shows on the page what is kept.
+    pub fn shown(self, registry: &Registry, name: &'static str) -> BufferPool {
+        let shelf = self.0.clone();
+        budgets::show_pool(registry, name, shelf.bytes_max, move || shelf.kept.lock().bytes);
+        self
     }
 
     /// The buffer used last, which is the likeliest to be in the caches, or an empty one.

@@ -10,8 +10,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 
-/// The bytes that are in flight over all requests.
+use crate::metrics::{Counter, Registry, budgets};
+
+/// The bytes that are in flight over all requests, as one of the ways sees them that requests come
+/// by.
 pub struct Admission {
+    budget: Arc<Budget>,
+    /// Of this way.
+    refused: Option<Counter>,
+}
+
+struct Budget {
     bytes_max: u64,
     /// Invariant: the sum over all guards; more than `bytes_max` only by what [`Admission::hold`]
     /// took.
@@ -35,7 +44,29 @@ pub struct Overloaded {
 
 impl Admission {
     pub fn new(bytes_max: u64) -> Arc<Admission> {
-        Arc::new(Admission { bytes_max, bytes: AtomicU64::new(0) })
+        let budget = Budget { bytes_max, bytes: AtomicU64::new(0) };
+        Arc::new(Admission { budget: Arc::new(budget), refused: None })
+    }
+
+    /// The same budget with what is refused counted for `door`.
+    pub fn at_door(&self, registry: &Registry, door: &str) -> Arc<Admission> {
+        let refused = Some(budgets::refused(registry, "write", door));
+        Arc::new(Admission { budget: self.budget.clone(), refused })
+    }
+
+    /// Shows what is in flight on the page.
+    pub fn show(&self, registry: &Registry) {
+        let limit = registry.gauge(
+            "ringest_inflight_bytes_max",
+            "Bytes of writes that may be in flight: --receive.inflight-bytes-max.",
+        );
+        limit.set(self.budget.bytes_max as f64);
+        let used = registry.gauge(
+            "ringest_inflight_bytes",
+            "Bytes of writes in flight, as sent and inflated, and of batches that wait for the log.",
+        );
+        let budget = self.budget.clone();
+        registry.on_collect(move || used.set(budget.bytes.load(Ordering::Relaxed) as f64));
     }
 
     /// Takes `bytes`, or nothing.
@@ -47,7 +78,7 @@ impl Admission {
     /// Takes `bytes` that are in memory already, whether they fit or not. While they do not,
     /// nothing else is let in.
     pub fn hold(self: &Arc<Admission>, bytes: u64) -> InflightGuard {
-        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.budget.bytes.fetch_add(bytes, Ordering::Relaxed);
         InflightGuard { admission: self.clone(), bytes }
     }
 
@@ -55,25 +86,34 @@ impl Admission {
     pub fn check(&self, bytes: u64) -> Result<(), Overloaded> {
         let inflight = self.inflight_bytes();
         match inflight.checked_add(bytes) {
-            Some(sum) if sum <= self.bytes_max => Ok(()),
-            _ => Err(Overloaded { bytes, inflight, max: self.bytes_max }),
+            Some(sum) if sum <= self.bytes_max() => Ok(()),
+            _ => Err(self.refuse(bytes, inflight)),
         }
     }
 
     pub fn inflight_bytes(&self) -> u64 {
-        self.bytes.load(Ordering::Relaxed)
+        self.budget.bytes.load(Ordering::Relaxed)
     }
 
     pub fn bytes_max(&self) -> u64 {
-        self.bytes_max
+        self.budget.bytes_max
     }
 
     fn take(&self, bytes: u64) -> Result<(), Overloaded> {
-        let fits = |inflight: u64| inflight.checked_add(bytes).filter(|sum| *sum <= self.bytes_max);
-        match self.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits) {
+        let max = self.bytes_max();
+        let fits = |inflight: u64| inflight.checked_add(bytes).filter(|sum| *sum <= max);
+        match self.budget.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits) {
             Ok(_) => Ok(()),
-            Err(inflight) => Err(Overloaded { bytes, inflight, max: self.bytes_max }),
+            Err(inflight) => Err(self.refuse(bytes, inflight)),
         }
+    }
+
+    /// A request is over with the first refusal, so this counts requests.
+    fn refuse(&self, bytes: u64, inflight: u64) -> Overloaded {
+        if let Some(refused) = &self.refused {
+            refused.inc();
+        }
+        Overloaded { bytes, inflight, max: self.bytes_max() }
     }
 }
 
@@ -84,7 +124,7 @@ impl InflightGuard {
         if let Some(more) = bytes.checked_sub(self.bytes) {
             self.admission.take(more)?;
         } else {
-            self.admission.bytes.fetch_sub(self.bytes - bytes, Ordering::Relaxed);
+            self.admission.budget.bytes.fetch_sub(self.bytes - bytes, Ordering::Relaxed);
         }
         self.bytes = bytes;
         Ok(())
@@ -119,7 +159,7 @@ where
 
 impl Drop for InflightGuard {
     fn drop(&mut self) {
-        self.admission.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.admission.budget.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
@@ -154,6 +194,30 @@ mod tests {
         );
         drop(held);
         assert_eq!(admission.inflight_bytes(), 0);
+    }
+
+    #[test]
+    fn the_page_shows_the_budget_and_who_was_refused() {
+        let registry = Registry::new();
+        let admission = Admission::new(100);
+        admission.show(&registry);
+        let [http, grpc] = ["http", "grpc"].map(|door| admission.at_door(&registry, door));
+        let mut held = http.admit(60).unwrap();
+        assert!(grpc.admit(41).is_err());
+        assert!(http.check(41).is_err());
+        assert!(held.resize(101).is_err());
+        assert!(admission.admit(41).is_err(), "no door");
+        let page = registry.expose();
+        for line in [
+            "ringest_inflight_bytes 60",
+            "ringest_inflight_bytes_max 100",
+            "ringest_overload_refused_requests_total{budget=\"write\",door=\"grpc\"} 1",
+            "ringest_overload_refused_requests_total{budget=\"write\",door=\"http\"} 2",
+        ] {
+            assert!(page.lines().any(|shown| shown == line), "{line}\n{page}");
+        }
+        drop(held);
+        assert!(registry.expose().contains("\nringest_inflight_bytes 0\n"));
     }
 
     #[test]

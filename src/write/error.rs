@@ -95,11 +95,13 @@ pub enum Reason {
     HistogramsNotStored,
     /// The tenant or node is at its cap of series.
     TooManySeries,
+    /// A histogram with custom buckets that a peer sent over Cap'n Proto, where it has no bounds.
+    CustomBoundsLost,
 }
 
 impl Reason {
     /// Every reason, in the order in which an answer lists them.
-    pub const ALL: [Reason; 12] = [
+    pub const ALL: [Reason; 13] = [
         Reason::OutOfOrder,
         Reason::OutOfBounds,
         Reason::TooFarInFuture,
@@ -112,6 +114,7 @@ impl Reason {
         Reason::TooManyLabels,
         Reason::HistogramsNotStored,
         Reason::TooManySeries,
+        Reason::CustomBoundsLost,
     ];
 
     /// The number by which nodes tell it to one another. Numbers stay as they are for ever.
@@ -129,6 +132,7 @@ impl Reason {
             Reason::TooManyLabels => 10,
             Reason::HistogramsNotStored => 11,
             Reason::TooManySeries => 12,
+            Reason::CustomBoundsLost => 13,
         }
     }
 
@@ -146,6 +150,7 @@ impl Reason {
             Reason::TooManyLabels => "labels over the cap",
             Reason::HistogramsNotStored => "native histograms are not stored yet",
             Reason::TooManySeries => "series over the cap",
+            Reason::CustomBoundsLost => "histogram buckets whose bounds Cap'n Proto has lost",
         }
     }
 }

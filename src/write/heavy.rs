@@ -10,7 +10,9 @@ use std::sync::{Arc, LazyLock};
 use std::thread;
 
 use tokio::runtime::{Handle, RuntimeFlavor};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::metrics::{Gauge, Registry};
 
 /// What is worked on in about a millisecond, or less: 2,000 series of one sample are 0.8 MB.
 pub const LARGE_BYTES: usize = 1 << 20;
@@ -18,12 +20,15 @@ pub const LARGE_BYTES: usize = 1 << 20;
 /// As many pieces of work as are done at a time.
 static ROOM: LazyLock<Room> = LazyLock::new(|| {
     let cores = thread::available_parallelism().map_or(1, usize::from);
-    Room { places: Arc::new(Semaphore::new(cores)), places_max: cores }
+    let places = Arc::new(Semaphore::new(cores));
+    Room { places, places_max: cores, waiting: Gauge::default() }
 });
 
 struct Room {
     places: Arc<Semaphore>,
     places_max: usize,
+    /// Pieces of work that wait for one.
+    waiting: Gauge,
 }
 
 /// Does `work` on `bytes`: here if they are few, else elsewhere, when there is a place. Work whose
@@ -35,8 +40,7 @@ pub async fn off_thread<T: Send + 'static>(
     if bytes <= LARGE_BYTES {
         return work();
     }
-    // It is never closed.
-    let place = ROOM.places.clone().acquire_owned().await;
+    let place = place().await;
     let done = tokio::task::spawn_blocking(move || {
         let _place = place;
         work()
@@ -56,19 +60,40 @@ pub async fn in_place<T>(bytes: usize, work: impl FnOnce() -> T) -> T {
     if bytes <= LARGE_BYTES || !has_threads() {
         return work();
     }
-    // It is never closed.
-    let _place = ROOM.places.acquire().await;
+    let _place = place().await;
     tokio::task::block_in_place(work)
 }
 
-/// Pieces of work under way, and how many may be.
-pub fn places() -> (usize, usize) {
-    (ROOM.places_max - ROOM.places.available_permits(), ROOM.places_max)
+async fn place() -> Option<OwnedSemaphorePermit> {
+    let _waits = ROOM.waiting.count();
+    // It is never closed.
+    ROOM.places.clone().acquire_owned().await.ok()
+}
+
+/// Shows on the page what is worked on and what waits.
+pub fn show(registry: &Registry) {
+    let limit = registry.gauge(
+        "ringest_large_work_under_way_max",
+        "Pieces of work on large requests that are done at a time: as many as there are cores.",
+    );
+    limit.set(ROOM.places_max as f64);
+    let used = registry.gauge(
+        "ringest_large_work_under_way",
+        "Pieces of work on large requests that are being done.",
+    );
+    let waiting = registry.gauge(
+        "ringest_large_work_waiting",
+        "Pieces of work on large requests that wait for others.",
+    );
+    registry.on_collect(move || {
+        used.set(ROOM.places_max.saturating_sub(ROOM.places.available_permits()) as f64);
+        waiting.set(ROOM.waiting.value());
+    });
 }
 
 /// Takes all places, so that large work waits until they are given back.
 #[cfg(test)]
-pub(crate) async fn take_all_places() -> tokio::sync::OwnedSemaphorePermit {
+pub(crate) async fn take_all_places() -> OwnedSemaphorePermit {
     let all = u32::try_from(ROOM.places_max).unwrap();
     ROOM.places.clone().acquire_many_owned(all).await.unwrap()
 }
@@ -109,7 +134,7 @@ mod tests {
 
     #[tokio::test]
     async fn no_more_is_worked_on_at_a_time_than_there_are_cores() {
-        let (_, places_max) = places();
+        let places_max = ROOM.places_max;
         let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let piece = || {
             let (now, most) = (now.clone(), most.clone());
@@ -122,6 +147,26 @@ mod tests {
         join_all((0..50 * places_max).map(|_| piece())).await;
         let most = most.load(Ordering::SeqCst);
         assert!((1..=places_max).contains(&most), "{most} of {places_max}");
+    }
+
+    #[tokio::test]
+    async fn the_page_shows_what_waits() {
+        let registry = Registry::new();
+        show(&registry);
+        let shown = |name: &str| {
+            let page = registry.expose();
+            let line = page.lines().find_map(|line| line.strip_prefix(&format!("{name} ")));
+            line.unwrap().parse::<usize>().unwrap()
+        };
+        let places = take_all_places().await;
+        let mut work = std::pin::pin!(off_thread(LARGE, || ()));
+        assert!(futures::poll!(&mut work).is_pending());
+        // Other tests may have work that waits, too.
+        assert!(shown("ringest_large_work_waiting") >= 1);
+        assert_eq!(shown("ringest_large_work_under_way"), ROOM.places_max);
+        assert_eq!(shown("ringest_large_work_under_way_max"), ROOM.places_max);
+        drop(places);
+        work.await;
     }
 
     #[tokio::test]

@@ -482,6 +482,25 @@ pub(super) fn display(labels: &[(&[u8], &[u8])], count: usize) -> String {
     text
 }
 
+/// The labels of the series at `place` of a peer's message, as a refusal's example.
+#[cold]
+pub fn example_of(message: &[u8], place: u32) -> String {
+    let series = RequestFields::of_peer(message).filter_map(|field| match field {
+        Ok(RequestField::TimeSeries(series)) => Some(series),
+        _ => None,
+    });
+    let mut labels = Vec::new();
+    for series in series.skip(place as usize).take(1) {
+        let mut fields = SeriesFields::new(series);
+        while let Ok(Some(field)) = fields.next_field() {
+            if let SeriesField::Label { name, value } = field {
+                labels.push((name, value));
+            }
+        }
+    }
+    display(&labels, labels.len())
+}
+
 #[cfg(test)]
 #[path = "known/tests.rs"]
 mod tests;

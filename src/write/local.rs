@@ -154,10 +154,9 @@ impl LocalWriter {
     /// straight into the log is let in over the budget: its request had its place, and is done soon.
     fn hold(&self, batch: &Batch, tenant: &Tenant) -> Result<InflightGuard, Overloaded> {
         let bytes = batch.bytes() as u64;
-        match self.admission.admit(bytes) {
-            Err(full) if tenant.appends.has_backlog() => Err(full),
-            Err(_) => Ok(self.admission.hold(bytes)),
-            Ok(held) => Ok(held),
+        match tenant.appends.has_backlog() {
+            true => self.admission.admit(bytes),
+            false => Ok(self.admission.hold(bytes)),
         }
     }
 

@@ -11,6 +11,7 @@ use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use tokio::time::Instant;
 
+use crate::metrics::{Counter, Registry};
 use crate::model::router_path::RouterPath;
 use crate::model::tenant::{TenantId, TenantNameError};
 use crate::wire::peer_write::{MergedWriteRequest, PeerWriteRequest, TenantSeries};
@@ -92,6 +93,15 @@ impl PeerWriteError {
         let WriteOutcome { refusals, refused_series: series, .. } = outcome;
         Err(PeerWriteError::Refused { tenant, refusals: Box::new(refusals), series })
     }
+}
+
+/// Counts writes of peers that were refused, since nothing in them can be read.
+pub fn not_understood(registry: &Registry) -> Counter {
+    registry.counter(
+        "ringest_peer_writes_not_understood_total",
+        "Writes of peers that were refused, since they had no series that this release can read, but \
+         fields that it does not know.",
+    )
 }
 
 /// Takes the requests of peers apart.

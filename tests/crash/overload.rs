@@ -85,6 +85,14 @@ fn overload_is_refused_and_what_is_accepted_is_stored() {
     });
     node.assert_alive();
     let (refused, accepted) = (refused.into_inner(), accepted.into_inner());
+    // Some while they come in, and some as batches that have to wait for the log.
+    let counted = ["http", "append"].map(|door| {
+        let family = "ringest_overload_refused_requests_total";
+        let counted = node.metric(&format!("{family}{{budget=\"write\",door=\"{door}\"}}"));
+        counted.unwrap_or_else(|| panic!("{door} is not counted"))
+    });
+    println!("refused at the door and at the log: {counted:?}");
+    assert_eq!(counted.iter().sum::<f64>(), refused as f64);
     println!("{} accepted, {refused} refused", accepted.len());
     assert!(refused > 0, "no overload");
     assert_eq!(accepted.len(), CONNECTIONS * ACCEPTED_EACH);
@@ -108,6 +116,52 @@ fn overload_is_refused_and_what_is_accepted_is_stored() {
                 format!("{{__name__=\"load\",connection=\"{connection}\",series=\"{series}\"}}");
             assert!(stored[&name].contains_key(&t), "{name} lacks {t}");
         }
+    }
+}
+
+/// What a person looks for whose node refuses something: what is used, how much there is, and what
+/// was refused.
+#[test]
+fn every_budget_is_on_the_page() {
+    let dir = tempfile::tempdir().unwrap();
+    let node =
+        Node::start_ready(dir.path(), &["--receive.tenants-max=2", "--tsdb.head-series-max=1"]);
+    let series = |name: &str| WriteRequest::default().with(&[("__name__", name)], &[(now(), 1.0)]);
+    // The default tenant is the other one.
+    assert_eq!(node.write("a", &series("first")).status, 200);
+    assert_eq!(node.write("a", &series("second")).status, 409);
+    node.write("b", &series("first")).assert_come_again();
+    let refused_series =
+        "ringest_head_samples_refused_total{tenant=\"a\",reason=\"too_many_series\"}";
+    for (name, value) in [
+        ("ringest_tenants", 2.0),
+        ("ringest_tenants_max", 2.0),
+        ("ringest_tenants_refused_total", 1.0),
+        ("ringest_head_series_max", 1.0),
+        (refused_series, 1.0),
+        ("ringest_inflight_bytes", 0.0),
+        ("ringest_inflight_bytes_max", f64::from(640 << 20)),
+        ("ringest_query_inflight_bytes", 0.0),
+        ("ringest_large_work_under_way", 0.0),
+        ("ringest_large_work_waiting", 0.0),
+        ("ringest_connections{listener=\"grpc\"}", 0.0),
+        ("ringest_connections{listener=\"capnproto\"}", 0.0),
+        ("ringest_capnproto_calls_under_way", 0.0),
+        ("ringest_connection_calls_max{listener=\"capnproto\"}", 1000.0),
+    ] {
+        assert_eq!(node.metric(name), Some(value), "{name}");
+    }
+    // This question's own.
+    assert!(node.metric("ringest_connections{listener=\"http\"}") >= Some(1.0));
+    for pool in ["http_bodies", "http_inflated", "grpc_messages", "capnproto_words"] {
+        let used = node.metric(&format!("ringest_buffer_pool_bytes{{pool=\"{pool}\"}}"));
+        let limit = node.metric(&format!("ringest_buffer_pool_bytes_max{{pool=\"{pool}\"}}"));
+        assert!(used.is_some() && used <= limit, "{pool}: {used:?} of {limit:?}");
+    }
+    for (budget, door) in [("write", "http"), ("write", "grpc"), ("read", "grpc")] {
+        let name = "ringest_overload_refused_requests_total";
+        let refused = node.metric(&format!("{name}{{budget=\"{budget}\",door=\"{door}\"}}"));
+        assert_eq!(refused, Some(0.0), "{budget} {door}");
     }
 }
 

@@ -3,12 +3,17 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
+use ringest::metrics::Registry;
 use ringest::model::labels::push_label;
+use ringest::peer::message::{ForwardMessage, Protocol};
+use ringest::peer::{PeerOptions, PeerPool};
+use ringest::wire::capnproto::encode::SeriesTable;
 use ringest::wire::capnproto::rpc::WriteError;
 
 use crate::load::Load;
-use crate::node::{self, Node, Ring};
+use crate::node::{self, Node, Ring, assert_unavailable};
 use crate::process::wait_for;
 use crate::released::{self, Released, Write};
 
@@ -64,6 +69,80 @@ fn a_conflict_arrives_as_one() {
         let said = String::from_utf8(answer.body).expect("UTF-8");
         assert_eq!(answer.status, 409, "{said}");
         assert!(said.contains("duplicate sample for timestamp"), "{said}");
+    }
+}
+
+/// Has `node` store this, and no other one: what comes over Cap'n Proto is in its place.
+fn store_at(node: &Node, request: &[u8]) {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let stored = runtime.block_on(async {
+        let options = PeerOptions { protocol: Protocol::CapnProto, ..PeerOptions::default() };
+        let pool = PeerPool::new(options, &Registry::new());
+        pool.update([&node.capnproto[..]]);
+        let peer = pool.peer(&node.capnproto).expect("a peer");
+        let table = SeriesTable::new([request]).expect("a good request");
+        let numbers: Vec<u32> = (0..table.len()).map(|i| i as u32).collect();
+        let message = ForwardMessage::gather_capnproto("default-tenant", &table, &numbers);
+        peer.remote_write(&message.expect("a short one"), Duration::from_secs(30)).await
+    });
+    stored.expect("stored");
+}
+
+#[test]
+fn a_verdict_is_per_series() {
+    let mut ring = Ring::start_with(3, 3, Node::with_capnproto);
+    let mut router =
+        Node::new(ring.root.path(), "router").with_ring(&ring.hashrings, 3).with_capnproto();
+    router.start();
+    router.wait_others();
+    let both = |t: i64| [node::write_request(0, t), node::write_request(1, t)].concat();
+    // Nodes of ours are sent all replicas at once from their first answer on.
+    for t in 1..3 {
+        assert_eq!(router.send(&both(t)).status, 200);
+        for node in &ring.nodes {
+            let has_both = || (node.metric("prometheus_tsdb_head_series") == 2.0).then_some(());
+            wait_for(has_both).expect("a copy on each node");
+        }
+    }
+    // One node is ahead in one series, one in the other.
+    store_at(&ring.nodes[1], &node::write_request(0, 9));
+    store_at(&ring.nodes[2], &node::write_request(1, 9));
+    let answer = router.send(&both(5));
+    assert_eq!(answer.status, 200, "{}", String::from_utf8_lossy(&answer.body));
+    // Without the third node each has one copy, and a later try may find another.
+    ring.nodes[0].kill();
+    assert_unavailable(&router.send(&both(6)));
+    // Two that are ahead in the same series refuse it for good.
+    store_at(&ring.nodes[2], &node::write_request(0, 9));
+    assert_eq!(router.send(&node::write_request(0, 7)).status, 409);
+}
+
+#[test]
+fn custom_buckets_go_over_grpc() {
+    let ring = Ring::start_with(3, 3, Node::with_capnproto);
+    let mut router =
+        Node::new(ring.root.path(), "router").with_ring(&ring.hashrings, 3).with_capnproto();
+    router.start();
+    router.wait_others();
+    assert_eq!(router.send(&node::write_request(0, 1)).status, 200);
+    assert_eq!(router.metric("grpc_client_started_total"), 0.0);
+    // Schema -53 and two bounds.
+    let mut histogram = vec![0x20, 105, 0x82, 0x01, 16];
+    histogram.extend_from_slice(&[1.0f64.to_le_bytes(), 2.0f64.to_le_bytes()].concat());
+    let mut series = Vec::new();
+    push_label(&mut series, 0x0a, b"__name__", b"h");
+    series.extend_from_slice(&[0x22, histogram.len() as u8]);
+    series.extend_from_slice(&histogram);
+    let request = [&[0x0a, series.len() as u8], &series[..], &node::write_request(1, 1)].concat();
+    let answer = router.send(&request);
+    let said = String::from_utf8_lossy(&answer.body);
+    // The nodes get it whole, and what they make of it is final.
+    assert_eq!(answer.status, 409, "{said}");
+    assert!(said.contains("native histograms are not stored yet"), "{said}");
+    assert!(router.metric("grpc_client_started_total") >= 3.0);
+    for node in &ring.nodes {
+        let has_others = || (node.metric("prometheus_tsdb_head_series") == 2.0).then_some(());
+        wait_for(has_others).expect("a copy on each node");
     }
 }
 

@@ -31,7 +31,7 @@ pub(crate) struct Node {
     /// `host:port` of remote write.
     pub(crate) write: String,
     /// `host:port` of Cap'n Proto replication.
-    capnproto: String,
+    pub(crate) capnproto: String,
     process: Option<Process>,
 }
 

@@ -61,7 +61,7 @@ fn node_with(accepting: Probe, limits: RequestLimits) -> Node {
     let options = RemoteWriteOptions::new(tenants, "THANOS-REPLICA", limits).unwrap();
     let (sink, registry) = (Arc::new(Recorder::default()), Registry::new());
     let service = {
-        let admission = Admission::new(limits.inflight_bytes_max);
+        let admission = Admission::new(limits.inflight_bytes_max).at_door(&registry, "http");
         WriteService::new(sink.clone(), accepting, options, admission, &registry)
     };
     Node { sink, service: Arc::new(service), registry }
@@ -188,6 +188,8 @@ async fn what_does_not_fit_beside_others_is_refused_at_once() {
     let others = node.service.admission.admit(14_000).unwrap();
     assert_eq!(ask(&node, RECEIVE_PATH, &[], block(&[0; 4000])).await.0, 503);
     drop(others);
+    let refused = "ringest_overload_refused_requests_total{budget=\"write\",door=\"http\"} 2\n";
+    assert!(node.registry.expose().contains(refused));
     assert_eq!(ask(&node, RECEIVE_PATH, &[], block(&[0; 4000])).await.0, 200);
     assert_eq!(node.service.admission.inflight_bytes(), 0);
 }
@@ -208,8 +210,9 @@ async fn a_half_sent_body_is_answered_and_its_connection_closed() {
     let router = remote_write_router(node.service.clone());
     let shutdown = CancellationToken::new();
     let limits = ConnectionLimits::default();
-    let served =
-        tokio::spawn(serve(listener, None, router, limits, shutdown.clone(), Duration::MAX));
+    let open = crate::metrics::Gauge::default();
+    let served = serve(listener, None, router, limits, open, shutdown.clone(), Duration::MAX);
+    let served = tokio::spawn(served);
     let half = b"POST /api/v1/receive HTTP/1.1\r\nHost: x\r\nContent-Length: 900\r\n\r\nhalf";
     let mut stalled = Vec::new();
     for _ in 0..500 {

@@ -15,17 +15,22 @@ pub struct HeadMetrics {
     pub replay_seconds: Gauge,
     out_of_order: LazyCounter,
     out_of_bounds: LazyCounter,
+    too_far_in_future: LazyCounter,
+    duplicate_for_timestamp: LazyCounter,
+    too_many_series: LazyCounter,
 }
 
 /// A counter that appears on the page with its first count, as Prometheus' do.
 struct LazyCounter {
     family: CounterVec,
     tenant: String,
+    /// The value of the other label.
+    value: &'static str,
 }
 
 impl LazyCounter {
     fn add(&self, count: u64) {
-        self.family.with(&[&self.tenant, "float"]).add(count);
+        self.family.with(&[&self.tenant, self.value]).add(count);
     }
 }
 
@@ -34,7 +39,18 @@ impl HeadMetrics {
         let gauge = |name, help| registry.gauge_vec(name, help, &["tenant"]).with(&[tenant]);
         let counter = |name, help| registry.counter_vec(name, help, &["tenant"]).with(&[tenant]);
         let by_type = |name, help| registry.counter_vec(name, help, &["tenant", "type"]);
-        let lazy = |name, help| LazyCounter { family: by_type(name, help), tenant: tenant.into() };
+        let lazy = |name, help| LazyCounter {
+            family: by_type(name, help),
+            tenant: tenant.into(),
+            value: "float",
+        };
+        let refused = registry.counter_vec(
+            "ringest_head_samples_refused_total",
+            "Samples refused for reasons that Prometheus has no counters for: too_many_series means \
+             that --tsdb.head-series-max is reached.",
+            &["tenant", "reason"],
+        );
+        let refused = |value| LazyCounter { family: refused.clone(), tenant: tenant.into(), value };
         HeadMetrics {
             series: gauge(
                 "prometheus_tsdb_head_series",
@@ -81,6 +97,9 @@ impl HeadMetrics {
                 "prometheus_tsdb_out_of_bound_samples_total",
                 "Total number of out of bound samples ingestion failed attempts.",
             ),
+            too_far_in_future: refused("too_far_in_future"),
+            duplicate_for_timestamp: refused("duplicate_for_timestamp"),
+            too_many_series: refused("too_many_series"),
         }
     }
 
@@ -88,8 +107,9 @@ impl HeadMetrics {
         match refusal {
             Refusal::OutOfOrder => self.out_of_order.add(count),
             Refusal::OutOfBounds => self.out_of_bounds.add(count),
-            // Prometheus has no counters for these; the write path counts them by reason.
-            Refusal::TooFarInFuture | Refusal::DuplicateForTimestamp | Refusal::TooManySeries => {}
+            Refusal::TooFarInFuture => self.too_far_in_future.add(count),
+            Refusal::DuplicateForTimestamp => self.duplicate_for_timestamp.add(count),
+            Refusal::TooManySeries => self.too_many_series.add(count),
         }
     }
 }

@@ -52,11 +52,15 @@ pub struct Position {
     has_series: bool,
 }
 
-/// The tenant whose series were written.
+/// What was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Piece {
-    /// Not checked.
+    /// Whose series they are. Not checked.
     pub tenant: Vec<u8>,
+    pub series_count: u32,
+    /// Places of the series that had histograms with custom buckets, whose bounds the schema has no
+    /// place for. These are not written: they would be stored as others than they were.
+    pub without_bounds: Vec<u32>,
 }
 
 /// Appends series from `position` on to `out`, each as field 1 of a `prometheus.WriteRequest`:
@@ -86,11 +90,16 @@ pub fn next_piece(
         let symbols = SymbolTable::new(request.get_symbols()?)?;
         let labels = LabelWriter::new(symbols, list.len() - position.series);
         let mut writer = SeriesWriter { labels, caps, nested: Vec::new() };
+        let first = position.series;
+        let mut without_bounds = Vec::new();
         while out.len() < piece_bytes && position.series < list.len() {
-            writer.write(list.get(position.series), out)?;
+            if !writer.write(list.get(position.series), out)? {
+                without_bounds.push(position.series - first);
+            }
             position.series += 1;
         }
-        return Ok(Some(Piece { tenant: tenant.to_vec() }));
+        let (tenant, series_count) = (tenant.to_vec(), position.series - first);
+        return Ok(Some(Piece { tenant, series_count, without_bounds }));
     }
 }
 
@@ -139,11 +148,13 @@ struct SeriesWriter<'a> {
 }
 
 impl SeriesWriter<'_> {
+    /// False if histograms are left out whose bounds were lost.
     fn write(
         &mut self,
         series: time_series::Reader<'_>,
         out: &mut Vec<u8>,
-    ) -> Result<(), RequestError> {
+    ) -> Result<bool, RequestError> {
+        let mut has_all = true;
         let body = open_message(out);
         self.labels.write(series.get_labels()?, self.caps, out)?;
         let samples = series.get_samples()?;
@@ -165,13 +176,18 @@ impl SeriesWriter<'_> {
         }
         if series.has_histograms() {
             for histogram in series.get_histograms()?.iter() {
+                let histogram = Histogram::from_capnproto(histogram)?;
+                if !histogram.fits_capnproto() {
+                    has_all = false;
+                    continue;
+                }
                 self.nested.clear();
-                Histogram::from_capnproto(histogram)?.push_protobuf(&mut self.nested);
+                histogram.push_protobuf(&mut self.nested);
                 push_message(out, HISTOGRAM_TAG, &self.nested);
             }
         }
         close_message(out, body);
-        Ok(())
+        Ok(has_all)
     }
 
     #[cold]

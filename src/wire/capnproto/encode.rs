@@ -155,11 +155,11 @@ impl SeriesTable {
             return Err(TooLong { bytes: words.saturating_mul(8) });
         }
         let others = 16 + tenant.len() / 8 + self.symbols.ends.len() / 2;
+        let has_all = numbers.len() == self.series.len();
         let mut encoder = Encoder {
             table: self,
             segment: Segment(Vec::with_capacity(words + others)),
-            numbers: vec![0; self.symbols.ends.len()],
-            symbols: Symbols::default(),
+            symbols: (!has_all).then(|| SomeSymbols::of(&self.symbols)),
         };
         encoder.write(tenant, numbers);
         encoder.finish()
@@ -477,9 +477,31 @@ const FOUR_BYTES: u32 = 4;
 struct Encoder<'t> {
     table: &'t SeriesTable,
     segment: Segment,
+    /// `None` for all of the table's, by their numbers there.
+    symbols: Option<SomeSymbols<'t>>,
+}
+
+/// Those symbols of a table that a message needs, numbered anew.
+struct SomeSymbols<'t> {
+    table: &'t Symbols,
     /// By a symbol's number in the table: its number in the message, counted from 1.
     numbers: Vec<u32>,
     symbols: Symbols,
+}
+
+impl SomeSymbols<'_> {
+    fn of(table: &Symbols) -> SomeSymbols<'_> {
+        let numbers = vec![0; table.ends.len()];
+        SomeSymbols { table, numbers, symbols: Symbols::default() }
+    }
+
+    fn number(&mut self, symbol: u32) -> u32 {
+        let Some(number) = self.numbers.get_mut(symbol as usize) else { return 0 };
+        if *number == 0 {
+            *number = 1 + self.symbols.push(self.table.get(symbol));
+        }
+        *number - 1
+    }
 }
 
 impl Encoder<'_> {
@@ -540,16 +562,14 @@ impl Encoder<'_> {
         let count = labels.len() as u32;
         self.segment.point(pointer, |offset| structs_pointer(offset, count));
         self.segment.push(structs_tag(count, 1, 0));
-        let Encoder { table, segment, numbers, symbols } = self;
-        let mut number = |symbol: u32| {
-            let Some(number) = numbers.get_mut(symbol as usize) else { return 0 };
-            if *number == 0 {
-                *number = 1 + symbols.push(table.symbols.get(symbol));
-            }
-            u64::from(*number - 1)
-        };
-        let words = labels.iter().map(|label| number(label.name) | number(label.value) << 32);
-        segment.0.extend(words);
+        let word = |name, value| u64::from(name) | u64::from(value) << 32;
+        let words = &mut self.segment.0;
+        match &mut self.symbols {
+            None => words.extend(labels.iter().map(|label| word(label.name, label.value))),
+            Some(symbols) => words.extend(
+                labels.iter().map(|l| word(symbols.number(l.name), symbols.number(l.value))),
+            ),
+        }
     }
 
     #[cold]
@@ -585,7 +605,8 @@ impl Encoder<'_> {
 
     /// Writes the symbols, and packs.
     fn finish(mut self) -> Result<EncodedWrite, TooLong> {
-        let Symbols { bytes, ends } = &self.symbols;
+        let symbols = self.symbols.as_ref().map_or(&self.table.symbols, |some| &some.symbols);
+        let Symbols { bytes, ends } = symbols;
         let segment = &mut self.segment;
         segment.point(SYMBOLS, |offset| struct_pointer(offset, 0, 2));
         let symbols = segment.reserve(2);

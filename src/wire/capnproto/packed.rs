@@ -15,10 +15,10 @@ const WORD_BYTES: usize = 8;
 
 /// Appends `words`, packed.
 pub fn pack(words: &[u64], out: &mut Vec<u8>) {
-    // A word takes ten bytes at most: one that is full, with an empty run behind it.
-    out.reserve(words.len() * 10);
     let mut rest = words;
-    while let Some((&word, after)) = rest.split_first() {
+    loop {
+        rest = pack_partial(rest, out);
+        let Some((&word, after)) = rest.split_first() else { return };
         rest = after;
         match tag_of(word) {
             0 => {
@@ -37,7 +37,8 @@ pub fn pack(words: &[u64], out: &mut Vec<u8>) {
                 out.push(full as u8);
                 run.iter().for_each(|word| out.extend_from_slice(&word.to_le_bytes()));
             }
-            tag => push_partial(word, tag, out),
+            // It comes next.
+            _ => rest = words.get(words.len() - rest.len() - 1..).unwrap_or_default(),
         }
     }
 }
@@ -74,15 +75,31 @@ fn tag_of(word: u64) -> u8 {
     ((high >> 7).wrapping_mul(0x0102_0408_1020_4080) >> 56) as u8
 }
 
-/// A word that is neither zero nor full.
+/// Appends words for as long as they are neither zero nor full; returns what follows them.
 #[inline]
-fn push_partial(word: u64, tag: u8, out: &mut Vec<u8>) {
-    let end = out.len() + 1 + usize::from(ONES[usize::from(tag)]);
-    let mut packed = [0; 1 + WORD_BYTES];
-    packed[0] = tag;
-    packed[1..].copy_from_slice(&gather(tag, word).to_le_bytes());
-    out.extend_from_slice(&packed);
-    out.truncate(end);
+fn pack_partial<'w>(mut words: &'w [u64], out: &mut Vec<u8>) -> &'w [u64] {
+    const STEP_WORDS: usize = 8;
+    loop {
+        // Room for whole words, of which only the part counts that is not overwritten.
+        let mut packed = [0; STEP_WORDS * (1 + WORD_BYTES)];
+        let (mut len, mut taken) = (0, 0);
+        for &word in words.iter().take(STEP_WORDS) {
+            let tag = tag_of(word);
+            if tag == 0 || tag == 0xff {
+                break;
+            }
+            let Some(room) = packed.get_mut(len..len + 1 + WORD_BYTES) else { break };
+            room[0] = tag;
+            room[1..].copy_from_slice(&gather(tag, word).to_le_bytes());
+            len += 1 + usize::from(ONES[usize::from(tag)]);
+            taken += 1;
+        }
+        out.extend_from_slice(packed.get(..len).unwrap_or_default());
+        words = words.get(taken..).unwrap_or_default();
+        if taken < STEP_WORDS {
+            return words;
+        }
+    }
 }
 
 /// Unpacks a stream that comes in pieces.

@@ -14,10 +14,12 @@ use tokio::time::Instant;
 use crate::peer::ForwardError;
 use crate::peer::message::{Compression, Envelope, ForwardMessage};
 use crate::wire::capnproto::encode::{PART_BYTES_MAX, Part, SeriesTable};
+use crate::wire::refused::RefusedSeries;
 use crate::wire::remote_write_v1::DecodeError;
 use crate::write::fanout::Forward;
 use crate::write::fanout::answers::{Answer, Shortfall};
 use crate::write::fanout::call::Call;
+use crate::write::heavy::off_thread;
 use crate::write::quorum::ReplicaOutcome;
 
 /// What the messages of a request have in common.
@@ -80,76 +82,92 @@ impl Call {
         }
     }
 
-    async fn make(&self, groups: &[u32]) -> Result<Messages, String> {
-        let table = self.table().await?;
-        let numbers: Vec<u32> = self.series.numbers(groups).collect();
-        match table.split(&numbers, PART_BYTES_MAX) {
-            None => self.gather_capnproto(table, &numbers).map(Messages::One),
-            Some(parts) => Ok(Messages::Parts(parts)),
-        }
+    async fn make(self: &Arc<Call>, groups: &[u32]) -> Result<Messages, String> {
+        self.take_apart().await;
+        let (call, groups) = (self.clone(), Box::<[u32]>::from(groups));
+        let make = move || {
+            let numbers: Vec<u32> = call.series.numbers(&groups).collect();
+            match call.table()?.split(&numbers, PART_BYTES_MAX) {
+                None => call.gather_capnproto(&numbers).map(Messages::One),
+                Some(parts) => Ok(Messages::Parts(parts)),
+            }
+        };
+        off_thread(self.series.request_bytes(), make).await
     }
 
-    async fn table(&self) -> Result<&SeriesTable, String> {
-        let take_apart = async || SeriesTable::new(self.series.all_fields());
-        let table = self.in_capnproto.table.get_or_init(take_apart).await;
+    async fn take_apart(self: &Arc<Call>) {
+        let take_apart = || {
+            let call = self.clone();
+            let take_apart = move || SeriesTable::new(call.series.all_fields());
+            off_thread(self.series.request_bytes(), take_apart)
+        };
+        self.in_capnproto.table.get_or_init(take_apart).await;
+    }
+
+    fn table(&self) -> Result<&SeriesTable, String> {
+        let table = self.in_capnproto.table.get().ok_or("the series were not taken apart")?;
         table.as_ref().map_err(ToString::to_string)
     }
 
-    fn gather_capnproto(
-        &self,
-        table: &SeriesTable,
-        numbers: &[u32],
-    ) -> Result<ForwardMessage, String> {
-        ForwardMessage::gather_capnproto(self.tenant.as_str(), table, numbers)
+    fn gather_capnproto(&self, numbers: &[u32]) -> Result<ForwardMessage, String> {
+        ForwardMessage::gather_capnproto(self.tenant.as_str(), self.table()?, numbers)
             .map_err(|error| error.to_string())
     }
 
     /// Sends the series with these numbers part by part, so that what is under way to the peer is
     /// no longer than one of them, and what is made for it neither.
     async fn send_parts<F: Forward>(
-        &self,
+        self: &Arc<Call>,
         batches: Range<usize>,
         parts: &[Part],
         numbers: &[u32],
         forward: &F,
         address: &str,
     ) -> Answer {
-        let mut result = Ok(());
+        let mut answers = PartAnswers::default();
         for part in parts {
             let message = match self.gather_part(batches.clone(), part, numbers).await {
                 Ok(message) => message,
                 Err(text) => return not_made(batches, text),
             };
-            let sent = send(&message, self.deadline, forward, address).await;
-            result = worse(result, sent.map_err(of_all_series));
+            answers.add(part, send(&message, self.deadline, forward, address).await);
         }
-        answer(batches, result)
+        answer(batches, answers.into_result())
     }
 
     async fn gather_part(
-        &self,
+        self: &Arc<Call>,
         batches: Range<usize>,
         part: &Part,
         numbers: &[u32],
     ) -> Result<ForwardMessage, String> {
-        let numbers_of = |places: &[u32]| -> Vec<u32> {
-            places.iter().filter_map(|place| numbers.get(*place as usize)).copied().collect()
-        };
+        let (Part::CapnProto(places) | Part::Other(places)) = part;
+        let numbers = places.iter().filter_map(|place| numbers.get(*place as usize));
+        let numbers: Vec<u32> = numbers.copied().collect();
+        let call = self.clone();
         match part {
-            Part::CapnProto(places) => {
-                self.gather_capnproto(self.table().await?, &numbers_of(places))
+            Part::CapnProto(_) => {
+                off_thread(PART_BYTES_MAX, move || call.gather_capnproto(&numbers)).await
             }
-            Part::Other(places) => {
-                let numbers = numbers_of(places);
-                let fields = numbers.iter().filter_map(|number| self.series.field(*number));
-                let (tenant, replica) = (self.tenant.as_str(), self.replica_of(batches));
-                let series_count = numbers.len() as u32;
-                let envelope = Envelope { tenant, replica, is_merged: false, series_count };
-                ForwardMessage::gather(envelope, fields, Compression::None)
-                    .map(|message| message.through(self.path.clone()))
-                    .map_err(|error| error.to_string())
+            Part::Other(_) => {
+                let bytes = self.series.request_bytes();
+                off_thread(bytes, move || call.gather_in_protobuf(batches, &numbers)).await
             }
         }
+    }
+
+    fn gather_in_protobuf(
+        &self,
+        batches: Range<usize>,
+        numbers: &[u32],
+    ) -> Result<ForwardMessage, String> {
+        let fields = numbers.iter().filter_map(|number| self.series.field(*number));
+        let (tenant, replica) = (self.tenant.as_str(), self.replica_of(batches));
+        let series_count = numbers.len() as u32;
+        let envelope = Envelope { tenant, replica, is_merged: false, series_count };
+        ForwardMessage::gather(envelope, fields, Compression::None)
+            .map(|message| message.through(self.path.clone()))
+            .map_err(|error| error.to_string())
     }
 }
 
@@ -163,24 +181,47 @@ async fn send<F: Forward>(
     forward.forward(address, message, timeout).await
 }
 
-/// What two parts of a write come to. A peer's final refusal is said only where no retry could store
+/// What the parts of a write come to. A peer's final refusal is said only where no retry could store
 /// the rest.
-fn worse(a: Result<(), ForwardError>, b: Result<(), ForwardError>) -> Result<(), ForwardError> {
-    let rank = |result: &Result<(), ForwardError>| match result {
-        Ok(()) => 0,
-        Err(ForwardError::Conflict { .. }) => 1,
-        Err(_) => 2,
-    };
-    if rank(&b) > rank(&a) { b } else { a }
+#[derive(Default)]
+struct PartAnswers {
+    failure: Option<ForwardError>,
+    conflict: Option<(Arc<str>, String)>,
+    /// Places in the whole and reasons.
+    refused: Vec<(u32, u8)>,
 }
 
-/// A refusal of a part, which is one of the whole: its places are not those of the whole.
-fn of_all_series(error: ForwardError) -> ForwardError {
-    match error {
-        ForwardError::Conflict { peer, detail, .. } => {
-            ForwardError::Conflict { peer, detail, refused: None }
+impl PartAnswers {
+    fn add(&mut self, part: &Part, result: Result<(), ForwardError>) {
+        /// No reason has this number.
+        const UNTOLD: u8 = 0;
+        let (Part::CapnProto(places) | Part::Other(places)) = part;
+        match result {
+            Ok(()) => {}
+            Err(ForwardError::Conflict { peer, detail, refused }) => {
+                match refused {
+                    Some(refused) => {
+                        self.refused.extend(refused.iter().filter_map(|(place, reason)| {
+                            Some((*places.get(place as usize)?, reason))
+                        }))
+                    }
+                    None => self.refused.extend(places.iter().map(|place| (*place, UNTOLD))),
+                }
+                self.conflict.get_or_insert((peer, detail));
+            }
+            Err(error) => self.failure = Some(error),
         }
-        error => error,
+    }
+
+    fn into_result(mut self) -> Result<(), ForwardError> {
+        if let Some(failure) = self.failure {
+            return Err(failure);
+        }
+        let Some((peer, detail)) = self.conflict else { return Ok(()) };
+        self.refused.sort_unstable();
+        let mut refused = RefusedSeries::default();
+        self.refused.into_iter().for_each(|(place, reason)| refused.push(place, reason));
+        Err(ForwardError::Conflict { peer, detail, refused: Some(refused) })
     }
 }
 
