@@ -12,7 +12,7 @@ use axum::{Json, Router};
 use http::StatusCode;
 use serde::Serialize;
 
-use crate::config::hashrings::watch::{FileView, HeldRings};
+use crate::config::hashrings::watch::{FileView, HeldRings, TakeHeld};
 use crate::hashring::{CurrentHashring, Endpoint, EndpointIndex, Hashring, RingState, RingView};
 use crate::http::Probe;
 use crate::model::Timestamp;
@@ -78,13 +78,14 @@ struct TakeJson {
 
 /// Puts rings in force that are held back.
 async fn take(status: Option<RingStatus>) -> Response {
-    let is_taken = match status {
+    let taken = match status {
         Some(status) => status.file.take_held().await,
-        None => false,
+        None => TakeHeld::NoneHeld,
     };
-    let (code, status) = match is_taken {
-        true => (StatusCode::OK, "taken"),
-        false => (StatusCode::CONFLICT, "no hashrings are held back"),
+    let (code, status) = match taken {
+        TakeHeld::Taken => (StatusCode::OK, "taken"),
+        TakeHeld::Asked => (StatusCode::ACCEPTED, "to be taken"),
+        TakeHeld::NoneHeld => (StatusCode::CONFLICT, "no hashrings are held back"),
     };
     (code, Json(TakeJson { status })).into_response()
 }

@@ -45,6 +45,9 @@ const HELD_LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// Holding for less is what a change of all members takes.
 const HELD_TOLD_AFTER: Duration = Duration::from_secs(10);
 
+/// How long somebody who wants held rings taken waits until they are.
+const TAKE_PATIENCE: Duration = Duration::from_secs(10);
+
 /// A larger file is no hashrings file. A ConfigMap holds at most 1 MiB.
 const FILE_BYTES_MAX: u64 = 64 << 20;
 
@@ -136,23 +139,36 @@ impl FileView {
         self.status.borrow().clone()
     }
 
-    /// Has the rings taken that are held back, and waits until they are held no more. False if
-    /// there are none.
-    pub async fn take_held(&self) -> bool {
-        let Some(hash) = self.held_hash() else { return false };
+    /// Has the rings taken that are held back, and waits until they are held no more.
+    pub async fn take_held(&self) -> TakeHeld {
+        let Some(hash) = self.held_hash() else { return TakeHeld::NoneHeld };
         *self.asked.rings.lock() = Some(hash);
         self.asked.told.notify_one();
         let mut status = self.status.clone();
         let is_over = |status: &FileStatus| {
             status.held.as_ref().is_none_or(|held| held.hashring.hash() != hash)
         };
-        // Fails if nobody follows the file any more, as when the node stops.
-        status.wait_for(is_over).await.is_ok()
+        // The first fails if a disk hangs that the file is on, the second if nobody follows the file
+        // any more, as when the node stops.
+        match tokio::time::timeout(TAKE_PATIENCE, status.wait_for(is_over)).await {
+            Ok(Ok(_)) => TakeHeld::Taken,
+            Err(_) | Ok(Err(_)) => TakeHeld::Asked,
+        }
     }
 
     fn held_hash(&self) -> Option<RingHash> {
         self.status.borrow().held.as_ref().map(|held| held.hashring.hash())
     }
+}
+
+/// What became of a wish to take the rings that are held back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TakeHeld {
+    /// They are held no more.
+    Taken,
+    /// They will be taken, but are not yet.
+    Asked,
+    NoneHeld,
 }
 
 /// Rings that were read, and what is to be known of their content.
@@ -365,6 +381,8 @@ impl HashringsFile {
     }
 
     fn end_hold(&self) {
+        // The same rings may be held again.
+        *self.asked.rings.lock() = None;
         self.metrics.held.set(0.0);
         self.metrics.held_since_seconds.set(0.0);
         self.status.send_if_modified(|status| status.held.take().is_some());
@@ -978,11 +996,13 @@ mod tests {
         let hold = held_unless(&there, NEVER_OVER);
         let fixture = Fixture::follow_with(hold, with_file(&ring("a:1")));
         fixture.wait_for("a:1").await;
-        assert!(!fixture.view.take_held().await, "nothing is held");
+        assert_eq!(fixture.view.take_held().await, TakeHeld::NoneHeld);
         fs::write(fixture.path("hashrings.json"), ring("b:1")).unwrap();
         fixture.wait_until(is_held).await;
-        assert!(fixture.view.take_held().await);
+        assert_eq!(fixture.view.take_held().await, TakeHeld::Taken);
         assert_eq!(fixture.current.load().unwrap().endpoints(), [Endpoint::at("b:1")]);
+        // That was for once.
+        assert!(fixture.view.asked.rings.lock().is_none());
         fixture.end().await;
 
         let hold = held_unless(&there, Duration::from_millis(1));
@@ -1024,6 +1044,37 @@ mod tests {
         fixture.wait_for("d:1").await;
         assert!(fixture.view.status().last_error.is_some());
         fixture.end().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn holding_is_an_error_only_after_a_while_and_has_an_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("h.json");
+        let current = CurrentHashring::none_yet();
+        let defaults = RingDefaults { algorithm: Algorithm::Ketama, replication_factor: 1 };
+        let hold = held_unless(&available(&["a:1"]), Duration::from_secs(120));
+        let (clock, registry) = (Arc::new(ManualClock::at(60_000)), Registry::new());
+        let mut file =
+            HashringsFile::new(path.clone(), defaults, current.clone(), hold, clock, &registry);
+        fs::write(&path, ring("a:1")).unwrap();
+        assert_eq!(file.load().unwrap(), Loaded::Changed);
+        fs::write(&path, ring("b:1")).unwrap();
+        assert_eq!(file.load().unwrap(), Loaded::Held);
+        let is_told = |file: &HashringsFile| file.held.as_ref().unwrap().is_told;
+        tokio::time::advance(HELD_TOLD_AFTER - Duration::from_millis(1)).await;
+        assert_eq!(file.look_at_held(), Loaded::Held);
+        assert!(!is_told(&file));
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert_eq!(file.load().unwrap(), Loaded::Held);
+        assert!(is_told(&file));
+        // Another file in its place has no time of its own.
+        fs::write(&path, ring("c:1")).unwrap();
+        assert_eq!(file.load().unwrap(), Loaded::Held);
+        let held = file.view().status().held.unwrap();
+        assert_eq!((held.since, held.until), (50_000, 170_000));
+        tokio::time::advance(Duration::from_secs(110)).await;
+        assert_eq!(file.look_at_held(), Loaded::Changed);
+        assert_eq!(current.load().unwrap().endpoints(), [Endpoint::at("c:1")]);
     }
 
     #[test]
