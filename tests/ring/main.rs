@@ -5,11 +5,13 @@ mod caller;
 mod capnproto;
 #[path = "../support/certificates.rs"]
 mod certificates;
+mod copies;
 mod drain;
 mod files;
 mod hold;
 #[path = "../support/http.rs"]
 mod http;
+mod hung;
 mod load;
 mod membership;
 mod node;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::load::Load;
-use crate::node::{Node, ketama, start_all};
+use crate::node::{Node, assert_unavailable, ketama, start_all, write_request};
 
 #[test]
 fn two_nodes_that_hold_each_other_responsible_answer_all_writes() {
@@ -139,4 +139,27 @@ fn a_router_stores_nothing_and_touches_no_data_directory() {
     assert!(!router.data.exists(), "{} was made", router.data.display());
     router.stop();
     assert!(!router.data.exists(), "{} was made", router.data.display());
+}
+
+#[test]
+fn nodes_that_were_not_told_their_own_endpoint_call_each_other_a_few_times_only() {
+    /// Each hands the sample to each other once, and to itself: what has come by a node before, or
+    /// by too many, is handed on no more.
+    const CALLS_MAX: f64 = 60.0;
+
+    let root = tempfile::tempdir().unwrap();
+    let file = root.path().join("hashrings.json");
+    // A router each, which stores nothing.
+    let node = |i| Node::new(root.path(), &format!("node-{i}")).with_ring(&file, 3);
+    let mut nodes: Vec<Node> = (0..3).map(node).collect();
+    nodes = nodes.into_iter().map(|node| node.with_forward_timeout("600s")).collect();
+    fs::write(&file, ketama(&nodes)).unwrap();
+    start_all(&mut nodes);
+
+    // Long before that time out is over, at which each would give up.
+    assert_unavailable(&nodes[0].send(&write_request(0, 0)));
+    let calls = || nodes.iter().map(|node| node.metric("grpc_server_started_total")).sum::<f64>();
+    assert!(calls() <= CALLS_MAX, "{} calls for one sample", calls());
+    let log = nodes[0].log();
+    assert!(log.contains("--receive.local-endpoint"), "{log}");
 }

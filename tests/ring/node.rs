@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command};
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -155,6 +155,16 @@ impl Node {
     /// What it has logged.
     pub(crate) fn log(&mut self) -> String {
         self.process().log()
+    }
+
+    /// The most memory that it has had resident.
+    pub(crate) fn peak_resident_bytes(&self) -> u64 {
+        let process: &Child = self.process.as_ref().expect("a node that runs").as_ref();
+        let status = format!("/proc/{}/status", process.id());
+        let status = fs::read_to_string(status).expect("state of the process");
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let peak = peak.expect("a peak").trim().strip_suffix(" kB").expect("in kB");
+        peak.parse::<u64>().expect("a number") << 10
     }
 
     fn process(&mut self) -> &mut Process {

@@ -10,10 +10,26 @@ use crate::caller::call;
 use crate::load::Load;
 use crate::node::{Node, members, request_of, start_all};
 use crate::process::wait_for;
-use crate::stand_in::{MERGED_WRITE, Program, StandIn, Stored};
+use crate::stand_in::{MERGED_WRITE, Program, REMOTE_WRITE, StandIn, Stored};
 
 const COMPRESSIONS: [&str; 2] = ["none", "snappy"];
 const TENANTS: [&str; 2] = ["team-a", "team-b"];
+
+#[test]
+fn a_released_thanos_stores_all_that_is_acknowledged() {
+    for compression in COMPRESSIONS {
+        for count in [1, 3] {
+            let mut ring = Router::before(Program::ReleasedThanos, count, compression);
+            let expected = write_all(&mut ring);
+            ring.expect_on_all(&expected);
+            for peer in &ring.peers {
+                // It opens a database for whatever it is told, the tenant without name included.
+                assert_eq!(peer.tenants(), TENANTS.map(str::to_owned).into(), "{compression}");
+                assert!(peer.calls().iter().all(|call| !call.is_merged()), "{compression}");
+            }
+        }
+    }
+}
 
 #[test]
 fn an_older_release_of_ours_stores_all_that_is_acknowledged() {
@@ -50,6 +66,23 @@ fn what_an_older_release_of_ours_refuses_is_neither_a_success_nor_an_outage() {
             (has_refused && peer.stored().contains(&kept)).then_some(())
         });
         assert!(is_done.is_some(), "{} has not refused one and kept the other", peer.address);
+    }
+}
+
+#[test]
+fn tenants_that_come_in_one_request_reach_a_released_thanos_apart() {
+    for compression in COMPRESSIONS {
+        let ring = Router::before(Program::ReleasedThanos, 3, compression);
+        let mut expected = BTreeSet::new();
+        let mut request = Vec::new();
+        for (i, tenant) in TENANTS.into_iter().enumerate() {
+            let name = prost_field(2, tenant.as_bytes());
+            request.extend(prost_field(4, &[series(i, 0), name].concat()));
+            expected.insert((tenant.to_owned(), labels(i), time(0)));
+        }
+        let called = call(&ring.node.grpc, REMOTE_WRITE, &[], &request);
+        assert_eq!(called.code, 0, "{called:?}");
+        ring.expect_on_all(&expected);
     }
 }
 

@@ -23,17 +23,21 @@ use tokio::sync::oneshot;
 use crate::ports;
 
 /// The method by which nodes of a ring hand series to one another.
-const REMOTE_WRITE: &str = "/thanos.WriteableStore/RemoteWrite";
+pub(crate) const REMOTE_WRITE: &str = "/thanos.WriteableStore/RemoteWrite";
 /// The same for the series of several replicas, between nodes of ours.
 pub(crate) const MERGED_WRITE: &str = "/ringest.WriteableStore/RemoteWrite";
 
 /// Which program it stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Program {
+    /// Thanos up to 0.42.4 as an ingestor: one tenant a request, in fields 1 and 2.
+    ReleasedThanos,
     /// Ringest 0.1.0 as first released, which reads all forms there were: it says that it takes
     /// merged messages, knows of no answer per series, and so answers `AlreadyExists` when it has
     /// stored some of a message and refused the rest.
     OlderRingest,
+    /// Reads all that it is sent, and never answers.
+    Hung,
 }
 
 /// A tenant's series with a sample: name and value of each label, time.
@@ -59,6 +63,8 @@ struct State {
     stored: Vec<Stored>,
     /// Series that are refused: those with this label's value.
     refused: BTreeSet<String>,
+    /// Those that a database was opened for.
+    tenants: BTreeSet<String>,
     calls: Vec<Call>,
 }
 
@@ -111,6 +117,11 @@ impl StandIn {
         stored
     }
 
+    /// The tenants that it has opened a database for.
+    pub(crate) fn tenants(&self) -> BTreeSet<String> {
+        self.shared.state.lock().tenants.clone()
+    }
+
     /// The calls that came, in order.
     pub(crate) fn calls(&self) -> Vec<Call> {
         self.shared.state.lock().calls.clone()
@@ -155,6 +166,9 @@ async fn answer(request: Request<Incoming>, shared: Arc<Shared>) -> Result<Answe
         None => (13, "no message".to_owned()),
     };
     shared.state.lock().calls.push(Call { path, code });
+    if shared.program == Program::Hung {
+        std::future::pending::<()>().await;
+    }
     let says_merged = shared.program == Program::OlderRingest && code == 0;
     Ok(respond(code, &message, says_merged))
 }
@@ -192,17 +206,22 @@ impl Shared {
     /// Stores what it understands, and tells what it answers.
     fn take(&self, path: &str, message: &[u8]) -> (i32, String) {
         let read = match (self.program, path) {
+            (Program::ReleasedThanos, REMOTE_WRITE) => {
+                ReleasedRequest::decode(message).map(|request| vec![request.into()])
+            }
             (Program::OlderRingest, REMOTE_WRITE) => PresentRequest::decode(message).map(Vec::from),
             // A merged message begins with its replica.
             (Program::OlderRingest, MERGED_WRITE) if message.first() == Some(&(3 << 3)) => {
                 ReleasedRequest::decode(message).map(|request| vec![request.into()])
             }
+            (Program::Hung, _) => return (0, String::new()),
             (_, path) => return (12, format!("unknown method {path}")),
         };
         let Ok(tenants) = read else { return (13, "not a WriteRequest".to_owned()) };
         let mut state = self.state.lock();
         let mut refused = 0;
         for TenantSeries { timeseries, tenant } in tenants {
+            state.tenants.insert(tenant.clone());
             for series in timeseries {
                 let label = |label: Label| (label.name, label.value);
                 let labels: Vec<_> = series.labels.into_iter().map(label).collect();
@@ -222,7 +241,7 @@ impl Shared {
     }
 }
 
-/// `thanos.WriteRequest` as releases of Thanos up to 0.42.4 have it.
+/// `thanos.WriteRequest` as releases up to 0.42.4 have it.
 #[derive(Clone, PartialEq, prost::Message)]
 struct ReleasedRequest {
     #[prost(message, repeated, tag = "1")]

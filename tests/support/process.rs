@@ -56,6 +56,12 @@ impl Process {
     }
 }
 
+impl AsRef<Child> for Process {
+    fn as_ref(&self) -> &Child {
+        &self.child
+    }
+}
+
 impl Drop for Process {
     fn drop(&mut self) {
         // Both fail only if it has ended already.
