@@ -68,8 +68,9 @@ fn every_swap_of_a_mounted_file_is_seen_and_a_ring_that_shrinks_loses_nothing() 
                 2 => format!("2 members (-{last}), RF 2, moves about "),
                 _ => format!("3 members (+{last}), RF 2, moves about "),
             };
-            let log = node.log();
-            assert!(log.contains(&format!("ring \\\"default\\\": {line}")), "{line} in {log}");
+            // It is worked out once the ring is in force.
+            let line = format!("ring \\\"default\\\": {line}");
+            node.wait_until(&format!("logs {line}"), |node| node.log().contains(&line));
         }
         loads.iter_mut().for_each(Load::wait_stretch);
     }
