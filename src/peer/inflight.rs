@@ -147,9 +147,22 @@ impl Inflight {
         Ok(Held { inflight: self, call, bytes, is_shared })
     }
 
-    /// Tells beforehand that no forward could be taken now.
+    /// Tells beforehand that no forward could be taken now. Takes nothing meanwhile, or a forward that
+    /// may go alone would find that it is not.
     pub(super) fn check(&self) -> Result<(), Bound> {
-        self.take(0).map(drop)
+        let Budget { bytes_max, calls_max, .. } = *self.budget;
+        let state = self.state.lock();
+        if state.calls.len() >= calls_max {
+            return Err(Bound::Calls { max: calls_max });
+        }
+        let fits = |held: u64, max| held.saturating_add(FORWARD_BYTES) <= max;
+        let has_room = state.calls.is_empty()
+            || fits(state.own_bytes, self.budget.part_bytes())
+            || fits(self.budget.shared_bytes(), bytes_max / 2);
+        match has_room {
+            true => Ok(()),
+            false => Err(Bound::Bytes { inflight: state.bytes(), max: bytes_max }),
+        }
     }
 
     pub(super) fn seen(&self, now: Instant) -> InflightSeen {
