@@ -28,8 +28,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::clock::SystemClock;
-use crate::config::{Config, Mode, StorageConfig, io_cause};
+use crate::config::{Config, Mode, StorageConfig};
 use crate::disk::SystemDisk;
+use crate::error::io_cause;
 use crate::hashring::CurrentHashring;
 use crate::metrics::{Registry, process};
 use crate::model::router_path::InstanceId;

@@ -11,9 +11,11 @@ use http::HeaderName;
 use crate::config::command_line::{Value, Values};
 use crate::config::flags::{FLAGS, Flag, Kind, Support};
 use crate::config::grammar::LabelError;
-use crate::config::hashrings::HashringsError;
 use crate::config::tls::TlsFlagError;
+use crate::error::io_cause;
 use crate::hashring::RingError;
+use crate::hashring::file::HashringsError;
+use crate::log::{LogConfig, LogFormat, LogLevel};
 use crate::model::tenant::{TenantId, TenantNameError};
 use crate::peer::service_config::ServiceConfigError;
 use crate::tls::server::ServerTlsOptions;
@@ -24,7 +26,6 @@ use crate::write::quorum::REPLICATION_FACTOR_MAX;
 pub mod command_line;
 pub mod flags;
 pub mod grammar;
-pub mod hashrings;
 pub mod ring;
 pub mod tls;
 pub mod usage;
@@ -47,29 +48,6 @@ pub struct Config {
     pub ring: RingConfig,
     /// What the operator should know about the settings; logged once, at start.
     pub notices: Vec<String>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogLevel {
-    Error,
-    Warn,
-    Info,
-    Debug,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogFormat {
-    Logfmt,
-    Json,
-    Journald,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LogConfig {
-    pub level: LogLevel,
-    pub format: LogFormat,
-    /// Written to every line as `name`.
-    pub debug_name: Option<String>,
 }
 
 /// Metrics, probes, remote read.
@@ -529,17 +507,6 @@ impl fmt::Display for ListenAddress {
             true => write!(f, "[{}]:{}", self.host, self.port),
             false => write!(f, "{}:{}", self.host, self.port),
         }
-    }
-}
-
-/// The operating system's words for an error, as Go prints them: lowercase, without the number.
-pub fn io_cause(error: &io::Error) -> String {
-    let text = error.to_string();
-    let text = text.split(" (os error ").next().unwrap_or_default();
-    let mut chars = text.chars();
-    match chars.next() {
-        Some(first) => first.to_lowercase().chain(chars).collect(),
-        None => String::new(),
     }
 }
 

@@ -18,6 +18,7 @@
 pub mod changes;
 mod current;
 mod error;
+pub mod file;
 mod fingerprint;
 mod glob;
 mod go_rand;
@@ -32,6 +33,7 @@ mod shard;
 mod shuffle;
 #[cfg(test)]
 mod tests;
+pub mod watch;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;

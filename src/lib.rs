@@ -123,6 +123,7 @@ pub mod wire;
 
 pub mod clock;
 pub mod disk;
+pub mod error;
 pub mod metrics;
 pub mod tls;
 

@@ -10,6 +10,7 @@
 //! or from a field `component`.
 
 mod journald;
+mod options;
 pub mod throttle;
 
 use std::backtrace::{Backtrace, BacktraceStatus};
@@ -24,8 +25,8 @@ use tracing::level_filters::LevelFilter;
 use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 
-use crate::config::{LogConfig, LogFormat, LogLevel};
 use journald::Journal;
+pub use options::{LogConfig, LogFormat, LogLevel};
 
 /// Why nothing can be logged.
 #[derive(Debug, thiserror::Error)]

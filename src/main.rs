@@ -5,9 +5,10 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use ringest::app;
+use ringest::config::Config;
 use ringest::config::command_line::{self, Invocation, UsageError, Values};
 use ringest::config::usage::{self, Extent};
-use ringest::config::{Config, LogConfig};
+use ringest::log::LogConfig;
 use ringest::{load, log, ring_tool};
 
 #[global_allocator]

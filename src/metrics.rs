@@ -16,6 +16,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 pub mod budgets;
+pub mod build;
 pub mod process;
 
 /// All families of one process.

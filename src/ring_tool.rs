@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use serde::Serialize;
 
-use crate::config::hashrings::{self, HashringsError};
+use crate::hashring::file::{self, HashringsError};
 use crate::hashring::{
     Algorithm, Hashring, HashringMetrics, PlacementError, RingDefaults, SeriesHasher,
 };
@@ -210,7 +210,7 @@ fn diff(matches: &ArgMatches) -> Result<(), ToolError> {
 fn read_hashring(path: &Path, matches: &ArgMatches) -> Result<Hashring, ToolError> {
     let content =
         std::fs::read(path).map_err(|error| ToolError::Read { path: path.to_owned(), error })?;
-    let rings = hashrings::parse(&content)
+    let rings = file::parse(&content)
         .map_err(|error| ToolError::Refused { path: path.to_owned(), error })?;
     let algorithm = match text(matches, "receive.hashrings-algorithm") {
         "ketama" => Algorithm::Ketama,

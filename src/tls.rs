@@ -25,7 +25,7 @@ use rustls::server::VerifierBuilderError;
 use rustls::sign::CertifiedKey;
 use rustls::{RootCertStore, SupportedProtocolVersion};
 
-use crate::config::io_cause;
+use crate::error::io_cause;
 use crate::metrics::{Gauge, Registry};
 
 /// The lowest version that is spoken. Those below 1.2 are not; who allows them gets 1.2 at least.

@@ -4,7 +4,8 @@ use std::io;
 
 use tokio::net::TcpListener;
 
-use crate::config::{Config, ListenAddress, io_cause};
+use crate::config::{Config, ListenAddress};
+use crate::error::io_cause;
 
 /// A port that cannot be had.
 #[derive(Debug, thiserror::Error)]

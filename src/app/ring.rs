@@ -7,9 +7,9 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock as _, SystemClock};
-use crate::config::hashrings;
-use crate::config::hashrings::watch::{FileStatus, FileView, HashringsFile, HoldRules, log_rings};
 use crate::config::{RingConfig, RingSource};
+use crate::hashring::file;
+use crate::hashring::watch::{FileStatus, FileView, HashringsFile, HoldRules, log_rings};
 use crate::hashring::{CurrentHashring, Endpoint, Hashring, HashringMetrics};
 use crate::http::ring::RingStatus;
 use crate::metrics::Registry;
@@ -74,7 +74,7 @@ pub(super) fn start(
             log_rings(&hashring, None);
             current.replace(hashring);
             RingStatus::inline(FileView::fixed(FileStatus {
-                config_hash: Some(hashrings::config_hash(content.as_bytes())),
+                config_hash: Some(file::config_hash(content.as_bytes())),
                 loaded_at: Some(SystemClock.now()),
                 ..FileStatus::default()
             }))

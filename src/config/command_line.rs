@@ -12,6 +12,7 @@ use std::process::ExitCode;
 use crate::config::flags::{self, Flag, Kind, Scope};
 use crate::config::grammar::{self, ValueError};
 use crate::config::usage::{self, Extent};
+use crate::metrics::build::{BRANCH, REVISION};
 
 /// `@file` words taken from one command line. A file that names itself would never end.
 const ARGUMENT_FILES_MAX: usize = 64;
@@ -198,16 +199,6 @@ pub fn version() -> String {
         REVISION,
     )
 }
-
-/// Set by whoever builds a release.
-pub const BRANCH: &str = match option_env!("RINGEST_BRANCH") {
-    Some(branch) => branch,
-    None => "",
-};
-pub const REVISION: &str = match option_env!("RINGEST_REVISION") {
-    Some(revision) => revision,
-    None => "",
-};
 
 /// A value whose words were taken but not looked at.
 enum Raw {

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::config::command_line::Values;
-use crate::config::hashrings::{self, InlineHashrings};
 use crate::config::{ConfigError, duration, positive_size, tls};
+use crate::hashring::file::{self, InlineHashrings};
 use crate::hashring::{
     Algorithm, Endpoint, Hashring, HashringMetrics, RingDefaults, RingError, RingOptions, RingState,
 };
@@ -176,7 +176,7 @@ impl RingSource {
             return Ok(RingSource::File { path: path.into(), refresh_interval });
         }
         let content = values.text("receive.hashrings");
-        Ok(match hashrings::parse_inline(&content)? {
+        Ok(match file::parse_inline(&content)? {
             InlineHashrings::NotGiven => RingSource::None,
             InlineHashrings::OneNode => {
                 let endpoint = local_endpoint.ok_or(ConfigError::OneNode)?;

@@ -12,7 +12,7 @@ use axum::{Json, Router};
 use http::StatusCode;
 use serde::Serialize;
 
-use crate::config::hashrings::watch::{FileView, HeldRings, TakeHeld};
+use crate::hashring::watch::{FileView, HeldRings, TakeHeld};
 use crate::hashring::{CurrentHashring, Endpoint, EndpointIndex, Hashring, RingState, RingView};
 use crate::http::Probe;
 use crate::model::Timestamp;
@@ -326,7 +326,7 @@ mod tests {
     use tower::ServiceExt as _;
 
     use super::*;
-    use crate::config::hashrings::watch::FileStatus;
+    use crate::hashring::watch::FileStatus;
     use crate::hashring::{
         Algorithm, AlgorithmChoice, HashringMetrics, OutOfReach, RingDefaults, RingOptions,
     };

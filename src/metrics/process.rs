@@ -7,7 +7,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use rustix::process::{Resource, getrlimit};
 
-use crate::config::command_line::{BRANCH, REVISION};
+use crate::metrics::build::{BRANCH, REVISION};
 use crate::metrics::{Counter, Gauge, Registry};
 
 /// Keeps `process_*` and `thanos_build_info` on the page. What `/proc` does not tell (on a system

@@ -19,7 +19,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinError;
 
-use crate::config::io_cause;
+use crate::error::io_cause;
 use crate::peer::capnproto;
 use crate::peer::link::Transport;
 use crate::peer::socket::{self, FirstWord, Listening};

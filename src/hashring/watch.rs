@@ -22,7 +22,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
-use crate::config::hashrings::{self, HashringsError};
+use crate::hashring::file::{self, HashringsError};
 use crate::hashring::{CurrentHashring, Hashring, HashringMetrics, OutOfReach, RingDefaults};
 use crate::metrics::{Counter, Gauge, GaugeVec, Registry};
 use crate::model::Timestamp;
@@ -252,7 +252,7 @@ impl HashringsFile {
             self.recover("hashrings file is good again, and still held back");
             return Ok(self.look_at_held());
         }
-        let rings = hashrings::parse(&content)?;
+        let rings = file::parse(&content)?;
         self.recover("hashrings file is good again");
         let in_force = self.current.load();
         let hashring =
@@ -260,8 +260,8 @@ impl HashringsFile {
         let candidate = Candidate {
             hashring: Arc::new(hashring),
             content_hash,
-            config_hash: hashrings::config_hash(&content),
-            controller_hash: hashrings::controller_hash(&content),
+            config_hash: file::config_hash(&content),
+            controller_hash: file::controller_hash(&content),
         };
         match self.reason_to_hold(&candidate) {
             Some(reason) => {

@@ -3,8 +3,6 @@
 //! Field names match in any case, unknown fields are skipped, `null` is the same as absent, and an
 //! endpoint is an object or its address alone. What is refused is told with line and field.
 
-pub mod watch;
-
 use std::collections::BTreeMap;
 use std::fmt;
 
