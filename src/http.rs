@@ -18,6 +18,7 @@ pub mod respond;
 pub mod ring;
 pub mod status;
 pub mod tenant;
+mod unread;
 
 use std::future::{Future as _, poll_fn};
 use std::io;

@@ -10,6 +10,7 @@
 //! ```text
 //! app                      builds the receiver, starts and drains it     load, ring_tool: tools
 //! http   grpc   capnproto  listeners, routes, errors to answers
+//! door                     connections of clients, whatever they speak
 //! write  store             a request into a head; a query out of it
 //! peer   hashring          other nodes; which of them hold a series
 //! multi_tsdb               tenant to database
@@ -108,6 +109,8 @@ pub mod ring_tool;
 pub mod capnproto;
 pub mod grpc;
 pub mod http;
+
+mod door;
 
 pub mod store;
 pub mod write;

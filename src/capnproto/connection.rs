@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::capnproto::{CallError, ConnectionError, Server, respond};
+use crate::door::closing;
 use crate::wire::capnproto::frame::{FrameReader, Message, SegmentTable, WORD_BYTES};
 use crate::wire::capnproto::rpc::{self, Incoming, Target, WRITER_EXPORT};
 use crate::write::admission::InflightGuard;
@@ -52,11 +53,6 @@ const BETWEEN_CALLS: Duration = Duration::from_millis(50);
 
 /// A connection on which there is always a call under way is read no more after this time.
 const ALWAYS_BUSY_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// How long to wait, after the last answer, for the peer to close its side too. What it sends in the
-/// meantime is passed over; a connection that is closed with bytes unread is reset, and answers that
-/// are still on their way with it.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 pub(super) struct Connection<S> {
     server: Arc<Server<S>>,
@@ -116,8 +112,8 @@ impl<S: PeerSink> Connection<S> {
             }
             let _ = writing.await;
         }
-        if draining.is_cancelled() && writer.shutdown().await.is_ok() {
-            let _ = timeout(CLOSE_TIMEOUT, reader.pass_over()).await;
+        if writer.shutdown().await.is_ok() {
+            closing::pass_over(reader.stream_mut()).await;
         }
     }
 }

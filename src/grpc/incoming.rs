@@ -16,6 +16,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
+use crate::door::closing::Closing;
 use crate::http::{accept_rest, pause_after};
 use crate::metrics::{Counted, Gauge};
 use crate::tls::server::ServerTls;
@@ -66,6 +67,7 @@ pub(super) fn incoming(
 /// A connection, counted as open until it is dropped.
 pub(super) struct OpenConnection {
     stream: MaybeTls,
+    closing: Closing,
     _counted: Counted,
 }
 
@@ -84,7 +86,8 @@ async fn accept(
         handshakes.spawn(async move {
             // Why a handshake failed has been counted.
             if let Ok(stream) = MaybeTls::accept(stream, tls.as_deref()).await {
-                lanes.send(OpenConnection { stream, _counted }).await;
+                let closing = Closing::default();
+                lanes.send(OpenConnection { stream, closing, _counted }).await;
             }
         });
     };
@@ -152,6 +155,7 @@ impl AsyncWrite for OpenConnection {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+        let OpenConnection { stream, closing, .. } = self.get_mut();
+        closing.poll(stream, cx)
     }
 }

@@ -16,7 +16,8 @@
 //! In `Busy` the request's own limits rule. A connection that turned out to be HTTP/2 stays in
 //! `Multiplexed`, where frames come at any time and hyper does the limiting.
 //!
-//! While the listener drains, an idle wait is short, and the next answer says that it is the last.
+//! While the listener drains, an idle wait is short, and the next answer says that it is the last. So
+//! does one whose request's body was not read.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -37,7 +38,9 @@ use hyper::service::Service;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
+use crate::door::closing::Closing;
 use crate::http::ConnectionLimits;
+use crate::http::unread::RequestBody;
 use crate::tls::stream::MaybeTls;
 
 const IDLE: u32 = 0;
@@ -106,6 +109,7 @@ impl Progress {
 /// The socket of one connection.
 pub(super) struct WatchedStream {
     stream: MaybeTls,
+    closing: Closing,
     limits: ConnectionLimits,
     phase: Arc<Phase>,
     /// Runs towards the end of the wait that `armed_in` names by its word.
@@ -117,6 +121,8 @@ pub(super) struct WatchedStream {
 pub(super) struct WatchedService {
     router: Router,
     phase: Arc<Phase>,
+    /// Of the request that is served now. HTTP/2, where they are many, ends each stream by itself.
+    body: RequestBody,
 }
 
 impl WatchedStream {
@@ -127,9 +133,12 @@ impl WatchedStream {
     ) -> (WatchedStream, WatchedService, Progress) {
         let phase = Arc::new(Phase::default());
         let timer = Box::pin(tokio::time::sleep(limits.idle_timeout));
-        let service = WatchedService { router, phase: phase.clone() };
+        let body = RequestBody::default();
+        let service = WatchedService { router, phase: phase.clone(), body };
         let progress = Progress(phase.clone());
-        (WatchedStream { stream, limits, phase, timer, armed_in: None }, service, progress)
+        let closing = Closing::default();
+        let stream = WatchedStream { stream, closing, limits, phase, timer, armed_in: None };
+        (stream, service, progress)
     }
 
     /// How long the next byte may take; `None` when it is not for us to say.
@@ -205,7 +214,8 @@ impl AsyncWrite for WatchedStream {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        let WatchedStream { stream, closing, .. } = &mut *self;
+        closing.poll(stream, cx)
     }
 }
 
@@ -215,17 +225,21 @@ impl Service<Request<Incoming>> for WatchedService {
     type Future = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let multiplexed = request.version() == Version::HTTP_2;
-        self.phase.begin(if multiplexed { MULTIPLEXED } else { BUSY });
+        let mut router = self.router.clone();
         // A router is always ready, so there is no readiness to wait for.
-        let response = tower::Service::call(&mut self.router.clone(), request.map(Body::new));
-        let phase = self.phase.clone();
+        if request.version() == Version::HTTP_2 {
+            self.phase.begin(MULTIPLEXED);
+            return Box::pin(tower::Service::call(&mut router, request.map(Body::new)));
+        }
+        self.phase.begin(BUSY);
+        let (head, body) = request.into_parts();
+        let lent = self.body.lend(&head, body);
+        let response = tower::Service::call(&mut router, Request::from_parts(head, lent));
+        let (phase, body) = (self.phase.clone(), self.body.clone());
         Box::pin(async move {
             let mut response = response.await;
-            if multiplexed {
-                return response;
-            }
-            if is_draining(phase.word())
+            let is_read = body.pass_over().await;
+            if (!is_read || is_draining(phase.word()))
                 && let Ok(response) = &mut response
             {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));

@@ -1,3 +1,4 @@
+use axum::body::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinHandle;
 
@@ -238,4 +239,192 @@ async fn connections_that_were_made_before_a_drain_are_served() {
     stream.write_all(GET).await.unwrap();
     assert!(until_closed(&mut stream).await.starts_with(b"HTTP/1.1 200"));
     assert_eq!(server.served.await.unwrap(), Drained { connections_cut: 0 });
+}
+
+/// Refuses everything with an answer that says so, whatever the body.
+fn refusing() -> Router {
+    Router::new().fallback(|| async { (http::StatusCode::BAD_REQUEST, "no") })
+}
+
+/// A request whose body is declared or comes in chunks.
+fn post(body: usize, chunked: bool) -> Vec<u8> {
+    let mut bytes = b"POST / HTTP/1.1\r\nHost: x\r\n".to_vec();
+    if !chunked {
+        bytes.extend_from_slice(format!("Content-Length: {body}\r\n\r\n").as_bytes());
+        bytes.resize(bytes.len() + body, b'x');
+        return bytes;
+    }
+    bytes.extend_from_slice(b"Transfer-Encoding: chunked\r\n\r\n");
+    for begin in (0..body).step_by(10_000) {
+        let chunk = (body - begin).min(10_000);
+        bytes.extend_from_slice(format!("{chunk:x}\r\n").as_bytes());
+        bytes.resize(bytes.len() + chunk, b'x');
+        bytes.extend_from_slice(b"\r\n");
+    }
+    bytes.extend_from_slice(b"0\r\n\r\n");
+    bytes
+}
+
+/// Sends all of it before it reads anything; the answer with what follows it.
+async fn send_then_read<S: AsyncReadExt + AsyncWriteExt + Unpin>(
+    stream: &mut S,
+    request: &[u8],
+) -> String {
+    stream.write_all(request).await.expect("nothing is broken while it sends");
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"no") {
+        let read = stream.read_buf(&mut answer).await.expect("the answer is not lost");
+        assert!(read > 0, "closed after {:?}", String::from_utf8_lossy(&answer));
+    }
+    String::from_utf8(answer).unwrap()
+}
+
+const OFTEN: usize = 30;
+
+#[tokio::test]
+async fn senders_that_send_first_get_the_answer_to_a_body_that_was_not_read() {
+    let server = start_with(patient(), refusing(), Duration::ZERO).await;
+    // What Go's server passes over leaves the connection in use.
+    for (body, chunked, closes) in [
+        (0, false, false),
+        (100 << 10, false, false),
+        (100 << 10, true, false),
+        (1 << 20, false, true),
+        (1 << 20, true, true),
+        (4 << 20, false, true),
+    ] {
+        let request = post(body, chunked);
+        for _ in 0..OFTEN {
+            let mut stream = TcpStream::connect(server.address).await.unwrap();
+            let answer = send_then_read(&mut stream, &request).await;
+            assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
+            assert_eq!(answer.contains("connection: close"), closes, "{body} {chunked}: {answer}");
+            if closes {
+                assert_eq!(stream.read(&mut [0]).await.unwrap(), 0, "closed, not reset");
+            } else {
+                send_then_read(&mut stream, &request).await;
+            }
+        }
+    }
+    assert!(server.open.value() <= OFTEN as f64, "connections end");
+}
+
+#[tokio::test]
+async fn answers_arrive_through_tls_as_well() {
+    use crate::tls::certificates::Authority;
+    use crate::tls::server::ServerTlsOptions;
+    use crate::tls::{Authorities, Identity, TlsFile, TlsVersion, provider};
+
+    const NAME: &str = "server.example";
+    let (authority, dir) = (Authority::new(), tempfile::tempdir().unwrap());
+    authority.write(&dir.path().join("ca"));
+    let (cert, key) = authority.issue(dir.path(), NAME);
+    let file = |path| TlsFile { flag: "a-flag", path };
+    let options = ServerTlsOptions {
+        identity: Identity { cert: file(cert), key: file(key) },
+        client_ca: None,
+        version_min: TlsVersion::V1_3,
+        cipher_suites: None,
+        curves: None,
+    };
+    let registry = crate::metrics::Registry::new();
+    let tls = ServerTls::load("a-flag", options, TLS_PROTOCOLS, &registry).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (open, tls) = (Gauge::default(), Some(Arc::new(tls)));
+    let until = CancellationToken::new();
+    let served = serve(listener, tls, refusing(), patient(), open, until.clone(), Duration::ZERO);
+    let _served = tokio::spawn(served);
+
+    let roots = Authorities::read(&file(dir.path().join("ca"))).unwrap().roots;
+    let client = rustls::ClientConfig::builder_with_provider(Arc::new(provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(client));
+    let request = post(1 << 20, false);
+    for _ in 0..OFTEN {
+        let stream = TcpStream::connect(address).await.unwrap();
+        let name = rustls::pki_types::ServerName::try_from(NAME).unwrap();
+        let mut stream = connector.connect(name, stream).await.unwrap();
+        let answer = send_then_read(&mut stream, &request).await;
+        assert!(answer.contains("connection: close"), "{answer}");
+        assert_eq!(stream.read(&mut [0]).await.unwrap(), 0, "closed by the word of TLS");
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_was_not_asked_for_is_not_waited_for() {
+    let server = start_with(patient(), refusing(), Duration::ZERO).await;
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    let head = "POST / HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n";
+    let answer = send_then_read(&mut stream, head.as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
+    assert!(answer.contains("connection: close"), "{answer}");
+    assert!(until_closed(&mut stream).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_body_that_stalls_does_not_hold_its_answer_back() {
+    let server = start_with(patient(), refusing(), Duration::ZERO).await;
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    let request = post(1000, false);
+    let answer = send_then_read(&mut stream, &request[..request.len() - 1]).await;
+    assert!(answer.contains("connection: close"), "{answer}");
+    assert!(until_closed(&mut stream).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_head_that_is_refused_gets_its_answer() {
+    let server = start_with(patient(), hello(), Duration::ZERO).await;
+    let lines = "a:b\r\n".repeat(1 << 20);
+    let request = format!("GET / HTTP/1.1\r\nHost: x\r\n{lines}");
+    for _ in 0..OFTEN {
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 431"), "{answer}");
+        assert!(answer.contains("connection: close"), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_of_a_stopping_node_arrives() {
+    let (arrived, release) = (CancellationToken::new(), CancellationToken::new());
+    let router = held(arrived.clone(), release.clone());
+    let server = start_with(patient(), router, Duration::from_secs(60)).await;
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    let request = post(4 << 20, false);
+    let sent = stream.write_all(&request);
+    let stop = async {
+        arrived.cancelled().await;
+        server.shutdown.cancel();
+        release.cancel();
+    };
+    tokio::join!(sent, stop).0.unwrap();
+    let answer = read_answer(&mut stream).await;
+    assert!(answer.contains("connection: close"), "{answer}");
+    assert_eq!(stream.read(&mut [0]).await.unwrap(), 0, "closed, not reset");
+    assert_eq!(server.served.await.unwrap(), Drained { connections_cut: 0 });
+}
+
+#[tokio::test]
+async fn streams_of_http_2_get_the_answer_to_a_body_that_was_not_read() {
+    let server = start_with(patient(), refusing(), Duration::ZERO).await;
+    let stream = TcpStream::connect(server.address).await.unwrap();
+    let io = hyper_util::rt::TokioIo::new(stream);
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
+    tokio::spawn(connection);
+    let uri = format!("http://{}/", server.address);
+    for _ in 0..OFTEN {
+        let body = http_body_util::Full::new(Bytes::from(vec![0; 2 << 20]));
+        let request = http::Request::post(&uri).body(body).unwrap();
+        let response = sender.send_request(request).await.unwrap();
+        assert_eq!(response.status(), http::StatusCode::BAD_REQUEST);
+        let body = http_body_util::BodyExt::collect(response.into_body()).await.unwrap();
+        assert_eq!(body.to_bytes(), "no");
+    }
 }

@@ -31,6 +31,13 @@ impl MaybeTls {
             MaybeTls::Tls(stream) => stream.get_ref().0,
         }
     }
+
+    pub fn tcp_mut(&mut self) -> &mut TcpStream {
+        match self {
+            MaybeTls::Plain(stream) => stream,
+            MaybeTls::Tls(stream) => stream.get_mut().0,
+        }
+    }
 }
 
 impl AsyncRead for MaybeTls {

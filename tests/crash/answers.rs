@@ -1,6 +1,10 @@
 //! What a refused sender is told: the stage, the tenant, and by reason a count and one series.
 
-use crate::support::{Node, WriteRequest, exchange, now, push_field, request};
+use std::io::Write as _;
+
+use crate::support::{
+    Node, WriteRequest, connect, exchange, now, push_field, read_answer, request, wait_until,
+};
 
 #[test]
 fn a_series_with_a_million_labels_is_refused_and_the_rest_is_stored() {
@@ -123,4 +127,85 @@ fn every_refusal_says_which_stage_tenant_reason_and_series() {
     assert_eq!(answer.status, 400);
     assert!(answer.text().starts_with("tenant: "), "{}", answer.text());
     assert!(answer.text().contains("\"a/b\""), "{}", answer.text());
+}
+
+/// A sender that sends all of its request before it reads, which Python's clients do, must see the
+/// answer, not a broken pipe: it would send the same again and again.
+#[test]
+fn answers_arrive_though_the_body_was_not_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let args = [
+        "--receive.request-bytes-max=1MB",
+        "--receive.decoded-bytes-max=1MB",
+        "--receive.inflight-bytes-max=2MB",
+        "--receive.body-read-timeout=10m",
+    ];
+    let mut node = Node::start_ready(dir.path(), &args);
+    let gzip = "Content-Encoding: gzip\r\n";
+    for (status, address, tenant, bytes, path, header) in [
+        (400, &node.remote_write, "a/b", 1 << 20, "/api/v1/receive", ""),
+        (404, &node.remote_write, "a", 1 << 20, "/nowhere", ""),
+        (415, &node.remote_write, "a", 100 << 10, "/api/v1/write", gzip),
+        (415, &node.remote_write, "a", 900 << 10, "/api/v1/write", gzip),
+        (413, &node.remote_write, "a", 2 << 20, "/api/v1/receive", ""),
+        (413, &node.remote_write, "a", 2 << 20, "/api/v1/write", ""),
+        (404, &node.http, "a", 1 << 20, "/nowhere", ""),
+        (400, &node.http, "a/b", 1 << 20, "/api/v1/read", ""),
+        (400, &node.http, "a", 9 << 20, "/api/v1/read", ""),
+    ] {
+        assert_answers_arrive(address, status, tenant, bytes, path, header);
+    }
+
+    // Nearly all of the budget is held by bodies that do not come to their ends.
+    let held: Vec<_> = [(1 << 20) - 1, 900 << 10]
+        .map(|bytes| {
+            let mut stream = connect(&node.remote_write);
+            stream.write_all(&write_head("a", 1 << 20, "/api/v1/receive", "")).unwrap();
+            stream.write_all(&vec![0; bytes]).unwrap();
+            stream
+        })
+        .into();
+    wait_until("the budget is held", || {
+        node.metric("ringest_inflight_bytes").unwrap() >= 1900.0 * 1024.0
+    });
+    for bytes in [200 << 10, 1 << 20] {
+        assert_answers_arrive(&node.remote_write, 503, "a", bytes, "/api/v1/receive", "");
+    }
+    drop(held);
+    node.assert_alive();
+}
+
+fn assert_answers_arrive(
+    address: &str,
+    status: u16,
+    tenant: &str,
+    bytes: usize,
+    path: &str,
+    header: &str,
+) {
+    let body = vec![0xff; bytes];
+    for i in 0..30 {
+        let mut stream = connect(address);
+        let what = format!("{status} {path} {bytes}, the {i}th");
+        stream.write_all(&write_head(tenant, bytes, path, header)).unwrap();
+        if let Err(error) = stream.write_all(&body) {
+            panic!("{what}: {error}");
+        }
+        let answer = read_answer(&mut stream).unwrap_or_else(|error| panic!("{what}: {error}"));
+        assert_eq!(answer.status, status, "{what}: {}", answer.text());
+        let closes = answer.headers.get("connection").is_some_and(|value| value == "close");
+        assert!(closes || bytes < 256 << 10, "{what}: {answer:?}");
+        if status == 503 {
+            answer.assert_come_again();
+        }
+    }
+}
+
+/// The head of a write whose connection is to stay.
+fn write_head(tenant: &str, bytes: usize, path: &str, header: &str) -> Vec<u8> {
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nHost: x\r\nTHANOS-TENANT: {tenant}\r\nContent-Length: {bytes}\r\n\
+         {header}\r\n"
+    );
+    head.into_bytes()
 }

@@ -99,15 +99,9 @@ impl<R: AsyncBufRead + Unpin> FrameReader<R> {
         Ok(!self.stream.fill_buf().await?.is_empty())
     }
 
-    /// Reads to the end of the stream, whatever comes.
-    pub async fn pass_over(&mut self) -> io::Result<()> {
-        loop {
-            let bytes = self.stream.fill_buf().await?.len();
-            if bytes == 0 {
-                return Ok(());
-            }
-            self.stream.consume(bytes);
-        }
+    /// What it reads from.
+    pub fn stream_mut(&mut self) -> &mut R {
+        &mut self.stream
     }
 
     /// The next message's table.

@@ -1,0 +1,3 @@
+//! Connections of clients, whatever they speak: how each is ended.
+
+pub(crate) mod closing;
