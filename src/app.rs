@@ -2,7 +2,7 @@
 //!
 //! Start: read certificates, bind every port (a taken one is known at once), lock the data directory, begin to open
 //! what is in it, serve. Writes are taken tenant by tenant as their storage opens; the node is
-//! ready when all of it is.
+//! ready when all of it is, and as long as the data directory can be used.
 //!
 //! Stop, on SIGTERM or SIGINT: not ready, no new connections; those that are open are served until
 //! they can be closed between requests, within the grace periods; forwards under way end; then the
@@ -34,7 +34,7 @@ use crate::error::io_cause;
 use crate::hashring::CurrentHashring;
 use crate::metrics::{Registry, process};
 use crate::model::router_path::InstanceId;
-use crate::multi_tsdb::{MultiTsdb, MultiTsdbOptions, StartError};
+use crate::multi_tsdb::{MultiTsdb, MultiTsdbOptions, StartError, data_dir};
 use crate::tls::TlsError;
 use crate::write::admission::Admission;
 use listeners::{BindError, Listeners};
@@ -68,6 +68,9 @@ pub enum AppError {
 
 /// How often storage and rings are asked whether they are there, until they are.
 const READY_POLL_INTERVAL: Duration = Duration::from_millis(50);
+
+/// How often they are asked whether they still are.
+const READY_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Runs the receiver until a signal stops it.
 pub fn run(config: Config) -> Result<(), AppError> {
@@ -179,26 +182,40 @@ fn flatten(ended: Result<Result<(), AppError>, JoinError>) -> Result<(), AppErro
     ended.unwrap_or_else(|panicked| Err(panicked.into()))
 }
 
-/// Tells when the node is ready; returns the name of the signal that came.
+/// Tells whether the node is ready, and returns the name of the signal that came.
 async fn serve_until(
     storage: Option<&MultiTsdb>,
     rings: Option<&CurrentHashring>,
     stop: &mut StopSignals,
 ) -> &'static str {
-    let report_ready = async {
-        let is_ready = || {
-            storage.is_none_or(MultiTsdb::is_ready)
-                && rings.is_none_or(|rings| rings.load().is_some())
-        };
-        while !is_ready() {
-            tokio::time::sleep(READY_POLL_INTERVAL).await;
-        }
-        tracing::info!(status = "ready", "probe status changed");
-        std::future::pending::<Infallible>().await
-    };
     tokio::select! {
-        never = report_ready => match never {},
+        never = report_readiness(storage, rings) => match never {},
         signal = stop.next() => signal,
+    }
+}
+
+/// Tells when the node is ready, and when it no longer is.
+async fn report_readiness(
+    storage: Option<&MultiTsdb>,
+    rings: Option<&CurrentHashring>,
+) -> Infallible {
+    let why_not_ready = || match rings {
+        Some(rings) if rings.load().is_none() => Some("there is no hashring"),
+        _ => storage.and_then(MultiTsdb::why_not_ready),
+    };
+    let mut was_ready = false;
+    loop {
+        let reason = why_not_ready();
+        match reason {
+            None if !was_ready => tracing::info!(status = "ready", "probe status changed"),
+            Some(reason) if was_ready => {
+                tracing::warn!(status = "not-ready", reason, "probe status changed");
+            }
+            _ => {}
+        }
+        was_ready = reason.is_none();
+        let pause = if was_ready { READY_CHECK_INTERVAL } else { READY_POLL_INTERVAL };
+        tokio::time::sleep(pause).await;
     }
 }
 
@@ -230,7 +247,8 @@ fn open_storage(
         .map_err(AppError::Storage)
 }
 
-/// Makes the data directory, and keeps other processes of ours out of it.
+/// Makes the data directory, keeps other processes of ours out of it, and tries whether it can be
+/// used.
 ///
 /// The lock is on the directory itself: a file in it would be in the way of a tenant of its name.
 /// Prometheus and Thanos do not know it; they lock each tenant's directory, and so does our
@@ -238,12 +256,15 @@ fn open_storage(
 fn lock_data_directory(storage: &StorageConfig) -> Result<Option<File>, AppError> {
     let dir = &storage.dir;
     let directory = open_directory(dir).map_err(|source| directory_error(dir, source))?;
-    if storage.db.no_lockfile {
-        return Ok(None);
-    }
+    let lock = if storage.db.no_lockfile { None } else { lock_directory(dir, directory)? };
+    data_dir::try_out(&SystemDisk, dir).map_err(|source| directory_error(dir, source))?;
+    Ok(lock)
+}
+
+fn lock_directory(dir: &Path, directory: File) -> Result<Option<File>, AppError> {
     match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(Some(directory)),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(AppError::DataDirectoryLocked(dir.clone())),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(AppError::DataDirectoryLocked(dir.to_owned())),
         Err(error) => {
             // Some network file systems have no such locks.
             tracing::warn!(err = %error, "cannot lock the data directory");

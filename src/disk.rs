@@ -154,7 +154,8 @@ impl Disk for SystemDisk {
         let mut entries = Vec::new();
         for entry in fs::read_dir(dir)? {
             let entry = entry?;
-            let metadata = entry.metadata()?;
+            // Of what a link leads to: a tenant's directory may be on another disk.
+            let metadata = fs::metadata(entry.path()).or_else(|_| entry.metadata())?;
             entries.push(DirEntry {
                 name: entry.file_name(),
                 is_dir: metadata.is_dir(),
@@ -225,6 +226,17 @@ mod tests {
         assert_eq!(read_file(&SystemDisk, &path, 3).unwrap(), b"two");
         assert!(read_file(&SystemDisk, &path, 2).is_err());
         assert_eq!(SystemDisk.list(dir.path()).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_link_is_listed_as_what_it_leads_to() {
+        let (dir, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        std::os::unix::fs::symlink(elsewhere.path(), dir.path().join("a")).unwrap();
+        std::os::unix::fs::symlink("nowhere", dir.path().join("b")).unwrap();
+        let listed = SystemDisk.list(dir.path()).unwrap();
+        let listed: Vec<_> =
+            listed.iter().map(|entry| (entry.name.to_str().unwrap(), entry.is_dir)).collect();
+        assert_eq!(listed, [("a", true), ("b", false)]);
     }
 
     #[test]

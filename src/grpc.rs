@@ -106,7 +106,7 @@ impl Services {
             .max_encoding_message_size(usize::MAX);
         let info = InfoServer::new(InfoService::new(source.clone()))
             .max_decoding_message_size(READ_REQUEST_BYTES_MAX);
-        let exemplars = ExemplarsServer::new(ExemplarsService)
+        let exemplars = ExemplarsServer::new(ExemplarsService::new(source.clone()))
             .max_decoding_message_size(READ_REQUEST_BYTES_MAX);
         let status = StatusServer::new(StatusService::new(source, budget.clone()))
             .max_decoding_message_size(READ_REQUEST_BYTES_MAX);

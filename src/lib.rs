@@ -60,7 +60,7 @@
 //! [`Db::open`] reads the log, repairs what was damaged ([`tsdb::wal::repair`] has the table of cases)
 //! and replays it into an empty head ([`tsdb::head::replay`]). A tenant serves as soon as its own log
 //! is replayed. One that cannot be opened is quarantined: its writes are 503, it is tried again, and
-//! the others do not notice.
+//! the others do not notice. What cannot be read is never answered as absent ([`store::missing`]).
 //!
 //! # Invariants
 //!

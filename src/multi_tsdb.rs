@@ -6,6 +6,7 @@
 //! from time to time, and nobody else notices.
 
 mod append_lane;
+pub mod data_dir;
 mod disk_threads;
 mod periodic;
 mod syncer;
@@ -31,6 +32,7 @@ use crate::model::key_table::KeyHasher;
 use crate::model::tenant::TenantId;
 use crate::multi_tsdb::append_lane::AppendMetrics;
 pub use crate::multi_tsdb::append_lane::{AppendError, AppendLane};
+use crate::multi_tsdb::data_dir::DataDir;
 use crate::multi_tsdb::disk_threads::{DiskThreads, DiskThreadsOptions};
 use crate::multi_tsdb::periodic::Periodic;
 use crate::multi_tsdb::syncer::SyncLane;
@@ -84,6 +86,7 @@ pub struct MultiTsdb {
     tenants: RwLock<HashMap<TenantId, Entry>>,
     /// Tenants found at start that are neither open nor quarantined yet.
     unopened: AtomicUsize,
+    data_dir: DataDir,
     is_closed: AtomicBool,
     /// What all appends run on.
     append_threads: Arc<DiskThreads>,
@@ -102,14 +105,35 @@ pub struct MultiTsdb {
 enum Entry {
     Open(Arc<Tenant>),
     /// Its log is being replayed.
-    Opening,
+    Opening(Arc<ExternalLabels>),
     /// Its first write is making it; the receiver tells when it is done.
     Creating(watch::Receiver<()>),
-    /// It could not be opened, for this reason.
-    Quarantined(String),
+    Quarantined(Arc<Quarantine>),
 }
 
-/// Why a tenant cannot be written now. A retry may succeed.
+/// A tenant that could not be opened.
+struct Quarantine {
+    reason: String,
+    external_labels: ExternalLabels,
+}
+
+/// The tenants there are at one moment, each in order of their names.
+pub struct AllTenants {
+    pub open: Vec<Arc<Tenant>>,
+    /// Those that have data which cannot be read now.
+    pub unavailable: Vec<UnavailableTenant>,
+}
+
+/// A tenant that has data which cannot be read now.
+#[derive(Clone, Debug)]
+pub struct UnavailableTenant {
+    pub id: TenantId,
+    /// As an open one has them.
+    pub external_labels: Arc<LabelSet>,
+    pub reason: TenantError,
+}
+
+/// Why a tenant cannot be written or read now. A retry may succeed.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum TenantError {
     #[error("its log is being replayed")]
@@ -129,8 +153,11 @@ pub enum TenantError {
 pub enum StartError {
     #[error(transparent)]
     Locked(OpenError),
-    #[error("data directory {}", dir.display())]
+    #[error("{}: {source}", dir.display())]
     Io { dir: PathBuf, source: io::Error },
+    /// The owner, the mode or the mount keeps us out of all there is.
+    #[error("none of the tenants' directories can be used: {}", chain(.0))]
+    Denied(OpenError),
     #[error("starting threads: {0}")]
     Threads(#[source] io::Error),
 }
@@ -150,7 +177,7 @@ impl MultiTsdb {
         clock: Arc<dyn Clock>,
         registry: &Registry,
     ) -> Result<Arc<MultiTsdb>, StartError> {
-        let found = find_tenants(&options, &*disk)?;
+        let found = find_tenants(&options, &*disk, registry)?;
         let cores = thread::available_parallelism().map_or(1, |cores| cores.get());
         let append_threads = DiskThreads::start(DiskThreadsOptions {
             name: "append",
@@ -165,11 +192,13 @@ impl MultiTsdb {
         });
         let append_metrics = AppendMetrics::new(registry);
         show_appends(registry, &append_threads, &append_metrics);
-        let entries = found.iter().map(|found| (found.id.clone(), Entry::Opening)).collect();
+        let opening = |id| Entry::Opening(Arc::new(ExternalLabels::new(&options, id)));
+        let entries = found.iter().map(|found| (found.id.clone(), opening(&found.id))).collect();
         let sync = match options.db.wal_sync {
             SyncPolicy::Interval | SyncPolicy::Always => syncer::sync_dirty,
             SyncPolicy::Segment => syncer::mend_failed,
         };
+        let data_dir = DataDir::new(options.dir.clone(), registry);
         let tenants = Arc::new(MultiTsdb {
             options,
             disk,
@@ -178,6 +207,7 @@ impl MultiTsdb {
             hasher: KeyHasher::random(),
             tenants: RwLock::new(entries),
             unopened: AtomicUsize::new(found.len()),
+            data_dir,
             is_closed: AtomicBool::new(false),
             append_threads,
             append_metrics,
@@ -205,6 +235,10 @@ impl MultiTsdb {
         tenants.periodic.lock().push(retry);
         let sync = Periodic::start("wal-sync", syncer::SYNC_EVERY, &tenants, sync);
         tenants.periodic.lock().push(sync);
+        let look = Periodic::start("data-directory", data_dir::LOOK_EVERY, &tenants, |tenants| {
+            tenants.data_dir.look(&*tenants.disk);
+        });
+        tenants.periodic.lock().push(look);
         tenants.open_found(found);
         Ok(tenants)
     }
@@ -229,9 +263,25 @@ impl MultiTsdb {
         });
     }
 
-    /// Whether every tenant found at start is open or quarantined.
+    /// Whether every tenant found at start is open or quarantined, and the storage as a whole can be
+    /// used.
     pub fn is_ready(&self) -> bool {
-        self.unopened.load(Ordering::Acquire) == 0
+        self.why_not_ready().is_none()
+    }
+
+    /// What keeps the storage from being ready.
+    pub fn why_not_ready(&self) -> Option<&'static str> {
+        if self.unopened.load(Ordering::Acquire) > 0 {
+            return Some("tenants are being opened");
+        }
+        if !self.data_dir.is_usable() {
+            return Some("the data directory cannot be used");
+        }
+        let tenants = self.tenants.read();
+        let is_served = |entry: &Entry| !matches!(entry, Entry::Quarantined(_));
+        // The default tenant at least is there until the end.
+        let none_is_served = !tenants.is_empty() && !tenants.values().any(is_served);
+        none_is_served.then_some("no tenant could be opened")
     }
 
     /// The open tenants, in order of their names.
@@ -241,17 +291,39 @@ impl MultiTsdb {
         open
     }
 
+    /// The open tenants, and those that cannot be read though they have data.
+    pub fn all_tenants(&self) -> AllTenants {
+        let (mut open, mut unavailable) = (Vec::new(), Vec::new());
+        for (id, entry) in &*self.tenants.read() {
+            match entry {
+                Entry::Open(tenant) => open.push(tenant.clone()),
+                Entry::Opening(labels) => {
+                    unavailable.push(unavailable_tenant(id, labels, TenantError::Opening));
+                }
+                Entry::Quarantined(quarantine) => {
+                    let Quarantine { external_labels, .. } = &**quarantine;
+                    unavailable.push(unavailable_tenant(id, external_labels, quarantine.error()));
+                }
+                // Nothing of it was acknowledged yet.
+                Entry::Creating(_) => {}
+            }
+        }
+        open.sort_by(|a, b| a.id.cmp(&b.id));
+        unavailable.sort_by(|a, b| a.id.cmp(&b.id));
+        AllTenants { open, unavailable }
+    }
+
     /// The tenant if it is open.
     pub fn tenant(&self, id: &TenantId) -> Option<Arc<Tenant>> {
         self.tenants.read().get(id)?.open()
     }
 
-    /// The tenant to write to; `None` if there is none yet.
-    pub fn tenant_for_write(&self, id: &TenantId) -> Result<Option<Arc<Tenant>>, TenantError> {
+    /// The tenant to write to or read; `None` if there is none yet.
+    pub fn find(&self, id: &TenantId) -> Result<Option<Arc<Tenant>>, TenantError> {
         match self.tenants.read().get(id) {
             Some(Entry::Open(tenant)) => Ok(Some(tenant.clone())),
-            Some(Entry::Opening) => Err(TenantError::Opening),
-            Some(Entry::Quarantined(reason)) => Err(TenantError::Quarantined(reason.clone())),
+            Some(Entry::Opening(_)) => Err(TenantError::Opening),
+            Some(Entry::Quarantined(quarantine)) => Err(quarantine.error()),
             Some(Entry::Creating(_)) | None => Ok(None),
         }
     }
@@ -321,8 +393,8 @@ impl MultiTsdb {
         match tenants.get(id) {
             Some(Entry::Open(tenant)) => Ok(Claim::Open(tenant.clone())),
             Some(Entry::Creating(created)) => Ok(Claim::Wait(created.clone())),
-            Some(Entry::Opening) => Err(TenantError::Opening),
-            Some(Entry::Quarantined(reason)) => Err(TenantError::Quarantined(reason.clone())),
+            Some(Entry::Opening(_)) => Err(TenantError::Opening),
+            Some(Entry::Quarantined(quarantine)) => Err(quarantine.error()),
             None if tenants.len() >= self.options.tenants_max => {
                 self.refused.inc();
                 Err(TenantError::TooMany)
@@ -393,10 +465,13 @@ impl MultiTsdb {
     fn settle(&self, id: &TenantId, lock: Result<Option<Box<dyn DirLock>>, OpenError>) {
         let entry = match lock.and_then(|lock| self.open_tenant(id, lock)) {
             Ok(tenant) => Entry::Open(tenant),
-            Err(err) => Entry::Quarantined(chain(&err)),
+            Err(err) => Entry::Quarantined(Arc::new(Quarantine {
+                reason: chain(&err),
+                external_labels: ExternalLabels::new(&self.options, id),
+            })),
         };
-        let reason = match &entry {
-            Entry::Quarantined(err) => Some(err.clone()),
+        let quarantine = match &entry {
+            Entry::Quarantined(quarantine) => Some(quarantine.clone()),
             _ => None,
         };
         let mut tenants = self.tenants.write();
@@ -408,8 +483,8 @@ impl MultiTsdb {
         let is_quarantined = |entry: &&Entry| matches!(entry, Entry::Quarantined(_));
         self.quarantined.set(tenants.values().filter(is_quarantined).count() as f64);
         drop(tenants);
-        if let Some(err) = reason
-            && !matches!(before, Some(Entry::Quarantined(before)) if before == err)
+        if let Some(Quarantine { reason: err, .. }) = quarantine.as_deref()
+            && !matches!(before, Some(Entry::Quarantined(before)) if before.reason == *err)
         {
             tracing::error!(tenant = %id, err, "tenant cannot be opened and is quarantined");
         }
@@ -454,6 +529,7 @@ impl MultiTsdb {
         let opened = panic::catch_unwind(AssertUnwindSafe(open))
             .unwrap_or_else(|_| Err(OpenError::Panicked { dir: self.dir_of(id) }))?;
         tenant::log_opened(id, &opened);
+        show_unserved_blocks(&self.registry, id.as_str(), opened.blocks.count);
         let external_labels = ExternalLabels::new(&self.options, id);
         let db = Arc::new(opened.db);
         let (threads, metrics) = (self.append_threads.clone(), self.append_metrics.clone());
@@ -510,6 +586,34 @@ impl Entry {
     }
 }
 
+impl Quarantine {
+    fn error(&self) -> TenantError {
+        TenantError::Quarantined(self.reason.clone())
+    }
+}
+
+fn unavailable_tenant(
+    id: &TenantId,
+    external_labels: &ExternalLabels,
+    reason: TenantError,
+) -> UnavailableTenant {
+    let external_labels = external_labels.under_current_ring(id);
+    UnavailableTenant { id: id.clone(), external_labels, reason }
+}
+
+/// Blocks that are there and are not served.
+fn show_unserved_blocks(registry: &Registry, tenant: &str, count: usize) {
+    if count > 0 {
+        let blocks = registry.gauge_vec(
+            "ringest_blocks_not_served",
+            "Blocks found in tenants' directories, and without a tenant in the data directory \
+             itself, which this version does not serve.",
+            &["tenant"],
+        );
+        blocks.with(&[tenant]).set(count as f64);
+    }
+}
+
 /// Shows how the writes get to the disk.
 fn show_appends(registry: &Registry, threads: &Arc<DiskThreads>, metrics: &Arc<AppendMetrics>) {
     let waiting = registry.gauge(
@@ -537,7 +641,11 @@ fn next(queue: &Mutex<Vec<Found>>) -> Option<Found> {
 }
 
 /// The tenants' directories, the default tenant's included, each with its lock.
-fn find_tenants(options: &MultiTsdbOptions, disk: &dyn Disk) -> Result<Vec<Found>, StartError> {
+fn find_tenants(
+    options: &MultiTsdbOptions,
+    disk: &dyn Disk,
+    registry: &Registry,
+) -> Result<Vec<Found>, StartError> {
     let at = |dir: &Path| {
         let dir = dir.to_owned();
         move |source| StartError::Io { dir, source }
@@ -545,29 +653,49 @@ fn find_tenants(options: &MultiTsdbOptions, disk: &dyn Disk) -> Result<Vec<Found
     let dir = &options.dir;
     disk.create_dir_all(dir).map_err(at(dir))?;
     let mut ids = vec![options.default_tenant.clone()];
+    let mut existing: usize = 0;
+    let mut blocks = Vec::new();
     for entry in disk.list(dir).map_err(at(dir))?.into_iter().filter(|entry| entry.is_dir) {
         let path = dir.join(&entry.name);
         match TenantId::parse(entry.name.as_encoded_bytes()) {
-            Ok(id) if id == options.default_tenant => {}
-            Ok(_) if is_block(disk, &path) => {
-                let err = "it is a block";
-                tracing::warn!(path = %path.display(), err, "skipping a directory that is no tenant");
+            Ok(id) if id == options.default_tenant => existing += 1,
+            Ok(_) if is_block(disk, &path) => blocks.push(path),
+            Ok(id) => {
+                existing += 1;
+                ids.push(id);
             }
-            Ok(id) => ids.push(id),
             Err(err) => {
                 tracing::warn!(path = %path.display(), %err, "skipping a directory that is no tenant");
             }
         }
     }
+    if let Some(example) = blocks.first() {
+        let (count, example) = (blocks.len(), example.display());
+        tracing::warn!(count, %example, "blocks in the data directory are no tenant's and not served");
+        show_unserved_blocks(registry, "", count);
+    }
     let mut found = Vec::with_capacity(ids.len());
+    let mut denied: usize = 0;
     for id in ids {
         let lock = match Db::lock(disk, &dir.join(id.as_str()), &options.db) {
             Err(locked @ OpenError::Locked { .. }) => return Err(StartError::Locked(locked)),
+            Err(err) if is_denied(&err) => {
+                denied += 1;
+                if denied >= existing.max(1) {
+                    return Err(StartError::Denied(err));
+                }
+                Err(err)
+            }
             lock => lock,
         };
         found.push(Found { id, lock });
     }
     Ok(found)
+}
+
+/// Whether a directory belongs to somebody else, or is on a file system that is read-only.
+fn is_denied(err: &OpenError) -> bool {
+    matches!(err, OpenError::Io { source, .. } if data_dir::is_denied(source))
 }
 
 /// Whether a directory is a block of a database in the data directory itself, which is no tenant's.
@@ -585,3 +713,6 @@ fn chain(err: &dyn std::error::Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,6 +10,7 @@ pub mod exemplars;
 pub mod info;
 pub mod matchers;
 pub mod merge;
+pub mod missing;
 pub mod pieces;
 pub mod source;
 pub mod status;
@@ -34,7 +35,8 @@ use crate::store::budget::ReadBudget;
 use crate::store::error::QueryError;
 use crate::store::matchers::WireMatcher;
 use crate::store::merge::SeriesCursor;
-use crate::store::source::{ReadTenant, TenantSource};
+use crate::store::missing::Missing;
+use crate::store::source::{ReadTenant, TenantSource, Tenants};
 use crate::wire::proto::thanos::store_server::Store;
 use crate::wire::proto::thanos::{
     LabelNamesRequest, LabelNamesResponse, LabelValuesRequest, LabelValuesResponse, SeriesRequest,
@@ -75,8 +77,8 @@ impl Store for StoreService {
     ) -> Result<Response<LabelNamesResponse>, Status> {
         let source = self.source.clone();
         let request = request.into_inner();
-        let names = blocking(move || label_names(&source.tenants(), &request)).await?;
-        Ok(Response::new(LabelNamesResponse { names, ..Default::default() }))
+        let (names, warnings) = blocking(move || label_names(&source.tenants(), &request)).await?;
+        Ok(Response::new(LabelNamesResponse { names, warnings, ..Default::default() }))
     }
 
     async fn label_values(
@@ -85,8 +87,9 @@ impl Store for StoreService {
     ) -> Result<Response<LabelValuesResponse>, Status> {
         let source = self.source.clone();
         let request = request.into_inner();
-        let values = blocking(move || label_values(&source.tenants(), &request)).await?;
-        Ok(Response::new(LabelValuesResponse { values, ..Default::default() }))
+        let (values, warnings) =
+            blocking(move || label_values(&source.tenants(), &request)).await?;
+        Ok(Response::new(LabelValuesResponse { values, warnings, ..Default::default() }))
     }
 }
 
@@ -97,14 +100,21 @@ async fn blocking<T: Send + 'static>(
     pieces::blocking(query).await.map_err(|error| respond::query(&error))
 }
 
-/// Label names of all matching tenants, external labels included, sorted, each once.
+/// Label names of all matching tenants, external labels included, sorted, each once, and warnings
+/// about tenants that cannot be read.
 fn label_names(
-    tenants: &[Arc<dyn ReadTenant>],
+    tenants: &Tenants,
     request: &LabelNamesRequest,
-) -> Result<Vec<Bytes>, QueryError> {
+) -> Result<(Vec<Bytes>, Vec<String>), QueryError> {
     let matchers = matchers::parse(&request.matchers)?;
+    let missing = tenants.unavailable.iter();
+    let missing = missing.filter(|tenant| missing::can_match(tenant, &matchers));
+    let missing = missing::warnings(missing);
+    let warnings =
+        Missing::of_request(request.partial_response_disabled, request.partial_response_strategy)
+            .settle(missing)?;
     let mut names = BTreeSet::new();
-    for tenant in tenants {
+    for tenant in &tenants.open {
         let Some((matchers, in_range)) = ask(&**tenant, &matchers, request.start, request.end)
         else {
             continue;
@@ -121,24 +131,38 @@ fn label_names(
         let removed = &request.without_replica_labels;
         names.extend(external.filter(|name| !contains(removed, name)).cloned());
     }
-    Ok(limited(names, request.limit))
+    Ok((limited(names, request.limit), warnings))
 }
 
 /// Values of one label over all matching tenants, sorted, each once. An external label has just
-/// the one value of its tenant, whatever the tenant's series say.
+/// the one value of its tenant, whatever the tenant's series say. With warnings, as [`label_names`].
 fn label_values(
-    tenants: &[Arc<dyn ReadTenant>],
+    tenants: &Tenants,
     request: &LabelValuesRequest,
-) -> Result<Vec<Bytes>, QueryError> {
+) -> Result<(Vec<Bytes>, Vec<String>), QueryError> {
     if request.label.is_empty() {
         return Err(QueryError::EmptyLabelName);
     }
     let matchers = matchers::parse(&request.matchers)?;
     let mut values = BTreeSet::new();
     if contains(&request.without_replica_labels, &request.label) {
-        return Ok(Vec::new());
+        return Ok((Vec::new(), Vec::new()));
     }
-    for tenant in tenants {
+    let mut missing = Vec::new();
+    for tenant in tenants.unavailable.iter().filter(|t| missing::can_match(t, &matchers)) {
+        let external = tenant.external_labels.iter().find(|(name, _)| *name == request.label);
+        match external {
+            // Which it is depends on no series, unless one is asked for.
+            Some((_, value)) if is_of_external(&matchers, &tenant.external_labels) => {
+                values.insert(value.clone());
+            }
+            _ => missing.push(tenant),
+        }
+    }
+    let warnings =
+        Missing::of_request(request.partial_response_disabled, request.partial_response_strategy)
+            .settle(missing::warnings(missing.into_iter()))?;
+    for tenant in &tenants.open {
         let Some((matchers, in_range)) = ask(&**tenant, &matchers, request.start, request.end)
         else {
             continue;
@@ -153,7 +177,7 @@ fn label_values(
             values.extend(reader().label_values(&request.label, &matchers));
         }
     }
-    Ok(limited(values, request.limit))
+    Ok((limited(values, request.limit), warnings))
 }
 
 /// The matchers to ask the tenant's database with, and whether the database holds anything of
@@ -171,6 +195,11 @@ fn ask(
     }
     let matchers = tsdb_store::match_external(matchers, tenant.external_labels())?;
     Some((matchers, start <= maxt))
+}
+
+/// Whether all matchers are on external labels.
+fn is_of_external(matchers: &[Matcher], external: &[(Vec<u8>, Vec<u8>)]) -> bool {
+    matchers.iter().all(|matcher| external.iter().any(|(name, _)| *name == matcher.name))
 }
 
 fn contains(names: &[Bytes], name: &[u8]) -> bool {

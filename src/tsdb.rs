@@ -32,6 +32,7 @@ use crate::tsdb::head::batch::Batch;
 use crate::tsdb::head::metrics::HeadMetrics;
 use crate::tsdb::head::replay::{ReplayReport, replay};
 use crate::tsdb::head::series::SeriesSet;
+use crate::tsdb::meta::Blocks;
 use crate::tsdb::options::DbOptions;
 use crate::tsdb::querier::Querier;
 use crate::tsdb::wal::repair::{LogContents, open_log};
@@ -74,11 +75,27 @@ fn sync_log(disk: &dyn Disk, wal_dir: &Path) -> io::Result<()> {
     disk.sync_dir(wal_dir)
 }
 
+/// Bytes of the files in a directory that nothing else is read of; none if it is not there.
+fn bytes_in(disk: &dyn Disk, dir: &Path) -> u64 {
+    match disk.list(dir) {
+        Ok(entries) => entries.iter().filter(|entry| !entry.is_dir).map(|entry| entry.len).sum(),
+        Err(err) if err.kind() == io::ErrorKind::NotFound => 0,
+        Err(err) => {
+            tracing::warn!(dir = %dir.display(), %err, "a directory cannot be listed");
+            0
+        }
+    }
+}
+
 /// What opening a database found.
 pub struct Opened {
     pub db: Db,
     pub log: LogContents,
     pub replay: ReplayReport,
+    /// What is in the directory and not served by this version.
+    pub blocks: Blocks,
+    /// Bytes of the log of out-of-order samples, likewise.
+    pub out_of_order_log_bytes: u64,
 }
 
 impl Db {
@@ -116,11 +133,11 @@ impl Db {
         tenant: &str,
     ) -> Result<Opened, OpenError> {
         let started = Instant::now();
-        let block_end =
-            meta::newest_block_end(&*disk, dir).map_err(OpenError::io("listing", dir))?;
+        let blocks = meta::find_blocks(&*disk, dir).map_err(OpenError::io("listing", dir))?;
+        let out_of_order_log_bytes = bytes_in(&*disk, &dir.join("wbl"));
         // A block that ends in the future, as one client's wrong clock can make it, is not to shut
         // the others out.
-        let min_valid_time = block_end.min(clock.now().saturating_sub(options.block_range / 2));
+        let min_valid_time = blocks.end.min(clock.now().saturating_sub(options.block_range / 2));
         let wal_dir = dir.join("wal");
         disk.create_dir_all(&wal_dir).map_err(OpenError::io("making", &wal_dir))?;
         let wal_metrics = WalMetrics::new(registry, tenant);
@@ -143,7 +160,7 @@ impl Db {
         let log_side = LogSide::new(wal, report.next_ref);
         let head = Head::new(options, clock, metrics, min_valid_time, contents, log_side);
         let db = Db { head: Arc::new(head), sync, _lock: lock };
-        Ok(Opened { db, log, replay: report })
+        Ok(Opened { db, log, replay: report, blocks, out_of_order_log_bytes })
     }
 
     /// The series known now, to look a request up in.

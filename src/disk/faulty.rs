@@ -39,6 +39,8 @@ struct State {
     /// Operations that fail, and how many bytes a write among them still writes.
     faults: BTreeMap<u64, (io::ErrorKind, usize)>,
     failing_from: Option<u64>,
+    /// What changes below a directory fail with.
+    refused: BTreeMap<PathBuf, io::ErrorKind>,
     failing_syncs: Option<(u64, FailedSync)>,
     bytes_max: Option<u64>,
     gate: Arc<Gate>,
@@ -128,6 +130,17 @@ impl FaultyDisk {
         state.failing_from = Some(state.operations + after);
     }
 
+    /// Refuses every change at and below `dir` from now on, as of another user's directory or one
+    /// mounted read-only.
+    pub fn refuse_changes(&self, dir: &Path, kind: io::ErrorKind) {
+        self.0.lock().refused.insert(dir.to_owned(), kind);
+    }
+
+    /// Allows them again.
+    pub fn allow_changes(&self, dir: &Path) {
+        self.0.lock().refused.remove(dir);
+    }
+
     /// Lets the next `count` syncs of files or the file system fail.
     pub fn fail_syncs(&self, count: u64, how: FailedSync) {
         self.0.lock().failing_syncs = Some((count, how));
@@ -209,8 +222,19 @@ impl State {
         }
     }
 
-    fn begin_whole(&mut self) -> io::Result<()> {
-        match self.begin() {
+    /// What a change at this path is refused with.
+    fn refusal(&self, path: &Path) -> Option<io::Error> {
+        let (_, kind) = self.refused.iter().find(|(dir, _)| path.starts_with(dir))?;
+        Some((*kind).into())
+    }
+
+    /// Counts a changing operation that cannot be torn.
+    fn begin_whole(&mut self, path: &Path) -> io::Result<()> {
+        let verdict = self.begin();
+        if let Some(err) = self.refusal(path) {
+            return Err(err);
+        }
+        match verdict {
             Verdict::Proceed => Ok(()),
             Verdict::Fail(err) | Verdict::Tear(_, err) => Err(err),
         }
@@ -311,6 +335,9 @@ impl DiskFile for FaultyFile {
         self.pass_gate();
         let mut disk = self.disk.lock();
         let verdict = disk.begin();
+        if let Some(err) = disk.refusal(&self.path) {
+            return Err(err);
+        }
         let used = disk.used_bytes();
         let mut content = self.content.lock();
         let (written, result) = match verdict {
@@ -333,7 +360,7 @@ impl DiskFile for FaultyFile {
     }
 
     fn truncate(&self, len: u64) -> io::Result<()> {
-        self.disk.lock().begin_whole()?;
+        self.disk.lock().begin_whole(&self.path)?;
         let mut content = self.content.lock();
         content.live.resize(len as usize, 0);
         content.dirty_pages.insert(len / PAGE_BYTES);
@@ -343,7 +370,7 @@ impl DiskFile for FaultyFile {
     fn sync(&self) -> io::Result<()> {
         self.pass_gate();
         let mut disk = self.disk.lock();
-        disk.begin_whole()?;
+        disk.begin_whole(&self.path)?;
         let failing = disk.take_failing_sync();
         let mut content = self.content.lock();
         match failing {
@@ -376,7 +403,7 @@ impl Disk for FaultyDisk {
     fn create_dir_all(&self, path: &Path) -> io::Result<()> {
         self.gate().pass(path);
         let mut state = self.0.lock();
-        state.begin_whole()?;
+        state.begin_whole(path)?;
         for dir in path.ancestors() {
             state.live.dirs.insert(dir.to_owned());
         }
@@ -407,7 +434,7 @@ impl Disk for FaultyDisk {
     fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
         self.gate().pass(path);
         let mut state = self.0.lock();
-        state.begin_whole()?;
+        state.begin_whole(path)?;
         if !path.parent().is_some_and(|dir| state.live.dirs.contains(dir)) {
             return Err(io::ErrorKind::NotFound.into());
         }
@@ -422,12 +449,13 @@ impl Disk for FaultyDisk {
     }
 
     fn open_write(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        self.open(path)
+        let refusal = self.0.lock().refusal(path);
+        refusal.map_or_else(|| self.open(path), Err)
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut state = self.0.lock();
-        state.begin_whole()?;
+        state.begin_whole(from)?;
         if let Some(file) = state.live.files.remove(from) {
             state.live.files.insert(to.to_owned(), file);
             return Ok(());
@@ -448,7 +476,7 @@ impl Disk for FaultyDisk {
 
     fn remove_file(&self, path: &Path) -> io::Result<()> {
         let mut state = self.0.lock();
-        state.begin_whole()?;
+        state.begin_whole(path)?;
         match state.live.files.remove(path) {
             Some(_) => Ok(()),
             None => Err(io::ErrorKind::NotFound.into()),
@@ -457,7 +485,7 @@ impl Disk for FaultyDisk {
 
     fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
         let mut state = self.0.lock();
-        state.begin_whole()?;
+        state.begin_whole(path)?;
         state.live.dirs.retain(|dir| !dir.starts_with(path));
         state.live.files.retain(|file, _| !file.starts_with(path));
         Ok(())
@@ -466,7 +494,7 @@ impl Disk for FaultyDisk {
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         self.gate().pass(dir);
         let mut state = self.0.lock();
-        state.begin_whole()?;
+        state.begin_whole(dir)?;
         let State { live, durable, .. } = &mut *state;
         durable.files.retain(|path, _| path.parent() != Some(dir));
         let in_dir = live.files.iter().filter(|(path, _)| path.parent() == Some(dir));
@@ -480,11 +508,11 @@ impl Disk for FaultyDisk {
         Ok(())
     }
 
-    fn sync_file_system(&self, _dir: &Path) -> io::Result<()> {
+    fn sync_file_system(&self, dir: &Path) -> io::Result<()> {
         let gate = self.gate();
         gate.pass_all();
         let mut state = self.0.lock();
-        state.begin_whole()?;
+        state.begin_whole(dir)?;
         let failing = state.take_failing_sync();
         for file in state.live.files.values() {
             match failing {
@@ -502,7 +530,11 @@ impl Disk for FaultyDisk {
     }
 
     fn lock(&self, path: &Path) -> io::Result<Box<dyn DirLock>> {
-        if !self.0.lock().locks.insert(path.to_owned()) {
+        let mut state = self.0.lock();
+        if let Some(err) = state.refusal(path) {
+            return Err(err);
+        }
+        if !state.locks.insert(path.to_owned()) {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         Ok(Box::new(FaultyLock { disk: self.clone(), path: path.to_owned() }))

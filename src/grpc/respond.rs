@@ -22,7 +22,7 @@ pub fn query(error: &QueryError) -> Status {
         | QueryError::Invalid { .. } => Code::InvalidArgument,
         QueryError::Partial(_) => Code::Aborted,
         QueryError::TooLarge { .. } | QueryError::Overloaded => Code::ResourceExhausted,
-        QueryError::NotReady => Code::Unavailable,
+        QueryError::Unavailable { .. } => Code::Unavailable,
         QueryError::Damaged(_) => Code::DataLoss,
         QueryError::Interrupted => Code::Internal,
     };

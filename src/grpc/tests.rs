@@ -19,8 +19,8 @@ use crate::store::tests::matchers_of;
 use crate::wire::proto::thanos::info::{InfoRequest, InfoResponse};
 use crate::wire::proto::thanos::tsdb_statistics_response::Result as Part;
 use crate::wire::proto::thanos::{
-    LabelMatcher, SeriesRequest, SeriesResponse, TsdbStatisticsEntry, TsdbStatisticsRequest,
-    TsdbStatisticsResponse,
+    ExemplarsRequest, ExemplarsResponse, LabelMatcher, SeriesRequest, SeriesResponse,
+    TsdbStatisticsEntry, TsdbStatisticsRequest, TsdbStatisticsResponse, exemplars_response,
 };
 
 struct TestServer {
@@ -117,10 +117,49 @@ async fn info_tells_of_every_tenant() {
 
 #[tokio::test]
 async fn a_node_that_is_opening_says_so() {
-    let source = FakeSource { is_opening: true, ..recorded_data_set() };
+    let source = recorded_data_set().with_opening("z", &[("replica", "r0"), ("tenant_id", "z")]);
+    let tenants = source.tenants.len() + 1;
     let server = start(source, GrpcOptions::default());
-    let (code, _) = call(server.addr, "/thanos.info.Info/Info", frame(&InfoRequest {}), &[]).await;
-    assert_eq!(code, Code::Unavailable);
+    // A querier asks nothing of a store whose labels do not match, nor of one that does not answer.
+    let (code, replies) =
+        call(server.addr, "/thanos.info.Info/Info", frame(&InfoRequest {}), &[]).await;
+    assert_eq!(code, Code::Ok);
+    let info = InfoResponse::decode(replies[0].clone()).unwrap();
+    let last = info.label_sets.last().unwrap().labels.last().unwrap();
+    assert_eq!(
+        (info.label_sets.len(), &last.name[..], &last.value[..]),
+        (tenants, &b"tenant_id"[..], &b"z"[..])
+    );
+    let store = info.store.unwrap();
+    assert_eq!((store.min_time, store.tsdb_infos.len()), (i64::MIN, tenants));
+
+    let statistics = |tenant: &'static str, partial_response_strategy| {
+        let request = TsdbStatisticsRequest {
+            tenant: tenant.into(),
+            partial_response_strategy,
+            ..Default::default()
+        };
+        call(server.addr, "/thanos.Status/TSDBStatistics", frame(&request), &[])
+    };
+    let exemplars = |partial_response_strategy| {
+        let request = ExemplarsRequest { partial_response_strategy, ..Default::default() };
+        call(server.addr, "/thanos.Exemplars/Exemplars", frame(&request), &[])
+    };
+    let warning = "tenant z cannot be read now: its log is being replayed";
+    for tenant in ["", "z"] {
+        let (code, replies) = statistics(tenant, 0).await;
+        assert_eq!((code, replies.len()), (Code::Ok, 2));
+        let first = TsdbStatisticsResponse::decode(replies[0].clone()).unwrap();
+        assert_eq!(first.result, Some(Part::Warning(warning.to_owned())));
+        assert_eq!(statistics(tenant, 1).await.0, Code::Aborted);
+    }
+    assert_eq!(statistics("a", 1).await.0, Code::Ok);
+    let (code, replies) = exemplars(0).await;
+    assert_eq!((code, replies.len()), (Code::Ok, 1));
+    let only = ExemplarsResponse::decode(replies[0].clone()).unwrap();
+    assert_eq!(only.result, Some(exemplars_response::Result::Warning(warning.to_owned())));
+    assert_eq!(exemplars(1).await.0, Code::Aborted);
+
     let check = frame(&HealthCheckRequest::default());
     let (code, replies) = call(server.addr, "/grpc.health.v1.Health/Check", check, &[]).await;
     assert_eq!(code, Code::Ok);

@@ -103,10 +103,7 @@ impl RemoteRead {
         let body = axum::body::to_bytes(body, REQUEST_BYTES_MAX).await;
         let request = decode(&body.map_err(|error| invalid("body", error))?)?;
         let response_type = negotiate(&request.accepted_response_types)?;
-        let tenant = self.source.tenant(&tenant);
-        if tenant.is_none() && !self.source.is_ready() {
-            return Err(QueryError::NotReady);
-        }
+        let tenant = self.source.tenant(&tenant)?;
         let budget = self.budget.clone();
         match response_type {
             ResponseType::Samples => {
@@ -458,7 +455,7 @@ fn streamed_response(cursor: ChunkCursor) -> Response {
 fn refuse(error: &QueryError) -> Response {
     let mut response = Response::new(Body::from(format!("{error}\n")));
     *response.status_mut() = match error {
-        QueryError::NotReady | QueryError::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
+        QueryError::Unavailable { .. } | QueryError::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
         QueryError::Damaged(_) | QueryError::Interrupted => StatusCode::INTERNAL_SERVER_ERROR,
         _ => StatusCode::BAD_REQUEST,
     };

@@ -27,10 +27,15 @@ pub enum TenantNameError {
 /// The longest file name on the file systems we know (`NAME_MAX`).
 pub const TENANT_NAME_BYTES_MAX: usize = 255;
 
+/// The file in the data directory by which it is tried whether that can be used.
+pub const DATA_DIRECTORY_PROBE: &str = ".ringest-probe";
+
 /// Names in the data directory that are never tenants', neither written nor opened: what the root
-/// of an ext4 volume has, and what a database in the data directory itself has. Thanos makes such a
-/// one for a write without a tenant; one of ours in its `wal` would lie among another's segments.
-const NO_TENANTS: [&str; 5] = ["lost+found", "wal", "wbl", "chunks_head", "lock"];
+/// of an ext4 volume has, our own file, and what a database in the data directory itself has. Thanos
+/// makes such a one for a write without a tenant; one of ours in its `wal` would lie among another's
+/// segments.
+const NO_TENANTS: [&str; 6] =
+    ["lost+found", "wal", "wbl", "chunks_head", "lock", DATA_DIRECTORY_PROBE];
 
 impl TenantId {
     pub fn parse(name: &[u8]) -> Result<TenantId, TenantNameError> {
@@ -80,6 +85,7 @@ mod tests {
             (b"wbl", TenantNameError::NotAPathElement),
             (b"chunks_head", TenantNameError::NotAPathElement),
             (b"lock", TenantNameError::NotAPathElement),
+            (DATA_DIRECTORY_PROBE.as_bytes(), TenantNameError::NotAPathElement),
             (b"a\0b", TenantNameError::ControlCharacter),
             (b"a\nb", TenantNameError::ControlCharacter),
             (b"\xff", TenantNameError::NotUtf8),

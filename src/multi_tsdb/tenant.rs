@@ -51,7 +51,7 @@ impl ExternalLabels {
         ExternalLabels { own, rings: options.rings.clone(), current }
     }
 
-    fn under_current_ring(&self, id: &TenantId) -> Arc<LabelSet> {
+    pub(super) fn under_current_ring(&self, id: &TenantId) -> Arc<LabelSet> {
         let hashring = self.rings.as_ref().and_then(CurrentHashring::load);
         let current = self.current.load();
         let is_current = match (&current.0, &hashring) {
@@ -97,6 +97,17 @@ pub(super) fn log_opened(id: &TenantId, opened: &Opened) {
             ?rewritten,
             "the log was damaged; every readable record was kept"
         );
+    }
+    let blocks = &opened.blocks;
+    if let Some(example) = &blocks.example {
+        let (count, (mint, maxt)) = (blocks.count, blocks.range.unwrap_or_default());
+        let message = "blocks of this tenant are not served by this version";
+        tracing::warn!(tenant = %id, count, example, mint, maxt, "{message}");
+    }
+    let bytes = opened.out_of_order_log_bytes;
+    if bytes > 0 {
+        let message = "the log of out-of-order samples is not served by this version";
+        tracing::warn!(tenant = %id, bytes, "{message}");
     }
     if !opened.log.set_aside.is_empty() {
         let set_aside = &opened.log.set_aside;

@@ -1,6 +1,8 @@
 //! Why a query cannot be answered.
 
 use crate::model::matcher::RegexError;
+use crate::model::tenant::TenantId;
+use crate::multi_tsdb::TenantError;
 use crate::tsdb::chunkenc::ChunkError;
 
 /// A query that failed as a whole, sorted by what its sender can do about it. What each becomes on
@@ -34,9 +36,9 @@ pub enum QueryError {
     /// Reads under way hold all the memory that reads may use. A retry may succeed.
     #[error("too many reads are under way")]
     Overloaded,
-    /// The node is starting or stopping. A retry may succeed.
-    #[error("not ready")]
-    NotReady,
+    /// The tenant has data that cannot be read now. A retry may succeed.
+    #[error("tenant {tenant}: {reason}")]
+    Unavailable { tenant: TenantId, reason: TenantError },
     /// What is stored cannot be decoded.
     #[error(transparent)]
     Damaged(#[from] ChunkError),

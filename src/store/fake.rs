@@ -13,7 +13,9 @@ use crate::model::Timestamp;
 use crate::model::labels::{KeyBuilder, SeriesKey};
 use crate::model::matcher::Matcher;
 use crate::model::tenant::TenantId;
-use crate::store::source::{ReadTenant, SeriesReader, TenantSource};
+use crate::multi_tsdb::{TenantError, UnavailableTenant};
+use crate::store::error::QueryError;
+use crate::store::source::{ReadTenant, SeriesReader, TenantSource, Tenants};
 use crate::tsdb::chunkenc::ENCODING_XOR;
 use crate::tsdb::chunkenc::xor::XorState;
 use crate::tsdb::querier::{ChunkData, SelectedSeries};
@@ -24,7 +26,21 @@ pub(crate) type Labels<'a> = &'a [(&'a str, &'a str)];
 #[derive(Default)]
 pub(crate) struct FakeSource {
     pub(crate) tenants: Vec<Arc<FakeTenant>>,
-    pub(crate) is_opening: bool,
+    pub(crate) unavailable: Vec<UnavailableTenant>,
+}
+
+impl FakeSource {
+    pub(crate) fn of(tenants: Vec<Arc<FakeTenant>>) -> FakeSource {
+        FakeSource { tenants, unavailable: Vec::new() }
+    }
+
+    /// With a tenant more, whose log is being replayed.
+    pub(crate) fn with_opening(mut self, id: &str, external: Labels<'_>) -> FakeSource {
+        let FakeTenant { id, external, .. } = FakeTenant::new(id, external);
+        let (external_labels, reason) = (Arc::new(external), TenantError::Opening);
+        self.unavailable.push(UnavailableTenant { id, external_labels, reason });
+        self
+    }
 }
 
 pub(crate) struct FakeTenant {
@@ -81,17 +97,23 @@ pub(crate) fn chunk(samples: &[(i64, f64)]) -> ChunkData {
 }
 
 impl TenantSource for FakeSource {
-    fn tenants(&self) -> Vec<Arc<dyn ReadTenant>> {
-        self.tenants.iter().map(|tenant| Arc::new(tenant.clone()) as Arc<dyn ReadTenant>).collect()
+    fn tenants(&self) -> Tenants {
+        let open = self.tenants.iter();
+        let open = open.map(|tenant| Arc::new(tenant.clone()) as Arc<dyn ReadTenant>).collect();
+        Tenants { open, unavailable: self.unavailable.clone() }
     }
 
-    fn tenant(&self, id: &TenantId) -> Option<Arc<dyn ReadTenant>> {
-        let tenant = self.tenants.iter().find(|tenant| tenant.id == *id)?;
-        Some(Arc::new(tenant.clone()))
+    fn tenant(&self, id: &TenantId) -> Result<Option<Arc<dyn ReadTenant>>, QueryError> {
+        if let Some(tenant) = self.unavailable.iter().find(|tenant| tenant.id == *id) {
+            let (tenant, reason) = (id.clone(), tenant.reason.clone());
+            return Err(QueryError::Unavailable { tenant, reason });
+        }
+        let tenant = self.tenants.iter().find(|tenant| tenant.id == *id);
+        Ok(tenant.map(|tenant| Arc::new(tenant.clone()) as Arc<dyn ReadTenant>))
     }
 
     fn is_ready(&self) -> bool {
-        !self.is_opening
+        self.unavailable.is_empty()
     }
 }
 
@@ -203,7 +225,7 @@ pub(crate) fn recorded_data_set() -> FakeSource {
         }
     }
     tenants.sort_by(|a, b| a.id.cmp(&b.id));
-    FakeSource { tenants: tenants.into_iter().map(Arc::new).collect(), is_opening: false }
+    FakeSource::of(tenants.into_iter().map(Arc::new).collect())
 }
 
 fn recorded_tenant(name: &str) -> FakeTenant {

@@ -5,9 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tonic::{Request, Response, Status};
 
-use crate::grpc::respond;
-use crate::store::error::QueryError;
-use crate::store::source::{ReadTenant, TenantSource};
+use crate::store::source::{TenantSource, Tenants};
 use crate::wire::proto::thanos::info::info_server::Info;
 use crate::wire::proto::thanos::info::{
     ExemplarsInfo, InfoRequest, InfoResponse, StatusInfo, StoreInfo, TsdbInfo,
@@ -31,25 +29,27 @@ impl InfoService {
 #[tonic::async_trait]
 impl Info for InfoService {
     async fn info(&self, _: Request<InfoRequest>) -> Result<Response<InfoResponse>, Status> {
-        // A querier drops stores that fail here, and so asks no node for data that is still opening.
-        if !self.source.is_ready() {
-            return Err(respond::query(&QueryError::NotReady));
-        }
         Ok(Response::new(describe(&self.source.tenants())))
     }
 }
 
-fn describe(tenants: &[Arc<dyn ReadTenant>]) -> InfoResponse {
-    let tsdb_infos: Vec<_> = tenants
-        .iter()
-        .map(|tenant| TsdbInfo {
-            labels: Some(label_set(tenant.external_labels())),
-            // An empty database begins at the end of time, and none ends before: it may take
-            // samples at any moment.
-            min_time: tenant.time_range().map_or(i64::MAX, |(mint, _)| mint),
-            max_time: i64::MAX,
-        })
-        .collect();
+/// Tenants that cannot be read are told of, too: a querier asks no store for what it does not say it
+/// has, and would take it for absent.
+fn describe(tenants: &Tenants) -> InfoResponse {
+    let open = tenants.open.iter().map(|tenant| TsdbInfo {
+        labels: Some(label_set(tenant.external_labels())),
+        // An empty database begins at the end of time, and none ends before: it may take samples at
+        // any moment.
+        min_time: tenant.time_range().map_or(i64::MAX, |(mint, _)| mint),
+        max_time: i64::MAX,
+    });
+    let unavailable = tenants.unavailable.iter().map(|tenant| TsdbInfo {
+        labels: Some(label_set(&tenant.external_labels)),
+        // What it holds is not known.
+        min_time: i64::MIN,
+        max_time: i64::MAX,
+    });
+    let tsdb_infos: Vec<_> = open.chain(unavailable).collect();
     let mut label_sets: Vec<_> = tsdb_infos.iter().filter_map(|info| info.labels.clone()).collect();
     label_sets.sort_by(|a, b| pairs(a).cmp(pairs(b)));
     label_sets.dedup();

@@ -7,21 +7,19 @@
 use std::cmp::Ordering;
 use std::collections::VecDeque;
 use std::mem::size_of;
-use std::sync::Arc;
 
 use prost::Message as _;
 
 use crate::store::budget::{ReadBudget, ReadBudgetGuard};
 use crate::store::error::QueryError;
 use crate::store::matchers;
+use crate::store::missing::{self, Missing};
 use crate::store::pieces::Cursor;
-use crate::store::source::{ReadTenant, SeriesReader};
+use crate::store::source::{SeriesReader, Tenants};
 use crate::store::tsdb_store::{self, FRAME_BYTES, FinalLabels, Shard};
 use crate::tsdb::querier::{ChunkData, SelectedSeries};
 use crate::wire::proto::thanos::series_response::Result as Part;
-use crate::wire::proto::thanos::{
-    PartialResponseStrategy, Series, SeriesBatch, SeriesRequest, SeriesResponse,
-};
+use crate::wire::proto::thanos::{Series, SeriesBatch, SeriesRequest, SeriesResponse};
 
 /// Bytes of messages made at a time; a frame may exceed it.
 const FILL_BYTES: usize = 256 * 1024;
@@ -58,7 +56,7 @@ struct Entry {
 impl SeriesCursor {
     /// Selects and sorts. No chunk is read yet.
     pub fn open(
-        tenants: &[Arc<dyn ReadTenant>],
+        tenants: &Tenants,
         request: &SeriesRequest,
         budget: &ReadBudget,
     ) -> Result<SeriesCursor, QueryError> {
@@ -72,8 +70,10 @@ impl SeriesCursor {
         let mut held = budget.begin();
         let mut parts = Vec::new();
         let mut series = Vec::new();
-        let mut warnings = VecDeque::new();
-        for tenant in tenants {
+        let missing = tenants.unavailable.iter();
+        let missing = missing.filter(|tenant| missing::can_match(tenant, &asked));
+        let mut warnings = missing::warnings(missing);
+        for tenant in &tenants.open {
             let mint = tenant.time_range().map_or(i64::MAX, |(mint, _)| mint);
             if request.max_time < mint {
                 continue;
@@ -83,7 +83,7 @@ impl SeriesCursor {
                 continue;
             };
             if matchers.is_empty() {
-                warnings.push_back(no_matchers_warning(mint));
+                warnings.push(no_matchers_warning(mint));
                 continue;
             }
             let reader = tenant.reader(request.min_time, request.max_time);
@@ -98,16 +98,16 @@ impl SeriesCursor {
             series.extend(selected.into_iter().map(|series| Entry { tenant: index, series }));
             parts.push(TenantPart { reader, labels });
         }
-        if let Some(warning) = warnings.front()
-            && wants_all_or_nothing(request)
-        {
-            return Err(QueryError::Partial(warning.clone()));
-        }
+        let warnings = Missing::of_request(
+            request.partial_response_disabled,
+            request.partial_response_strategy,
+        )
+        .settle(warnings)?;
         series.sort_unstable_by(|a, b| compare(&parts, a, b));
         Ok(SeriesCursor {
             tenants: parts,
             series: series.into_iter(),
-            warnings,
+            warnings: warnings.into(),
             skip_chunks: request.skip_chunks,
             limit: u64::try_from(request.limit).ok().filter(|n| *n > 0).unwrap_or(u64::MAX),
             batch_len_max,
@@ -208,11 +208,6 @@ fn compare(parts: &[TenantPart], a: &Entry, b: &Entry) -> Ordering {
         part_a.labels.of(key_a).cmp(part_b.labels.of(key_b))
     };
     by_labels.then(a.tenant.cmp(&b.tenant)).then_with(|| key_a.labels().cmp(key_b.labels()))
-}
-
-fn wants_all_or_nothing(request: &SeriesRequest) -> bool {
-    request.partial_response_disabled
-        || request.partial_response_strategy == PartialResponseStrategy::Abort as i32
 }
 
 /// What Thanos says, word for word, of a tenant that is asked by its external labels alone.

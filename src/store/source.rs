@@ -7,17 +7,26 @@ use bytes::Bytes;
 use crate::model::Timestamp;
 use crate::model::matcher::Matcher;
 use crate::model::tenant::TenantId;
-use crate::multi_tsdb::{LabelSet, MultiTsdb, Tenant};
+use crate::multi_tsdb::{LabelSet, MultiTsdb, Tenant, UnavailableTenant};
+use crate::store::error::QueryError;
 use crate::tsdb::querier::{ChunkData, Querier, SelectedSeries};
 
 /// The tenants of this node.
 pub trait TenantSource: Send + Sync {
-    /// Those that are open, in order of their names.
-    fn tenants(&self) -> Vec<Arc<dyn ReadTenant>>;
-    /// The tenant, if it is open.
-    fn tenant(&self, id: &TenantId) -> Option<Arc<dyn ReadTenant>>;
-    /// Whether no tenant is still opening.
+    fn tenants(&self) -> Tenants;
+    /// The tenant, if there is one; an error if it cannot be read now.
+    fn tenant(&self, id: &TenantId) -> Result<Option<Arc<dyn ReadTenant>>, QueryError>;
+    /// Whether no tenant is still opening, and the storage can be used.
     fn is_ready(&self) -> bool;
+}
+
+/// All tenants at one moment, each in order of their names.
+#[derive(Default)]
+pub struct Tenants {
+    pub open: Vec<Arc<dyn ReadTenant>>,
+    /// Those whose data cannot be read now. An answer that they would have a part in must say that
+    /// it is missing.
+    pub unavailable: Vec<UnavailableTenant>,
 }
 
 /// One tenant that can be read.
@@ -45,13 +54,17 @@ pub(crate) fn chunk_bytes(chunk: &ChunkData) -> Bytes {
 }
 
 impl TenantSource for MultiTsdb {
-    fn tenants(&self) -> Vec<Arc<dyn ReadTenant>> {
-        let tenants = MultiTsdb::tenants(self).into_iter();
-        tenants.map(ReadableTenant::of).collect()
+    fn tenants(&self) -> Tenants {
+        let all = self.all_tenants();
+        let open = all.open.into_iter().map(ReadableTenant::of).collect();
+        Tenants { open, unavailable: all.unavailable }
     }
 
-    fn tenant(&self, id: &TenantId) -> Option<Arc<dyn ReadTenant>> {
-        MultiTsdb::tenant(self, id).map(ReadableTenant::of)
+    fn tenant(&self, id: &TenantId) -> Result<Option<Arc<dyn ReadTenant>>, QueryError> {
+        match self.find(id) {
+            Ok(tenant) => Ok(tenant.map(ReadableTenant::of)),
+            Err(reason) => Err(QueryError::Unavailable { tenant: id.clone(), reason }),
+        }
     }
 
     fn is_ready(&self) -> bool {
@@ -63,12 +76,12 @@ impl TenantSource for MultiTsdb {
 pub struct NoTenants;
 
 impl TenantSource for NoTenants {
-    fn tenants(&self) -> Vec<Arc<dyn ReadTenant>> {
-        Vec::new()
+    fn tenants(&self) -> Tenants {
+        Tenants::default()
     }
 
-    fn tenant(&self, _: &TenantId) -> Option<Arc<dyn ReadTenant>> {
-        None
+    fn tenant(&self, _: &TenantId) -> Result<Option<Arc<dyn ReadTenant>>, QueryError> {
+        Ok(None)
     }
 
     fn is_ready(&self) -> bool {

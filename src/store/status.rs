@@ -5,9 +5,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::vec;
 
 use bytes::Bytes;
-use futures::stream::{self, Once};
+use futures::stream::{self, Iter};
 use tonic::{Request, Response};
 
 use crate::grpc::respond;
@@ -16,6 +17,7 @@ use crate::model::matcher::{MatchOp, Matcher};
 use crate::store::budget::{ReadBudget, ReadBudgetGuard};
 use crate::store::error::QueryError;
 use crate::store::matchers;
+use crate::store::missing::{self, Missing};
 use crate::store::source::{ReadTenant, TenantSource};
 use crate::tsdb::querier::SelectedSeries;
 use crate::wire::proto::thanos::status_server::Status;
@@ -48,8 +50,7 @@ impl StatusService {
 
 #[tonic::async_trait]
 impl Status for StatusService {
-    type TSDBStatisticsStream =
-        Once<std::future::Ready<Result<TsdbStatisticsResponse, tonic::Status>>>;
+    type TSDBStatisticsStream = Iter<vec::IntoIter<Result<TsdbStatisticsResponse, tonic::Status>>>;
 
     async fn tsdb_statistics(
         &self,
@@ -59,11 +60,13 @@ impl Status for StatusService {
         let request = request.into_inner();
         let counted =
             tokio::task::spawn_blocking(move || statistics(&*source, &request, &budget)).await;
-        let statistics = counted
+        let (statistics, warnings) = counted
             .unwrap_or(Err(QueryError::Interrupted))
             .map_err(|error| respond::statistics(&error))?;
-        let response = TsdbStatisticsResponse { result: Some(Part::Statistics(statistics)) };
-        Ok(Response::new(stream::once(std::future::ready(Ok(response)))))
+        let parts = warnings.into_iter().map(Part::Warning).chain([Part::Statistics(statistics)]);
+        let messages: Vec<_> =
+            parts.map(|part| Ok(TsdbStatisticsResponse { result: Some(part) })).collect();
+        Ok(Response::new(stream::iter(messages)))
     }
 }
 
@@ -71,22 +74,25 @@ fn statistics(
     source: &dyn TenantSource,
     request: &TsdbStatisticsRequest,
     budget: &ReadBudget,
-) -> Result<TsdbStatistics, QueryError> {
-    if !source.is_ready() {
-        return Err(QueryError::NotReady);
-    }
+) -> Result<(TsdbStatistics, Vec<String>), QueryError> {
     let limit = usize::try_from(request.limit)
         .map_err(|_| QueryError::NegativeLimit(i64::from(request.limit)))?;
     let matchers = matchers::parse(&request.matchers)?;
+    let tenants = source.tenants();
+    let is_asked = |name: &str| request.tenant.is_empty() || request.tenant == name;
+    let missing = tenants.unavailable.iter().filter(|tenant| {
+        is_asked(tenant.id.as_str()) && matches(&matchers, &tenant.external_labels)
+    });
+    let warnings = Missing::of_request(false, request.partial_response_strategy)
+        .settle(missing::warnings(missing))?;
     let mut statistics = BTreeMap::new();
-    for tenant in source.tenants() {
-        let is_asked = request.tenant.is_empty() || request.tenant == tenant.name();
-        if is_asked && matches(&matchers, tenant.external_labels()) {
+    for tenant in tenants.open {
+        if is_asked(tenant.name()) && matches(&matchers, tenant.external_labels()) {
             let entry = count(&*tenant, limit, &mut budget.begin())?;
             statistics.insert(tenant.name().to_owned(), entry);
         }
     }
-    Ok(TsdbStatistics { statistics })
+    Ok((TsdbStatistics { statistics }, warnings))
 }
 
 /// A label that the tenant doesn't have is empty.

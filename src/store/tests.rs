@@ -83,7 +83,7 @@ async fn a_long_series_comes_in_frames() {
     let tenant = FakeTenant::new("a", &[("replica", "r0")])
         .with(&[("__name__", "long")], &samples, 120)
         .with(&[("__name__", "short")], &samples[..1], 120);
-    let service = service(FakeSource { tenants: vec![Arc::new(tenant)], is_opening: false });
+    let service = service(FakeSource::of(vec![Arc::new(tenant)]));
     let request = SeriesRequest {
         max_time: i64::MAX,
         matchers: vec![matcher(2, "__name__", ".+")],
@@ -130,7 +130,7 @@ async fn chunks_are_read_while_streaming() {
         tenant = tenant.with(&[("__name__", "m"), ("i", &format!("{i:04}"))], &samples, 120);
     }
     let tenant = Arc::new(tenant);
-    let service = service(FakeSource { tenants: vec![tenant.clone()], is_opening: false });
+    let service = service(FakeSource::of(vec![tenant.clone()]));
     let request = SeriesRequest {
         max_time: i64::MAX,
         matchers: vec![matcher(0, "__name__", "m")],
@@ -149,7 +149,7 @@ async fn a_query_beyond_the_budget_is_refused_and_others_are_answered() {
     let tenant = (0..200).fold(FakeTenant::new("a", &[("replica", "r0")]), |tenant, i| {
         tenant.with(&[("__name__", "m"), ("i", &i.to_string())], &[(i, 1.0)], 1)
     });
-    let source = FakeSource { tenants: vec![Arc::new(tenant)], is_opening: false };
+    let source = FakeSource::of(vec![Arc::new(tenant)]);
     let service = StoreService::new(Arc::new(source), ReadBudget::new(2048));
     let request = |matcher| SeriesRequest {
         max_time: i64::MAX,
@@ -172,6 +172,84 @@ async fn a_missing_part_ends_an_all_or_nothing_query() {
         ..Default::default()
     };
     assert_eq!(series(&service, request).await.unwrap_err().code(), Code::Aborted);
+}
+
+/// A tenant that is opening, whose labels match, leaves no answer as if it were not there.
+#[tokio::test]
+async fn a_tenant_that_cannot_be_read_is_told_of_where_its_labels_match() {
+    let source = recorded_data_set()
+        .with_opening("z", &[("replica", "r0"), ("tenant_id", "z"), ("zone", "eu")]);
+    let service = service(source);
+    let warning = "tenant z cannot be read now: its log is being replayed";
+    let matches = [
+        vec![matcher(2, "__name__", ".+")],
+        vec![matcher(0, "tenant_id", "z"), matcher(0, "__name__", "m")],
+        vec![matcher(0, "tenant_id", "z")],
+        vec![matcher(1, "tenant_id", "a"), matcher(2, "__name__", ".+")],
+    ];
+    let misses = [
+        vec![matcher(0, "tenant_id", "a"), matcher(2, "__name__", ".+")],
+        vec![matcher(2, "__name__", ".+"), matcher(3, "tenant_id", "z|y")],
+    ];
+    for (all_or_nothing, strategy) in [(false, 0), (true, 0), (false, 1)] {
+        let is_partial = !all_or_nothing && strategy == 0;
+        for (asked, is_match) in matches
+            .iter()
+            .map(|asked| (asked, true))
+            .chain(misses.iter().map(|asked| (asked, false)))
+        {
+            let request = SeriesRequest {
+                max_time: i64::MAX,
+                matchers: asked.clone(),
+                partial_response_disabled: all_or_nothing,
+                partial_response_strategy: strategy,
+                ..Default::default()
+            };
+            let answer = series(&service, request).await;
+            let names = service.label_names(Request::new(LabelNamesRequest {
+                end: i64::MAX,
+                matchers: asked.clone(),
+                partial_response_disabled: all_or_nothing,
+                partial_response_strategy: strategy,
+                ..Default::default()
+            }));
+            let names = names.await.map(|names| names.into_inner().warnings);
+            let values = service.label_values(Request::new(LabelValuesRequest {
+                label: "job".into(),
+                end: i64::MAX,
+                matchers: asked.clone(),
+                partial_response_disabled: all_or_nothing,
+                partial_response_strategy: strategy,
+                ..Default::default()
+            }));
+            let values = values.await.map(|values| values.into_inner().warnings);
+            if is_match && !is_partial {
+                for error in [answer.unwrap_err(), names.unwrap_err(), values.unwrap_err()] {
+                    assert_eq!((error.code(), error.message()), (Code::Aborted, warning));
+                }
+                continue;
+            }
+            let is_told = |part: &Part| *part == Part::Warning(warning.to_owned());
+            assert_eq!(answer.unwrap().first().is_some_and(is_told), is_match, "{asked:?}");
+            let warnings = if is_match { vec![warning.to_owned()] } else { Vec::new() };
+            assert_eq!(names.unwrap(), warnings, "{asked:?}");
+            assert_eq!(values.unwrap(), warnings, "{asked:?}");
+        }
+    }
+    // Its name is known.
+    let values = |matchers| {
+        service.label_values(Request::new(LabelValuesRequest {
+            label: "tenant_id".into(),
+            end: i64::MAX,
+            matchers,
+            partial_response_disabled: true,
+            ..Default::default()
+        }))
+    };
+    let answer = values(vec![matcher(2, "zone", "eu")]).await.unwrap().into_inner();
+    assert_eq!((answer.values.last().unwrap(), answer.warnings.len()), (&Bytes::from("z"), 0));
+    let refused = values(vec![matcher(0, "__name__", "m")]).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Aborted);
 }
 
 pub(crate) fn matcher(number: i32, name: &str, value: &str) -> LabelMatcher {

@@ -10,6 +10,8 @@ use crate::model::Timestamp;
 
 #[derive(Deserialize)]
 struct BlockMeta {
+    #[serde(rename = "minTime", default)]
+    min_time: Timestamp,
     #[serde(rename = "maxTime")]
     max_time: Timestamp,
     #[serde(default)]
@@ -35,28 +37,46 @@ impl BlockMeta {
 /// A `meta.json` is a few kilobytes.
 const META_BYTES_MAX: u64 = 16 << 20;
 
-/// Where the newest block in `dir` ends (not included in it): older samples are out of bounds, since
-/// the block may hold others of their time. The smallest time if there is no block. A block whose
-/// `meta.json` cannot be read counts as none, as in Prometheus, and so does one that was cut from
-/// out-of-order samples or from some series only.
-pub fn newest_block_end(disk: &dyn Disk, dir: &Path) -> io::Result<Timestamp> {
-    let mut end = Timestamp::MIN;
-    for entry in disk.list(dir)? {
-        if !entry.is_dir || !entry.name.to_str().is_some_and(is_ulid) {
-            continue;
-        }
-        let path = dir.join(&entry.name).join("meta.json");
+/// The blocks in a database's directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Blocks {
+    /// Where the newest block ends (not included in it): older samples are out of bounds, since the
+    /// block may hold others of their time. The smallest time if there is no block. A block whose
+    /// `meta.json` cannot be read counts as none here, as in Prometheus, and so does one that was
+    /// cut from out-of-order samples or from some series only.
+    pub end: Timestamp,
+    /// All there are.
+    pub count: usize,
+    /// The name of one of them.
+    pub example: Option<String>,
+    /// Oldest time and end of the samples in those whose `meta.json` can be read.
+    pub range: Option<(Timestamp, Timestamp)>,
+}
+
+/// Looks at the blocks in `dir`.
+pub fn find_blocks(disk: &dyn Disk, dir: &Path) -> io::Result<Blocks> {
+    let mut blocks = Blocks { end: Timestamp::MIN, count: 0, example: None, range: None };
+    for entry in disk.list(dir)?.into_iter().filter(|entry| entry.is_dir) {
+        let Some(name) = entry.name.to_str().filter(|name| is_ulid(name)) else { continue };
+        blocks.count += 1;
+        blocks.example.get_or_insert_with(|| name.to_owned());
+        let path = dir.join(name).join("meta.json");
         let meta = read_file(disk, &path, META_BYTES_MAX)
             .and_then(|bytes| Ok(serde_json::from_slice::<BlockMeta>(&bytes)?));
-        match meta {
-            Ok(meta) if meta.is_partial() => {}
-            Ok(meta) => end = end.max(meta.max_time),
+        let meta = match meta {
+            Ok(meta) => meta,
             Err(err) => {
-                tracing::warn!(path = %path.display(), %err, "skipping a block without readable meta.json");
+                tracing::warn!(path = %path.display(), %err, "a block has no readable meta.json");
+                continue;
             }
+        };
+        let (mint, maxt) = blocks.range.unwrap_or((meta.min_time, meta.max_time));
+        blocks.range = Some((mint.min(meta.min_time), maxt.max(meta.max_time)));
+        if !meta.is_partial() {
+            blocks.end = blocks.end.max(meta.max_time);
         }
     }
-    Ok(end)
+    Ok(blocks)
 }
 
 /// Whether a directory's name is that of a block: 26 digits of Crockford's base 32.
@@ -79,13 +99,20 @@ mod tests {
             std::fs::create_dir(&block).unwrap();
             std::fs::write(block.join("meta.json"), meta).unwrap();
         };
-        assert_eq!(newest_block_end(&SystemDisk, dir.path()).unwrap(), Timestamp::MIN);
+        let none = Blocks { end: Timestamp::MIN, count: 0, example: None, range: None };
+        assert_eq!(find_blocks(&SystemDisk, dir.path()).unwrap(), none);
         block("01M85ZRFJPEBJ4BHYM21MP7HFW", r#"{"version": 1, "minTime": 1, "maxTime": 20}"#);
-        block("01M85ZRFJPEBJ4BHYM21MP7HFX", r#"{"version": 1, "minTime": 1, "maxTime": 10}"#);
+        block("01M85ZRFJPEBJ4BHYM21MP7HFX", r#"{"version": 1, "minTime": -1, "maxTime": 10}"#);
         block("01M85ZRFJPEBJ4BHYM21MP7HFY", "{");
         let hints = r#""compaction": {"hints": ["from-out-of-order"]}"#;
         block("01M85ZRFJPEBJ4BHYM21MP7HFZ", &format!(r#"{{"maxTime": 30, {hints}}}"#));
         block("wal", r#"{"maxTime": 99}"#);
-        assert_eq!(newest_block_end(&SystemDisk, dir.path()).unwrap(), 20);
+        let found = Blocks {
+            end: 20,
+            count: 4,
+            example: Some("01M85ZRFJPEBJ4BHYM21MP7HFW".to_owned()),
+            range: Some((-1, 30)),
+        };
+        assert_eq!(find_blocks(&SystemDisk, dir.path()).unwrap(), found);
     }
 }

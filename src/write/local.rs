@@ -109,7 +109,7 @@ impl LocalWriter {
         manners: Manners,
         batch: &mut Batch,
     ) -> Result<WriteOutcome, WriteError> {
-        let existing = self.tenants.tenant_for_write(id).map_err(|err| not_ready(id, err))?;
+        let existing = self.tenants.find(id).map_err(|err| not_ready(id, err))?;
         let decode = || {
             let known = match &existing {
                 Some(tenant) => Known::Shared(tenant.db.lookup()),

@@ -149,6 +149,7 @@ fn a_tenant_that_cannot_be_opened_is_quarantined_until_it_is_mended() {
     let answer = node.write("hit", &request(start, 2));
     answer.assert_come_again();
     assert!(answer.text().contains("\"hit\"") && answer.text().contains("quarantined"));
+    node.read_answer("hit").assert_come_again();
     assert_numbers(&node, "well", start, &[1]);
     assert_eq!(node.write("well", &request(start, 2)).status, 200);
     assert_eq!(node.get("/-/ready").status, 200);

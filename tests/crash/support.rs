@@ -175,17 +175,7 @@ impl Node {
 
     /// Everything that a tenant has, by remote read: labels as text to time and value.
     pub(crate) fn read(&self, tenant: &str) -> Stored {
-        let matcher = LabelMatcher { r#type: 2, name: "__name__".into(), value: ".+".into() };
-        let query = Query {
-            start_timestamp_ms: i64::MIN / 2,
-            end_timestamp_ms: i64::MAX / 2,
-            matchers: vec![matcher],
-            ..Query::default()
-        };
-        let read = ReadRequest { queries: vec![query], ..ReadRequest::default() };
-        let body = snap::raw::Encoder::new().compress_vec(&read.encode_to_vec()).unwrap();
-        let headers = [("THANOS-TENANT", tenant.as_bytes())];
-        let answer = exchange(&self.http, &request("POST", "/api/v1/read", &headers, &body));
+        let answer = self.read_answer(tenant);
         assert_eq!(answer.status, 200, "{answer:?}");
         let message = snap::raw::Decoder::new().decompress_vec(&answer.body).unwrap();
         let read = ReadResponse::decode(&message[..]).unwrap();
@@ -200,6 +190,21 @@ impl Node {
             stored.entry(name_of(labels)).or_default().extend(samples);
         }
         stored
+    }
+
+    /// What it answers to whoever asks for everything that a tenant has.
+    pub(crate) fn read_answer(&self, tenant: &str) -> Answer {
+        let matcher = LabelMatcher { r#type: 2, name: "__name__".into(), value: ".+".into() };
+        let query = Query {
+            start_timestamp_ms: i64::MIN / 2,
+            end_timestamp_ms: i64::MAX / 2,
+            matchers: vec![matcher],
+            ..Query::default()
+        };
+        let read = ReadRequest { queries: vec![query], ..ReadRequest::default() };
+        let body = snap::raw::Encoder::new().compress_vec(&read.encode_to_vec()).unwrap();
+        let headers = [("THANOS-TENANT", tenant.as_bytes())];
+        exchange(&self.http, &request("POST", "/api/v1/read", &headers, &body))
     }
 
     /// A line of the metrics page, by name and labels as they stand there.

@@ -24,7 +24,7 @@ fn source() -> FakeSource {
         &[(0, f64::from_bits(crate::model::STALE_NAN_BITS))],
         120,
     );
-    FakeSource { tenants: vec![Arc::new(default), Arc::new(tenant)], is_opening: false }
+    FakeSource::of(vec![Arc::new(default), Arc::new(tenant)])
 }
 
 fn endpoint(source: FakeSource) -> Router {
@@ -173,7 +173,7 @@ async fn streamed_chunks_are_cut_to_the_range() {
 async fn a_long_series_is_streamed_in_frames() {
     let samples: Vec<_> = (0..150_000).map(|i| (i, (i as f64).sin())).collect();
     let tenant = FakeTenant::new("t", &[]).with(UP, &samples, 120);
-    let source = FakeSource { tenants: vec![Arc::new(tenant)], is_opening: false };
+    let source = FakeSource::of(vec![Arc::new(tenant)]);
     let frames = read_chunks(source, vec![query(1, 149_998)]).await;
     assert!(frames.len() > 1);
     let chunks = frames.iter().flat_map(|frame| &frame.chunked_series[0].chunks);
@@ -208,10 +208,11 @@ async fn bad_requests_are_400_with_the_stage() {
 #[tokio::test]
 async fn a_tenant_that_is_opening_is_503_and_an_unknown_one_is_empty() {
     let body = compressed(&ReadRequest { queries: vec![query(0, 1)], ..Default::default() });
-    let opening = FakeSource { tenants: vec![], is_opening: true };
-    let (response, _) = post_bytes(opening, &[("thanos-tenant", "t")], body).await;
+    let opening = FakeSource::default().with_opening("t", &[]);
+    let (response, body) = post_bytes(opening, &[("thanos-tenant", "t")], body).await;
     assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(response.headers()[RETRY_AFTER], "1");
+    assert_eq!(body, "tenant t: its log is being replayed\n");
     let response = read_samples("nobody", vec![query(0, 1)]).await;
     assert_eq!(response.results.len(), 1);
     assert!(response.results[0].timeseries.is_empty());
