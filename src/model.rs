@@ -5,6 +5,7 @@ pub mod labels;
 pub mod matcher;
 pub mod ring_hash;
 pub mod router_path;
+pub mod target;
 pub mod tenant;
 
 /// Milliseconds since the Unix epoch. Any `i64` is a legal sample time.

@@ -18,6 +18,7 @@ pub mod link;
 pub mod message;
 pub mod metrics;
 mod pool;
+pub mod resolve;
 pub mod service_config;
 mod snapshot;
 pub mod socket;
@@ -118,6 +119,7 @@ impl Default for PeerOptions {
             link: LinkOptions {
                 user_timeout: socket::user_timeout(Duration::ZERO),
                 age_max: CONNECTION_AGE_MAX_DEFAULT,
+                resolve: resolve::resolve,
             },
             method: MethodConfig::default(),
             artificial_delay_max: Duration::ZERO,
@@ -477,7 +479,7 @@ impl Peer {
             let waiting = Waiting::begin(self);
             let hear = |headers: &HeaderMap| self.hear(headers);
             let told = &self.told_ring;
-            let call = client::call(&mut connection, &self.address, message, left, told, hear);
+            let call = client::call(&mut connection, message, left, told, hear);
             let result = self.wait_for(call, deadline).await;
             let (waited, code) = match &result {
                 Ok(Ok(()) | Err(CallFailure::Refused(..))) => (Waited::Answered, Code::Ok),

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::model::target::with_port;
+
 /// One member of a ring.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Endpoint {
@@ -13,7 +15,7 @@ pub struct Endpoint {
 }
 
 /// The port of a Cap'n Proto address that is not given.
-pub const CAPNPROTO_PORT_DEFAULT: &str = "19391";
+pub const CAPNPROTO_PORT_DEFAULT: u16 = 19391;
 
 impl Endpoint {
     /// An endpoint given by its address alone.
@@ -31,15 +33,10 @@ impl Endpoint {
     }
 }
 
-/// The host of `address` with the default port: all before the first colon, or the brackets of an
-/// IPv6 address, which Thanos cuts at its first colon.
+/// The host of `address` with the default port. Thanos cuts at the first colon, and within an IPv6
+/// address or behind a scheme, too.
 pub fn capnproto_address(address: &str) -> String {
-    let bracketed = address.starts_with('[').then(|| address.find(']')).flatten();
-    let host = match bracketed {
-        Some(end) => &address[..=end],
-        None => address.split(':').next().unwrap_or_default(),
-    };
-    format!("{host}:{CAPNPROTO_PORT_DEFAULT}")
+    with_port(address, CAPNPROTO_PORT_DEFAULT)
 }
 
 /// How series are placed within a ring.

@@ -19,6 +19,7 @@ use tokio::task::JoinHandle;
 use tonic::Code;
 
 use crate::peer::client::CallFailure;
+use crate::peer::socket::Heard;
 use crate::wire::capnproto::frame::{FrameReader, Message};
 use crate::wire::capnproto::rpc::{self, CallError, Concern, Incoming, WriteAnswer, WriteError};
 use crate::wire::refused::RefusedSeries;
@@ -58,8 +59,12 @@ struct State {
 }
 
 impl Client {
-    /// Asks the peer for its interface. The second value ends with the connection.
-    pub async fn connect(stream: TcpStream) -> io::Result<(Client, JoinHandle<()>)> {
+    /// Asks the peer for its interface. The second value ends with the connection; `heard` learns
+    /// of answers.
+    pub async fn connect(
+        stream: TcpStream,
+        heard: Arc<Heard>,
+    ) -> io::Result<(Client, JoinHandle<()>)> {
         let (reader, mut writer) = stream.into_split();
         let mut reader = FrameReader::new(BufReader::new(reader));
         writer.write_all(&rpc::bootstrap(BOOTSTRAP)).await?;
@@ -91,7 +96,7 @@ impl Client {
         let shared = Arc::downgrade(&client.0);
         let ended = tokio::spawn(async move {
             tokio::select! {
-                ended = read_answers(reader, &shared) => {
+                ended = read_answers(reader, &shared, &heard) => {
                     if let Err(error) = ended {
                         tracing::debug!(err = %error, "connection to a peer ended");
                     }
@@ -186,13 +191,14 @@ impl Shared {
 }
 
 /// Takes answers in until the connection ends.
-async fn read_answers(mut reader: Reader, shared: &Weak<Shared>) -> io::Result<()> {
+async fn read_answers(mut reader: Reader, shared: &Weak<Shared>, heard: &Heard) -> io::Result<()> {
     loop {
         let message = read_message(&mut reader).await?;
         let incoming = rpc::read(&message).map_err(io::Error::other)?;
         let Some(shared) = shared.upgrade() else { return Ok(()) };
         let note = match incoming {
             Incoming::Return { question, needs_finish } => {
+                heard.set_answered();
                 let asked = shared.state.lock().waiting.remove(&question);
                 let Some(asked) = asked else { continue };
                 let answer = rpc::written(&message);

@@ -6,15 +6,15 @@
 use std::fmt;
 use std::time::Duration;
 
-use http::uri::Scheme;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use tonic::{Code, Status};
 
 use crate::model::ring_hash::RingHash;
-use crate::peer::link::{CallBody, Connection, Transport};
+use crate::peer::link::{CallBody, Connection, Origin, Transport};
 use crate::peer::message::{Compression, Form, ForwardMessage};
+use crate::peer::socket::Heard;
 use crate::peer::told_ring::ToldRing;
 use crate::wire::grpc::{ACCEPTED, ANSWER, ANSWER_SERIES, GRPC_ACCEPT_ENCODING, GRPC_ENCODING};
 use crate::wire::grpc::{GRPC_TIMEOUT, HEAD_BYTES, Head, ROUTER_PATH};
@@ -46,8 +46,9 @@ pub enum CallFailure {
     TenantNotReady(String),
     /// The connection failed, perhaps after the peer had stored everything.
     Broken(String),
-    /// The connection was closed before the peer saw the call, or over Cap'n Proto before it
-    /// answered: there is no telling, and none is needed, as a write may be made twice.
+    /// The connection was closed before the peer saw the call, or over Cap'n Proto and after a
+    /// goodbye before it answered: there is no telling, and none is needed, as a write may be made
+    /// twice.
     NotSent,
 }
 
@@ -64,19 +65,19 @@ impl fmt::Display for CallFailure {
     }
 }
 
-/// Sends `message` to the peer at `address` and waits for its answer. `told` hears which rings the
+/// Sends `message` to the peer and waits for its answer. `told` hears which rings the
 /// peer has, `hear` all headers of its answer.
 pub async fn call(
     connection: &mut Connection,
-    address: &str,
     message: &ForwardMessage,
     timeout: Duration,
     told: &ToldRing,
     hear: impl FnOnce(&HeaderMap),
 ) -> Result<(), CallFailure> {
-    let (sender, scheme, merging, compression) = match (&mut connection.transport, message.form()) {
-        (Transport::Grpc { sender, scheme, merging }, Form::Protobuf(compression)) => {
-            (sender, scheme, merging, compression)
+    let form = message.form();
+    let (sender, origin, merging, heard, compression) = match (&mut connection.transport, form) {
+        (Transport::Grpc { sender, origin, merging, heard }, Form::Protobuf(compression)) => {
+            (sender, origin, merging, heard, compression)
         }
         (Transport::CapnProto(client), Form::CapnProto { words }) => {
             return client.write(words, message.body(), message.series_count()).await;
@@ -87,20 +88,20 @@ pub async fn call(
             return Err(CallFailure::Status(Code::Internal, "another protocol".to_owned()));
         }
     };
-    let request = request(scheme, address, message, compression, timeout)
-        .map_err(|error| CallFailure::Broken(format!("address {address:?}: {error}")))?;
+    let request = request(origin, message, compression, timeout)
+        .map_err(|error| CallFailure::Broken(format!("{}: {error}", origin.authority)))?;
     let response = match sender.try_send_request(request).await {
         Ok(response) => response,
         // A request that is handed back was never sent.
         Err(mut error) => match error.take_message() {
             Some(_) => return Err(CallFailure::NotSent),
-            None => return Err(broken(error.error())),
+            None => return Err(broken(error.error(), heard)),
         },
     };
     hear(response.headers());
     let takes_merged = response.headers().contains_key(TAKES_MERGED);
     let ring = response.headers().get(RING).map(HeaderValue::as_bytes).and_then(RingHash::parse);
-    let result = read_status(response).await;
+    let result = read_status(response, heard).await;
     // Something on the way may have failed the call instead of the peer.
     if ring.is_some() || result.is_ok() {
         told.hear(ring);
@@ -143,15 +144,14 @@ fn is_of_write(code: Code) -> bool {
 }
 
 fn request(
-    scheme: &Scheme,
-    address: &str,
+    origin: &Origin,
     message: &ForwardMessage,
     compression: Compression,
     timeout: Duration,
 ) -> Result<Request<CallBody>, http::Error> {
     let uri = Uri::builder()
-        .scheme(scheme.clone())
-        .authority(address)
+        .scheme(origin.scheme.clone())
+        .authority(origin.authority.clone())
         .path_and_query(if message.is_merged() { MERGED_WRITE_PATH } else { REMOTE_WRITE_PATH })
         .build()?;
     let mut request = Request::post(uri)
@@ -184,7 +184,7 @@ fn timeout_header(timeout: Duration) -> String {
 }
 
 /// The answer's bytes, if the call has succeeded.
-async fn read_status(response: Response<Incoming>) -> Result<Vec<u8>, CallFailure> {
+async fn read_status(response: Response<Incoming>, heard: &Heard) -> Result<Vec<u8>, CallFailure> {
     let (head, mut body) = response.into_parts();
     // Without a body the status is in the head.
     if let Some(status) = status_of(&head.headers) {
@@ -192,7 +192,7 @@ async fn read_status(response: Response<Incoming>) -> Result<Vec<u8>, CallFailur
     }
     let mut bytes = Vec::new();
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| broken(&error))?;
+        let frame = frame.map_err(|error| broken(&error, heard))?;
         match frame.into_data() {
             Ok(data) => {
                 if bytes.len() + data.len() > HEAD_BYTES + ANSWER_BYTES_MAX {
@@ -259,14 +259,17 @@ fn without_status(status: StatusCode) -> CallFailure {
     CallFailure::Status(code, format!("HTTP status {} and no gRPC status", status.as_u16()))
 }
 
-/// A stream that was refused, or came after the peer said goodbye, was not looked at.
-fn broken(error: &hyper::Error) -> CallFailure {
+/// A stream that was refused, or came after the peer said goodbye, was not looked at. One that came
+/// before and whose connection broke then may have been, which does no harm: a write may be made
+/// twice.
+fn broken(error: &hyper::Error, heard: &Heard) -> CallFailure {
     use std::error::Error as _;
     let cause = error.source().and_then(|source| source.downcast_ref::<h2::Error>());
     let remote = cause.filter(|error| error.is_remote());
     match remote.map(|error| (error.is_go_away(), error.reason())) {
         Some((false, Some(h2::Reason::REFUSED_STREAM)))
         | Some((true, Some(h2::Reason::NO_ERROR))) => CallFailure::NotSent,
+        _ if heard.has_said_goodbye() => CallFailure::NotSent,
         _ => {
             // Also what TLS has to say, an alert of the peer, say.
             let detail = error.source().map_or_else(|| error.to_string(), ToString::to_string);

@@ -2,7 +2,8 @@
 //!
 //! Every step has a deadline, and a connection counts for nothing until the other end has said its
 //! first word in the protocol: what hangs accepts connections all the same, as its kernel does that.
-//! A name may have several addresses; one that does not answer at once does not hold up the next.
+//! A name may have several addresses, of both kinds in turn; one over which nothing is said at once
+//! does not hold up the next, and the first to speak is taken.
 
 use std::fmt;
 use std::io;
@@ -13,16 +14,18 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
-use http::uri::Scheme;
+use http::uri::{Authority, Scheme};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinError;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::error::io_cause;
+use crate::model::target::{Target, TargetError};
 use crate::peer::capnproto;
-use crate::peer::link::Transport;
-use crate::peer::socket::{self, FirstWord, Listening};
+use crate::peer::link::{LinkOptions, Origin, Transport};
+use crate::peer::socket::{self, Heard, Listening};
 use crate::peer::tls::ClientTls;
 
 /// Time for each step of one attempt.
@@ -40,10 +43,23 @@ pub enum Dialler {
     CapnProto,
 }
 
+impl Dialler {
+    /// The port of an endpoint that names none.
+    fn port(&self) -> u16 {
+        match self {
+            // grpc-go's.
+            Dialler::Grpc(_) => 443,
+            Dialler::CapnProto => 19391,
+        }
+    }
+}
+
 /// What dialling has brought about.
 pub(super) struct Dialled {
     pub(super) transport: Transport,
     pub(super) ended: Ended,
+    /// What is heard on the connection.
+    pub(super) heard: Arc<Heard>,
     pub(super) address: SocketAddr,
 }
 
@@ -53,6 +69,8 @@ pub(super) type Ended = Pin<Box<dyn Future<Output = String> + Send>>;
 /// Why an address could not be reached.
 #[derive(Debug)]
 pub(super) enum DialError {
+    /// The endpoint says no place.
+    Target(TargetError),
     Resolve(io::Error),
     NoAddress,
     Connect(io::Error),
@@ -64,6 +82,8 @@ pub(super) enum DialError {
     Silent,
     WantsTls,
     NoHttp2,
+    /// The endpoint is no name that HTTP/2 takes.
+    Authority(String),
     /// Instead of a first word.
     HungUp(String),
 }
@@ -76,12 +96,14 @@ impl DialError {
             DialError::Connect(error) | DialError::Bootstrap(error) => {
                 error.kind() == io::ErrorKind::TimedOut
             }
-            DialError::Resolve(_)
+            DialError::Target(_)
+            | DialError::Resolve(_)
             | DialError::NoAddress
             | DialError::Tls(_)
             | DialError::Handshake(_)
             | DialError::WantsTls
             | DialError::NoHttp2
+            | DialError::Authority(_)
             | DialError::HungUp(_) => false,
         }
     }
@@ -90,6 +112,7 @@ impl DialError {
 impl fmt::Display for DialError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            DialError::Target(error) => write!(f, "endpoint: {error}"),
             DialError::Resolve(error) => write!(f, "resolve: {}", io_cause(error)),
             DialError::NoAddress => f.write_str("resolve: the name has no address"),
             DialError::Connect(error) => write!(f, "connect: {}", io_cause(error)),
@@ -99,22 +122,42 @@ impl fmt::Display for DialError {
             DialError::Silent => f.write_str("the peer accepts connections and says nothing"),
             DialError::WantsTls => f.write_str("the peer wants TLS"),
             DialError::NoHttp2 => f.write_str("the peer does not speak HTTP/2, as gRPC does"),
+            DialError::Authority(words) => write!(f, "endpoint: {words}"),
             DialError::HungUp(words) => f.write_str(words),
         }
     }
 }
 
-/// Dials the peer at `name`, which is `host:port`, at the address that `prefer` puts first.
+/// Dials the peer that an endpoint names, at the address that `prefer` puts first.
 pub(super) async fn dial(
-    name: &str,
+    endpoint: &str,
     dialler: &Dialler,
-    user_timeout: Duration,
+    options: LinkOptions,
     prefer: impl FnOnce(&mut Vec<SocketAddr>),
 ) -> Result<Dialled, DialError> {
-    let candidates = in_time(tokio::net::lookup_host(name)).await.map_err(DialError::Resolve)?;
-    let mut candidates: Vec<SocketAddr> = candidates.collect();
+    let target = &Target::parse(endpoint, dialler.port()).map_err(DialError::Target)?;
+    let found = in_time((options.resolve)(target)).await.map_err(DialError::Resolve)?;
+    let mut candidates = in_turn(found);
     prefer(&mut candidates);
-    first_to_speak(candidates, |address| attempt(name, address, dialler, user_timeout)).await
+    let attempt = |address| attempt(target, address, dialler, options.user_timeout);
+    first_to_speak(candidates, attempt).await
+}
+
+/// Addresses of both kinds in turn, beginning with the first, each once: where one of the protocols
+/// goes nowhere, the second attempt is with the other.
+fn in_turn(found: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    let is_first_kind = found.first().is_some_and(SocketAddr::is_ipv4);
+    let (first, second): (Vec<_>, Vec<_>) =
+        found.iter().partition(|address| address.is_ipv4() == is_first_kind);
+    let mut in_turn = Vec::with_capacity(found.len());
+    for i in 0..first.len().max(second.len()) {
+        for address in [first.get(i), second.get(i)].into_iter().flatten() {
+            if !in_turn.contains(address) {
+                in_turn.push(*address);
+            }
+        }
+    }
+    in_turn
 }
 
 /// Tries one address after the other, the next one when the last has failed or takes long.
@@ -143,67 +186,76 @@ async fn first_to_speak<T, F: Future<Output = Result<T, DialError>>>(
 }
 
 async fn attempt(
-    name: &str,
+    target: &Target,
     address: SocketAddr,
     dialler: &Dialler,
     user_timeout: Duration,
 ) -> Result<Dialled, DialError> {
     let stream = in_time(socket::connect(address, user_timeout)).await;
     let stream = stream.map_err(DialError::Connect)?;
-    let (transport, ended) = match dialler {
+    let (transport, ended, heard) = match dialler {
         Dialler::Grpc(None) => {
             let unexplained = || "the peer hung up without a word, as one does that wants TLS";
-            handshake(stream, Scheme::HTTP, |_| unexplained().to_owned()).await?
+            let origin = origin(Scheme::HTTP, &target.authority)?;
+            handshake(stream, origin, |_| unexplained().to_owned()).await?
         }
         Dialler::Grpc(Some(tls)) => {
-            let agreed = match tokio::time::timeout(STEP_TIMEOUT, tls.connect(name, stream)).await {
+            let host = &target.host;
+            let agreed = match tokio::time::timeout(STEP_TIMEOUT, tls.connect(host, stream)).await {
                 Ok(agreed) => agreed.map_err(DialError::Tls)?,
                 Err(_) => return Err(DialError::Tls(tls.unanswered())),
             };
-            handshake(agreed, Scheme::HTTPS, |word| tls.hung_up(word.tls_error())).await?
+            // As grpc-go does: who goes by another name is called by it.
+            let origin = origin(Scheme::HTTPS, tls.server_name().unwrap_or(&target.authority))?;
+            handshake(agreed, origin, |heard| tls.hung_up(heard.tls_error())).await?
         }
         Dialler::CapnProto => {
-            let connected = in_time(capnproto::Client::connect(stream)).await;
+            let heard = Arc::<Heard>::default();
+            let connected = in_time(capnproto::Client::connect(stream, heard.clone())).await;
             let (client, ended) = connected.map_err(DialError::Bootstrap)?;
             let ended = async {
                 // It says nothing, and a panic is logged.
                 let _ = ended.await;
                 String::new()
             };
-            (Transport::CapnProto(client), Box::pin(ended) as Ended)
+            (Transport::CapnProto(client), Box::pin(ended) as Ended, heard)
         }
     };
-    Ok(Dialled { transport, ended, address })
+    Ok(Dialled { transport, ended, heard, address })
+}
+
+fn origin(scheme: Scheme, authority: &str) -> Result<Origin, DialError> {
+    let authority = Authority::try_from(authority);
+    let authority = authority.map_err(|error| DialError::Authority(error.to_string()))?;
+    Ok(Origin { scheme, authority })
 }
 
 /// Says hello in HTTP/2, and waits for the peer to do so. `hung_up` finds words for one that does
 /// not.
 async fn handshake<S>(
     stream: S,
-    scheme: Scheme,
-    hung_up: impl FnOnce(&FirstWord) -> String,
-) -> Result<(Transport, Ended), DialError>
+    origin: Origin,
+    hung_up: impl FnOnce(&Heard) -> String,
+) -> Result<(Transport, Ended, Arc<Heard>), DialError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let (stream, word) = Listening::new(stream);
+    let (stream, heard) = Listening::new(stream);
     let (sender, connection) = http2::Builder::new(TokioExecutor::new())
         .handshake(TokioIo::new(stream))
         .await
         .map_err(DialError::Handshake)?;
-    // Why it ended is told to the calls that were under way. It ends when nobody can call any more.
-    let mut connection = tokio::spawn(connection);
+    // Why it ended is told to the calls that were under way. It ends when nobody can call any more,
+    // and with this attempt if another address is faster.
+    let mut connection = AbortOnDropHandle::new(tokio::spawn(connection));
     let first = tokio::select! {
         biased;
-        first = word.heard() => first,
+        first = heard.first_word() => first,
         ended = &mut connection => {
             tracing::debug!(why = why(&ended), "connection to a peer ended before its first word");
-            return Err(DialError::HungUp(hung_up(&word)));
+            return Err(DialError::HungUp(hung_up(&heard)));
         }
-        () = tokio::time::sleep(STEP_TIMEOUT) => {
-            connection.abort();
-            return Err(DialError::Silent);
-        }
+        () = tokio::time::sleep(STEP_TIMEOUT) => return Err(DialError::Silent),
     };
     match first.first() {
         // The length of a frame of settings, which are a few.
@@ -212,9 +264,11 @@ where
         Some(0x15) => return Err(DialError::WantsTls),
         _ => return Err(DialError::NoHttp2),
     }
+    let connection = connection.detach();
     let ended = async { why(&connection.await) };
-    let transport = Transport::Grpc { sender, scheme, merging: Arc::default() };
-    Ok((transport, Box::pin(ended)))
+    let transport =
+        Transport::Grpc { sender, origin, merging: Arc::default(), heard: heard.clone() };
+    Ok((transport, Box::pin(ended), heard))
 }
 
 /// What a connection ended with.
@@ -229,4 +283,21 @@ async fn in_time<T>(step: impl Future<Output = io::Result<T>>) -> io::Result<T> 
     let done = tokio::time::timeout(STEP_TIMEOUT, step).await;
     let late = || io::Error::new(io::ErrorKind::TimedOut, "no answer in time");
     done.unwrap_or_else(|_| Err(late()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_of_both_kinds_are_tried_in_turn() {
+        let of = |addresses: &[&str]| -> Vec<SocketAddr> {
+            addresses.iter().map(|address| address.parse().unwrap()).collect()
+        };
+        let found = of(&["[::1]:1", "[::2]:1", "[::1]:1", "[::3]:1", "1.1.1.1:1", "1.1.1.2:1"]);
+        let expected = of(&["[::1]:1", "1.1.1.1:1", "[::2]:1", "1.1.1.2:1", "[::3]:1"]);
+        assert_eq!(in_turn(found), expected);
+        assert_eq!(in_turn(of(&["1.1.1.1:1"])), of(&["1.1.1.1:1"]));
+        assert_eq!(in_turn(Vec::new()), []);
+    }
 }

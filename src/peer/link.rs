@@ -1,7 +1,9 @@
 //! The connection to a peer, over HTTP/2 or Cap'n Proto's RPC, kept by a task of its own.
 //!
-//! The task dials at once, and again whenever the connection ends, resolving the name anew each
-//! time, so that a peer is found under a new address. A call that finds no connection has it dial
+//! The task dials at once, and again whenever the connection ends or the peer says goodbye, resolving
+//! the name anew each time, so that a peer is found under a new address. A connection over which
+//! calls were answered has served, however short it lived, and calls wait for the next one. A call
+//! that finds no connection has it dial
 //! once more and waits for that, so a peer is used as soon as it listens; only one whose dialling
 //! takes long is not waited for. Nothing is sent on an idle connection: grpc-go closes those that
 //! are pinged.
@@ -18,7 +20,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use bytes::buf::Chain;
-use http::uri::Scheme;
+use http::uri::{Authority, Scheme};
 use http_body_util::Full;
 use hyper::client::conn::http2::SendRequest;
 use tokio::sync::{Notify, watch};
@@ -26,8 +28,10 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::peer::capnproto;
-use crate::peer::dial::{DialError, Dialled, Dialler, Ended, dial};
+use crate::peer::dial::{DialError, Dialled, Dialler, dial};
 use crate::peer::health::UNANSWERED_MAX;
+use crate::peer::resolve::Resolve;
+use crate::peer::socket::Heard;
 
 /// Body of a call.
 pub type CallBody = Full<Chain<Bytes, Bytes>>;
@@ -39,6 +43,9 @@ const DIAL_PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// An attempt that takes longer to fail is one that calls do not wait for.
 const QUICK_FAILURE_MAX: Duration = Duration::from_millis(250);
+
+/// A connection to which the peer says goodbye before has not been of use, unless it has answered.
+const GOODBYE_AGE_MIN: Duration = QUICK_FAILURE_MAX;
 
 /// When a connection that has grown old cannot be replaced, that is tried again after this.
 const RENEWAL_PAUSE: Duration = Duration::from_secs(60);
@@ -67,8 +74,15 @@ pub struct Connection {
 /// What calls are made over.
 #[derive(Clone)]
 pub enum Transport {
-    Grpc { sender: SendRequest<CallBody>, scheme: Scheme, merging: Arc<Merging> },
+    Grpc { sender: SendRequest<CallBody>, origin: Origin, merging: Arc<Merging>, heard: Arc<Heard> },
     CapnProto(capnproto::Client),
+}
+
+/// What requests begin with.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    pub scheme: Scheme,
+    pub authority: Authority,
 }
 
 /// Whether a connection takes merged messages: once the peer has said so, unless something on the
@@ -105,6 +119,8 @@ pub struct LinkOptions {
     pub user_timeout: Duration,
     /// After about so long a connection is replaced.
     pub age_max: Duration,
+    /// Finds the addresses of a peer.
+    pub resolve: Resolve,
 }
 
 /// What need not be said about a peer.
@@ -275,8 +291,40 @@ struct Keeping {
 enum Over {
     /// By itself, for this reason.
     Ended(String),
+    /// The peer takes no more calls on it. Those under way may still be answered.
+    Goodbye,
     /// Calls on it were not answered.
     Left,
+}
+
+/// A connection that is no more used.
+struct Past {
+    over: Over,
+    /// A call was answered on it.
+    has_answered: bool,
+    lived: Duration,
+}
+
+impl Past {
+    /// Whether it was of use, so that the next one is a matter of course.
+    fn has_served(&self) -> bool {
+        self.has_answered
+            || match self.over {
+                // A peer has said so from the start if it lets connections live for a second.
+                Over::Goodbye => self.lived >= GOODBYE_AGE_MIN,
+                Over::Ended(_) | Over::Left => self.lived >= DIAL_PAUSE_MAX,
+            }
+    }
+
+    /// Which address is to follow.
+    fn prefer(&self) -> Prefer {
+        match self.over {
+            Over::Left => Prefer::Others,
+            // It shakes hands and closes: perhaps another address does better.
+            Over::Ended(_) | Over::Goodbye if !self.has_served() => Prefer::Others,
+            Over::Ended(_) | Over::Goodbye => Prefer::Last,
+        }
+    }
 }
 
 /// Which of several addresses is tried first.
@@ -300,37 +348,38 @@ impl Keeping {
         let mut was_away = true;
         loop {
             let begun = Instant::now();
+            let was_quick;
             let reason: Arc<str> = match self.dial(prefer, &mut outage).await {
-                Ok(Dialled { transport, ended, address }) => {
+                Ok(dialled) => {
                     number += 1;
-                    let was_slow = begun.elapsed() > QUICK_FAILURE_MAX;
-                    if was_away || was_slow {
+                    was_quick = begun.elapsed() <= QUICK_FAILURE_MAX;
+                    if was_away || !was_quick {
                         self.returned.store(number, Ordering::Relaxed);
                     }
-                    self.last_address = Some(address);
-                    let begun = Instant::now();
-                    self.set(Link::Up(Connection { transport, number }));
-                    let over = self.hold(ended, &mut number, &mut outage).await;
-                    was_away = matches!(over, Over::Ended(_));
-                    prefer = if was_away { Prefer::Last } else { Prefer::Others };
-                    if begun.elapsed() >= DIAL_PAUSE_MAX {
+                    let past = self.hold(dialled, &mut number, &mut outage).await;
+                    was_away = !matches!(past.over, Over::Left);
+                    prefer = past.prefer();
+                    if past.has_served() {
                         pause = DIAL_PAUSE_MIN;
+                        outage.end(&self);
                         self.set(Link::Dialling);
+                        // A peer that closes after each answer is not dialled without end.
+                        tokio::time::sleep_until(begun + DIAL_PAUSE_MIN).await;
                         continue;
                     }
-                    match over {
+                    match past.over {
                         Over::Ended(why) => format!("connection closed at once{why}").into(),
-                        Over::Left => "connection closed at once".into(),
+                        Over::Goodbye | Over::Left => "connection closed at once".into(),
                     }
                 }
                 Err(error) => {
+                    was_quick = begun.elapsed() <= QUICK_FAILURE_MAX;
                     was_away = true;
                     prefer = Prefer::Last;
                     error.to_string().into()
                 }
             };
             outage.go_on(&self, &reason);
-            let was_quick = begun.elapsed() <= QUICK_FAILURE_MAX;
             self.set(Link::Down { reason, was_quick });
             let ended = Instant::now();
             let asked = async {
@@ -357,7 +406,7 @@ impl Keeping {
     }
 
     async fn try_dial(&self, prefer: Prefer) -> Result<Dialled, DialError> {
-        dial(&self.address, &self.dialler, self.options.user_timeout, |candidates| {
+        dial(&self.address, &self.dialler, self.options, |candidates| {
             let last = candidates.iter().position(|address| Some(*address) == self.last_address);
             match (prefer, last) {
                 (Prefer::Last, Some(last)) => candidates[..=last].rotate_right(1),
@@ -375,20 +424,35 @@ impl Keeping {
 
     /// Has a connection used, and the one that follows when it has grown old, until one of them
     /// ends. `number` is that of the one in use.
-    async fn hold(&mut self, mut ended: Ended, number: &mut u64, outage: &mut Outage) -> Over {
+    async fn hold(&mut self, dialled: Dialled, number: &mut u64, outage: &mut Outage) -> Past {
+        let Dialled { mut transport, mut ended, mut heard, mut address } = dialled;
         loop {
-            let renewed = tokio::select! {
-                why = &mut ended => return Over::Ended(why),
-                () = self.leave.wait_for(*number) => return Over::Left,
+            let begun = Instant::now();
+            self.last_address = Some(address);
+            self.set(Link::Up(Connection { transport, number: *number }));
+            let over = tokio::select! {
+                why = &mut ended => Ok(Over::Ended(why)),
+                () = heard.goodbye() => Ok(Over::Goodbye),
+                // Calls that are handed back may be the first to learn of a goodbye.
+                () = self.leave.wait_for(*number) => Ok(match heard.has_said_goodbye() {
+                    true => Over::Goodbye,
+                    false => Over::Left,
+                }),
                 // One that is closed at once is no news.
                 never = outage.end_if_it_lasts(self) => match never {},
-                renewed = self.renew() => renewed,
+                renewed = self.renew() => Err(renewed),
             };
-            // Calls on the old one go on, and it ends with the last of them.
-            *number += 1;
-            self.last_address = Some(renewed.address);
-            self.set(Link::Up(Connection { transport: renewed.transport, number: *number }));
-            ended = renewed.ended;
+            match over {
+                Ok(over) => {
+                    let (has_answered, lived) = (heard.has_answered(), begun.elapsed());
+                    return Past { over, has_answered, lived };
+                }
+                // Calls on the old one go on, and it ends with the last of them.
+                Err(renewed) => {
+                    *number += 1;
+                    Dialled { transport, ended, heard, address } = renewed;
+                }
+            }
         }
     }
 
@@ -458,9 +522,13 @@ impl Outage {
     /// Ends the outage once a connection has lasted.
     async fn end_if_it_lasts(&mut self, keeping: &Keeping) -> Infallible {
         tokio::time::sleep(DIAL_PAUSE_MAX).await;
+        self.end(keeping);
+        std::future::pending().await
+    }
+
+    fn end(&mut self, keeping: &Keeping) {
         if std::mem::take(self).is_told {
             tracing::info!(peer = %keeping.address, "peer is reached again");
         }
-        std::future::pending().await
     }
 }

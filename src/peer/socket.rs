@@ -1,8 +1,10 @@
-//! Sockets to peers: none is silent for ever, and each tells the first thing that it hears.
+//! Sockets to peers: none is silent for ever, and each tells what it hears: the first word, whether a
+//! call was answered, and a farewell.
 
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -45,44 +47,127 @@ pub(super) async fn connect(address: SocketAddr, user_timeout: Duration) -> io::
 /// Bytes of a first word that are kept: the head of a frame or of a record.
 const WORD_BYTES: usize = 9;
 
-/// The first that is heard from the other end, and what TLS says when it ends.
+/// What has been heard of the other end.
 #[derive(Debug, Default)]
-pub(super) struct FirstWord {
-    bytes: OnceLock<Vec<u8>>,
+pub struct Heard {
+    /// The first bytes.
+    word: OnceLock<Vec<u8>>,
+    /// What TLS said when it ended.
     tls_error: OnceLock<rustls::Error>,
-    heard: Notify,
+    /// A call was answered, with whatever.
+    has_answered: AtomicBool,
+    /// It takes no more calls on this connection.
+    has_said_goodbye: AtomicBool,
+    news: Notify,
 }
 
-impl FirstWord {
-    /// Waits for it.
-    pub(super) async fn heard(&self) -> &[u8] {
-        loop {
-            let mut heard = std::pin::pin!(self.heard.notified());
-            // From here on it is not missed.
-            heard.as_mut().enable();
-            if let Some(bytes) = self.bytes.get() {
-                return bytes;
-            }
-            heard.await;
-        }
+impl Heard {
+    /// Waits for the first bytes.
+    pub(super) async fn first_word(&self) -> &[u8] {
+        self.wait_for(|heard| heard.word.get()).await
     }
 
     pub(super) fn tls_error(&self) -> Option<&rustls::Error> {
         self.tls_error.get()
     }
+
+    pub(super) fn has_answered(&self) -> bool {
+        self.has_answered.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_answered(&self) {
+        self.has_answered.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn has_said_goodbye(&self) -> bool {
+        self.has_said_goodbye.load(Ordering::Relaxed)
+    }
+
+    /// Waits for it.
+    pub(super) async fn goodbye(&self) {
+        self.wait_for(|heard| heard.has_said_goodbye().then_some(())).await;
+    }
+
+    async fn wait_for<'a, T>(&'a self, look: impl Fn(&'a Heard) -> Option<T>) -> T {
+        loop {
+            let mut news = std::pin::pin!(self.news.notified());
+            // From here on none is missed.
+            news.as_mut().enable();
+            if let Some(found) = look(self) {
+                return found;
+            }
+            news.await;
+        }
+    }
+
+    fn set_word(&self, bytes: &[u8]) {
+        // It is set once.
+        let _ = self.word.set(bytes[..bytes.len().min(WORD_BYTES)].to_vec());
+        self.news.notify_waiters();
+    }
+
+    fn take_frame(&self, kind: u8) {
+        match kind {
+            FRAME_HEADERS => self.set_answered(),
+            FRAME_GOAWAY => {
+                self.has_said_goodbye.store(true, Ordering::Relaxed);
+                self.news.notify_waiters();
+            }
+            _ => {}
+        }
+    }
 }
 
-/// A stream that remembers the first word.
+/// Kinds of frames of HTTP/2.
+const FRAME_HEADERS: u8 = 1;
+const FRAME_GOAWAY: u8 = 7;
+
+/// A frame's length in 3 bytes, its kind, flags, and its stream in 4.
+const FRAME_HEAD_BYTES: usize = 9;
+
+/// The frames of HTTP/2 that go by, of which the heads alone are looked at.
+#[derive(Default)]
+struct Frames {
+    head: [u8; FRAME_HEAD_BYTES],
+    /// Bytes of the head that are there.
+    has: usize,
+    /// Bytes that are left of the frame.
+    left: usize,
+}
+
+impl Frames {
+    fn pass(&mut self, mut bytes: &[u8], mut each: impl FnMut(u8)) {
+        while !bytes.is_empty() {
+            let passed = bytes.len().min(self.left);
+            self.left -= passed;
+            bytes = &bytes[passed..];
+            let (head, behind) = bytes.split_at(bytes.len().min(FRAME_HEAD_BYTES - self.has));
+            self.head[self.has..self.has + head.len()].copy_from_slice(head);
+            self.has += head.len();
+            bytes = behind;
+            if self.has == FRAME_HEAD_BYTES {
+                let [a, b, c, kind, ..] = self.head;
+                self.has = 0;
+                self.left = u32::from_be_bytes([0, a, b, c]) as usize;
+                each(kind);
+            }
+        }
+    }
+}
+
+/// A stream that tells what is heard on it, which is to be HTTP/2.
 pub(super) struct Listening<S> {
     stream: S,
-    word: Arc<FirstWord>,
-    has_heard: bool,
+    heard: Arc<Heard>,
+    has_word: bool,
+    frames: Frames,
 }
 
 impl<S> Listening<S> {
-    pub(super) fn new(stream: S) -> (Listening<S>, Arc<FirstWord>) {
-        let word = Arc::<FirstWord>::default();
-        (Listening { stream, word: word.clone(), has_heard: false }, word)
+    pub(super) fn new(stream: S) -> (Listening<S>, Arc<Heard>) {
+        let heard = Arc::<Heard>::default();
+        let frames = Frames::default();
+        (Listening { stream, heard: heard.clone(), has_word: false, frames }, heard)
     }
 }
 
@@ -93,19 +178,20 @@ impl<S: AsyncRead + Unpin> AsyncRead for Listening<S> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
+        let Listening { stream, heard, has_word, frames } = &mut *self;
+        let polled = Pin::new(stream).poll_read(cx, buf);
         match &polled {
-            Poll::Ready(Ok(())) if !self.has_heard && buf.filled().len() > before => {
-                let word = &buf.filled()[before..];
-                let word = word[..word.len().min(WORD_BYTES)].to_vec();
-                // It is set once.
-                let _ = self.word.bytes.set(word);
-                self.word.heard.notify_waiters();
-                self.has_heard = true;
+            Poll::Ready(Ok(())) if buf.filled().len() > before => {
+                let bytes = &buf.filled()[before..];
+                if !*has_word {
+                    heard.set_word(bytes);
+                    *has_word = true;
+                }
+                frames.pass(bytes, |kind| heard.take_frame(kind));
             }
             Poll::Ready(Err(error)) => {
                 if let Some(error) = rustls_error(error) {
-                    let _ = self.word.tls_error.set(error.clone());
+                    let _ = heard.tls_error.set(error.clone());
                 }
             }
             Poll::Ready(Ok(())) | Poll::Pending => {}
@@ -166,12 +252,42 @@ mod tests {
     #[tokio::test]
     async fn the_first_word_is_remembered_and_passed_on() {
         let (mut other, stream) = tokio::io::duplex(64);
-        let (mut stream, word) = Listening::new(stream);
+        let (mut stream, heard) = Listening::new(stream);
         other.write_all(b"HTTP/1.1 400 Bad Request").await.unwrap();
         drop(other);
         let mut all = Vec::new();
         stream.read_to_end(&mut all).await.unwrap();
         assert_eq!(all, b"HTTP/1.1 400 Bad Request");
-        assert_eq!(word.heard().await, b"HTTP/1.1 ");
+        assert_eq!(heard.first_word().await, b"HTTP/1.1 ");
+    }
+
+    #[tokio::test]
+    async fn answers_and_a_farewell_are_heard_however_they_are_cut() {
+        // Settings, a farewell's kind within data, an answer, a farewell.
+        let mut frames = vec![0, 0, 6, 4, 0, 0, 0, 0, 0, 7, 7, 7, 7, 7, 7];
+        let answered_at = frames.len() + FRAME_HEAD_BYTES;
+        frames.extend([0, 0, 1, 1, 4, 0, 0, 0, 1, 7]);
+        let goodbye_at = frames.len() + FRAME_HEAD_BYTES;
+        frames.extend([0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0]);
+        for step in 1..=frames.len() {
+            let (mut other, stream) = tokio::io::duplex(1);
+            let (mut stream, heard) = Listening::new(stream);
+            let mut read = 0;
+            for part in frames.chunks(step) {
+                for byte in part {
+                    other.write_all(&[*byte]).await.unwrap();
+                    assert_eq!(stream.read_u8().await.unwrap(), *byte);
+                }
+                read += part.len();
+                assert_eq!(heard.has_answered(), read >= answered_at, "{read} by {step}");
+                assert_eq!(heard.has_said_goodbye(), read >= goodbye_at, "{read} by {step}");
+            }
+            heard.goodbye().await;
+        }
+        let mut whole = Frames::default();
+        let mut kinds = Vec::new();
+        whole.pass(&frames, |kind| kinds.push(kind));
+        assert_eq!(kinds, [4, FRAME_HEADERS, FRAME_GOAWAY]);
+        assert_eq!((whole.has, whole.left), (0, 0));
     }
 }

@@ -93,16 +93,20 @@ impl ClientTls {
         Ok(ClientTls { options, server_name, trusted, trusted_by_system, client })
     }
 
-    /// Shakes hands with the peer at `address`, which is `host:port`. What goes wrong is told in
-    /// words.
+    /// The name that all peers have in their certificates, if they have one.
+    pub fn server_name(&self) -> Option<&str> {
+        self.options.server_name.as_deref()
+    }
+
+    /// Shakes hands with the peer on a host. What goes wrong is told in words.
     pub async fn connect(
         &self,
-        address: &str,
+        host: &str,
         stream: TcpStream,
     ) -> Result<TlsStream<TcpStream>, String> {
         let name = match &self.server_name {
             Some(name) => name.clone(),
-            None => parse_name(host_of(address)).map_err(|error| error.to_string())?,
+            None => parse_name(host).map_err(|error| error.to_string())?,
         };
         let client = self.client();
         let mut config = ClientConfig::clone(&client.config);
@@ -296,11 +300,6 @@ fn trusted_by_system() -> Authorities {
 fn parse_name(name: &str) -> Result<ServerName<'static>, TlsError> {
     ServerName::try_from(name.to_owned())
         .map_err(|error| TlsError::ServerName(name.to_owned(), error))
-}
-
-fn host_of(address: &str) -> &str {
-    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
-    host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
 }
 
 /// Takes any certificate, but its holder must hold the key.

@@ -18,6 +18,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde::Deserialize;
 
+use crate::model::target::Target;
 use crate::ring_tool::ToolError;
 
 /// Nodes that are asked at the same time.
@@ -113,10 +114,13 @@ impl FromStr for Base {
 impl Base {
     /// The HTTP address of a member, which is on the host of its endpoint.
     fn of_member(address: &str, port: u16) -> Base {
-        // As in `dns:///host:port`.
-        let address = address.rsplit('/').next().unwrap_or_default();
-        let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
-        Base { authority: format!("{host}:{port}"), port, prefix: String::new() }
+        let authority = match Target::parse(address, port) {
+            Ok(Target { host, .. }) if host.contains(':') => format!("[{host}]:{port}"),
+            Ok(Target { host, .. }) => format!("{host}:{port}"),
+            // Nobody will be found there.
+            Err(_) => address.to_owned(),
+        };
+        Base { authority, port, prefix: String::new() }
     }
 }
 
