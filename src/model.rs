@@ -5,6 +5,7 @@ pub mod labels;
 pub mod matcher;
 pub mod ring_hash;
 pub mod router_path;
+pub mod stop;
 pub mod target;
 pub mod tenant;
 

@@ -9,8 +9,10 @@
 //! bytes where it can do without its engine, and then tells that byte from U+FFFD; its engine does
 //! not. We follow the engine throughout.)
 
+mod chars;
 mod classes;
 mod syntax;
+mod terms;
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -18,9 +20,13 @@ use std::sync::Arc;
 use regex_automata::meta::{self, Regex};
 use regex_automata::nfa::thompson::WhichCaptures;
 use regex_automata::{Anchored, Input};
-use regex_syntax::hir::{Class, Hir, HirKind, Look};
+use regex_syntax::hir::{Hir, HirKind, Look};
 
-/// Bytes a compiled program may take. `\pL{100}` takes 2 MiB.
+use self::chars::{Chars, TooLarge};
+use self::terms::{Budget, Term, Terms};
+
+/// Bytes that an automaton over bytes may take. `\pL{100}` takes 2 MiB. What would take more is
+/// decided over characters.
 const PROGRAM_BYTES_MAX: usize = 16 << 20;
 /// Bytes of states that the lazy DFA keeps per thread that matches at once.
 const DFA_CACHE_BYTES: usize = 2 << 20;
@@ -94,19 +100,6 @@ impl Matcher {
         }
     }
 
-    /// A prefix of every value that the expression accepts, for walks over sorted values.
-    pub fn accepted_prefix(&self) -> &[u8] {
-        match self.program.as_deref() {
-            None => &self.value,
-            Some(Program::Prefix { prefix, .. } | Program::Regex { prefix, .. })
-                if is_byte_exact(prefix) =>
-            {
-                prefix
-            }
-            Some(_) => b"",
-        }
-    }
-
     /// Whether the expression accepts every value, the empty one perhaps excepted: `.*` or `.+`.
     pub fn accepts_every_text(&self) -> bool {
         matches!(self.program.as_deref(), Some(Program::Any { .. }))
@@ -131,14 +124,12 @@ enum Program {
     },
     /// At least so many bytes of anything: `.*` or `.+`.
     Any { at_least: usize },
-    /// `prefix.*` or `prefix.+`
-    Prefix { prefix: Vec<u8>, more_at_least: usize },
-    /// `.*suffix` or `.+suffix`
-    Suffix { suffix: Vec<u8>, more_at_least: usize },
-    Regex {
+    /// Alternatives of texts and gaps, and what is none.
+    Terms { terms: Box<Terms>, others: Option<Engine> },
+    Engine {
         /// What every match begins with, compared before the engine starts.
         prefix: Vec<u8>,
-        regex: Box<Regex>,
+        engine: Engine,
     },
 }
 
@@ -149,201 +140,111 @@ impl Program {
             detail,
         };
         let hir = syntax::parse(pattern).map_err(|error| refuse(error.to_string()))?;
-        let parts = match hir.kind() {
-            HirKind::Concat(parts) => parts.as_slice(),
-            _ => std::slice::from_ref(&hir),
-        };
-        let budget = SetBudget {
-            values: SET_VALUES_MIN.max(pattern.len()),
+        let budget = Budget {
+            terms: SET_VALUES_MIN.max(pattern.len()),
             bytes: 16 * SET_VALUES_MIN.max(pattern.len()),
         };
-        if let Some(mut values) = finite_set(&hir, true, true, budget) {
-            values.sort_unstable();
-            values.dedup();
-            let byte_exact = values.iter().all(|value| is_byte_exact(value));
-            return Ok(Program::Set { values, byte_exact });
-        }
-        if let Some(program) = cheap_program(parts) {
+        let too_large = |_| refuse("expression too large".to_owned());
+        let engine = |hir: &Hir| Engine::compile(hir).map_err(too_large);
+        if let Some(program) = terms::terms(&hir, true, true, budget).and_then(Program::of_terms) {
             return Ok(program);
         }
-        let prefix = match parts.first().map(Hir::kind) {
+        let (terms, others) = split(&hir, budget);
+        if let (false, Some(found)) = (terms.is_empty(), Terms::new(terms)) {
+            let others = Some(engine(&Hir::alternation(others))?);
+            return Ok(Program::Terms { terms: Box::new(found), others });
+        }
+        let first = match hir.kind() {
+            HirKind::Concat(parts) => parts.first(),
+            _ => Some(&hir),
+        };
+        let prefix = match first.map(Hir::kind) {
             Some(HirKind::Literal(literal)) => literal.0.to_vec(),
             _ => Vec::new(),
         };
-        let whole = Hir::concat(vec![Hir::look(Look::Start), hir, Hir::look(Look::End)]);
+        Ok(Program::Engine { prefix, engine: engine(&hir)? })
+    }
+
+    /// `None` if they are too many.
+    fn of_terms(terms: Vec<Term>) -> Option<Program> {
+        if !terms.iter().any(Term::has_gap) {
+            let mut values: Vec<_> = terms.into_iter().map(|term| term.first).collect();
+            values.sort_unstable();
+            values.dedup();
+            let byte_exact = values.iter().all(|value| is_byte_exact(value));
+            return Some(Program::Set { values, byte_exact });
+        }
+        match &terms[..] {
+            [Term { first, rest }]
+                if first.is_empty() && rest.len() == 1 && rest[0].1.is_empty() =>
+            {
+                Some(Program::Any { at_least: rest[0].0 })
+            }
+            _ => Some(Program::Terms { terms: Box::new(Terms::new(terms)?), others: None }),
+        }
+    }
+
+    /// `value` is valid UTF-8.
+    fn accepts(&self, value: &str) -> bool {
+        match self {
+            Program::Set { values, .. } => {
+                values.binary_search_by(|known| known.as_slice().cmp(value.as_bytes())).is_ok()
+            }
+            Program::Any { at_least } => value.len() >= *at_least,
+            Program::Terms { terms, others } => {
+                terms.matches(value.as_bytes())
+                    || others.as_ref().is_some_and(|engine| engine.is_match(value))
+            }
+            Program::Engine { prefix, engine } => {
+                value.as_bytes().starts_with(prefix) && engine.is_match(value)
+            }
+        }
+    }
+}
+
+/// Alternatives that are texts and gaps, and those that are not.
+fn split(hir: &Hir, budget: Budget) -> (Vec<Term>, Vec<Hir>) {
+    let (mut found, mut others) = (Vec::new(), Vec::new());
+    for alternative in terms::alternatives(hir) {
+        match terms::terms(&alternative, true, true, budget) {
+            Some(of_alternative) if found.len() + of_alternative.len() <= budget.terms => {
+                found.extend(of_alternative);
+            }
+            _ => others.push(alternative),
+        }
+    }
+    (found, others)
+}
+
+/// Decides what nothing cheaper does.
+#[derive(Debug)]
+enum Engine {
+    Bytes(Box<Regex>),
+    /// Slower, and small where the other would be too large.
+    Chars(Box<Chars>),
+}
+
+impl Engine {
+    fn compile(hir: &Hir) -> Result<Engine, TooLarge> {
+        let whole = Hir::concat(vec![Hir::look(Look::Start), hir.clone(), Hir::look(Look::End)]);
         let config = Regex::config()
             .utf8_empty(false)
             .which_captures(WhichCaptures::None)
             .nfa_size_limit(Some(PROGRAM_BYTES_MAX))
             .hybrid_cache_capacity(DFA_CACHE_BYTES);
-        let regex = meta::Builder::new()
-            .configure(config)
-            .build_from_hir(&whole)
-            .map_err(|_| refuse("expression too large".to_owned()))?;
-        Ok(Program::Regex { prefix, regex: Box::new(regex) })
+        match meta::Builder::new().configure(config).build_from_hir(&whole) {
+            Ok(regex) => Ok(Engine::Bytes(Box::new(regex))),
+            Err(_) => Ok(Engine::Chars(Box::new(Chars::compile(hir)?))),
+        }
     }
 
-    /// `value` is valid UTF-8.
-    fn accepts(&self, value: &[u8]) -> bool {
+    /// Whether the whole value matches.
+    fn is_match(&self, value: &str) -> bool {
         match self {
-            Program::Set { values, .. } => {
-                values.binary_search_by(|known| known.as_slice().cmp(value)).is_ok()
-            }
-            Program::Any { at_least } => value.len() >= *at_least,
-            Program::Prefix { prefix, more_at_least } => {
-                value.strip_prefix(&prefix[..]).is_some_and(|more| more.len() >= *more_at_least)
-            }
-            Program::Suffix { suffix, more_at_least } => {
-                value.strip_suffix(&suffix[..]).is_some_and(|more| more.len() >= *more_at_least)
-            }
-            Program::Regex { prefix, regex } => {
-                value.starts_with(prefix)
-                    && regex.is_match(Input::new(value).anchored(Anchored::Yes))
-            }
+            Engine::Bytes(regex) => regex.is_match(Input::new(value).anchored(Anchored::Yes)),
+            Engine::Chars(chars) => chars.is_match(value),
         }
     }
-}
-
-/// A form that needs no engine, if the expression is one.
-fn cheap_program(parts: &[Hir]) -> Option<Program> {
-    match parts {
-        [only] => match Part::of(only) {
-            Part::Any { at_least } => Some(Program::Any { at_least }),
-            _ => None,
-        },
-        [first, second] => match (Part::of(first), Part::of(second)) {
-            (Part::Literal(prefix), Part::Any { at_least }) => {
-                Some(Program::Prefix { prefix: prefix.to_vec(), more_at_least: at_least })
-            }
-            (Part::Any { at_least }, Part::Literal(suffix)) => {
-                Some(Program::Suffix { suffix: suffix.to_vec(), more_at_least: at_least })
-            }
-            _ => None,
-        },
-        _ => None,
-    }
-}
-
-/// What the cheap forms are made of.
-enum Part<'h> {
-    Literal(&'h [u8]),
-    /// `.*` (0) or `.+` (1), line feeds included. One character is at least one byte.
-    Any {
-        at_least: usize,
-    },
-    Other,
-}
-
-impl<'h> Part<'h> {
-    fn of(hir: &'h Hir) -> Part<'h> {
-        match hir.kind() {
-            HirKind::Literal(literal) => Part::Literal(&literal.0),
-            HirKind::Repetition(repetition) if repetition.max.is_none() && repetition.min <= 1 => {
-                match repetition.sub.kind() {
-                    HirKind::Class(Class::Unicode(class)) if *class == classes::any() => {
-                        Part::Any { at_least: repetition.min as usize }
-                    }
-                    _ => Part::Other,
-                }
-            }
-            _ => Part::Other,
-        }
-    }
-}
-
-/// How large a set may grow.
-#[derive(Clone, Copy)]
-struct SetBudget {
-    values: usize,
-    bytes: usize,
-}
-
-impl SetBudget {
-    fn admits(self, values: usize, bytes: usize) -> bool {
-        values <= self.values && bytes <= self.bytes
-    }
-}
-
-/// All texts that match `hir`, if that is a set within the budget. `at_start` and `at_end` say
-/// whether it stands at the very start and end of the value, where anchors hold.
-fn finite_set(hir: &Hir, at_start: bool, at_end: bool, budget: SetBudget) -> Option<Vec<Vec<u8>>> {
-    match hir.kind() {
-        HirKind::Empty => Some(vec![Vec::new()]),
-        HirKind::Literal(literal) => Some(vec![literal.0.to_vec()]),
-        HirKind::Class(Class::Unicode(class)) => {
-            let members: usize = class.ranges().iter().map(|range| range.len()).sum();
-            if !budget.admits(members, members) {
-                return None;
-            }
-            let chars = class.ranges().iter().flat_map(|range| range.start()..=range.end());
-            Some(chars.map(|c| c.to_string().into_bytes()).collect())
-        }
-        HirKind::Class(Class::Bytes(_)) => None,
-        HirKind::Look(Look::Start) if at_start => Some(vec![Vec::new()]),
-        HirKind::Look(Look::End) if at_end => Some(vec![Vec::new()]),
-        HirKind::Look(_) => None,
-        HirKind::Repetition(repetition) => {
-            let max = repetition.max? as usize;
-            let sub = finite_set(&repetition.sub, false, false, budget)?;
-            let mut exactly = vec![Vec::new()];
-            let mut all = Vec::new();
-            for count in 0..=max {
-                if count >= repetition.min as usize {
-                    all.extend_from_slice(&exactly);
-                }
-                if !budget.admits(all.len(), byte_len(&all)) {
-                    return None;
-                }
-                if count < max {
-                    exactly = product(&exactly, &sub, budget)?;
-                }
-            }
-            Some(all)
-        }
-        HirKind::Capture(capture) => finite_set(&capture.sub, at_start, at_end, budget),
-        HirKind::Concat(parts) => {
-            let mut all = vec![Vec::new()];
-            for (i, part) in parts.iter().enumerate() {
-                let part_at_start = at_start && only_empty(parts.iter().take(i));
-                let part_at_end = at_end && only_empty(parts.iter().skip(i + 1));
-                let set = finite_set(part, part_at_start, part_at_end, budget)?;
-                all = product(&all, &set, budget)?;
-            }
-            Some(all)
-        }
-        HirKind::Alternation(choices) => {
-            let mut all = Vec::new();
-            let mut bytes = 0;
-            for choice in choices {
-                let set = finite_set(choice, at_start, at_end, budget)?;
-                bytes += byte_len(&set);
-                all.extend(set);
-                if !budget.admits(all.len(), bytes) {
-                    return None;
-                }
-            }
-            Some(all)
-        }
-    }
-}
-
-/// Each of `left` with each of `right` behind it.
-fn product(left: &[Vec<u8>], right: &[Vec<u8>], budget: SetBudget) -> Option<Vec<Vec<u8>>> {
-    let values = left.len().checked_mul(right.len())?;
-    let bytes = (byte_len(left).checked_mul(right.len())?)
-        .checked_add(byte_len(right).checked_mul(left.len())?)?;
-    if !budget.admits(values, bytes) {
-        return None;
-    }
-    Some(left.iter().flat_map(|l| right.iter().map(move |r| [&l[..], r].concat())).collect())
-}
-
-fn byte_len(values: &[Vec<u8>]) -> usize {
-    values.iter().map(Vec::len).sum()
-}
-
-fn only_empty<'h>(mut parts: impl Iterator<Item = &'h Hir>) -> bool {
-    parts.all(|part| part.properties().maximum_len() == Some(0))
 }
 
 /// Whether no stray byte of a value can be read as a part of `text`.
@@ -353,16 +254,16 @@ fn is_byte_exact(text: &[u8]) -> bool {
 }
 
 /// A value as Go's engine reads it: every byte that is no part of valid UTF-8 is U+FFFD.
-fn decoded_as_go(value: &[u8]) -> Cow<'_, [u8]> {
-    if std::str::from_utf8(value).is_ok() {
-        return Cow::Borrowed(value);
+fn decoded_as_go(value: &[u8]) -> Cow<'_, str> {
+    if let Ok(text) = std::str::from_utf8(value) {
+        return Cow::Borrowed(text);
     }
     let mut text = String::with_capacity(value.len() * 2);
     for chunk in value.utf8_chunks() {
         text.push_str(chunk.valid());
         text.extend(chunk.invalid().iter().map(|_| char::REPLACEMENT_CHARACTER));
     }
-    Cow::Owned(text.into_bytes())
+    Cow::Owned(text)
 }
 
 #[cfg(test)]

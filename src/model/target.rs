@@ -156,9 +156,8 @@ fn is_address(text: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn parsed(endpoint: &str) -> Result<(String, u16, Option<(String, u16)>, String), TargetError> {
-        let Target { host, port, dns_server, authority } = Target::parse(endpoint, 443)?;
-        Ok((host, port, dns_server, authority))
+    fn parsed(endpoint: &str) -> Result<Target, TargetError> {
+        Target::parse(endpoint, 443)
     }
 
     /// As grpc-go 1.82 reads them.
@@ -188,7 +187,8 @@ mod tests {
             ("passthrough://ignored/a.b:1", "a.b", 1, "a.b:1"),
             ("passthrough:///[::1]:1", "::1", 1, "[::1]:1"),
         ] {
-            let expected = (host.to_owned(), port, None, authority.to_owned());
+            let (host, authority) = (host.to_owned(), authority.to_owned());
+            let expected = Target { host, port, dns_server: None, authority };
             assert_eq!(parsed(endpoint), Ok(expected), "{endpoint}");
         }
         for (endpoint, server, port) in [
@@ -197,8 +197,9 @@ mod tests {
             ("dns://[::1]/a.b:1", "::1", 53),
             ("dns://ns.local/a.b:1", "ns.local", 53),
         ] {
-            let (host, _, found, _) = parsed(endpoint).unwrap();
-            assert_eq!((&host[..], found), ("a.b", Some((server.to_owned(), port))), "{endpoint}");
+            let Target { host, dns_server, .. } = parsed(endpoint).unwrap();
+            let expected = Some((server.to_owned(), port));
+            assert_eq!((&host[..], dns_server), ("a.b", expected), "{endpoint}");
         }
     }
 

@@ -85,8 +85,9 @@ impl Search {
             match words.next() {
                 Some("domain" | "search") => search.domains = words.map(str::to_owned).collect(),
                 Some("options") => {
-                    let ndots = words.filter_map(|word| word.strip_prefix("ndots:")?.parse().ok());
-                    search.ndots = ndots.last().unwrap_or(search.ndots).min(15);
+                    let said = words.rev().find_map(|word| word.strip_prefix("ndots:"));
+                    let said = said.and_then(|ndots| ndots.parse().ok());
+                    search.ndots = said.unwrap_or(search.ndots).min(15);
                 }
                 _ => {}
             }

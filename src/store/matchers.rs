@@ -1,6 +1,7 @@
 //! Matchers as they travel, into those of the model.
 
 use crate::model::matcher::{MatchOp, Matcher};
+use crate::model::stop;
 use crate::store::error::QueryError;
 
 /// A matcher message: Thanos and Prometheus have one each, alike on the wire.
@@ -22,6 +23,9 @@ pub fn parse<M: WireMatcher>(matchers: &[M]) -> Result<Vec<Matcher>, QueryError>
     matchers
         .iter()
         .map(|matcher| {
+            if stop::is_asked() {
+                return Err(QueryError::Interrupted);
+            }
             let (number, name, value) = matcher.parts();
             let op = match number {
                 0 => MatchOp::Equal,

@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 
 use futures::{Stream, stream};
 
+use crate::model::stop;
 use crate::store::error::QueryError;
 
 /// An answer that is made as it is taken.
@@ -41,11 +42,18 @@ pub fn pieces<C: Cursor>(
     })
 }
 
-/// Runs `query` on the blocking pool: it is CPU work of unbounded length, and may read files.
+/// Runs `query` on the blocking pool: it is CPU work of unbounded length, and may read files. When
+/// this is dropped, as the client has gone or its deadline has passed, the work is asked to stop.
 pub async fn blocking<T: Send + 'static>(
     query: impl FnOnce() -> Result<T, QueryError> + Send + 'static,
 ) -> Result<T, QueryError> {
-    tokio::task::spawn_blocking(query).await.unwrap_or(Err(QueryError::Interrupted))
+    let (_waiting, stop) = stop::pair();
+    let work = move || match stop.run(|| (query(), stop::is_asked())) {
+        // It may have ended early, and nobody is to see that.
+        (_, true) => Err(QueryError::Interrupted),
+        (answer, false) => answer,
+    };
+    tokio::task::spawn_blocking(work).await.unwrap_or(Err(QueryError::Interrupted))
 }
 
 #[cfg(test)]
@@ -74,6 +82,24 @@ mod tests {
     async fn an_answer_ends_with_its_first_error() {
         let messages: Vec<_> = pieces(Failing(0)).map(Result::ok).collect().await;
         assert_eq!(messages, [Some(0), Some(1), Some(2), Some(3), None]);
+    }
+
+    #[tokio::test]
+    async fn work_that_nobody_waits_for_is_asked_to_stop() {
+        let (begun, has_begun) = tokio::sync::oneshot::channel();
+        let (ended, has_ended) = tokio::sync::oneshot::channel();
+        let waiting = tokio::spawn(blocking(move || {
+            begun.send(()).unwrap();
+            while !stop::is_asked() {
+                std::thread::yield_now();
+            }
+            ended.send(()).unwrap();
+            Ok(())
+        }));
+        has_begun.await.unwrap();
+        waiting.abort();
+        has_ended.await.unwrap();
+        assert!(waiting.await.unwrap_err().is_cancelled());
     }
 
     #[tokio::test]

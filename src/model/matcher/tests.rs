@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::*;
 
 #[derive(serde::Deserialize)]
@@ -51,9 +53,6 @@ fn patterns_match_what_prometheus_matches() {
                 let listed = set.contains(&string.as_bytes().to_vec());
                 assert_eq!(listed, expected, "{re:?} on {string:?}");
             }
-            if expected {
-                assert!(string.as_bytes().starts_with(matcher.accepted_prefix()), "{re:?}");
-            }
             checked += 1;
         }
         if let Some(set) = set {
@@ -76,7 +75,11 @@ fn hostile_patterns_are_refused_or_cheap() {
         ("a|".repeat(1_000_000), true),
         ("(((a{10}){10}){10}){10}".to_owned(), true),
         ("(((a{10}){10}){10})".to_owned(), false),
-        (r"\pL{1000}".to_owned(), true),
+        (r"\pL{1000}".to_owned(), false),
+        (format!("({})+", r"\pL{1000}|".repeat(100)), false),
+        (format!("({})+", r"\pL{1000}|".repeat(1000)), true),
+        (".*x.*|".repeat(100_000), true),
+        ((0..20_000).map(|i| format!(".*{i}.*|")).collect(), false),
         (r"(?i)\pL".repeat(10_000), true),
         ("(a{1000}){0}".to_owned(), false),
         ("(([ab]{1000}|b{999}c){0,1}d)+".to_owned(), false),
@@ -159,15 +162,85 @@ fn cheap_forms_are_found() {
     let program = |pattern: &str| Program::compile(pattern.as_bytes()).unwrap();
     assert!(matches!(program(".*"), Program::Any { at_least: 0 }));
     assert!(matches!(program("(.+)"), Program::Any { at_least: 1 }));
-    assert!(matches!(program("foo.*"), Program::Prefix { more_at_least: 0, .. }));
-    assert!(matches!(program(".+foo"), Program::Suffix { more_at_least: 1, .. }));
-    assert!(matches!(program("(?-s)foo.*"), Program::Regex { .. }));
-    assert!(matches!(program("foo[0-9]+"), Program::Regex { .. }));
-    assert_eq!(regex(b"foo[0-9]+").unwrap().accepted_prefix(), b"foo");
+    for pattern in [
+        "foo.*",
+        ".+foo",
+        ".*foo.*|.*bar.*",
+        "a(b|c).*(d|e.+)",
+        "a.*|b.*|c|.*d|e.+f|.*g.*h.*",
+        "(.*a|b)?c.*",
+    ] {
+        assert!(matches!(program(pattern), Program::Terms { others: None, .. }), "{pattern}");
+    }
+    for pattern in [".*a.*|.*b[0-9]+.*", "a.*|[0-9]+"] {
+        assert!(matches!(program(pattern), Program::Terms { others: Some(_), .. }), "{pattern}");
+    }
+    for pattern in ["(?-s)foo.*", "foo[0-9]+", "..+", ".+.+"] {
+        let program = program(pattern);
+        let is_engine = matches!(program, Program::Engine { engine: Engine::Bytes(_), .. });
+        assert!(is_engine, "{pattern}: {program:?}");
+    }
+    assert!(matches!(program(r"\pL{500}"), Program::Engine { engine: Engine::Chars(_), .. }));
     let many: Vec<String> = (0..20_000).map(|i| format!("instance-{i}\\.local")).collect();
     let set = regex(many.join("|").as_bytes()).unwrap();
     assert_eq!(set.set_values().unwrap().len(), many.len());
     assert!(set.matches(b"instance-7.local") && !set.matches(b"instance-7xlocal"));
     // A stray byte would be found in no list of texts.
     assert_eq!(regex("a|\u{fffd}".as_bytes()).unwrap().set_values(), None);
+}
+
+/// Patterns of few letters, so that their parts meet and overlap.
+fn any_pattern() -> impl Strategy<Value = String> {
+    let text = || "[ab\u{e9}]{0,3}";
+    let gap = || prop::sample::select(vec![".*", ".+", "", "(a|.*)", "(b|\u{e9}a)?"]);
+    let term = (text(), gap(), text(), gap(), text(), gap(), text());
+    let term = term.prop_map(|(a, b, c, d, e, f, g)| [&a, b, &c, d, &e, f, &g].concat());
+    prop::collection::vec(term, 1..6).prop_map(|terms| terms.join("|"))
+}
+
+proptest! {
+    /// The cheap forms and the engines agree, whatever the value.
+    #[test]
+    fn every_form_decides_alike(
+        pattern in any_pattern(),
+        with_others in any::<bool>(),
+        values in prop::collection::vec("[ab\u{e9}\n]{0,9}", 32),
+    ) {
+        let pattern = if with_others { format!("{pattern}|a[^b]b{{2,3}}a?") } else { pattern };
+        let program = Program::compile(pattern.as_bytes()).unwrap();
+        let hir = syntax::parse(pattern.as_bytes()).unwrap();
+        let bytes = Engine::compile(&hir).unwrap();
+        prop_assert!(matches!(bytes, Engine::Bytes(_)));
+        let chars = Chars::compile(&hir).unwrap();
+        for value in values {
+            let expected = bytes.is_match(&value);
+            prop_assert_eq!(program.accepts(&value), expected, "{} on {:?}", pattern, value);
+            prop_assert_eq!(chars.is_match(&value), expected, "{} on {:?}", pattern, value);
+        }
+    }
+}
+
+#[test]
+fn the_engine_over_characters_decides_as_the_other() {
+    let recorded: Recorded =
+        serde_json::from_str(include_str!("../../../tests/data/regex/regex.json")).unwrap();
+    let patterns = recorded.patterns.iter().filter(|pattern| pattern.error.is_none());
+    for RecordedPattern { re, m, .. } in patterns {
+        let chars = Chars::compile(&syntax::parse(re.as_bytes()).unwrap()).unwrap();
+        for (string, digit) in recorded.strings.iter().zip(m.as_ref().unwrap().chars()) {
+            assert_eq!(chars.is_match(string), digit == '1', "{re:?} on {string:?}");
+        }
+    }
+}
+
+#[test]
+fn large_classes_may_be_repeated() {
+    let letters = regex(r"\pL{500}".as_bytes()).unwrap();
+    assert!(letters.matches("\u{e9}".repeat(500).as_bytes()));
+    assert!(!letters.matches("\u{e9}".repeat(501).as_bytes()));
+    assert!(!letters.matches("\u{e9}".repeat(499).as_bytes()));
+    let optional = regex(r"a(\pL{0,900}1)?\pN{2,300}".as_bytes()).unwrap();
+    for (value, expected) in [("ab1234", true), ("a123", true), ("a1", false), ("ab12", false)] {
+        assert_eq!(optional.matches(value.as_bytes()), expected, "{value}");
+    }
 }

@@ -24,10 +24,14 @@ use rapidhash::fast::RandomState;
 use self::list::PostingsList;
 use crate::model::labels::{LabelIter, SeriesKey};
 use crate::model::matcher::{MatchOp, Matcher};
+use crate::model::stop;
 
 /// What one slice of a reader may look at or copy while it holds the lock.
 const SLICE_ITEMS: usize = 2048;
 const SLICE_BYTES: usize = 256 << 10;
+/// Values that are matched between two looks at whether anybody waits for the answer. An engine may
+/// take some hundred microseconds for one.
+const VALUES_PER_LOOK: usize = 8;
 /// Positions in a series for which the label of the series before is remembered.
 const EXPECTED_MAX: usize = 64;
 
@@ -142,7 +146,8 @@ impl MemPostings {
         index.names.iter().map(|(name, values)| (name.to_vec(), values.len())).collect()
     }
 
-    /// Slots of the series that have the label with one of the deciding values, rising.
+    /// Slots of the series that have the label with one of the deciding values, rising. They are not
+    /// complete if the work is [asked to stop](stop).
     fn having(&self, name: &[u8], deciding: &Deciding<'_>) -> Vec<u32> {
         let mut slots = Vec::new();
         match deciding {
@@ -169,10 +174,15 @@ impl MemPostings {
                     if texts.len() == 0 {
                         break;
                     }
-                    let positions: Vec<usize> = (texts.iter().zip(from..))
-                        .filter(|(value, _)| matcher.matches(value) == unlike)
-                        .map(|(_, position)| position)
-                        .collect();
+                    let mut positions = Vec::new();
+                    for (i, value) in texts.iter().enumerate() {
+                        if i % VALUES_PER_LOOK == 0 && stop::is_asked() {
+                            return slots;
+                        }
+                        if matcher.matches(value) == unlike {
+                            positions.push(from + i);
+                        }
+                    }
                     self.decode_lists(name, positions.len(), &mut slots, |lists, i| {
                         lists.get_index(*positions.get(i)?).map(|(_, list)| list)
                     });
@@ -194,7 +204,7 @@ impl MemPostings {
     ) {
         let mut snapshots = Vec::new();
         let mut next = 0;
-        while next < count {
+        while next < count && !stop::is_asked() {
             {
                 let index = self.index.read();
                 let Some(lists) = index.names.get(name) else { return };

@@ -4,6 +4,7 @@ use crate::model::Timestamp;
 use crate::model::key_table::Slot;
 use crate::model::labels::SeriesKey;
 use crate::model::matcher::Matcher;
+use crate::model::stop;
 use crate::tsdb::head::Head;
 use crate::tsdb::head::series::FullChunk;
 
@@ -21,6 +22,9 @@ impl Head {
         let slots = self.postings.select(matchers);
         let mut selected = Vec::new();
         for slots in slots.chunks(SERIES_PER_HOLD) {
+            if stop::is_asked() {
+                break;
+            }
             let series = self.series.read();
             let states = self.states.read();
             // Postings come last when a series is made, so each slot has its state.

@@ -137,6 +137,21 @@ fn a_walk_crosses_slices() {
     assert_eq!(postings.label_values(b"none"), Vec::<Vec<u8>>::new());
 }
 
+#[test]
+fn a_walk_ends_when_nobody_waits_for_it() {
+    let postings = MemPostings::new();
+    for slot in 0..100 {
+        postings.add(slot, key(&labels(&[("pod", &format!("p-{slot}"))])).labels());
+    }
+    let every = || postings.select(&[matcher(MatchOp::Regex, b"pod", b"p-[0-9]+")]);
+    let (waiting, stop) = stop::pair();
+    stop.run(|| {
+        assert_eq!(every().len(), 100);
+        drop(waiting);
+        assert_eq!(every(), [0u32; 0]);
+    });
+}
+
 /// A series is seen whole: in each result, the matchers hold for every slot, and every series that
 /// was there before the selection began is there.
 #[test]
