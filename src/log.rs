@@ -8,16 +8,24 @@
 //! An event's message is `msg`, its other fields follow in the order given. Whatever belongs to the
 //! receiver has the component `receive`; a part of it has a second one, from the module that logs
 //! or from a field `component`.
+//!
+//! Whoever logs makes the line and leaves it to [`queue`]: no thread of ours waits for the reader of
+//! the log.
 
 mod journald;
 mod options;
+mod queue;
 pub mod throttle;
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
-use std::io::Write as _;
-use std::time::SystemTime;
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::os::fd::AsFd as _;
+use std::sync::{Arc, OnceLock};
+use std::thread;
+use std::time::{Duration, SystemTime};
 
 use serde_json::Value as Json;
 use tracing::field::{Field, Visit};
@@ -27,6 +35,7 @@ use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 
 use journald::Journal;
 pub use options::{LogConfig, LogFormat, LogLevel};
+use queue::{LineQueue, Sink};
 
 /// Why nothing can be logged.
 #[derive(Debug, thiserror::Error)]
@@ -35,11 +44,38 @@ pub enum LogError {
     NoJournal,
     #[error("a logger is installed already")]
     Installed,
+    #[error("starting its thread: {0}")]
+    Thread(#[source] io::Error),
 }
 
-/// Makes every event and every panic of this process a log line.
-pub fn init(config: &LogConfig) -> Result<(), LogError> {
-    let lines = LogLines::new(config)?;
+/// The lines of this process.
+static QUEUE: OnceLock<Arc<LineQueue>> = OnceLock::new();
+
+/// How long the end of the process waits for lines to be taken.
+const FLUSH_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How often a standard error is tried that somebody has made non-blocking and that is full.
+const RETRY_INTERVAL: Duration = Duration::from_millis(10);
+
+/// Writes what is queued when it is dropped.
+pub struct LogGuard(Arc<LineQueue>);
+
+impl Drop for LogGuard {
+    fn drop(&mut self) {
+        self.0.flush(FLUSH_PATIENCE);
+    }
+}
+
+/// Lines that nobody took in time.
+pub fn dropped_lines() -> u64 {
+    QUEUE.get().map_or(0, |queue| queue.dropped())
+}
+
+/// Makes every event and every panic of this process a log line, until the guard is dropped.
+pub fn init(config: &LogConfig) -> Result<LogGuard, LogError> {
+    let queue = Arc::new(LineQueue::start(sink(config.format)?).map_err(LogError::Thread)?);
+    let lines = LogLines::new(config, queue.clone());
+    let _ = QUEUE.set(queue.clone());
     let subscriber = tracing_subscriber::registry().with(lines);
     tracing::subscriber::set_global_default(subscriber).map_err(|_| LogError::Installed)?;
     std::panic::set_hook(Box::new(|panic| {
@@ -49,6 +85,31 @@ pub fn init(config: &LogConfig) -> Result<(), LogError> {
         let stack = stack.map(|stack| stack.to_string()).unwrap_or_default();
         tracing::error!(panic = %panic, stack, "panic");
     }));
+    Ok(LogGuard(queue))
+}
+
+/// Where lines of this format go.
+fn sink(format: LogFormat) -> Result<Sink, LogError> {
+    if format == LogFormat::Journald {
+        let journal = Journal::connect(journald::SOCKET).ok_or(LogError::NoJournal)?;
+        return Ok(Box::new(move |entry| journal.send(entry)));
+    }
+    // Apart from the library's handle, whose lock would be held while nobody reads.
+    let stderr = io::stderr().as_fd().try_clone_to_owned().map_err(LogError::Thread)?;
+    let stderr = File::from(stderr);
+    Ok(Box::new(move |line| write_whole(&stderr, line)))
+}
+
+fn write_whole(mut file: &File, mut line: &[u8]) -> io::Result<()> {
+    while !line.is_empty() {
+        match file.write(line) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => line = line.get(written..).unwrap_or_default(),
+            Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
+            Err(err) if err.kind() == io::ErrorKind::WouldBlock => thread::sleep(RETRY_INTERVAL),
+            Err(err) => return Err(err),
+        }
+    }
     Ok(())
 }
 
@@ -75,31 +136,27 @@ fn is_outside_receiver(module: &str) -> bool {
 struct LogLines {
     level: Level,
     debug_name: Option<String>,
-    sink: Sink,
-}
-
-enum Sink {
-    Logfmt,
-    Json,
-    Journal(Journal),
+    format: LogFormat,
+    queue: Arc<LineQueue>,
 }
 
 impl LogLines {
-    fn new(config: &LogConfig) -> Result<LogLines, LogError> {
+    fn new(config: &LogConfig, queue: Arc<LineQueue>) -> LogLines {
         let level = match config.level {
             LogLevel::Error => Level::ERROR,
             LogLevel::Warn => Level::WARN,
             LogLevel::Info => Level::INFO,
             LogLevel::Debug => Level::DEBUG,
         };
-        let sink = match config.format {
-            LogFormat::Logfmt => Sink::Logfmt,
-            LogFormat::Json => Sink::Json,
-            LogFormat::Journald => {
-                Sink::Journal(Journal::connect(journald::SOCKET).ok_or(LogError::NoJournal)?)
-            }
-        };
-        Ok(LogLines { level, debug_name: config.debug_name.clone(), sink })
+        LogLines { level, debug_name: config.debug_name.clone(), format: config.format, queue }
+    }
+
+    fn encode(&self, line: &Line<'_>) -> Vec<u8> {
+        match self.format {
+            LogFormat::Logfmt => line.logfmt().into_bytes(),
+            LogFormat::Json => line.json().into_bytes(),
+            LogFormat::Journald => journald::entry(line),
+        }
     }
 
     fn line<'a>(&'a self, event: &Event<'_>) -> Line<'a> {
@@ -139,14 +196,7 @@ impl<S: Subscriber> Layer<S> for LogLines {
     }
 
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        let line = self.line(event);
-        let text = match &self.sink {
-            Sink::Logfmt => line.logfmt(),
-            Sink::Json => line.json(),
-            Sink::Journal(journal) => return journal.send(&line),
-        };
-        // When standard error is gone there is nobody left to tell.
-        let _ = std::io::stderr().lock().write_all(text.as_bytes());
+        self.queue.push(self.encode(&self.line(event)));
     }
 }
 

@@ -37,10 +37,14 @@ fn main() -> ExitCode {
 
 /// Runs the receiver until it is told to stop.
 fn receive(values: &Values) -> ExitCode {
-    if let Err(error) = log::init(&LogConfig::from_values(values)) {
-        eprintln!("failed to create logger: {error}");
-        return ExitCode::FAILURE;
-    }
+    // Dropped last, when everything is said.
+    let _log = match log::init(&LogConfig::from_values(values)) {
+        Ok(log) => log,
+        Err(error) => {
+            eprintln!("failed to create logger: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
     let uname = rustix::system::uname();
     let hostname = uname.nodename().to_string_lossy();
     let result = match Config::from_values(values, &hostname) {

@@ -2,6 +2,7 @@
 //! `NAME=value\n`, or for a value with a line break `NAME\n`, its length as a little-endian u64,
 //! the value, `\n`.
 
+use std::io;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 
@@ -27,13 +28,14 @@ impl Journal {
         Some(Journal { socket })
     }
 
-    /// Sends an entry. One that the journal does not take is lost: there is no other log.
-    pub(super) fn send(&self, line: &Line<'_>) {
-        let _ = self.socket.send(&entry(line));
+    /// Sends an entry.
+    pub(super) fn send(&self, entry: &[u8]) -> io::Result<()> {
+        self.socket.send(entry).map(drop)
     }
 }
 
-fn entry(line: &Line<'_>) -> Vec<u8> {
+/// A line as the journal takes it.
+pub(super) fn entry(line: &Line<'_>) -> Vec<u8> {
     let error = line.fields.iter().find(|(key, _)| *key == "err").map(|(_, value)| text(value));
     let message = match line.message.as_str() {
         "" => error.unwrap_or_else(|| "(no message)".to_owned()),

@@ -20,10 +20,7 @@ impl<S: Subscriber> Layer<S> for Kept {
         let mut line = self.lines.line(event);
         line.time = "T".to_owned();
         line.caller = "c.rs:1".to_owned();
-        self.texts.lock().push(match self.lines.sink {
-            Sink::Json => line.json(),
-            _ => line.logfmt(),
-        });
+        self.texts.lock().push(String::from_utf8(self.lines.encode(&line)).unwrap());
     }
 }
 
@@ -33,7 +30,8 @@ fn config(level: LogLevel, format: LogFormat) -> LogConfig {
 
 fn kept(config: &LogConfig, events: impl FnOnce()) -> Vec<String> {
     let texts: Arc<Mutex<Vec<String>>> = Arc::default();
-    let layer = Kept { lines: LogLines::new(config).ok().unwrap(), texts: Arc::clone(&texts) };
+    let queue = Arc::new(LineQueue::start(Box::new(|_| Ok(()))).unwrap());
+    let layer = Kept { lines: LogLines::new(config, queue), texts: Arc::clone(&texts) };
     let subscriber = tracing_subscriber::registry().with(layer);
     tracing::subscriber::with_default(subscriber, events);
     std::mem::take(&mut *texts.lock())
@@ -110,8 +108,10 @@ fn the_journal_gets_one_datagram_per_event() {
     let path = dir.path().join("socket");
     assert!(Journal::connect(&path).is_none());
     let socket = UnixDatagram::bind(&path).unwrap();
-    let sink = Sink::Journal(Journal::connect(&path).unwrap());
-    let lines = LogLines { level: Level::INFO, debug_name: None, sink };
+    let journal = Journal::connect(&path).unwrap();
+    let queue = LineQueue::start(Box::new(move |entry| journal.send(entry))).unwrap();
+    let config = config(LogLevel::Info, LogFormat::Journald);
+    let lines = LogLines::new(&config, Arc::new(queue));
     tracing::subscriber::with_default(tracing_subscriber::registry().with(lines), || {
         tracing::warn!(defaultTenantID = "t", err = "a\nb", "m");
     });

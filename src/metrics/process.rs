@@ -7,6 +7,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use rustix::process::{Resource, getrlimit};
 
+use crate::log;
 use crate::metrics::build::{BRANCH, REVISION};
 use crate::metrics::{Counter, Gauge, Registry};
 
@@ -24,6 +25,21 @@ pub fn register(registry: &Registry) {
 
     let process = ProcessMetrics::new(registry);
     registry.on_collect(move || process.collect());
+    show_dropped_lines(registry);
+}
+
+/// The log cannot tell by itself that nobody reads it.
+fn show_dropped_lines(registry: &Registry) {
+    let shown = registry.counter(
+        "ringest_log_lines_dropped_total",
+        "Log lines that were dropped since standard error or the journal did not take them.",
+    );
+    let counted = Mutex::new(0);
+    registry.on_collect(move || {
+        let (mut counted, dropped) = (counted.lock(), log::dropped_lines());
+        shown.add(dropped.saturating_sub(*counted));
+        *counted = dropped;
+    });
 }
 
 /// The architecture as Go calls it, which is what dashboards know.
