@@ -5,9 +5,10 @@
 //! connection after that uses them. Files that cannot be used at that moment, perhaps because one
 //! of them is not written yet, leave the last good ones in force.
 
-pub(crate) mod own_authority;
+pub(crate) mod key;
 pub mod server;
 pub mod stream;
+pub(crate) mod verify;
 pub(crate) mod words;
 
 use std::fmt;
@@ -21,12 +22,12 @@ use parking_lot::Mutex;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::{self, PemObject as _};
 use rustls::pki_types::{CertificateDer, InvalidDnsNameError, PrivateKeyDer};
-use rustls::server::VerifierBuilderError;
 use rustls::sign::CertifiedKey;
-use rustls::{RootCertStore, SupportedProtocolVersion};
+use rustls::{CertificateError, InconsistentKeys, SupportedProtocolVersion};
 
 use crate::error::io_cause;
 use crate::metrics::{Gauge, Registry};
+use crate::tls::key::{PublicKey, RSA_BITS_MIN, rsa_bits_of_private};
 
 /// The lowest version that is spoken. Those below 1.2 are not; who allows them gets 1.2 at least.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -81,8 +82,9 @@ pub enum TlsError {
     Certificate { file: TlsFile, source: rustls::Error },
     #[error("{0}: none of its certificates is understood")]
     Authority(TlsFile),
-    #[error("{file}: {source}")]
-    Verifier { file: TlsFile, source: VerifierBuilderError },
+    /// The library that computes with keys has none that are shorter.
+    #[error("{file}: a key of RSA has {bits} bits, and at least {RSA_BITS_MIN} are needed")]
+    ShortKey { file: TlsFile, bits: usize },
     #[error("--remote-write.client-server-name: {0:?}: {1}")]
     ServerName(String, InvalidDnsNameError),
     /// Versions, cipher suites and key exchanges that do not go together.
@@ -105,28 +107,48 @@ impl Identity {
             }
             source => TlsError::Pem { file: self.key.clone(), source },
         })?;
-        CertifiedKey::from_der(chain, key, provider)
-            .map_err(|source| TlsError::Certificate { file: self.cert.clone(), source })
+        if let Some(bits) =
+            rsa_bits_of_private(key.secret_der()).filter(|bits| *bits < RSA_BITS_MIN)
+        {
+            return Err(TlsError::ShortKey { file: self.key.clone(), bits });
+        }
+        let unusable =
+            |file: &TlsFile, source| TlsError::Certificate { file: file.clone(), source };
+        let key = provider.key_provider.load_private_key(key);
+        let key = key.map_err(|source| unusable(&self.key, source))?;
+        // Of what is shown, nothing else has to be understood here.
+        let of_leaf = chain.first().and_then(|leaf| PublicKey::of_certificate(leaf));
+        let of_leaf =
+            of_leaf.ok_or_else(|| unusable(&self.cert, CertificateError::BadEncoding.into()))?;
+        match key.public_key() {
+            Some(of_key) if !of_leaf.is(&of_key) => {
+                Err(unusable(&self.cert, InconsistentKeys::KeyMismatch.into()))
+            }
+            _ => Ok(CertifiedKey::new(chain, key)),
+        }
     }
+}
+
+/// A certificate that is trusted.
+pub(crate) struct Authority {
+    pub(crate) certificate: CertificateDer<'static>,
+    /// As it is encoded.
+    pub(crate) subject: Vec<u8>,
 }
 
 /// Who is trusted.
 #[derive(Clone)]
-pub(crate) struct Authorities {
-    pub(crate) roots: Arc<RootCertStore>,
-    /// The same, whole.
-    pub(crate) certificates: Arc<[CertificateDer<'static>]>,
-}
+pub(crate) struct Authorities(Arc<[Authority]>);
 
 impl Authorities {
     pub(crate) fn nobody() -> Authorities {
-        Authorities { roots: Arc::new(RootCertStore::empty()), certificates: Arc::default() }
+        Authorities(Arc::default())
     }
 
     /// Reads the certificates of authorities.
     pub(crate) fn read(file: &TlsFile) -> Result<Authorities, TlsError> {
         let (authorities, ignored) = Authorities::of(read_certificates(file)?);
-        if authorities.roots.is_empty() {
+        if authorities.is_empty() {
             return Err(TlsError::Authority(file.clone()));
         }
         if ignored > 0 {
@@ -135,12 +157,62 @@ impl Authorities {
         Ok(authorities)
     }
 
+    /// Refuses those of a file whose keys are all too short to verify with, and tells of some.
+    pub(crate) fn with_usable_keys(self, file: &TlsFile) -> Result<Authorities, TlsError> {
+        let short: Vec<_> = self.iter().filter_map(Authority::short_key).collect();
+        match short.first() {
+            Some((bits, _)) if short.len() == self.0.len() => {
+                return Err(TlsError::ShortKey { file: file.clone(), bits: *bits });
+            }
+            _ => {}
+        }
+        for (bits, subject) in short {
+            tracing::warn!(
+                %file,
+                subject,
+                bits,
+                "the RSA key of an authority is too short, so nothing is trusted that it signed"
+            );
+        }
+        Ok(self)
+    }
+
     /// Tells how many are not understood, too: bundles that come with systems have some that are
     /// too old.
     pub(crate) fn of(certificates: Vec<CertificateDer<'static>>) -> (Authorities, usize) {
-        let mut roots = RootCertStore::empty();
-        let (_, ignored) = roots.add_parsable_certificates(certificates.iter().cloned());
-        (Authorities { roots: Arc::new(roots), certificates: certificates.into() }, ignored)
+        let count = certificates.len();
+        let authorities = certificates.into_iter().filter_map(|certificate| {
+            let (subject, _) = verify::subject_of(&certificate)?;
+            Some(Authority { certificate, subject })
+        });
+        let authorities = Authorities(authorities.collect());
+        let ignored = count - authorities.0.len();
+        (authorities, ignored)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Authority> {
+        self.0.iter()
+    }
+
+    /// For rustls' own clients.
+    #[cfg(test)]
+    pub(crate) fn root_store(&self) -> rustls::RootCertStore {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add_parsable_certificates(self.iter().map(|authority| authority.certificate.clone()));
+        roots
+    }
+}
+
+impl Authority {
+    /// Bits of a key that is too short to be computed with, and whose it is.
+    fn short_key(&self) -> Option<(usize, String)> {
+        let bits = PublicKey::of_certificate(&self.certificate)?.rsa_bits()?;
+        let (_, subject) = verify::subject_of(&self.certificate)?;
+        (bits < RSA_BITS_MIN).then_some((bits, subject))
     }
 }
 

@@ -336,7 +336,7 @@ async fn answers_arrive_through_tls_as_well() {
     let served = serve(listener, tls, refusing(), patient(), open, until.clone(), Duration::ZERO);
     let _served = tokio::spawn(served);
 
-    let roots = Authorities::read(&file(dir.path().join("ca"))).unwrap().roots;
+    let roots = Authorities::read(&file(dir.path().join("ca"))).unwrap().root_store();
     let client = rustls::ClientConfig::builder_with_provider(Arc::new(provider()))
         .with_safe_default_protocol_versions()
         .unwrap()

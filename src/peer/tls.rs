@@ -10,9 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
+use rustls::client::ResolvesClientCert;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{ResolvesClientCert, WebPkiServerVerifier};
-use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
@@ -21,7 +20,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::metrics::Registry;
-use crate::tls::own_authority::OwnAuthorities;
+use crate::tls::verify::Verifier;
 use crate::tls::words::Other;
 use crate::tls::{Authorities, FromFiles, Identity, TlsError, TlsFile, TlsVersion, provider};
 
@@ -58,8 +57,8 @@ pub struct ClientTls {
 /// How to connect.
 struct Client {
     config: Arc<ClientConfig>,
-    /// Who judges a peer's certificate, unless nobody is trusted.
-    verifier: Option<Arc<dyn ServerCertVerifier>>,
+    /// Who judges a peer's certificate.
+    verifier: Arc<Verifier>,
     /// Why there is nothing to show.
     nothing_to_show: Option<String>,
 }
@@ -110,10 +109,8 @@ impl ClientTls {
         };
         let client = self.client();
         let mut config = ClientConfig::clone(&client.config);
-        let seen = client.verifier.as_ref().map(|verifier| Arc::new(Seen::by(verifier.clone())));
-        if let Some(seen) = &seen {
-            config.dangerous().set_certificate_verifier(seen.clone());
-        }
+        let seen = Arc::new(Seen::by(client.verifier.clone()));
+        config.dangerous().set_certificate_verifier(seen.clone());
         // A peer that asks for nothing can be talked to all the same.
         let asked = Arc::new(Asked::default());
         if client.nothing_to_show.is_some() {
@@ -121,7 +118,7 @@ impl ClientTls {
         }
         let connecting = TlsConnector::from(Arc::new(config)).connect(name.clone(), stream);
         let stream = connecting.await.map_err(|error| {
-            let certificate = seen.as_ref().and_then(|seen| seen.certificate.lock().take());
+            let certificate = seen.certificate.lock().take();
             let name = name.to_str();
             Other { certificate: certificate.as_ref(), name: &name, ..self.peer(&client) }
                 .failed(&error)
@@ -184,17 +181,15 @@ fn build(
         .with_protocol_versions(options.version_min.and_above())?;
     // Read even where anybody is trusted: a file that is not what it should be is a mistake.
     let authorities = match &options.ca {
-        Some(file) => Authorities::read(file)?,
+        Some(file) if options.skip_verify => Authorities::read(file)?,
+        Some(file) => Authorities::read(file)?.with_usable_keys(file)?,
         None => trusted_by_system.cloned().unwrap_or_else(Authorities::nobody),
     };
-    let verifier = match options.skip_verify {
-        true => Some(Arc::new(AnyCertificate(provider.clone())) as Arc<dyn ServerCertVerifier>),
-        false => verifier(&authorities, &provider),
-    };
-    let builder = match verifier.clone() {
-        Some(verifier) => builder.dangerous().with_custom_certificate_verifier(verifier),
-        None => builder.with_root_certificates(authorities.roots),
-    };
+    let verifier = Arc::new(match options.skip_verify {
+        true => Verifier::of_anybody(&provider),
+        false => Verifier::new(authorities, &provider),
+    });
+    let builder = builder.dangerous().with_custom_certificate_verifier(verifier.clone());
     let mut config = match &options.identity {
         None => builder.with_no_client_auth(),
         Some(identity) => {
@@ -210,12 +205,12 @@ fn build(
 /// Keeps the certificate that a peer shows, so that it can be told what is wrong with it.
 #[derive(Debug)]
 struct Seen {
-    verifier: Arc<dyn ServerCertVerifier>,
+    verifier: Arc<Verifier>,
     certificate: Mutex<Option<CertificateDer<'static>>>,
 }
 
 impl Seen {
-    fn by(verifier: Arc<dyn ServerCertVerifier>) -> Seen {
+    fn by(verifier: Arc<Verifier>) -> Seen {
         Seen { verifier, certificate: Mutex::default() }
     }
 }
@@ -241,7 +236,7 @@ impl ServerCertVerifier for Seen {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.verifier.verify_tls12_signature(message, cert, dss)
+        ServerCertVerifier::verify_tls12_signature(&*self.verifier, message, cert, dss)
     }
 
     fn verify_tls13_signature(
@@ -250,11 +245,11 @@ impl ServerCertVerifier for Seen {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.verifier.verify_tls13_signature(message, cert, dss)
+        ServerCertVerifier::verify_tls13_signature(&*self.verifier, message, cert, dss)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.verifier.supported_verify_schemes()
+        ServerCertVerifier::supported_verify_schemes(&*self.verifier)
     }
 }
 
@@ -273,25 +268,13 @@ impl ResolvesClientCert for Asked {
     }
 }
 
-/// None where nobody is trusted.
-fn verifier(
-    authorities: &Authorities,
-    provider: &Arc<CryptoProvider>,
-) -> Option<Arc<dyn ServerCertVerifier>> {
-    let Authorities { roots, certificates } = authorities;
-    let verifier = WebPkiServerVerifier::builder_with_provider(roots.clone(), provider.clone());
-    // It fails without roots, and there are no lists of revoked certificates to be understood.
-    let verifier = verifier.build().ok()?;
-    Some(Arc::new(OwnAuthorities::new(certificates.clone(), verifier)))
-}
-
 fn trusted_by_system() -> Authorities {
     let found = rustls_native_certs::load_native_certs();
     for error in &found.errors {
         tracing::warn!(err = %error, "a certificate that the system trusts cannot be read");
     }
     let (authorities, _) = Authorities::of(found.certs);
-    if authorities.roots.is_empty() {
+    if authorities.is_empty() {
         tracing::warn!("the system trusts no certificate, so no peer can be verified");
     }
     authorities
@@ -300,45 +283,6 @@ fn trusted_by_system() -> Authorities {
 fn parse_name(name: &str) -> Result<ServerName<'static>, TlsError> {
     ServerName::try_from(name.to_owned())
         .map_err(|error| TlsError::ServerName(name.to_owned(), error))
-}
-
-/// Takes any certificate, but its holder must hold the key.
-#[derive(Debug)]
-struct AnyCertificate(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for AnyCertificate {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, cert, dss, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, cert, dss, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
 }
 
 #[cfg(test)]

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::crypto::{CryptoProvider, SupportedKxGroup, aws_lc_rs};
-use rustls::server::WebPkiClientVerifier;
 use rustls::sign::SingleCertAndKey;
 use rustls::{ServerConfig, SupportedCipherSuite};
 use tokio::net::TcpStream;
@@ -18,7 +17,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use crate::metrics::{Counter, Registry};
-use crate::tls::own_authority::OwnAuthorities;
+use crate::tls::verify::Verifier;
 use crate::tls::words::Other;
 use crate::tls::{Authorities, FromFiles, Identity, TlsError, TlsFile, TlsVersion, provider};
 
@@ -117,12 +116,8 @@ fn build(options: &ServerTlsOptions, protocols: &[&[u8]]) -> Result<ServerConfig
     let builder = match &options.client_ca {
         None => builder.with_no_client_auth(),
         Some(file) => {
-            let Authorities { roots, certificates } = Authorities::read(file)?;
-            let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider.clone());
-            let verifier = verifier.build();
-            let verifier =
-                verifier.map_err(|source| TlsError::Verifier { file: file.clone(), source })?;
-            let verifier = OwnAuthorities::new(certificates, verifier);
+            let trusted = Authorities::read(file)?.with_usable_keys(file)?;
+            let verifier = Verifier::new(trusted, &provider);
             builder.with_client_cert_verifier(Arc::new(verifier))
         }
     };

@@ -9,6 +9,8 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer as _;
 
+use crate::tls::verify::Refused;
+
 /// Names of a certificate that are told; there may be hundreds.
 const NAMES_MAX: usize = 8;
 
@@ -121,12 +123,13 @@ impl Other<'_> {
             CertificateError::BadSignature => {
                 "its certificate does not fit the key that signed it".to_owned()
             }
-            // webpki's word for it, which rustls passes on.
-            CertificateError::Other(error)
-                if format!("{error:?}").contains("CaUsedAsEndEntity") =>
-            {
-                "its certificate is an authority's, and not trusted itself".to_owned()
+            CertificateError::UnhandledCriticalExtension => {
+                "its certificate has a critical extension that is not understood".to_owned()
             }
+            CertificateError::Other(error) => match error.0.downcast_ref::<Refused>() {
+                Some(refused) => format!("its certificate is not trusted: {refused}"),
+                None => format!("its certificate is not understood: {error}"),
+            },
             error => format!("its certificate is not understood: {error}"),
         }
     }

@@ -1,3 +1,5 @@
+mod table;
+
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

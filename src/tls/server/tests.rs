@@ -57,7 +57,7 @@ impl World {
         let builder = ClientConfig::builder_with_provider(Arc::new(provider()))
             .with_safe_default_protocol_versions()
             .unwrap()
-            .with_root_certificates(Authorities::read(&ca).unwrap().roots);
+            .with_root_certificates(Authorities::read(&ca).unwrap().root_store());
         match identity {
             None => builder.with_no_client_auth(),
             Some(name) => {
@@ -142,7 +142,7 @@ fn speaking(world: &World, version: &'static SupportedProtocolVersion) -> Client
     ClientConfig::builder_with_provider(Arc::new(provider()))
         .with_protocol_versions(&[version])
         .unwrap()
-        .with_root_certificates(Authorities::read(&world.file("ca")).unwrap().roots)
+        .with_root_certificates(Authorities::read(&world.file("ca")).unwrap().root_store())
         .with_no_client_auth()
 }
 
@@ -179,7 +179,7 @@ async fn versions_and_cipher_suites_are_those_chosen() {
     let client = ClientConfig::builder_with_provider(Arc::new(offered))
         .with_safe_default_protocol_versions()
         .unwrap()
-        .with_root_certificates(Authorities::read(&world.file("ca")).unwrap().roots)
+        .with_root_certificates(Authorities::read(&world.file("ca")).unwrap().root_store())
         .with_no_client_auth();
     assert!(text(connect(&server, client).await).contains("HandshakeFailure"));
 }
