@@ -25,7 +25,7 @@ use std::sync::Barrier;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use tokio_util::sync::CancellationToken;
 
 pub use acked::{AckedFile, AckedFileError, Acknowledged};
@@ -93,12 +93,23 @@ fn send_and_verify(flags: LoadFlags) -> Result<bool, LoadError> {
         total
     })?;
     let mut summary = Summary::new(&total.tally, total.elapsed, total.cpu);
-    if let (Some(options), Some(acknowledged)) = (verify_options, &total.acknowledged) {
-        summary.verification =
-            Some(runtime()?.block_on(verify(&workload, acknowledged, &options))?);
+    let verified = match (verify_options, &total.acknowledged) {
+        (Some(options), Some(acknowledged)) => {
+            Some(runtime()?.block_on(verify(&workload, acknowledged, &options)))
+        }
+        _ => None,
+    };
+    // What was sent is told even if nothing can be read.
+    let (verification, failure) = match verified.transpose() {
+        Ok(verification) => (verification, None),
+        Err(error) => (None, Some(error)),
+    };
+    summary.verification = verification;
+    print(&summary, json)?;
+    if let Some(error) = failure {
+        return Err(error.into());
     }
     let lost_nothing = summary.verification.as_ref().is_none_or(Verification::is_clean);
-    print(&summary, json)?;
     Ok(lost_nothing && summary.samples > 0)
 }
 
@@ -207,7 +218,10 @@ fn send_connection(
     })
 }
 
-/// Draws the progress bar and stops the run at the first interrupt.
+/// How often it is told that requests are sent again.
+const RETRIES_TOLD_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Draws the progress bar, tells what is in the way, and stops the run at the first interrupt.
 fn watch(setup: &Setup<'_>, finished: &CancellationToken) {
     // Without a runtime there is neither bar nor interrupt, and `send` reports why.
     let Ok(runtime) = runtime() else { return };
@@ -217,11 +231,18 @@ fn watch(setup: &Setup<'_>, finished: &CancellationToken) {
         // One for the whole run: made anew for each tick, it would miss an interrupt that comes
         // together with a tick.
         let mut interrupt = pin!(tokio::signal::ctrl_c());
+        let mut told: Option<Instant> = None;
         loop {
             tokio::select! {
                 () = finished.cancelled() => break,
                 _ = &mut interrupt, if !setup.stop.is_cancelled() => setup.stop.cancel(),
                 _ = tick.tick() => bar.set_position(setup.progress.samples.load(Ordering::Relaxed)),
+            }
+            if told.is_none_or(|told| told.elapsed() >= RETRIES_TOLD_INTERVAL)
+                && let Some(failure) = setup.progress.take_retried()
+            {
+                told = Some(Instant::now());
+                bar.suspend(|| eprintln!("ringest load: trying again: {failure}"));
             }
         }
     });
@@ -237,15 +258,18 @@ fn progress_bar(setup: &Setup<'_>) -> ProgressBar {
     let (bar, template) = match setup.options.rounds {
         Some(rounds) => (
             ProgressBar::new(per_round * u64::from(rounds)),
-            "{elapsed_precise} {wide_bar} {human_pos}/{human_len} samples, {per_sec}, {eta} left",
+            "{elapsed_precise} {wide_bar} {human_pos}/{human_len} samples, {rate}, {eta} left",
         ),
         None => {
-            (ProgressBar::no_length(), "{elapsed_precise} {spinner} {human_pos} samples, {per_sec}")
+            (ProgressBar::no_length(), "{elapsed_precise} {spinner} {human_pos} samples, {rate}")
         }
+    };
+    let rate = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
+        let _ = write!(out, "{}/s", grouped(state.per_sec() as u64));
     };
     bar.set_draw_target(ProgressDrawTarget::stderr());
     match ProgressStyle::with_template(template) {
-        Ok(style) => bar.with_style(style),
+        Ok(style) => bar.with_style(style.with_key("rate", rate)),
         Err(_) => bar,
     }
 }

@@ -479,7 +479,11 @@ mod tests {
         for ring in config.as_array_mut().unwrap() {
             for endpoint in ring["endpoints"].as_array_mut().unwrap() {
                 let address = endpoint["address"].as_str().unwrap().to_owned();
-                if let Some((host, _)) = address.rsplit_once("]:") {
+                // A name that gRPC resolves keeps its scheme, and so has another port only.
+                if address.starts_with("dns:///") {
+                    let host = address.trim_end_matches(":10901");
+                    endpoint["capnproto_address"] = format!("{host}:19391").into();
+                } else if let Some((host, _)) = address.rsplit_once("]:") {
                     endpoint["capnproto_address"] = format!("{host}]:19391").into();
                 }
             }

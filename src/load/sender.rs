@@ -11,6 +11,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -51,11 +52,20 @@ pub enum SendError {
     Request { url: Uri, source: http::Error },
 }
 
-/// Samples and requests so far, for the progress bar.
+/// How far a run is, for those who watch it.
 #[derive(Debug, Default)]
 pub struct Progress {
     pub samples: AtomicU64,
     pub requests: AtomicU64,
+    /// Why an attempt failed that is made again, the last one that nobody was told of.
+    retried: Mutex<Option<String>>,
+}
+
+impl Progress {
+    /// Why requests are being sent again; none if none was since the last call.
+    pub fn take_retried(&self) -> Option<String> {
+        self.retried.lock().take()
+    }
 }
 
 /// What a connection did.
@@ -188,7 +198,7 @@ impl<'a> Sender<'a> {
             let answer =
                 tokio::time::timeout(self.setup.options.timeout, self.attempt(request)).await;
             self.sent.tally.latencies.record(began.elapsed());
-            let retry_after = match answer {
+            let (retry_after, failure) = match answer {
                 Ok(Ok(answer)) => {
                     self.sent.tally.count_status(answer.status, &answer.text);
                     if answer.status.is_success() {
@@ -197,17 +207,13 @@ impl<'a> Sender<'a> {
                     if !is_retryable(answer.status) {
                         return Ok(Outcome::NotAcknowledged);
                     }
-                    answer.retry_after
+                    let line = answer.text.lines().next().unwrap_or_default();
+                    (answer.retry_after, format!("{}: {line}", answer.status))
                 }
-                Ok(Err(error)) => {
-                    self.sent.tally.count_transport_error(&error.to_string());
-                    None
-                }
-                Err(_elapsed) => {
-                    self.sent.tally.count_transport_error("no answer within the timeout");
-                    None
-                }
+                Ok(Err(error)) => (None, self.no_answer(error.to_string())),
+                Err(_elapsed) => (None, self.no_answer("no answer within the timeout".to_owned())),
             };
+            *self.setup.progress.retried.lock() = Some(failure);
             let wait =
                 retry_after.map_or(delay, |after| after.clamp(RETRY_DELAY_FIRST, RETRY_AFTER_MAX));
             delay = (delay * 2).min(RETRY_DELAY_MAX);
@@ -219,6 +225,12 @@ impl<'a> Sender<'a> {
                 () = tokio::time::sleep(wait) => self.sent.tally.retries += 1,
             }
         }
+    }
+
+    /// Counts an attempt without an answer.
+    fn no_answer(&mut self, reason: String) -> String {
+        self.sent.tally.count_transport_error(&reason);
+        reason
     }
 
     fn request(

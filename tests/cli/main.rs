@@ -5,6 +5,7 @@ mod certificates;
 mod data_directory;
 #[path = "../support/http.rs"]
 mod http;
+mod load;
 mod log_queue;
 #[path = "../support/process.rs"]
 mod process;
