@@ -19,6 +19,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         // Labels and chunks are slices of shared buffers, not copies.
         .bytes(".")
         .btree_map(".")
+        // Questions are judged before they are decoded.
+        .codec_path("crate::grpc::codec::JudgedCodec")
         .compile_fds(descriptors)?;
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! The gRPC listener: which services there are, their message limits, health, reflection, drain.
 
+pub mod codec;
 pub mod compression;
 pub mod health;
 mod incoming;
@@ -25,9 +26,10 @@ use crate::grpc::incoming::incoming;
 use crate::grpc::metrics::GrpcMetrics;
 use crate::metrics::Gauge;
 use crate::store::StoreService;
-use crate::store::budget::ReadBudget;
+use crate::store::budget::{READ_BYTES_MAX_DEFAULT, ReadBudget};
 use crate::store::exemplars::ExemplarsService;
 use crate::store::info::InfoService;
+use crate::store::pieces::STALL_TIMEOUT;
 use crate::store::source::TenantSource;
 use crate::store::status::StatusService;
 use crate::tls::server::ServerTls;
@@ -88,10 +90,24 @@ impl Default for GrpcOptions {
 }
 
 /// The services of a listener, by their full names.
-#[derive(Default)]
 pub struct Services {
     routes: Routes,
     names: Vec<&'static str>,
+    /// What questions are held against.
+    budget: ReadBudget,
+    /// How long a reader may take nothing of its answer.
+    stall: Duration,
+}
+
+impl Default for Services {
+    fn default() -> Services {
+        Services {
+            routes: Routes::default(),
+            names: Vec::new(),
+            budget: ReadBudget::new(READ_BYTES_MAX_DEFAULT),
+            stall: STALL_TIMEOUT,
+        }
+    }
 }
 
 impl Services {
@@ -99,6 +115,7 @@ impl Services {
     pub fn of_reads(
         source: Arc<dyn TenantSource>,
         budget: ReadBudget,
+        stall: Duration,
         is_ready: impl Fn() -> bool + Send + Sync + 'static,
     ) -> Services {
         let store = StoreServer::new(StoreService::new(source.clone(), budget.clone()))
@@ -111,12 +128,35 @@ impl Services {
         let status = StatusServer::new(StatusService::new(source, budget.clone()))
             .max_decoding_message_size(READ_REQUEST_BYTES_MAX);
         let health = HealthServer::new(HealthService::new(is_ready));
-        Services::default()
-            .with(Compressed::new(store, budget.clone()))
-            .with(Compressed::new(info, budget.clone()))
-            .with(Compressed::new(exemplars, budget.clone()))
-            .with(Compressed::new(status, budget.clone()))
-            .with(Compressed::new(health, budget))
+        let services = Services { budget, stall, ..Services::default() };
+        services
+            .with_question(store)
+            .with_question(info)
+            .with_question(exemplars)
+            .with_question(status)
+            .with_question(health)
+    }
+
+    /// Adds a generated server of reads.
+    fn with_question<S>(self, service: S) -> Services
+    where
+        S: tower::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<tonic::body::Body>,
+                Error = std::convert::Infallible,
+            > + NamedService
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+        S::Future: Send + 'static,
+    {
+        let compressed = self.question(service);
+        self.with(compressed)
+    }
+
+    fn question<S>(&self, service: S) -> Compressed<S> {
+        Compressed::new(service, self.budget.clone(), self.stall)
     }
 
     /// Adds a generated server.
@@ -143,7 +183,8 @@ impl Services {
 
     /// Adds reflection, which tells of all services added before.
     fn with_reflection(self) -> Routes {
-        let (v1, v1alpha) = reflection::servers(self.names);
+        let (v1, v1alpha) = reflection::servers(self.names.clone());
+        let (v1, v1alpha) = (self.question(v1), self.question(v1alpha));
         self.routes.add_service(v1).add_service(v1alpha)
     }
 }

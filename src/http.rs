@@ -12,6 +12,7 @@
 mod connection;
 mod metrics;
 mod path;
+mod question;
 pub mod read;
 pub mod remote_write;
 pub mod respond;

@@ -12,6 +12,8 @@ pub mod matchers;
 pub mod merge;
 pub mod missing;
 pub mod pieces;
+pub mod slices;
+pub(crate) mod sort;
 pub mod source;
 pub mod status;
 pub mod tsdb_store;
@@ -31,11 +33,12 @@ use tonic::{Request, Response, Status};
 
 use crate::grpc::respond;
 use crate::model::matcher::Matcher;
-use crate::store::budget::ReadBudget;
+use crate::store::budget::{HeldAnswer, ReadBudget, ReadBudgetGuard};
 use crate::store::error::QueryError;
 use crate::store::matchers::WireMatcher;
 use crate::store::merge::SeriesCursor;
 use crate::store::missing::Missing;
+use crate::store::pieces::{Patience, interrupted};
 use crate::store::source::{ReadTenant, TenantSource, Tenants};
 use crate::wire::proto::thanos::store_server::Store;
 use crate::wire::proto::thanos::{
@@ -64,10 +67,10 @@ impl Store for StoreService {
         request: Request<SeriesRequest>,
     ) -> Result<Response<Self::SeriesStream>, Status> {
         let (source, budget) = (self.source.clone(), self.budget.clone());
-        let request = request.into_inner();
+        let (request, patience) = question(request);
         let cursor =
             blocking(move || SeriesCursor::open(&source.tenants(), &request, &budget)).await?;
-        let messages = pieces::pieces(cursor).map_err(|error| respond::query(&error));
+        let messages = pieces::pieces(cursor, patience).map_err(|error| respond::query(&error));
         Ok(Response::new(Box::pin(messages)))
     }
 
@@ -76,9 +79,11 @@ impl Store for StoreService {
         request: Request<LabelNamesRequest>,
     ) -> Result<Response<LabelNamesResponse>, Status> {
         let source = self.source.clone();
-        let request = request.into_inner();
-        let (names, warnings) = blocking(move || label_names(&source.tenants(), &request)).await?;
-        Ok(Response::new(LabelNamesResponse { names, warnings, ..Default::default() }))
+        let found = self
+            .labels(request, move |request, held| label_names(&source.tenants(), &request, held));
+        let answer =
+            |(names, warnings)| LabelNamesResponse { names, warnings, ..Default::default() };
+        Ok(found.await?.map(answer))
     }
 
     async fn label_values(
@@ -86,11 +91,51 @@ impl Store for StoreService {
         request: Request<LabelValuesRequest>,
     ) -> Result<Response<LabelValuesResponse>, Status> {
         let source = self.source.clone();
-        let request = request.into_inner();
-        let (values, warnings) =
-            blocking(move || label_values(&source.tenants(), &request)).await?;
-        Ok(Response::new(LabelValuesResponse { values, warnings, ..Default::default() }))
+        let found = self
+            .labels(request, move |request, held| label_values(&source.tenants(), &request, held));
+        let answer =
+            |(values, warnings)| LabelValuesResponse { values, warnings, ..Default::default() };
+        Ok(found.await?.map(answer))
     }
+}
+
+/// Names or values of labels, and warnings.
+type Texts = (Vec<Bytes>, Vec<String>);
+
+impl StoreService {
+    /// Finds names or values of labels. What they take is held until they are sent.
+    async fn labels<R: Send + 'static>(
+        &self,
+        request: Request<R>,
+        find: impl FnOnce(R, &mut ReadBudgetGuard) -> Result<Texts, QueryError> + Send + 'static,
+    ) -> Result<Response<Texts>, Status> {
+        let mut held = self.budget.begin();
+        let (request, _) = question(request);
+        let (texts, held) = blocking(move || {
+            let texts = find(request, &mut held)?;
+            Ok((texts, held))
+        })
+        .await?;
+        let mut response = Response::new(texts);
+        response.extensions_mut().insert(HeldAnswer::new(held));
+        Ok(response)
+    }
+}
+
+/// The question, and how long for its answer is waited.
+fn question<R>(mut request: Request<R>) -> (R, Patience) {
+    let patience = request.extensions_mut().remove::<Patience>().unwrap_or_default();
+    (request.into_inner(), patience)
+}
+
+/// What a text takes in a sorted set beside its bytes, and in the message made of it.
+const TEXT_BYTES: usize = 128;
+
+/// Holds what texts take that are gathered.
+fn hold_texts(held: &mut ReadBudgetGuard, texts: &[Vec<u8>]) -> Result<(), QueryError> {
+    // Once as they are, and once in the message.
+    let bytes: usize = texts.iter().map(|text| 2 * text.len() + TEXT_BYTES).sum();
+    held.hold(bytes)
 }
 
 /// [`pieces::blocking`] for a service.
@@ -105,7 +150,8 @@ async fn blocking<T: Send + 'static>(
 fn label_names(
     tenants: &Tenants,
     request: &LabelNamesRequest,
-) -> Result<(Vec<Bytes>, Vec<String>), QueryError> {
+    held: &mut ReadBudgetGuard,
+) -> Result<Texts, QueryError> {
     let matchers = matchers::parse(&request.matchers)?;
     let missing = tenants.unavailable.iter();
     let missing = missing.filter(|tenant| missing::can_match(tenant, &matchers));
@@ -123,6 +169,8 @@ fn label_names(
             continue;
         }
         let stored = tenant.reader(request.start, request.end).label_names(&matchers);
+        interrupted()?;
+        hold_texts(held, &stored)?;
         if stored.is_empty() {
             continue;
         }
@@ -139,7 +187,8 @@ fn label_names(
 fn label_values(
     tenants: &Tenants,
     request: &LabelValuesRequest,
-) -> Result<(Vec<Bytes>, Vec<String>), QueryError> {
+    held: &mut ReadBudgetGuard,
+) -> Result<Texts, QueryError> {
     if request.label.is_empty() {
         return Err(QueryError::EmptyLabelName);
     }
@@ -174,7 +223,10 @@ fn label_values(
                 values.insert(value.clone());
             }
         } else if in_range {
-            values.extend(reader().label_values(&request.label, &matchers));
+            let stored = reader().label_values(&request.label, &matchers);
+            interrupted()?;
+            hold_texts(held, &stored)?;
+            values.extend(stored);
         }
     }
     Ok((limited(values, request.limit), warnings))

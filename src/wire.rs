@@ -7,4 +7,5 @@ pub mod proto;
 pub mod reader;
 pub mod refused;
 pub mod remote_write_v1;
+pub mod shape;
 pub mod snappy;

@@ -25,6 +25,7 @@ use crate::metrics::{Gauge, Registry, budgets};
 use crate::model::ring_hash::RingHash;
 use crate::multi_tsdb::MultiTsdb;
 use crate::store::budget::ReadBudget;
+use crate::store::pieces::STALL_TIMEOUT;
 use crate::store::source::{NoTenants, TenantSource};
 use crate::tls::server::ServerTls;
 use crate::write::fanout::{Fanout, FanoutOptions, LocalNode};
@@ -60,7 +61,7 @@ pub(super) fn spawn(
     let operator = operator_router(config, registry, &source, &at_http, ready.clone())
         .merge(http::ring::router(ring_page(config, &node, ready)));
     let at_grpc = budget.at_door(registry, "grpc");
-    let services = Services::of_reads(source, at_grpc, move || is_ready.holds());
+    let services = Services::of_reads(source, at_grpc, STALL_TIMEOUT, move || is_ready.holds());
     let Writes { http: write, grpc: services } = add_writes(config, registry, &node, services);
     let capnproto_options = CapnProtoOptions {
         admission: node.admission.at_door(registry, "capnproto"),
@@ -141,6 +142,8 @@ fn operator_router(
         budget: budget.clone(),
         tenant_header: config.tenancy.tenant_header.clone(),
         default_tenant: config.tenancy.default_tenant.clone(),
+        body_timeout: config.remote_write.body_read_timeout,
+        stall: STALL_TIMEOUT,
     });
     remote_read.merge(status_router(registry, ready))
 }

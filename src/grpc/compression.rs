@@ -1,40 +1,61 @@
 //! Encoded messages for services that know of none: questions are inflated before the service sees
 //! them, and answered in the encoding they came in, as grpc-go does. What they take meanwhile is
-//! held, see [`question`].
+//! held, see [`question`](crate::grpc::question).
 
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use http::{Request, Response, header};
 use http_body::{Body as HttpBody, Frame, SizeHint};
+use tokio::time::Instant;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::server::NamedService;
 use tower::Service;
 
-use crate::grpc::question::{self, Question};
+use crate::grpc::incoming::ConnectionEnd;
+use crate::grpc::question::{Held, Question};
 use crate::grpc::{READ_REQUEST_BYTES_MAX, respond};
-use crate::store::budget::{ReadBudget, ReadBudgetGuard};
+use crate::store::budget::{HeldAnswer, ReadBudget};
 use crate::store::error::QueryError;
+use crate::store::pieces::Patience;
+use crate::store::slices::{Sliced, Taken};
 use crate::wire::grpc::{ACCEPTED, Encoding, GRPC_ACCEPT_ENCODING, GRPC_ENCODING};
-use crate::wire::grpc::{HEAD_BYTES, Head, MessageError};
+use crate::wire::grpc::{HEAD_BYTES, Head, MessageError, timeout_of};
 
 /// A generated server of reads, whose messages may be encoded. Its questions are held against a
-/// budget while they come in.
+/// budget until they are answered, and its service is told how patient their clients are.
 #[derive(Clone)]
 pub struct Compressed<S> {
     service: S,
     budget: ReadBudget,
+    /// How long a client may take nothing of its answer.
+    stall: Duration,
 }
 
 impl<S> Compressed<S> {
-    pub fn new(service: S, budget: ReadBudget) -> Compressed<S> {
-        Compressed { service, budget }
+    pub fn new(service: S, budget: ReadBudget, stall: Duration) -> Compressed<S> {
+        Compressed { service, budget, stall }
+    }
+
+    fn patience(&self, request: &Request<Body>) -> Patience {
+        // A longer deadline is none, and no sum of times is out of range.
+        let timeout = timeout_of(request.headers()).filter(|timeout| *timeout <= TIMEOUT_MAX);
+        Patience {
+            stall: self.stall,
+            taken: Taken::default(),
+            deadline: timeout.map(|timeout| Instant::now() + timeout),
+            connection: request.extensions().get::<ConnectionEnd>().map(|end| end.0.clone()),
+        }
     }
 }
+
+/// A longer deadline is none.
+const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 impl<S: NamedService> NamedService for Compressed<S> {
     const NAME: &'static str = S::NAME;
@@ -54,19 +75,24 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let mut request = request.map(|body| Question::wrap(body, &self.budget));
+        let patience = self.patience(&request);
+        let taken = patience.taken.clone();
+        let (held, inflated) = (Held::new(&self.budget), Held::new(&self.budget));
+        let mut request = request.map(|body| Question::wrap(body, held.clone()));
+        request.extensions_mut().insert(patience);
         let encoding = match Encoding::of(request.headers()) {
-            Ok(None) => return Box::pin(self.service.call(request)),
-            Ok(Some(encoding)) => encoding,
+            Ok(encoding) => encoding,
             Err(error) => {
                 let mut response = respond::message(&error).into_http();
                 response.headers_mut().insert(GRPC_ACCEPT_ENCODING, ACCEPTED);
                 return Box::pin(std::future::ready(Ok(response)));
             }
         };
-        request.headers_mut().remove(GRPC_ENCODING);
-        let inflate = Step::Inflate(encoding, self.budget.begin());
-        let request = request.map(|body| Recoded::wrap(body, inflate));
+        if let Some(encoding) = encoding {
+            request.headers_mut().remove(GRPC_ENCODING);
+            let inflate = Step::Inflate(encoding, inflated.clone());
+            request = request.map(|body| Recoded::wrap(body, inflate));
+        }
         let response = self.service.call(request);
         Box::pin(async move {
             let mut response = response.await?;
@@ -74,9 +100,13 @@ where
             if response.headers().contains_key(Status::GRPC_STATUS) {
                 return Ok(response);
             }
-            response.headers_mut().insert(GRPC_ENCODING, encoding.name());
-            response.headers_mut().remove(header::CONTENT_LENGTH);
-            Ok(response.map(|body| Recoded::wrap(body, Step::Deflate(encoding))))
+            if let Some(encoding) = encoding {
+                response.headers_mut().insert(GRPC_ENCODING, encoding.name());
+                response.headers_mut().remove(header::CONTENT_LENGTH);
+                response = response.map(|body| Recoded::wrap(body, Step::Deflate(encoding)));
+            }
+            let answer = response.extensions_mut().remove::<HeldAnswer>();
+            Ok(response.map(|body| Body::new(Sliced::new(body, taken, (held, inflated, answer)))))
         })
     }
 }
@@ -84,7 +114,7 @@ where
 /// What is done to each message.
 enum Step {
     /// What it gets to is held, too.
-    Inflate(Encoding, ReadBudgetGuard),
+    Inflate(Encoding, Held),
     Deflate(Encoding),
 }
 
@@ -127,7 +157,7 @@ impl Recoded {
         let mut out = BytesMut::new();
         while let Some(head) = self.partial.first_chunk::<HEAD_BYTES>() {
             let head = match self.step {
-                Step::Inflate(encoding, _) => Head::parse(*head, Some(encoding))?,
+                Step::Inflate(encoding, ..) => Head::parse(*head, Some(encoding))?,
                 Step::Deflate(_) => Head::parse(*head, None)?,
             };
             if let Step::Inflate(..) = self.step
@@ -159,8 +189,7 @@ impl Step {
             Step::Inflate(encoding, held) if head.is_encoded => {
                 let max = READ_REQUEST_BYTES_MAX as u64;
                 // No more than `max`.
-                let admit =
-                    |bytes| question::hold(held, bytes as usize).map_err(RecodeError::Budget);
+                let admit = |bytes| held.hold(bytes as usize).map_err(RecodeError::Budget);
                 (false, encoding.inflate(message, max, &mut buffer, admit)?)
             }
             Step::Deflate(encoding) if !message.is_empty() => {
@@ -231,19 +260,19 @@ mod tests {
 
     #[tokio::test]
     async fn what_a_question_inflates_to_is_held() {
-        let budget = ReadBudget::new(512 << 10);
+        let budget = ReadBudget::new(3 << 20);
         for encoding in [Encoding::Snappy, Encoding::Gzip] {
             for (len, expected) in
                 [(60 << 10, Ok(60 << 10)), (4 << 20, Err(Code::ResourceExhausted))]
             {
                 let deflated = encoding.deflate(&vec![b'a'; len]);
-                assert!(deflated.len() < 512 << 10);
+                assert!(deflated.len() < 1 << 20);
                 let head = Head { is_encoded: true, len: deflated.len() as u32 }.to_bytes();
                 let body = Body::new(
                     Full::new(Bytes::from([&head[..], &deflated].concat()))
                         .map_err(|never| match never {}),
                 );
-                let inflate = Step::Inflate(encoding, budget.begin());
+                let inflate = Step::Inflate(encoding, Held::new(&budget));
                 let frame = Recoded::wrap(body, inflate).frame().await.unwrap();
                 let inflated = frame.map(|frame| frame.into_data().unwrap().len() - HEAD_BYTES);
                 assert_eq!(inflated.map_err(|status| status.code()), expected, "{encoding:?}");

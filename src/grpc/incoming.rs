@@ -1,5 +1,6 @@
 //! Connections to the gRPC listener, their TLS handshake done if there is to be TLS.
 
+use std::future::Future as _;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -13,8 +14,8 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::sync::CancellationToken;
-use tonic::transport::server::{Connected, TcpConnectInfo};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tonic::transport::server::Connected;
 
 use crate::door::closing::Closing;
 use crate::http::{accept_rest, pause_after};
@@ -68,7 +69,22 @@ pub(super) fn incoming(
 pub(super) struct OpenConnection {
     stream: MaybeTls,
     closing: Closing,
+    end: ConnectionEnd,
+    ended: Pin<Box<WaitForCancellationFutureOwned>>,
     _counted: Counted,
+}
+
+/// Ends a connection when cancelled. Each of its requests has it among its extensions.
+#[derive(Clone)]
+pub(super) struct ConnectionEnd(pub(super) CancellationToken);
+
+impl OpenConnection {
+    fn new(stream: MaybeTls, counted: Counted) -> OpenConnection {
+        let end = CancellationToken::new();
+        let ended = Box::pin(end.clone().cancelled_owned());
+        let closing = Closing::default();
+        OpenConnection { stream, closing, end: ConnectionEnd(end), ended, _counted: counted }
+    }
 }
 
 async fn accept(
@@ -82,12 +98,11 @@ async fn accept(
     let shake_hands = |handshakes: &mut JoinSet<()>, stream: TcpStream| {
         // It only helps: a socket without works.
         let _ = stream.set_nodelay(true);
-        let (tls, lanes, _counted) = (tls.clone(), lanes.clone(), open.count());
+        let (tls, lanes, counted) = (tls.clone(), lanes.clone(), open.count());
         handshakes.spawn(async move {
             // Why a handshake failed has been counted.
             if let Ok(stream) = MaybeTls::accept(stream, tls.as_deref()).await {
-                let closing = Closing::default();
-                lanes.send(OpenConnection { stream, closing, _counted }).await;
+                lanes.send(OpenConnection::new(stream, counted)).await;
             }
         });
     };
@@ -112,10 +127,10 @@ async fn accept(
 }
 
 impl Connected for OpenConnection {
-    type ConnectInfo = TcpConnectInfo;
+    type ConnectInfo = ConnectionEnd;
 
-    fn connect_info(&self) -> TcpConnectInfo {
-        self.stream.tcp().connect_info()
+    fn connect_info(&self) -> ConnectionEnd {
+        self.end.clone()
     }
 }
 
@@ -125,7 +140,11 @@ impl AsyncRead for OpenConnection {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_read(cx, buf)
+        let this = self.get_mut();
+        if this.ended.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        Pin::new(&mut this.stream).poll_read(cx, buf)
     }
 }
 

@@ -6,6 +6,7 @@ use tonic::{Code, Status};
 use crate::grpc::remote_write::CallError;
 use crate::store::error::QueryError;
 use crate::wire::grpc::{MessageError, TENANT_NOT_READY};
+use crate::wire::shape::ShapeError;
 use crate::write::error::WriteError;
 use crate::write::service::PeerWriteError;
 
@@ -23,10 +24,26 @@ pub fn query(error: &QueryError) -> Status {
         QueryError::Partial(_) => Code::Aborted,
         QueryError::TooLarge { .. } | QueryError::Overloaded => Code::ResourceExhausted,
         QueryError::Unavailable { .. } => Code::Unavailable,
+        QueryError::Slow(_) | QueryError::DeadlineExceeded | QueryError::NotTaken(_) => {
+            Code::DeadlineExceeded
+        }
         QueryError::Damaged(_) => Code::DataLoss,
         QueryError::Interrupted => Code::Internal,
     };
     Status::new(code, error.to_string())
+}
+
+/// What the sender of a question is told that has more of something than one may have.
+pub fn shape(error: &ShapeError) -> Status {
+    match error {
+        ShapeError::Malformed(_) => undecodable(error),
+        ShapeError::TooMany { .. } => Status::invalid_argument(error.to_string()),
+    }
+}
+
+/// What the sender of bytes is told that are no message, as grpc-go tells it.
+pub fn undecodable(error: &impl std::fmt::Display) -> Status {
+    Status::internal(format!("grpc: error unmarshalling request: {error}"))
 }
 
 /// What a client of the Status API is told, where Thanos knows no code for a bad matcher.

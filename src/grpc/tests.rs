@@ -37,7 +37,7 @@ fn start(source: FakeSource, options: GrpcOptions) -> TestServer {
     let source: Arc<dyn TenantSource> = Arc::new(source);
     let ready = source.clone();
     let budget = ReadBudget::new(READ_BYTES_MAX_DEFAULT);
-    let services = Services::of_reads(source, budget, move || ready.is_ready());
+    let services = Services::of_reads(source, budget, STALL_TIMEOUT, move || ready.is_ready());
     let registry = Registry::new();
     let metrics = GrpcMetrics::new(&registry, services.names());
     let shutdown = async move { stopped.await.unwrap_or_default() };

@@ -13,6 +13,7 @@
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -21,18 +22,23 @@ use axum::response::Response;
 use axum::routing::post;
 use bytes::Bytes;
 use futures::TryStreamExt as _;
-use http::header::{CONTENT_ENCODING, CONTENT_TYPE, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS};
+use http::header::{
+    CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS,
+};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode};
 use prost::Message;
 use thin_vec::ThinVec;
 
+use crate::http::question;
 use crate::model::labels::{LabelIter, SeriesKey, TAG_FIELD_1};
 use crate::model::matcher::Matcher;
 use crate::model::tenant::{TenantId, TenantNameError};
 use crate::store::budget::{ReadBudget, ReadBudgetGuard};
 use crate::store::error::QueryError;
 use crate::store::matchers::{self, WireMatcher};
-use crate::store::pieces::{Cursor, blocking, pieces};
+use crate::store::pieces::{Cursor, Patience, blocking, interrupted, pieces};
+use crate::store::slices::Sliced;
+use crate::store::sort::sort_by;
 use crate::store::source::{self, ReadTenant, SeriesReader, TenantSource};
 use crate::tsdb::chunkenc::ENCODING_XOR;
 use crate::tsdb::chunkenc::xor::{XorIterator, XorState};
@@ -43,6 +49,7 @@ use crate::wire::proto::prometheus::{
     TimeSeries,
 };
 use crate::wire::reader::push_varint;
+use crate::wire::shape::{Field, Kind, Shape};
 
 /// The path of the endpoint.
 pub const PATH: &str = "/api/v1/read";
@@ -60,6 +67,9 @@ const REQUEST_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Queries of one request; Prometheus sends one.
 const QUERIES_MAX: usize = 100;
 
+/// Elements of one kind in a request, over all its queries.
+const ELEMENTS_MAX: usize = 10_000;
+
 /// Largest SAMPLES answer before compression: it is made in memory as a whole. Larger ones have to
 /// be asked for in pieces, or streamed.
 const SAMPLES_BYTES_MAX: usize = 128 * 1024 * 1024;
@@ -73,6 +83,11 @@ const FRAME_BYTES_MAX: usize = 1024 * 1024;
 /// Bytes of frames made at a time; a frame may exceed it.
 const FILL_BYTES: usize = 256 * 1024;
 
+/// What of a streamed answer is made and on its way, at most, and a series' part in it: charged at
+/// once, as it stays with the transport while a client does not read.
+const UNDER_WAY_BYTES: usize = 2 * FRAME_BYTES_MAX;
+const SERIES_BYTES: usize = 1024;
+
 /// What the endpoint needs.
 pub struct RemoteRead {
     pub source: Arc<dyn TenantSource>,
@@ -81,6 +96,10 @@ pub struct RemoteRead {
     pub tenant_header: HeaderName,
     /// `--receive.default-tenant-id`
     pub default_tenant: TenantId,
+    /// From a request's head to its body's last byte.
+    pub body_timeout: Duration,
+    /// How long a reader may take nothing of its answer.
+    pub stall: Duration,
 }
 
 /// The endpoint as a router of its own.
@@ -100,27 +119,32 @@ impl RemoteRead {
     async fn answer(&self, request: Request<Body>) -> Result<Response, QueryError> {
         let (parts, body) = request.into_parts();
         let tenant = self.tenant(&parts.headers).map_err(|error| invalid("tenant", error))?;
-        let body = axum::body::to_bytes(body, REQUEST_BYTES_MAX).await;
-        let request = decode(&body.map_err(|error| invalid("body", error))?)?;
-        let response_type = negotiate(&request.accepted_response_types)?;
+        let mut held = self.budget.begin();
+        let body = question::collect(body, REQUEST_BYTES_MAX, self.body_timeout, &mut held).await?;
         let tenant = self.source.tenant(&tenant)?;
+        let patience = Patience { stall: self.stall, ..Patience::default() };
+        let taken = patience.taken.clone();
         let budget = self.budget.clone();
-        match response_type {
-            ResponseType::Samples => {
-                let answer = blocking(move || {
-                    let queries = parse_queries(&request.queries)?;
-                    samples(tenant.as_deref(), &queries, &budget)
-                });
-                Ok(samples_response(answer.await?))
+        let answer = blocking(move || {
+            let request = decode(body, &mut held)?;
+            let response_type = negotiate(&request.accepted_response_types)?;
+            let queries = parse_queries(&request.queries)?;
+            // What is kept of the request is what was made of it.
+            drop((request, held));
+            match response_type {
+                ResponseType::Samples => {
+                    samples(tenant.as_deref(), &queries, &budget).map(Answer::Samples)
+                }
+                ResponseType::StreamedXorChunks => {
+                    ChunkCursor::open(tenant, queries, budget).map(Answer::Streamed)
+                }
             }
-            ResponseType::StreamedXorChunks => {
-                let cursor = blocking(move || {
-                    let queries = parse_queries(&request.queries)?;
-                    ChunkCursor::open(tenant, queries, budget)
-                });
-                Ok(streamed_response(cursor.await?))
-            }
-        }
+        });
+        let response = match answer.await? {
+            Answer::Samples(whole) => samples_response(whole, patience),
+            Answer::Streamed(cursor) => streamed_response(cursor, patience),
+        };
+        Ok(response.map(|body| Body::new(Sliced::new(body, taken, ()))))
     }
 
     /// The first value of the configured header, else of `THANOS-TENANT`; empty means the default.
@@ -138,17 +162,53 @@ fn invalid(stage: &'static str, error: impl std::fmt::Display) -> QueryError {
     QueryError::Invalid { stage, detail: error.to_string() }
 }
 
-fn decode(body: &[u8]) -> Result<ReadRequest, QueryError> {
+/// What an answer is made of.
+enum Answer {
+    Samples(Whole),
+    Streamed(ChunkCursor),
+}
+
+/// Holds what the request takes at each step before it takes it.
+fn decode(body: Vec<u8>, held: &mut ReadBudgetGuard) -> Result<ReadRequest, QueryError> {
     // The declared length is checked before a byte is allocated for it.
-    let len = snap::raw::decompress_len(body).map_err(|error| invalid("snappy", error))?;
+    let len = snap::raw::decompress_len(&body).map_err(|error| invalid("snappy", error))?;
     if len > REQUEST_BYTES_MAX {
         let detail = format!("inflated length {len} exceeds {REQUEST_BYTES_MAX} bytes");
         return Err(QueryError::Invalid { stage: "snappy", detail });
     }
-    let inflated = snap::raw::Decoder::new().decompress_vec(body);
+    held.hold(len)?;
+    let inflated = snap::raw::Decoder::new().decompress_vec(&body);
     let inflated = Bytes::from(inflated.map_err(|error| invalid("snappy", error))?);
+    drop(body);
+    held.hold(REQUEST.judge(&inflated).map_err(|error| invalid("protobuf", error))?)?;
     ReadRequest::decode(inflated).map_err(|error| invalid("protobuf", error))
 }
+
+/// What a request may have more than one of. Each query has a cap of matchers besides.
+static REQUEST: Shape = Shape(&[
+    Field {
+        number: 1,
+        name: "queries",
+        kind: Kind::Messages { max: QUERIES_MAX, bytes: size_of::<Query>(), shape: &QUERY },
+    },
+    Field { number: 2, name: "response types", kind: Kind::Numbers { max: QUERIES_MAX } },
+]);
+
+static QUERY: Shape = Shape(&[
+    Field {
+        number: 3,
+        name: "matchers",
+        kind: Kind::Messages {
+            max: ELEMENTS_MAX,
+            bytes: size_of::<LabelMatcher>(),
+            shape: &Shape(&[]),
+        },
+    },
+    Field { number: 4, name: "hints", kind: Kind::Message(&HINTS) },
+]);
+
+static HINTS: Shape =
+    Shape(&[Field { number: 5, name: "grouping labels", kind: Kind::Texts { max: ELEMENTS_MAX } }]);
 
 /// The first type that we know; samples if the client names none.
 fn negotiate(accepted: &[i32]) -> Result<ResponseType, QueryError> {
@@ -162,10 +222,6 @@ fn negotiate(accepted: &[i32]) -> Result<ResponseType, QueryError> {
 }
 
 fn parse_queries(queries: &[Query]) -> Result<Vec<ParsedQuery>, QueryError> {
-    if queries.len() > QUERIES_MAX {
-        let detail = format!("{} exceed {QUERIES_MAX}", queries.len());
-        return Err(QueryError::Invalid { stage: "queries", detail });
-    }
     queries.iter().map(ParsedQuery::parse).collect()
 }
 
@@ -196,8 +252,10 @@ impl ParsedQuery {
             return Ok(Vec::new());
         }
         let mut series = reader.select(&self.matchers);
+        interrupted()?;
         held.hold(series.len().saturating_mul(size_of::<SelectedSeries>()))?;
-        series.sort_unstable_by(|a, b| a.key.labels().cmp(b.key.labels()));
+        sort_by(&mut series, |a, b| a.key.labels().cmp(b.key.labels()));
+        interrupted()?;
         Ok(series)
     }
 
@@ -211,7 +269,7 @@ fn samples(
     tenant: Option<&dyn ReadTenant>,
     queries: &[ParsedQuery],
     budget: &ReadBudget,
-) -> Result<Vec<u8>, QueryError> {
+) -> Result<Whole, QueryError> {
     let mut response = Vec::new();
     let mut held = budget.begin();
     let mut charged = 0;
@@ -232,6 +290,7 @@ fn samples(
         if let Some(tenant) = tenant {
             let reader = tenant.reader(query.mint, query.maxt);
             for series in query.select(&*reader, &mut selection)? {
+                interrupted()?;
                 chunks.clear();
                 reader.chunks(&series, &mut chunks);
                 let before = response.len() + result.len();
@@ -247,7 +306,29 @@ fn samples(
         push_varint(&mut response, result.len() as u64);
         response.extend_from_slice(&result);
     }
-    snap::raw::Encoder::new().compress_vec(&response).map_err(|error| invalid("snappy", error))
+    drop(selection);
+    held.hold(snap::raw::max_compress_len(response.len()))?;
+    let compressed = snap::raw::Encoder::new().compress_vec(&response);
+    let mut compressed = compressed.map_err(|error| invalid("snappy", error))?;
+    drop(response);
+    compressed.shrink_to_fit();
+    held.shrink_to(compressed.len());
+    Ok(Whole { rest: compressed.into(), _held: held })
+}
+
+/// An answer that is there as a whole, held until it is taken.
+struct Whole {
+    rest: Bytes,
+    _held: ReadBudgetGuard,
+}
+
+impl Cursor for Whole {
+    type Message = Bytes;
+
+    fn fill(&mut self, ready: &mut VecDeque<Bytes>) -> Result<bool, QueryError> {
+        ready.push_back(self.rest.split_to(self.rest.len().min(FRAME_BYTES_MAX)));
+        Ok(!self.rest.is_empty())
+    }
 }
 
 /// Samples of the chunks that lie in the query's range. Chunks of native histograms hold none.
@@ -325,6 +406,7 @@ impl ChunkCursor {
         let mut held = self.budget.begin();
         let reader = tenant.reader(query.mint, query.maxt);
         let series = query.select(&*reader, &mut held)?.into_iter();
+        held.hold(series.len().saturating_mul(SERIES_BYTES).min(UNDER_WAY_BYTES))?;
         self.current =
             Some(CurrentQuery { index: index as i64, query, reader, series, _held: held });
         Ok(true)
@@ -338,6 +420,7 @@ impl Cursor for ChunkCursor {
         let mut filled = 0;
         let mut chunks = Vec::new();
         while filled < FILL_BYTES {
+            interrupted()?;
             let Some(current) = &mut self.current else { return Ok(false) };
             let Some(series) = current.series.next() else {
                 self.next_query()?;
@@ -434,17 +517,19 @@ fn cut(query: &ParsedQuery, chunk: &ChunkData) -> Result<Option<Chunk>, QueryErr
     }))
 }
 
-fn samples_response(body: Vec<u8>) -> Response {
-    let mut response = Response::new(Body::from(body));
+fn samples_response(whole: Whole, patience: Patience) -> Response {
+    let len = whole.rest.len();
+    let mut response = Response::new(Body::from_stream(pieces(whole, patience)));
     let headers = response.headers_mut();
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(len));
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-protobuf"));
     headers.insert(CONTENT_ENCODING, HeaderValue::from_static("snappy"));
     response
 }
 
 /// An error ends the answer short of its end mark, so the client knows that it is not whole.
-fn streamed_response(cursor: ChunkCursor) -> Response {
-    let frames = pieces(cursor)
+fn streamed_response(cursor: ChunkCursor, patience: Patience) -> Response {
+    let frames = pieces(cursor, patience)
         .inspect_err(|error| tracing::warn!(err = %error, "remote read answer cut short"));
     let mut response = Response::new(Body::from_stream(frames));
     response.headers_mut().insert(CONTENT_TYPE, STREAMED_CONTENT_TYPE);
@@ -455,7 +540,10 @@ fn streamed_response(cursor: ChunkCursor) -> Response {
 fn refuse(error: &QueryError) -> Response {
     let mut response = Response::new(Body::from(format!("{error}\n")));
     *response.status_mut() = match error {
-        QueryError::Unavailable { .. } | QueryError::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
+        // That a body is slow is not its sender's fault for certain.
+        QueryError::Unavailable { .. } | QueryError::Overloaded | QueryError::Slow(_) => {
+            StatusCode::SERVICE_UNAVAILABLE
+        }
         QueryError::Damaged(_) | QueryError::Interrupted => StatusCode::INTERNAL_SERVER_ERROR,
         _ => StatusCode::BAD_REQUEST,
     };

@@ -33,6 +33,17 @@ pub struct ReadBudgetGuard {
     held: Option<OwnedSemaphorePermit>,
 }
 
+/// What an answer holds until its last byte is sent: put into the extensions of a response, for
+/// whoever sends its body.
+#[derive(Clone)]
+pub struct HeldAnswer(#[expect(dead_code, reason = "held, not read")] Arc<ReadBudgetGuard>);
+
+impl HeldAnswer {
+    pub fn new(held: ReadBudgetGuard) -> HeldAnswer {
+        HeldAnswer(Arc::new(held))
+    }
+}
+
 impl ReadBudget {
     pub fn new(bytes_max: usize) -> ReadBudget {
         let permits = permits_of(bytes_max);
@@ -60,6 +71,13 @@ impl ReadBudget {
         });
     }
 
+    fn refuse(&self) -> QueryError {
+        if let Some(refused) = &self.refused {
+            refused.inc();
+        }
+        QueryError::Overloaded
+    }
+
     /// A read that holds nothing yet.
     pub fn begin(&self) -> ReadBudgetGuard {
         ReadBudgetGuard { budget: self.clone(), held: None }
@@ -76,12 +94,7 @@ impl ReadBudgetGuard {
         let permits = u32::try_from(bytes.div_ceil(PERMIT_BYTES))
             .map_err(|_| QueryError::TooLarge { limit })?;
         let more = self.budget.permits.clone().try_acquire_many_owned(permits);
-        let more = more.map_err(|_| {
-            if let Some(refused) = &self.budget.refused {
-                refused.inc();
-            }
-            QueryError::Overloaded
-        })?;
+        let more = more.map_err(|_| self.budget.refuse())?;
         match &mut self.held {
             Some(held) => held.merge(more),
             None => self.held = Some(more),
@@ -91,11 +104,38 @@ impl ReadBudgetGuard {
 
     /// Holds so many bytes in all, if it does not hold more already.
     pub fn hold_in_all(&mut self, bytes: usize) -> Result<(), QueryError> {
-        let held = self.held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits) * PERMIT_BYTES;
-        match bytes.saturating_sub(held) {
+        match bytes.saturating_sub(self.bytes()) {
             0 => Ok(()),
             more => self.hold(more),
         }
+    }
+
+    /// Gives back what it holds above so many bytes.
+    pub fn shrink_to(&mut self, bytes: usize) {
+        let permits = self.permits().saturating_sub(bytes.div_ceil(PERMIT_BYTES));
+        if let Some(held) = &mut self.held {
+            drop(held.split(permits));
+        }
+    }
+
+    /// Whether so many bytes more could be held now.
+    pub fn check(&self, bytes: usize) -> Result<(), QueryError> {
+        let limit = self.budget.bytes_max;
+        if bytes > limit {
+            return Err(QueryError::TooLarge { limit });
+        }
+        if bytes.div_ceil(PERMIT_BYTES) > self.budget.permits.available_permits() {
+            return Err(self.budget.refuse());
+        }
+        Ok(())
+    }
+
+    fn permits(&self) -> usize {
+        self.held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits)
+    }
+
+    fn bytes(&self) -> usize {
+        self.permits() * PERMIT_BYTES
     }
 }
 
@@ -135,8 +175,15 @@ mod tests {
         assert!(matches!(second.hold(9 * PERMIT_BYTES), Err(QueryError::TooLarge { .. })));
         second.hold_in_all(3 * PERMIT_BYTES).unwrap();
         second.hold_in_all(PERMIT_BYTES).unwrap();
+        assert!(second.check(5 * PERMIT_BYTES).is_ok());
+        assert!(matches!(second.check(5 * PERMIT_BYTES + 1), Err(QueryError::Overloaded)));
+        assert!(matches!(second.check(9 * PERMIT_BYTES), Err(QueryError::TooLarge { .. })));
+        second.shrink_to(4 * PERMIT_BYTES);
         let mut third = budget.begin();
         third.hold_in_all(5 * PERMIT_BYTES).unwrap();
         assert!(matches!(third.hold_in_all(6 * PERMIT_BYTES), Err(QueryError::Overloaded)));
+        second.shrink_to(PERMIT_BYTES + 1);
+        third.hold_in_all(6 * PERMIT_BYTES).unwrap();
+        assert!(matches!(third.hold_in_all(7 * PERMIT_BYTES), Err(QueryError::Overloaded)));
     }
 }

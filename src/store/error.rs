@@ -1,5 +1,7 @@
 //! Why a query cannot be answered.
 
+use std::time::Duration;
+
 use crate::model::matcher::RegexError;
 use crate::model::tenant::TenantId;
 use crate::multi_tsdb::TenantError;
@@ -39,6 +41,14 @@ pub enum QueryError {
     /// The tenant has data that cannot be read now. A retry may succeed.
     #[error("tenant {tenant}: {reason}")]
     Unavailable { tenant: TenantId, reason: TenantError },
+    /// The question did not come in time.
+    #[error("the request did not arrive within {0:?}")]
+    Slow(Duration),
+    #[error("the client's deadline has passed")]
+    DeadlineExceeded,
+    /// Its reader has stopped reading.
+    #[error("nothing was taken of the answer for {0:?}")]
+    NotTaken(Duration),
     /// What is stored cannot be decoded.
     #[error(transparent)]
     Damaged(#[from] ChunkError),

@@ -10,11 +10,13 @@ use std::mem::size_of;
 
 use prost::Message as _;
 
+use crate::model::stop;
 use crate::store::budget::{ReadBudget, ReadBudgetGuard};
 use crate::store::error::QueryError;
 use crate::store::matchers;
 use crate::store::missing::{self, Missing};
-use crate::store::pieces::Cursor;
+use crate::store::pieces::{Cursor, interrupted};
+use crate::store::sort::sort_by;
 use crate::store::source::{SeriesReader, Tenants};
 use crate::store::tsdb_store::{self, FRAME_BYTES, FinalLabels, Shard};
 use crate::tsdb::querier::{ChunkData, SelectedSeries};
@@ -23,6 +25,11 @@ use crate::wire::proto::thanos::{Series, SeriesBatch, SeriesRequest, SeriesRespo
 
 /// Bytes of messages made at a time; a frame may exceed it.
 const FILL_BYTES: usize = 256 * 1024;
+
+/// What of an answer is made and on its way, at most, and a series' part in it: charged at once, as
+/// it stays with the transport while a client does not read.
+const UNDER_WAY_BYTES: usize = 2 * FRAME_BYTES;
+const SERIES_BYTES: usize = 1024;
 
 /// The rest of an answer.
 pub struct SeriesCursor {
@@ -91,8 +98,10 @@ impl SeriesCursor {
                 FinalLabels::new(tenant.external_labels(), &request.without_replica_labels);
             let mut selected = reader.select(&matchers);
             if let Some(shard) = &mut shard {
-                selected.retain(|series| shard.contains(labels.of(&series.key)));
+                selected
+                    .retain(|series| !stop::is_asked() && shard.contains(labels.of(&series.key)));
             }
+            interrupted()?;
             held.hold(selected.len().saturating_mul(size_of::<Entry>()))?;
             let index = parts.len() as u32;
             series.extend(selected.into_iter().map(|series| Entry { tenant: index, series }));
@@ -103,7 +112,9 @@ impl SeriesCursor {
             request.partial_response_strategy,
         )
         .settle(warnings)?;
-        series.sort_unstable_by(|a, b| compare(&parts, a, b));
+        held.hold((series.len().saturating_mul(SERIES_BYTES)).min(UNDER_WAY_BYTES))?;
+        sort_by(&mut series, |a, b| compare(&parts, a, b));
+        interrupted()?;
         Ok(SeriesCursor {
             tenants: parts,
             series: series.into_iter(),
@@ -177,6 +188,7 @@ impl Cursor for SeriesCursor {
         ready.extend(warnings);
         let mut filled = 0;
         while filled < FILL_BYTES || ready.is_empty() {
+            interrupted()?;
             if self.limit == 0 {
                 break;
             }

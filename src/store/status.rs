@@ -14,10 +14,12 @@ use tonic::{Request, Response};
 use crate::grpc::respond;
 use crate::model::labels::METRIC_NAME;
 use crate::model::matcher::{MatchOp, Matcher};
+use crate::model::stop;
 use crate::store::budget::{ReadBudget, ReadBudgetGuard};
 use crate::store::error::QueryError;
 use crate::store::matchers;
 use crate::store::missing::{self, Missing};
+use crate::store::pieces::{blocking, interrupted};
 use crate::store::source::{ReadTenant, TenantSource};
 use crate::tsdb::querier::SelectedSeries;
 use crate::wire::proto::thanos::status_server::Status;
@@ -58,11 +60,8 @@ impl Status for StatusService {
     ) -> Result<Response<Self::TSDBStatisticsStream>, tonic::Status> {
         let (source, budget) = (self.source.clone(), self.budget.clone());
         let request = request.into_inner();
-        let counted =
-            tokio::task::spawn_blocking(move || statistics(&*source, &request, &budget)).await;
-        let (statistics, warnings) = counted
-            .unwrap_or(Err(QueryError::Interrupted))
-            .map_err(|error| respond::statistics(&error))?;
+        let counted = blocking(move || statistics(&*source, &request, &budget)).await;
+        let (statistics, warnings) = counted.map_err(|error| respond::statistics(&error))?;
         let parts = warnings.into_iter().map(Part::Warning).chain([Part::Statistics(statistics)]);
         let messages: Vec<_> =
             parts.map(|part| Ok(TsdbStatisticsResponse { result: Some(part) })).collect();
@@ -116,7 +115,8 @@ pub fn count(
     held.hold(series.len().saturating_mul(size_of::<SelectedSeries>()))?;
     let mut by_name: HashMap<&[u8], HashMap<&[u8], u64>> = HashMap::new();
     let mut pairs = 0;
-    for (name, value) in series.iter().flat_map(|series| series.key.labels()) {
+    let counted = series.iter().take_while(|_| !stop::is_asked());
+    for (name, value) in counted.flat_map(|series| series.key.labels()) {
         let count = by_name.entry(name).or_default().entry(value).or_default();
         *count += 1;
         if *count == 1 {
@@ -126,6 +126,7 @@ pub fn count(
             pairs += 1;
         }
     }
+    interrupted()?;
     let metrics = by_name.get(METRIC_NAME).into_iter().flatten();
     let names = || by_name.iter();
     let of_pair = |(name, value): (&[u8], &[u8])| [name, b"=", value].concat();

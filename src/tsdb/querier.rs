@@ -7,6 +7,7 @@ use crate::model::Timestamp;
 use crate::model::key_table::Slot;
 use crate::model::labels::SeriesKey;
 use crate::model::matcher::Matcher;
+use crate::model::stop;
 use crate::tsdb::chunkenc::ENCODING_XOR;
 use crate::tsdb::head::Head;
 
@@ -69,7 +70,7 @@ impl Querier {
             return self.head.label_names();
         }
         let mut names = BTreeSet::new();
-        for series in self.select(matchers) {
+        for series in self.select(matchers).into_iter().take_while(|_| !stop::is_asked()) {
             for (name, _) in series.key.labels() {
                 if !names.contains(name) {
                     names.insert(name.to_vec());
@@ -88,7 +89,7 @@ impl Querier {
             return self.head.label_values(name);
         }
         let mut values = BTreeSet::new();
-        for series in self.select(matchers) {
+        for series in self.select(matchers).into_iter().take_while(|_| !stop::is_asked()) {
             let value = series.key.labels().find(|(label, _)| *label == name);
             if let Some((_, value)) = value
                 && !values.contains(value)

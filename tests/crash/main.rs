@@ -10,6 +10,7 @@ mod full_disk;
 mod hostile_bodies;
 mod overload;
 mod power_cut;
+mod questions;
 mod support;
 mod tenants;
 mod wrong_clock;

@@ -77,6 +77,8 @@ pub(crate) struct Node {
     pub(crate) http: String,
     /// Where it takes writes.
     pub(crate) remote_write: String,
+    /// Where it answers queriers, and takes writes of peers.
+    pub(crate) grpc: String,
 }
 
 impl Node {
@@ -107,9 +109,16 @@ impl Node {
                 lines.lock().push(line);
             }
         });
-        let mut node = Node { child, log, http: String::new(), remote_write: String::new() };
+        let mut node = Node {
+            child,
+            log,
+            http: String::new(),
+            remote_write: String::new(),
+            grpc: String::new(),
+        };
         node.http = node.address("http/server");
         node.remote_write = node.address("remote-write/server");
+        node.grpc = node.address("gRPC/server");
         node
     }
 

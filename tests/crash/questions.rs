@@ -1,0 +1,222 @@
+//! Questions of readers that come by halves or decode to a hundred times their size: memory stays
+//! within the budget of reads, at every door.
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use http_body_util::{BodyExt as _, Full};
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
+
+use crate::support::{
+    Node, WriteRequest, connect, exchange, now, push_field, push_varint, request, wait_until,
+};
+
+const MIB: u64 = 1 << 20;
+
+/// What a node takes beside what it holds: buffers of connections and of the allocator.
+const SLACK: u64 = 24 * MIB;
+
+#[test]
+fn half_sent_questions_are_held_against_the_budget() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = Node::start_ready(dir.path(), &["--query.inflight-bytes-max=16MB"]);
+    let before = node.resident_bytes();
+    let declared = vec![0; 8 << 20];
+    let whole = request("POST", "/api/v1/read", &[], &declared);
+    let half = &whole[..whole.len() - 1];
+    let address = &node.http;
+    let streams: Vec<TcpStream> = std::thread::scope(|scope| {
+        let send = || {
+            let mut stream = connect(address);
+            // One that is refused may be closed before all of it is sent.
+            let _ = stream.write_all(half);
+            stream
+        };
+        let senders: Vec<_> = (0..40).map(|_| scope.spawn(send)).collect();
+        senders.into_iter().map(|sender| sender.join().unwrap()).collect()
+    });
+    let held = || node.metric("ringest_query_inflight_bytes").unwrap();
+    assert!(held() <= 16.0 * MIB as f64, "{} bytes are held", held());
+    // What was freed goes back to the kernel after a while.
+    let growth = || node.resident_bytes().saturating_sub(before);
+    let what = || format!("{} bytes for 40 halves of 8 MiB", growth());
+    wait_until(&what(), || growth() < 16 * MIB + SLACK);
+    // Those that found no room were told so.
+    let refused = "ringest_overload_refused_requests_total{budget=\"read\",door=\"http\"}";
+    assert!(node.metric(refused).unwrap() >= 38.0, "{:?}", node.metric(refused));
+    drop(streams);
+    wait_until("nothing is held", || held() == 0.0);
+    node.assert_alive();
+}
+
+/// Fields of two bytes each, as many as there is room for.
+fn empty_fields(number: u8, bytes: usize) -> Vec<u8> {
+    [number << 3 | 2, 0].repeat(bytes / 2)
+}
+
+#[test]
+fn a_small_body_that_decodes_large_is_refused_before_it_is_decoded() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = Node::start_ready(dir.path(), &[]);
+    const BYTES: usize = 8 << 20;
+    let inside = |fields: Vec<u8>| {
+        let mut message = Vec::new();
+        push_field(&mut message, 1, &fields);
+        message
+    };
+    let mut hints = Vec::new();
+    push_field(&mut hints, 4, &empty_fields(5, BYTES - 20));
+    let mut packed = vec![2 << 3 | 2];
+    push_varint(&mut packed, BYTES as u64 - 10);
+    packed.resize(BYTES - 5, 0);
+    let cases = [
+        ("queries", empty_fields(1, BYTES)),
+        ("matchers", inside(empty_fields(3, BYTES - 10))),
+        ("grouping labels", inside(hints)),
+        ("response types", packed),
+        ("fields", empty_fields(9, BYTES)),
+    ];
+    let peak = node.resident_bytes_peak();
+    for (what, message) in cases {
+        let body = snap::raw::Encoder::new().compress_vec(&message).unwrap();
+        assert!(body.len() < 512 << 10, "{what}: {} bytes", body.len());
+        let answer = exchange(&node.http, &request("POST", "/api/v1/read", &[], &body));
+        assert_eq!(answer.status, 400, "{what}: {}", answer.text());
+        assert!(answer.text().contains(&format!(" {what}")), "{what}: {}", answer.text());
+        let growth = node.resident_bytes_peak() - peak;
+        assert!(growth < BYTES as u64 + SLACK, "{growth} bytes for {what}");
+    }
+    node.assert_alive();
+}
+
+/// Sends one message, and returns the status and its text.
+async fn call(address: &str, method: &str, message: Vec<u8>) -> (String, String) {
+    let client = Client::builder(TokioExecutor::new()).http2_only(true).build_http();
+    let mut frame = BytesMut::with_capacity(message.len() + 5);
+    frame.put_u8(0);
+    frame.put_u32(message.len() as u32);
+    frame.put_slice(&message);
+    let request = hyper::Request::post(format!("http://{address}{method}"))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .body(Full::new(Bytes::from(frame)))
+        .unwrap();
+    let (head, body) = client.request(request).await.unwrap().into_parts();
+    let body = body.collect().await.unwrap();
+    let trailers = body.trailers().cloned().unwrap_or_default();
+    let text = |name| {
+        let value = head.headers.get(name).or(trailers.get(name));
+        value.map(|value| value.to_str().unwrap().to_owned()).unwrap_or_default()
+    };
+    (text("grpc-status"), text("grpc-message"))
+}
+
+const OK: &str = "0";
+const INVALID_ARGUMENT: &str = "3";
+const INTERNAL: &str = "13";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_small_message_that_decodes_large_is_refused_before_it_is_decoded() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = Node::start_ready(dir.path(), &[]);
+    const BYTES: usize = 16 << 20;
+    // Below the cap of a message, with what stands around it.
+    let nested = |path: &[u8], field: u8| {
+        let fields = empty_fields(field, BYTES - 100);
+        path.iter().rev().fold(fields, |inner, number| {
+            let mut message = Vec::new();
+            push_field(&mut message, *number, &inner);
+            message
+        })
+    };
+    let list = |field| nested(&[], field);
+    let cases = [
+        ("/thanos.Store/Series", list(3), INVALID_ARGUMENT),
+        ("/thanos.Store/Series", list(14), INVALID_ARGUMENT),
+        ("/thanos.Store/Series", nested(&[13], 4), INVALID_ARGUMENT),
+        ("/thanos.Store/Series", nested(&[12], 6), INVALID_ARGUMENT),
+        ("/thanos.Store/Series", nested(&[12, 4], 3), INVALID_ARGUMENT),
+        ("/thanos.Store/LabelNames", list(6), INVALID_ARGUMENT),
+        ("/thanos.Store/LabelNames", list(7), INVALID_ARGUMENT),
+        ("/thanos.Store/LabelValues", list(7), INVALID_ARGUMENT),
+        ("/thanos.Store/LabelValues", list(8), INVALID_ARGUMENT),
+        ("/thanos.Status/TSDBStatistics", list(4), INVALID_ARGUMENT),
+        ("/thanos.Exemplars/Exemplars", list(9), INVALID_ARGUMENT),
+        ("/thanos.info.Info/Info", list(9), INVALID_ARGUMENT),
+        // Writes of peers are read in place.
+        ("/thanos.WriteableStore/RemoteWrite", list(1), INVALID_ARGUMENT),
+        ("/thanos.WriteableStore/RemoteWrite", list(4), OK),
+        ("/thanos.WriteableStore/RemoteWrite", list(9), INTERNAL),
+        ("/ringest.WriteableStore/RemoteWrite", list(9), INTERNAL),
+    ];
+    let peak = node.resident_bytes_peak();
+    for (method, message, expected) in cases {
+        let (status, text) = call(&node.grpc, method, message).await;
+        assert_eq!(status, expected, "{method}: {text}");
+        let growth = node.resident_bytes_peak() - peak;
+        assert!(growth < 3 * BYTES as u64, "{growth} bytes for {method}");
+    }
+    node.assert_alive();
+}
+
+#[test]
+fn a_small_write_that_decodes_large_stays_small() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = Node::start_ready(dir.path(), &[]);
+    let valid = WriteRequest::of(&[("__name__", "up")], now(), 1.0);
+    assert_eq!(node.write("a", &valid).status, 200);
+    const BYTES: usize = 16 << 20;
+    let inside = |inner: Vec<u8>| {
+        let mut message = Vec::new();
+        push_field(&mut message, 1, &inner);
+        message
+    };
+    let peak = node.resident_bytes_peak();
+    for (what, status, message) in [
+        ("series", 400, empty_fields(1, BYTES)),
+        ("labels", 409, inside(empty_fields(1, BYTES - 10))),
+        ("samples", 400, inside(empty_fields(2, BYTES - 10))),
+        ("exemplars", 409, inside(empty_fields(3, BYTES - 10))),
+        ("metadata", 200, empty_fields(3, BYTES)),
+        ("unknown fields", 200, empty_fields(9, BYTES)),
+    ] {
+        let body = snap::raw::Encoder::new().compress_vec(&message).unwrap();
+        let answer = node.send(b"a", &body);
+        assert_eq!(answer.status, status, "{what}: {}", answer.text());
+        // A sample of nine bytes, the least that one has in earnest, takes three times as many.
+        let growth = node.resident_bytes_peak() - peak;
+        assert!(growth < 7 * BYTES as u64, "{growth} bytes for {what}");
+    }
+    node.assert_alive();
+}
+
+#[test]
+fn unknown_paths_take_nothing_of_a_body() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = Node::start_ready(dir.path(), &[]);
+    let before = node.resident_bytes();
+    let body = vec![0; 8 << 20];
+    let streams: Vec<TcpStream> = [&node.http, &node.remote_write]
+        .into_iter()
+        .flat_map(|address| ["/", "/metrics", "/api/v1/ring/take"].map(|path| (address, path)))
+        .flat_map(|(address, path)| {
+            let whole = request("POST", path, &[], &body);
+            (0..5).map(move |_| {
+                let mut stream = connect(address);
+                let _ = stream.write_all(&whole[..whole.len() - 1]);
+                stream
+            })
+        })
+        .collect();
+    // Each is answered, though its body never ends.
+    for mut stream in streams {
+        let mut answer = [0; 9];
+        stream.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 ");
+    }
+    let growth = node.resident_bytes().saturating_sub(before);
+    assert!(growth < SLACK, "{growth} bytes for 30 halves of 8 MiB");
+    node.assert_alive();
+}
