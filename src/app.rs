@@ -126,6 +126,9 @@ impl App {
         for notice in &config.notices {
             tracing::info!("{notice}");
         }
+        for warning in &config.warnings {
+            tracing::warn!("{warning}");
+        }
         raise_open_files();
         process::register(&registry);
         let draining = CancellationToken::new();

@@ -41,13 +41,15 @@ pub struct Config {
     /// Bytes that all reads, over gRPC and HTTP, may hold.
     pub query_inflight_bytes_max: usize,
     pub remote_write: RemoteWriteConfig,
-    /// `--receive.capnproto-address`
-    pub capnproto_address: ListenAddress,
+    /// `--receive.capnproto-address`; none where there is to be no such port.
+    pub capnproto_address: Option<ListenAddress>,
     pub tenancy: TenancyConfig,
     pub storage: StorageConfig,
     pub ring: RingConfig,
     /// What the operator should know about the settings; logged once, at start.
     pub notices: Vec<String>,
+    /// What the operator should change, or know to be meant.
+    pub warnings: Vec<String>,
 }
 
 /// Metrics, probes, remote read.
@@ -55,6 +57,9 @@ pub struct Config {
 pub struct HttpConfig {
     pub address: ListenAddress,
     pub grace_period: Duration,
+    /// The flag by which another listener asks its clients for certificates, which this one cannot:
+    /// then what reads or names tenants is not served here.
+    pub reads_closed_by: Option<&'static str>,
 }
 
 /// The StoreAPI and Info services.
@@ -191,11 +196,13 @@ impl Config {
             return Err(ConfigError::MemoryLimitRatio);
         }
         refuse_features(values, &mut notices)?;
+        let mut warnings = Vec::new();
         Ok(Config {
             log: LogConfig::from_values(values),
             http: HttpConfig {
                 address: ListenAddress::from_values(values, "http-address")?,
                 grace_period: duration(values, "http-grace-period"),
+                reads_closed_by: reads_closed_by(values, &mut warnings),
             },
             grpc: GrpcConfig {
                 address: ListenAddress::from_values(values, "grpc-address")?,
@@ -206,13 +213,55 @@ impl Config {
             },
             query_inflight_bytes_max: positive_size(values, "query.inflight-bytes-max")?,
             remote_write: RemoteWriteConfig::from_values(values, &mut notices)?,
-            capnproto_address: ListenAddress::from_values(values, "receive.capnproto-address")?,
+            capnproto_address: capnproto_address(values, &mut warnings)?,
             tenancy: TenancyConfig::from_values(values)?,
             storage: StorageConfig::from_values(values, hostname, &mut notices)?,
             ring: RingConfig::from_values(values, &mut notices)?,
             notices,
+            warnings,
         })
     }
+}
+
+/// Flags by which a listener asks its clients for certificates.
+const CLIENT_CERTIFICATES: [&str; 2] =
+    ["grpc-server-tls-client-ca", "remote-write.server-tls-client-ca"];
+
+/// Thanos serves no data on its HTTP port, so a swap must not open any to those who have no
+/// certificate for the other ports.
+fn reads_closed_by(values: &Values, warnings: &mut Vec<String>) -> Option<&'static str> {
+    let asks = |flag: &&&str| !values.text(flag).is_empty();
+    let flag = *CLIENT_CERTIFICATES.iter().find(asks)?;
+    if values.switch("http.open-reads") {
+        warnings.push(format!(
+            "--http.open-reads: whoever reaches --http-address reads every tenant's data without a \
+             certificate, which --{flag} asks for elsewhere"
+        ));
+        return None;
+    }
+    warnings.push(format!(
+        "remote read and the pages of the rings answer 403 on --http-address, where no certificate \
+         can be asked for as --{flag} does elsewhere; --http.open-reads serves them to everybody"
+    ));
+    Some(flag)
+}
+
+fn capnproto_address(
+    values: &Values,
+    warnings: &mut Vec<String>,
+) -> Result<Option<ListenAddress>, ConfigError> {
+    const FLAG: &str = "receive.capnproto-address";
+    let address = ListenAddress::from_values(values, FLAG)?;
+    if !values.switch("receive.capnproto") {
+        return Ok(None);
+    }
+    if !values.text("grpc-server-tls-client-ca").is_empty() {
+        warnings.push(format!(
+            "--{FLAG}={address}: that port takes writes of any tenant without a certificate, which \
+             --grpc-server-tls-client-ca asks for on the gRPC port; --no-receive.capnproto closes it"
+        ));
+    }
+    Ok(Some(address))
 }
 
 impl LogConfig {

@@ -9,6 +9,7 @@
 //!   kilobytes;
 //! - a body's bytes are counted against the node's budget as they arrive.
 
+pub mod closed;
 mod connection;
 mod metrics;
 mod path;

@@ -16,19 +16,22 @@ pub struct BindError {
     source: io::Error,
 }
 
-/// One listener per address flag.
+/// One listener per address flag; none where the port is to be closed.
 pub(super) struct Listeners {
     pub http: TcpListener,
     pub grpc: TcpListener,
     pub remote_write: TcpListener,
-    pub capnproto: TcpListener,
+    pub capnproto: Option<TcpListener>,
 }
 
 impl Listeners {
     pub(super) async fn bind(config: &Config) -> Result<Listeners, BindError> {
         Ok(Listeners {
             // As in Thanos, whose messages about two taken ports tell of this one.
-            capnproto: bind("receive.capnproto-address", &config.capnproto_address).await?,
+            capnproto: match &config.capnproto_address {
+                Some(address) => Some(bind("receive.capnproto-address", address).await?),
+                None => None,
+            },
             http: bind("http-address", &config.http.address).await?,
             grpc: bind("grpc-address", &config.grpc.address).await?,
             remote_write: bind("remote-write.address", &config.remote_write.address).await?,

@@ -18,7 +18,7 @@ use crate::grpc::remote_write::{RemoteWriteOptions as PeerWriteOptions, RemoteWr
 use crate::grpc::{self, GrpcOptions, Services};
 use crate::http::read::{self, RemoteRead};
 use crate::http::remote_write::{RemoteWriteOptions, RequestLimits, WriteService, WriteSink};
-use crate::http::ring::{RingPage, RingParts};
+use crate::http::ring::{self, RingPage, RingParts};
 use crate::http::tenant::TenantRules;
 use crate::http::{self, ConnectionLimits, Probe, remote_write_router, status_router};
 use crate::metrics::{Gauge, Registry, budgets};
@@ -58,8 +58,13 @@ pub(super) fn spawn(
     let ready = ready_probe(&source, &node, draining);
     let is_ready = ready.clone();
     let at_http = budget.at_door(registry, "http");
-    let operator = operator_router(config, registry, &source, &at_http, ready.clone())
-        .merge(http::ring::router(ring_page(config, &node, ready)));
+    let reads = read_router(config, &source, &at_http);
+    let reads = reads.merge(http::ring::router(ring_page(config, &node, ready.clone())));
+    let operator = match config.http.reads_closed_by {
+        None => reads,
+        Some(flag) => http::closed::router(&[read::PATH, ring::PATH, ring::TAKE_PATH], flag),
+    };
+    let operator = operator.merge(status_router(registry, ready));
     let at_grpc = budget.at_door(registry, "grpc");
     let services = Services::of_reads(source, at_grpc, STALL_TIMEOUT, move || is_ready.holds());
     let Writes { http: write, grpc: services } = add_writes(config, registry, &node, services);
@@ -103,7 +108,9 @@ pub(super) fn spawn(
         grace,
     ));
     servers.spawn(serve_grpc(listeners.grpc, services, grpc_metrics, grpc_options, draining()));
-    servers.spawn(serve_capnproto(listeners.capnproto, writer, capnproto_options, draining()));
+    if let Some(listener) = listeners.capnproto {
+        servers.spawn(serve_capnproto(listener, writer, capnproto_options, draining()));
+    }
     servers
 }
 
@@ -129,23 +136,15 @@ fn ring_hash(node: &Node) -> impl Fn() -> Option<RingHash> + Send + Sync + use<>
     move || Some(current.as_ref()?.load()?.hash())
 }
 
-/// Metrics, probes and remote read.
-fn operator_router(
-    config: &Config,
-    registry: &Registry,
-    source: &Arc<dyn TenantSource>,
-    budget: &ReadBudget,
-    ready: Probe,
-) -> Router {
-    let remote_read = read::router(RemoteRead {
+fn read_router(config: &Config, source: &Arc<dyn TenantSource>, budget: &ReadBudget) -> Router {
+    read::router(RemoteRead {
         source: source.clone(),
         budget: budget.clone(),
         tenant_header: config.tenancy.tenant_header.clone(),
         default_tenant: config.tenancy.default_tenant.clone(),
         body_timeout: config.remote_write.body_read_timeout,
         stall: STALL_TIMEOUT,
-    });
-    remote_read.merge(status_router(registry, ready))
+    })
 }
 
 fn ring_page(config: &Config, node: &Node, ready: Probe) -> RingPage {

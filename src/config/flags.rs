@@ -213,7 +213,7 @@ pub static FLAGS: &[Flag] = &[
     flag("receive.grpc-compression", Kind::Choice(&["snappy", "none"]), "snappy", "Compression towards peers: snappy or none."),
     flag("receive.replication-factor", Kind::Uint, "1", "Copies of each series."),
     flag("receive.replication-protocol", Kind::Choice(&["protobuf", "capnproto"]), "protobuf", "Protocol towards peers: protobuf or capnproto."),
-    flag("receive.capnproto-address", Kind::Address, "0.0.0.0:19391", "host:port for Cap'n Proto replication; always listened on, always plain TCP."),
+    flag("receive.capnproto-address", Kind::Address, "0.0.0.0:19391", "host:port for Cap'n Proto replication; always plain TCP, see --receive.capnproto."),
     flag("receive.grpc-service-config", Kind::Content, NONE, "gRPC service configuration towards peers (JSON); timeout, maxRequestMessageBytes and retryPolicy of a method count."),
     flag("receive-forward-timeout", Kind::DurationModel, "5s", "Deadline of forwarding one request.").hidden(),
     flag("receive-forward-max-backoff", Kind::DurationModel, "5s", "Longest back-off from a failing peer.").hidden(),
@@ -266,6 +266,8 @@ pub static FLAGS: &[Flag] = &[
     flag("receive.series-labels-max", Kind::Uint, "1000", "Labels of a series; series with more are refused.").own(),
     flag("receive.ring-hold", Kind::DurationModel, "2m", "How long a changed hashrings file is held back at most while no replica set of its rings reaches its quorum and one of those in force does; 0 for never. POST /api/v1/ring/take ends it at once.").own(),
     flag("receive.label-bytes-max", Kind::Bytes, "64KB", "Names and values of a series' labels together; series with more are refused.").own(),
+    switch("receive.capnproto", ON, "Listen for Cap'n Proto replication. That port is plain TCP, so --no-receive.capnproto is advised where gRPC asks for client certificates.").own(),
+    switch("http.open-reads", OFF, "Serve remote read and the pages that name tenants on the HTTP address to everybody, even where another listener asks for client certificates.").own(),
     flag("query.inflight-bytes-max", Kind::Bytes, "512MB", "Memory for all reads being answered, over gRPC and HTTP; reads beyond it are refused.").own(),
 ];
 

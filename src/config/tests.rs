@@ -308,3 +308,35 @@ fn rings_that_cannot_be_are_refused_at_start() {
     assert_eq!(ring.hold, Duration::from_secs(120));
     assert!(config(&["--receive.ring-hold=0s"]).unwrap().ring.hold.is_zero());
 }
+
+#[test]
+fn what_reads_is_closed_where_certificates_are_asked_for() {
+    const CERTIFICATE: [&str; 4] = [
+        "--grpc-server-tls-cert=c",
+        "--grpc-server-tls-key=k",
+        "--remote-write.server-tls-cert=c",
+        "--remote-write.server-tls-key=k",
+    ];
+    let with = |flags: &[&str]| config(&[&CERTIFICATE, flags].concat()).unwrap();
+    let plain = with(&[]);
+    assert_eq!((plain.http.reads_closed_by, plain.warnings.len()), (None, 0));
+    assert!(plain.capnproto_address.is_some());
+
+    let write = with(&["--remote-write.server-tls-client-ca=a"]);
+    assert_eq!(write.http.reads_closed_by, Some("remote-write.server-tls-client-ca"));
+    assert_eq!(write.warnings.len(), 1, "{:?}", write.warnings);
+
+    let grpc = with(&["--grpc-server-tls-client-ca=a"]);
+    assert_eq!(grpc.http.reads_closed_by, Some("grpc-server-tls-client-ca"));
+    let [reads, capnproto] = &grpc.warnings[..] else { panic!("{:?}", grpc.warnings) };
+    assert!(reads.contains("403") && reads.contains("--http.open-reads"), "{reads}");
+    assert!(capnproto.contains("0.0.0.0:19391"), "{capnproto}");
+    assert!(capnproto.contains("--no-receive.capnproto"), "{capnproto}");
+
+    let open =
+        with(&["--grpc-server-tls-client-ca=a", "--http.open-reads", "--no-receive.capnproto"]);
+    assert_eq!(open.http.reads_closed_by, None);
+    assert!(open.capnproto_address.is_none());
+    let [reads] = &open.warnings[..] else { panic!("{:?}", open.warnings) };
+    assert!(reads.starts_with("--http.open-reads"), "{reads}");
+}

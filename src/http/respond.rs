@@ -151,7 +151,7 @@ pub(super) fn with_headers<const N: usize>(
 }
 
 /// An error's text with a newline, as `http.Error` of Go sends it.
-fn text(status: StatusCode, message: &str) -> Response {
+pub(super) fn text(status: StatusCode, message: &str) -> Response {
     let headers = [(CONTENT_TYPE, TEXT_PLAIN), (X_CONTENT_TYPE_OPTIONS, NOSNIFF)];
     with_headers(status, headers, format!("{message}\n"))
 }

@@ -19,8 +19,8 @@ use crate::model::Timestamp;
 use crate::peer::agreement::{OwnRing, RingAgreement};
 use crate::peer::{PeerPool, PeerSnapshot, PeerState};
 
-const PATH: &str = "/api/v1/ring";
-const TAKE_PATH: &str = "/api/v1/ring/take";
+pub const PATH: &str = "/api/v1/ring";
+pub const TAKE_PATH: &str = "/api/v1/ring/take";
 
 /// Where the rings came from, and when.
 #[derive(Clone)]

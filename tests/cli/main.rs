@@ -2,6 +2,7 @@
 
 #[path = "../support/certificates.rs"]
 mod certificates;
+mod closed_reads;
 mod data_directory;
 #[path = "../support/http.rs"]
 mod http;
