@@ -33,7 +33,7 @@ const SAMPLE_BYTES_MIN: usize = 9;
 /// Samples that a request may have whatever its length.
 const SAMPLES_ALLOWED: usize = 4096;
 
-/// Why a request with more samples is refused.
+/// Why a request with more samples, or with more series that have none, is refused.
 pub(super) const STORM: DecodeError =
     DecodeError { field: "timeseries", what: "a storm of empty samples" };
 
@@ -228,6 +228,10 @@ impl<'r> Decoder<'r, '_> {
                         _ => self.decode_unusual(series)?,
                     }
                     self.batch.end_series(self.place, first_sample);
+                    // One without samples takes two bytes of a request and twelve here.
+                    if self.batch.uneven_count() > self.samples_max {
+                        return Err(STORM);
+                    }
                 }
             }
         }

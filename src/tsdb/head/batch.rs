@@ -51,13 +51,17 @@ struct Uneven {
     samples: u32,
 }
 
-/// Batches that grew beyond this many bytes of keys are not kept for reuse.
-const KEPT_BYTES_MAX: usize = 1 << 20;
+/// Batches that grew beyond this many samples, or bytes of all else, are not kept for reuse.
+const KEPT_BYTES_MAX: usize = 2 << 20;
 const KEPT_SAMPLES_MAX: usize = 1 << 16;
 
 impl Batch {
     pub fn clear(&mut self) {
-        if self.bytes.capacity() > KEPT_BYTES_MAX || self.samples.capacity() > KEPT_SAMPLES_MAX {
+        let kept_bytes = self.bytes.capacity()
+            + self.uneven.capacity() * size_of::<Uneven>()
+            + self.new_series.capacity() * size_of::<NewSeries>()
+            + self.aliases.capacity() * size_of::<NewAlias>();
+        if kept_bytes > KEPT_BYTES_MAX || self.samples.capacity() > KEPT_SAMPLES_MAX {
             *self = Batch::default();
             return;
         }
@@ -74,6 +78,7 @@ impl Batch {
             + self.samples.len() * size_of::<BatchSample>()
             + self.new_series.len() * size_of::<NewSeries>()
             + self.aliases.len() * size_of::<NewAlias>()
+            + self.uneven.len() * size_of::<Uneven>()
             + self.bytes.len()
     }
 
@@ -91,6 +96,11 @@ impl Batch {
             let (first_sample, samples) = (first_sample as u32, samples as u32);
             self.uneven.push(Uneven { place, first_sample, samples });
         }
+    }
+
+    /// How many series messages have another number of samples than one.
+    pub fn uneven_count(&self) -> usize {
+        self.uneven.len()
     }
 
     /// The place in the request of the series message that a sample came in.
