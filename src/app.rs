@@ -8,6 +8,7 @@
 //! they can be closed between requests, within the grace periods; forwards under way end; then the
 //! log is synced and closed. The head stays on disk as its log.
 
+pub mod check;
 mod listeners;
 mod ring;
 mod servers;
@@ -28,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::clock::SystemClock;
-use crate::config::{Config, Mode, StorageConfig};
+use crate::config::{Config, Mode, Notice, NoticeKind, StorageConfig};
 use crate::disk::SystemDisk;
 use crate::error::io_cause;
 use crate::hashring::CurrentHashring;
@@ -123,11 +124,13 @@ impl App {
         let has_storage = mode != Mode::RouterOnly;
         let data_lock = if has_storage { lock_data_directory(&config.storage)? } else { None };
         tracing::info!(mode = mode.as_str(), "starting receive");
-        for notice in &config.notices {
-            tracing::info!("{notice}");
-        }
-        for warning in &config.warnings {
-            tracing::warn!("{warning}");
+        for Notice { kind, text } in &config.notices {
+            match kind {
+                NoticeKind::NoEffect | NoticeKind::NotYet | NoticeKind::Warning => {
+                    tracing::warn!("{text}");
+                }
+                NoticeKind::Note => tracing::info!("{text}"),
+            }
         }
         raise_open_files();
         process::register(&registry);

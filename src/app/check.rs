@@ -50,7 +50,7 @@ impl Report {
     pub fn has_errors(&self, check: Check) -> bool {
         self.findings.iter().any(|finding| match finding.kind {
             Kind::Error => true,
-            Kind::Notice(NoticeKind::Note) => false,
+            Kind::Notice(NoticeKind::Warning | NoticeKind::Note) => false,
             Kind::Notice(NoticeKind::NoEffect | NoticeKind::NotYet) => check == Check::Strict,
         })
     }

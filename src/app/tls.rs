@@ -18,19 +18,38 @@ pub(super) struct Tls {
 
 impl Tls {
     pub(super) fn load(config: &Config, registry: &Registry) -> Result<Tls, TlsError> {
-        let server = |flags, options: &Option<_>, protocols| {
-            let load = |options| ServerTls::load(flags, options, protocols, registry);
-            options.clone().map(load).transpose()
-        };
-        let rw_flags = "remote-write.server-tls";
-        let remote_write = server(rw_flags, &config.remote_write.tls, http::TLS_PROTOCOLS)?;
-        let grpc = server("grpc-server-tls", &config.grpc.tls, grpc::TLS_PROTOCOLS)?;
-        let client = config.ring.client_tls.clone();
-        let peers = client.map(|options| ClientTls::load(options, registry)).transpose()?;
         Ok(Tls {
-            grpc: grpc.map(Arc::new),
-            remote_write: remote_write.map(Arc::new),
-            peers: peers.map(Arc::new),
+            grpc: grpc_server(config, registry)?,
+            remote_write: remote_write_server(config, registry)?,
+            peers: client(config, registry)?,
         })
     }
+
+    /// What is wrong with the files, all of it.
+    pub(super) fn faults(config: &Config) -> Vec<TlsError> {
+        // Each has metrics of its own, but those are for nobody.
+        let registry = Registry::new();
+        let grpc = grpc_server(config, &registry).err();
+        let remote_write = remote_write_server(config, &registry).err();
+        grpc.into_iter().chain(remote_write).chain(client(config, &registry).err()).collect()
+    }
+}
+
+fn grpc_server(config: &Config, registry: &Registry) -> Result<Option<Arc<ServerTls>>, TlsError> {
+    let load = |options| ServerTls::load("grpc-server-tls", options, grpc::TLS_PROTOCOLS, registry);
+    Ok(config.grpc.tls.clone().map(load).transpose()?.map(Arc::new))
+}
+
+fn remote_write_server(
+    config: &Config,
+    registry: &Registry,
+) -> Result<Option<Arc<ServerTls>>, TlsError> {
+    let flags = "remote-write.server-tls";
+    let load = |options| ServerTls::load(flags, options, http::TLS_PROTOCOLS, registry);
+    Ok(config.remote_write.tls.clone().map(load).transpose()?.map(Arc::new))
+}
+
+fn client(config: &Config, registry: &Registry) -> Result<Option<Arc<ClientTls>>, TlsError> {
+    let load = |options| ClientTls::load(options, registry);
+    Ok(config.ring.client_tls.clone().map(load).transpose()?.map(Arc::new))
 }

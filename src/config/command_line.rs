@@ -44,15 +44,22 @@ pub enum UsageError {
     Value { flag: &'static str, source: ValueError },
 }
 
-impl UsageError {
-    /// Whether the words were understood and only a value is wrong; the usage helps then.
-    pub fn wants_usage(&self) -> bool {
-        matches!(self, UsageError::Repeated(_) | UsageError::Value { .. })
-    }
+/// A command line with words that cannot be understood or values that flags do not take.
+#[derive(Debug)]
+pub struct Refused {
+    /// All of them, at least one.
+    pub errors: Vec<UsageError>,
+    /// What was understood, if it is a receiver's.
+    pub values: Option<Values>,
+}
 
-    /// 1 when the words are not understood, 2 when a value is wrong, as in Thanos.
+impl Refused {
+    /// 1 when words are not understood, 2 when only values are wrong, as in Thanos.
     pub fn exit_code(&self) -> ExitCode {
-        ExitCode::from(if self.wants_usage() { 2 } else { 1 })
+        let is_of_value = |error: &UsageError| {
+            matches!(error, UsageError::Repeated(_) | UsageError::Value { .. })
+        };
+        ExitCode::from(if self.errors.iter().all(is_of_value) { 2 } else { 1 })
     }
 }
 
@@ -75,6 +82,17 @@ pub enum Value {
     Float(f64),
 }
 
+/// How strictly `--check` judges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Check {
+    /// As a start would.
+    Usual,
+    /// What has no effect, or none yet, is an error.
+    Strict,
+}
+
+const STRICT: &str = "strict";
+
 /// Values by flag, with the table's defaults for flags that were not given.
 #[derive(Debug, Default)]
 pub struct Values {
@@ -84,6 +102,14 @@ pub struct Values {
 impl Values {
     pub fn is_given(&self, flag: &Flag) -> bool {
         self.given.contains_key(flag.name)
+    }
+
+    /// What `--check` asks for, if it is given.
+    pub fn check(&self) -> Option<Check> {
+        match self.given.get("check")?.last()? {
+            Value::Text(text) if text == STRICT => Some(Check::Strict),
+            _ => Some(Check::Usual),
+        }
     }
 
     /// The value of a flag that is not repeatable.
@@ -142,36 +168,100 @@ impl Values {
 }
 
 /// Understands the words after the program's name.
-pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Invocation, UsageError> {
-    let mut words = Words::of(words);
-    let mut command = None;
-    let mut given = Vec::new();
-    while let Some(word) = words.next()? {
-        match word {
-            Word::Long { name, value } => {
-                let (flag, on) = find_long(&name, command.is_some())?;
-                given.push((flag, raw_value(flag, on, value, &mut words)?));
+pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Invocation, Refused> {
+    let mut line = Line { words: Words::of(words), given: Vec::new(), command: None };
+    let mut errors = Vec::new();
+    loop {
+        match line.take_word() {
+            Ok(true) => {}
+            Ok(false) => break,
+            Err(error) => {
+                // Which flags there are depends on the command.
+                let is_end = matches!(error, UsageError::UnknownCommand(_));
+                errors.push(error);
+                if is_end {
+                    return Err(Refused { errors, values: None });
+                }
             }
-            Word::Short('h') => given.push((flags::named("help"), Raw::Switch(true))),
-            Word::Short(letter) => return Err(UsageError::UnknownShortFlag(letter)),
-            Word::Plain(word) if command.is_some() => return Err(UsageError::UnexpectedWord(word)),
-            Word::Plain(word) if word == "receive" => command = Some(word),
-            Word::Plain(word) => return Err(UsageError::UnknownCommand(word)),
         }
     }
+    let Line { given, command, .. } = line;
     // Help is wanted most when something else is wrong, so it goes before the check of the values.
-    for (flag, raw) in &given {
-        if matches!(raw, Raw::Switch(true))
-            && let Some(text) = printed_by(flag.name, command.is_some())
-        {
-            return Ok(Invocation::Print(text));
+    if errors.is_empty()
+        && let Some(text) = asked_for(&given, command)
+    {
+        return Ok(Invocation::Print(text));
+    }
+    let values = check_values(given, &mut errors);
+    match (errors.is_empty(), command) {
+        (true, Some(_)) => Ok(Invocation::Receive(values)),
+        (true, None) => Ok(Invocation::Print(usage::COMMANDS.to_owned())),
+        (false, command) => {
+            let values = command.filter(|command| *command == Command::Receive).map(|_| values);
+            Err(Refused { errors, values })
         }
     }
-    let values = check_values(given)?;
-    match command {
-        Some(_) => Ok(Invocation::Receive(values)),
-        None => Ok(Invocation::Print(usage::COMMANDS.to_owned())),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Command {
+    Receive,
+    Help,
+}
+
+/// A command line as far as it was taken.
+struct Line {
+    words: Words,
+    given: Vec<(&'static Flag, Raw)>,
+    command: Option<Command>,
+}
+
+impl Line {
+    /// Takes a word, and the next one too if that is its value; false at the end.
+    fn take_word(&mut self) -> Result<bool, UsageError> {
+        let Some(word) = self.words.next()? else { return Ok(false) };
+        match word {
+            Word::Long { name, value } => match find_long(&name, self.command.is_some()) {
+                Ok((flag, on)) => {
+                    let raw = raw_value(flag, on, value, &mut self.words)?;
+                    self.given.push((flag, raw));
+                }
+                Err(error) => {
+                    // A word behind it is most likely its value.
+                    if value.is_none() && self.command.is_some() {
+                        self.words.skip_plain();
+                    }
+                    return Err(error);
+                }
+            },
+            Word::Short('h') => self.given.push((flags::named("help"), Raw::Switch(true))),
+            Word::Short(letter) => return Err(UsageError::UnknownShortFlag(letter)),
+            Word::Plain(word) => match (self.command, word.as_str()) {
+                (None, "receive") => self.command = Some(Command::Receive),
+                (None, "help") => self.command = Some(Command::Help),
+                (Some(Command::Help), "receive") => {
+                    self.command = Some(Command::Receive);
+                    self.given.push((flags::named("help"), Raw::Switch(true)));
+                }
+                (None, "version") => {
+                    self.given.push((flags::named("version"), Raw::Switch(true)));
+                }
+                (Some(Command::Receive), _) => return Err(UsageError::UnexpectedWord(word)),
+                _ => return Err(UsageError::UnknownCommand(word)),
+            },
+        }
+        Ok(true)
     }
+}
+
+/// What a line prints that asks for nothing else.
+fn asked_for(given: &[(&'static Flag, Raw)], command: Option<Command>) -> Option<String> {
+    let is_receive = command == Some(Command::Receive);
+    let by_switch = given.iter().find_map(|(flag, raw)| match raw {
+        Raw::Switch(true) => printed_by(flag.name, is_receive),
+        _ => None,
+    });
+    by_switch.or_else(|| (command == Some(Command::Help)).then(|| usage::COMMANDS.to_owned()))
 }
 
 /// What the switches print that ask for nothing else.
@@ -226,11 +316,14 @@ fn raw_value(
     value: Option<String>,
     words: &mut Words,
 ) -> Result<Raw, UsageError> {
-    if flag.kind == Kind::Switch {
-        return match value {
-            None => Ok(Raw::Switch(on)),
-            Some(value) => Err(UsageError::UnexpectedValue { flag: flag.name, value }),
-        };
+    match (flag.kind, value.is_some()) {
+        (Kind::Switch, false) => return Ok(Raw::Switch(on)),
+        (Kind::Switch, true) => {
+            let value = value.unwrap_or_default();
+            return Err(UsageError::UnexpectedValue { flag: flag.name, value });
+        }
+        (Kind::Check, false) => return Ok(Raw::Text(String::new())),
+        _ => {}
     }
     if let Some(value) = value {
         return Ok(Raw::Text(value));
@@ -241,21 +334,27 @@ fn raw_value(
     }
 }
 
-fn check_values(given: Vec<(&'static Flag, Raw)>) -> Result<Values, UsageError> {
+/// The values that their flags take.
+fn check_values(given: Vec<(&'static Flag, Raw)>, errors: &mut Vec<UsageError>) -> Values {
     let mut values = Values::default();
     for (flag, raw) in given {
         let value = match raw {
-            Raw::Switch(on) => Value::Switch(on),
+            Raw::Switch(on) => Ok(Value::Switch(on)),
             Raw::Text(text) => parse_value(flag.kind, &text)
-                .map_err(|source| UsageError::Value { flag: flag.name, source })?,
+                .map_err(|source| UsageError::Value { flag: flag.name, source }),
         };
         let of_flag = values.given.entry(flag.name).or_default();
-        if !of_flag.is_empty() && !flag.repeatable {
-            return Err(UsageError::Repeated(flag.name));
+        match value {
+            Ok(_) if !of_flag.is_empty() && !flag.repeatable => {
+                errors.push(UsageError::Repeated(flag.name));
+            }
+            Ok(value) => of_flag.push(value),
+            Err(error) => errors.push(error),
         }
-        of_flag.push(value);
     }
-    Ok(values)
+    // Of a flag without any value that it takes nothing is known.
+    values.given.retain(|_, values| !values.is_empty());
+    values
 }
 
 /// Checks a value against its flag's grammar. Labels, addresses and paths are judged when used.
@@ -263,6 +362,7 @@ pub fn parse_value(kind: Kind, text: &str) -> Result<Value, ValueError> {
     match kind {
         Kind::Switch => grammar::choice(text, &["true", "false"])?,
         Kind::Choice(choices) => grammar::choice(text, choices)?,
+        Kind::Check if !text.is_empty() => grammar::choice(text, &[STRICT])?,
         _ => {}
     }
     Ok(match kind {
@@ -273,9 +373,13 @@ pub fn parse_value(kind: Kind, text: &str) -> Result<Value, ValueError> {
         Kind::Bytes => Value::Int(grammar::bytes_base2(text)?),
         Kind::DurationModel => Value::Int(grammar::duration_model(text)?),
         Kind::DurationGo => Value::Int(grammar::duration_go(text)?),
-        Kind::Choice(_) | Kind::Text | Kind::Path | Kind::Content | Kind::Address | Kind::Label => {
-            Value::Text(text.to_owned())
-        }
+        Kind::Choice(_)
+        | Kind::Check
+        | Kind::Text
+        | Kind::Path
+        | Kind::Content
+        | Kind::Address
+        | Kind::Label => Value::Text(text.to_owned()),
     })
 }
 
@@ -297,6 +401,17 @@ impl Words {
     fn of(words: impl IntoIterator<Item = OsString>) -> Words {
         let rest = words.into_iter().collect();
         Words { rest, flags_ended: false, argument_files: 0 }
+    }
+
+    /// Takes the next word if it can only be a value.
+    fn skip_plain(&mut self) {
+        let is_plain = |word: &OsString| {
+            let word = word.as_encoded_bytes();
+            self.flags_ended || !(word.starts_with(b"-") || word.starts_with(b"@"))
+        };
+        if self.rest.front().is_some_and(is_plain) {
+            self.rest.pop_front();
+        }
     }
 
     fn next(&mut self) -> Result<Option<Word>, UsageError> {
@@ -359,6 +474,13 @@ mod tests {
         }
     }
 
+    fn refused(line: &[&str]) -> Vec<UsageError> {
+        match parse(words(line)) {
+            Err(refused) => refused.errors,
+            Ok(other) => panic!("{line:?}: {other:?}"),
+        }
+    }
+
     #[test]
     fn values_stand_behind_an_equals_sign_or_in_the_next_word() {
         let values = receive(&["--tsdb.path=", "--receive.default-tenant-id", "a", "--"]);
@@ -383,7 +505,7 @@ mod tests {
             Ok(Invocation::Receive(values)) => assert_eq!(values.text("log.level"), "debug"),
             other => panic!("{other:?}"),
         }
-        let error = parse(words(&["--tsdb.path=x", "receive"])).unwrap_err();
+        let [error] = refused(&["--tsdb.path=x", "receive"]).try_into().unwrap();
         assert!(matches!(error, UsageError::UnknownLongFlag(name) if name == "tsdb.path"));
     }
 
@@ -398,15 +520,69 @@ mod tests {
         assert_eq!(values.text("tsdb.path"), "data");
 
         std::fs::write(&path, format!("@{}\n", path.display())).unwrap();
-        let error = parse(words(&["receive", &format!("@{}", path.display())])).unwrap_err();
+        let [error] = refused(&["receive", &format!("@{}", path.display())]).try_into().unwrap();
         assert!(matches!(error, UsageError::TooManyArgumentFiles(_)), "{error}");
     }
 
     #[test]
-    fn words_are_judged_before_values() {
-        let error = parse(words(&["receive", "--log.level=trace", "--nope"])).unwrap_err();
-        assert!(matches!(error, UsageError::UnknownLongFlag(_)), "{error}");
-        let help = parse(words(&["receive", "--log.level=trace", "--help"]));
-        assert!(matches!(help, Ok(Invocation::Print(text)) if text.contains("--tsdb.path")));
+    fn all_that_is_wrong_is_told_at_once_by_the_name_that_was_written() {
+        let line = [
+            "receive",
+            "--log.level=trace",
+            "--nope",
+            "its value",
+            "--no-tsdb.path",
+            "--tsdb.wal-compression=false",
+            "--tsdb.retention=a",
+            "--tsdb.path=x",
+            "--tsdb.path=y",
+            "stray",
+            "--receive.tenant-header",
+        ];
+        let texts: Vec<String> = refused(&line).iter().map(UsageError::to_string).collect();
+        let expected = [
+            "unknown long flag '--nope'",
+            "unknown long flag '--no-tsdb.path'",
+            "unexpected false",
+            "unexpected stray",
+            "expected argument for flag '--receive.tenant-header'",
+            "--log.level: ",
+            "--tsdb.retention: ",
+            "flag '--tsdb.path' cannot be repeated",
+        ];
+        assert_eq!(texts.len(), expected.len(), "{texts:#?}");
+        for (text, expected) in texts.iter().zip(expected) {
+            assert!(text.starts_with(expected), "{texts:#?}");
+        }
+        let values = parse(words(&line)).unwrap_err().values.unwrap();
+        assert_eq!(
+            (values.text("tsdb.path"), values.text("log.level")),
+            ("x".into(), "info".into())
+        );
+    }
+
+    #[test]
+    fn help_and_version_are_commands_and_flags() {
+        let printed = |line: &[&str]| match parse(words(line)) {
+            Ok(Invocation::Print(text)) => text,
+            other => panic!("{line:?}: {other:?}"),
+        };
+        for line in [&["receive", "--log.level=trace", "--help"][..], &["help", "receive"]] {
+            assert!(printed(line).contains("--tsdb.path"), "{line:?}");
+        }
+        for line in [&["--help"][..], &["help"], &["-h"], &[]] {
+            assert_eq!(printed(line), usage::COMMANDS, "{line:?}");
+        }
+        assert_eq!(printed(&["version"]), version());
+        let [error] = refused(&["help", "nope"]).try_into().unwrap();
+        assert!(matches!(error, UsageError::UnknownCommand(_)), "{error}");
+    }
+
+    #[test]
+    fn check_takes_a_word_or_none() {
+        assert_eq!(receive(&[]).check(), None);
+        assert_eq!(receive(&["--check", "--tsdb.path=x"]).check(), Some(Check::Usual));
+        assert_eq!(receive(&["--check=strict"]).check(), Some(Check::Strict));
+        assert!(matches!(refused(&["receive", "--check=no"])[..], [UsageError::Value { .. }]));
     }
 }

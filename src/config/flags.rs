@@ -2,8 +2,8 @@
 //! default, hidden ones included, then our own.
 //!
 //! No flag is taken and then ignored. One whose function is still to come is [`Support::NotYet`]:
-//! its default is taken, any other value refused at start. Where nothing is at stake until then it
-//! is [`Support::Awaited`]: taken, and the log says what does not happen yet. One that steers
+//! its default is taken, any other value refused at start. Where no data is lost and no answer
+//! changed until then it is [`Support::Awaited`]: taken, and the log says what does not happen yet. One that steers
 //! something which only the original has is [`Support::NoMeaning`]: taken, and the log says so.
 
 use crate::config::command_line::{self, Value};
@@ -29,6 +29,8 @@ pub enum Kind {
     DurationModel,
     DurationGo,
     Choice(&'static [&'static str]),
+    /// `--name` or `--name=strict`
+    Check,
 }
 
 /// Where a flag may stand.
@@ -131,18 +133,32 @@ const NONE: &str = "";
 
 const TLS_VERSIONS: Kind = Kind::Choice(&["1.0", "1.1", "1.2", "1.3"]);
 
-/// Configuration that is given inline as `--NAME` or as a file by `--NAME-file`, never both, with
-/// `$(VARIABLE)`s expanded in either.
-pub const CONTENT_PAIRS: [&str; 5] = [
-    "tracing.config",
-    "objstore.config",
-    "receive.relabel-config",
-    "request.logging-config",
-    "receive.limits-config",
+/// Configuration that is given inline or as a file, never both, with `$(VARIABLE)`s expanded in
+/// either.
+#[derive(Debug)]
+pub struct ContentPair {
+    /// The flag that gives it inline.
+    pub name: &'static str,
+    /// The flag of the file.
+    pub file: &'static str,
+}
+
+pub static CONTENT_PAIRS: [ContentPair; 5] = [
+    ContentPair { name: "tracing.config", file: "tracing.config-file" },
+    ContentPair { name: "objstore.config", file: "objstore.config-file" },
+    ContentPair { name: "receive.relabel-config", file: "receive.relabel-config-file" },
+    ContentPair { name: "request.logging-config", file: "request.logging-config-file" },
+    ContentPair { name: "receive.limits-config", file: "receive.limits-config-file" },
 ];
 
 const GO_RUNTIME: &str = "it sets a memory limit of Go's runtime";
 const NOTHING_PRUNED: &str = "this version cuts no blocks and deletes nothing";
+const NOTHING_SHIPPED: &str = "this version ships no blocks";
+const NO_BLOCKS: &str = "this version cuts no blocks";
+const NO_CACHE: &str = "this version has no such cache";
+const NO_SNAPSHOT: &str = "the head is rebuilt from its log";
+const NOT_OUT_OF_ORDER: &str = "this version takes no samples out of order";
+const BYTES_NOT_FRAMES: &str = "what is read ahead is bounded in bytes";
 const BYTES_NOT_WORKERS: &str = "forwards to a peer are bounded in bytes, not in number";
 const NO_EFFECT_IN_THANOS: &str = "it has no effect in Thanos either";
 
@@ -220,25 +236,25 @@ pub static FLAGS: &[Flag] = &[
     flag("receive.relabel-config-file", Kind::Path, NONE, "File with relabelling rules (YAML).").not_yet(),
     flag("receive.relabel-config", Kind::Content, NONE, "Relabelling rules (YAML), instead of the file.").not_yet(),
     flag("tsdb.min-block-duration", Kind::DurationModel, "2h", "Time range of a head's block, at least 30s.").hidden(),
-    flag("tsdb.max-block-duration", Kind::DurationModel, "2h", "Longest time range of a block.").hidden().not_yet(),
+    flag("tsdb.max-block-duration", Kind::DurationModel, "2h", "Longest time range of a block.").hidden().awaited(NO_BLOCKS),
     flag("tsdb.too-far-in-future.time-window", Kind::DurationModel, "0s", "Refuse samples that are further ahead of the clock; 0s takes any."),
     flag("tsdb.out-of-order.time-window", Kind::DurationModel, "0s", "Take samples that are older than the newest by at most this; 0s for none.").not_yet(),
-    flag("tsdb.out-of-order.cap-max", Kind::Int, "0", "Samples in an out-of-order chunk; 0 for 32.").not_yet(),
+    flag("tsdb.out-of-order.cap-max", Kind::Int, "0", "Samples in an out-of-order chunk; 0 for 32.").awaited(NOT_OUT_OF_ORDER),
     switch("tsdb.allow-overlapping-blocks", OFF, "Accepted; has no effect.").no_meaning(NO_EFFECT_IN_THANOS),
-    flag("tsdb.max-retention-bytes", Kind::Bytes, "0", "Bytes of blocks kept per tenant; 0 for no limit.").not_yet(),
+    flag("tsdb.max-retention-bytes", Kind::Bytes, "0", "Bytes of blocks kept per tenant; 0 for no limit.").awaited(NOTHING_PRUNED),
     switch("tsdb.wal-compression", ON, "Compress the write-ahead log with snappy."),
     switch("tsdb.no-lockfile", OFF, "Make no lock file in tenants' directories."),
-    flag("tsdb.head.expanded-postings-cache-size", Kind::Uint, "0", "Bytes of postings cache per head; 0 for none.").not_yet(),
-    flag("tsdb.block.expanded-postings-cache-size", Kind::Uint, "0", "Bytes of postings cache per block; 0 for none.").not_yet(),
+    flag("tsdb.head.expanded-postings-cache-size", Kind::Uint, "0", "Bytes of postings cache per head; 0 for none.").awaited(NO_CACHE),
+    flag("tsdb.block.expanded-postings-cache-size", Kind::Uint, "0", "Bytes of postings cache per block; 0 for none.").awaited(NO_CACHE),
     flag("tsdb.max-exemplars", Kind::Int, "0", "Exemplars kept per tenant; 0 for none.").not_yet(),
     flag("tsdb.write-queue-size", Kind::Int, "0", "Accepted; there is no such queue.").hidden().no_meaning("there is no queue before the head's chunk files"),
-    switch("tsdb.memory-snapshot-on-shutdown", OFF, "Write a snapshot of the head on shutdown.").hidden().not_yet(),
+    switch("tsdb.memory-snapshot-on-shutdown", OFF, "Write a snapshot of the head on shutdown.").hidden().awaited(NO_SNAPSHOT),
     switch("tsdb.enable-native-histograms", ON, "Accepted; has no effect.").no_meaning(NO_EFFECT_IN_THANOS),
-    flag("hash-func", Kind::Choice(&["", "SHA256"]), NONE, "Hash of files in a block's meta.json.").not_yet(),
-    switch("shipper.allow-out-of-order-uploads", OFF, "Go on with later blocks when one fails to upload.").hidden().not_yet(),
-    switch("shipper.skip-corrupted-blocks", OFF, "Go on with later blocks when one is damaged.").hidden().not_yet(),
-    flag("shipper.upload-concurrency", Kind::Int, "0", "Files of a block uploaded at a time.").not_yet(),
-    flag("matcher-cache-size", Kind::Int, "0", "Matchers kept compiled; 0 for none.").not_yet(),
+    flag("hash-func", Kind::Choice(&["", "SHA256"]), NONE, "Hash of files in a block's meta.json.").awaited(NOTHING_SHIPPED),
+    switch("shipper.allow-out-of-order-uploads", OFF, "Go on with later blocks when one fails to upload.").hidden().awaited(NOTHING_SHIPPED),
+    switch("shipper.skip-corrupted-blocks", OFF, "Go on with later blocks when one is damaged.").hidden().awaited(NOTHING_SHIPPED),
+    flag("shipper.upload-concurrency", Kind::Int, "0", "Files of a block uploaded at a time.").awaited(NOTHING_SHIPPED),
+    flag("matcher-cache-size", Kind::Int, "0", "Matchers kept compiled; 0 for none.").awaited(NO_CACHE),
     flag("request.logging-config-file", Kind::Path, NONE, "File with the request logging configuration (YAML).").not_yet(),
     flag("request.logging-config", Kind::Content, NONE, "Request logging configuration (YAML), instead of the file.").not_yet(),
     flag("receive.limits-config-file", Kind::Path, NONE, "File with tenants' limits (YAML); watched.").hidden().not_yet(),
@@ -247,8 +263,9 @@ pub static FLAGS: &[Flag] = &[
     switch("receive.otlp-enable-target-info", ON, "Make target_info series of OTLP resources.").not_yet(),
     flag("receive.otlp-promote-resource-attributes", Kind::Text, NONE, "OTLP resource attribute copied to labels.").repeatable().not_yet(),
     flag("enable-feature", Kind::Text, NONE, "Feature to switch on; this version has none.").repeatable(),
-    flag("receive.lazy-retrieval-max-buffered-responses", Kind::Int, "20", "Frames read ahead per tenant in a Series call.").not_yet(),
+    flag("receive.lazy-retrieval-max-buffered-responses", Kind::Int, "20", "Frames read ahead per tenant in a Series call.").awaited(BYTES_NOT_FRAMES),
 
+    flag("check", Kind::Check, NONE, "Read the flags and all files that they name, build the rings, tell what was found, a line each, and end: 0 if a start would succeed. With =strict, flags that have no effect or none yet are errors, too.").own(),
     flag("tsdb.wal-sync", Kind::Choice(&["interval", "always", "segment"]), "interval", "When the write-ahead log reaches the medium: at least every second (interval), before a write is answered (always), or when a segment of 128 MiB is full, as in Prometheus (segment). A crash of the process alone loses nothing with any of them.").own(),
     flag("tsdb.head-series-max", Kind::Uint, "50000000", "Series in one tenant's head; samples of further ones are refused.").own(),
     flag("receive.tenants-max", Kind::Uint, "10000", "Tenants on this node; writes of further ones are refused.").own(),

@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::config::command_line::Values;
-use crate::config::{ConfigError, duration, positive_size, tls};
+use crate::config::error::ConfigError;
+use crate::config::settings::{NoticeKind, Settings};
+use crate::config::tls;
 use crate::hashring::file::{self, InlineHashrings};
 use crate::hashring::{
     Algorithm, Endpoint, Hashring, HashringMetrics, RingDefaults, RingError, RingOptions, RingState,
@@ -73,31 +74,32 @@ pub struct RingConfig {
 }
 
 impl RingConfig {
-    pub(super) fn from_values(
-        values: &Values,
-        notices: &mut Vec<String>,
-    ) -> Result<RingConfig, ConfigError> {
+    pub(super) fn of(settings: &mut Settings<'_>) -> Option<RingConfig> {
+        let values = settings.values;
         // 0 is as good as 1, which Thanos says in its metric.
         let factor = values.uint("receive.replication-factor").max(1);
-        let replication_factor = u8::try_from(factor)
-            .ok()
-            .filter(|factor| usize::from(*factor) <= REPLICATION_FACTOR_MAX)
-            .ok_or(ConfigError::ReplicationFactor)?;
+        let is_possible = |factor: &u8| usize::from(*factor) <= REPLICATION_FACTOR_MAX;
+        let factor = u8::try_from(factor).ok().filter(is_possible);
+        let replication_factor = settings.check(factor.ok_or(ConfigError::ReplicationFactor));
         let local_endpoint =
             Some(values.text("receive.local-endpoint")).filter(|endpoint| !endpoint.is_empty());
+        let source = RingSource::of(settings, local_endpoint.as_deref());
+        let forward_inflight_bytes_max =
+            settings.positive_int("receive.forward.inflight-bytes-max");
+        let client_tls = tls::client(settings);
+        let method = method_config(settings);
         let config = RingConfig {
-            source: RingSource::from_values(values, local_endpoint.as_deref())?,
+            source: source?,
             local_endpoint,
             algorithm: match values.text("receive.hashrings-algorithm").as_str() {
                 "ketama" => Algorithm::Ketama,
                 _ => Algorithm::Hashmod,
             },
-            replication_factor,
-            hold: duration(values, "receive.ring-hold"),
-            forward_timeout: duration(values, "receive-forward-timeout"),
-            backoff_max: duration(values, "receive-forward-max-backoff"),
-            forward_inflight_bytes_max: positive_size(values, "receive.forward.inflight-bytes-max")?
-                as u64,
+            replication_factor: replication_factor?,
+            hold: settings.duration("receive.ring-hold"),
+            forward_timeout: settings.duration("receive-forward-timeout"),
+            backoff_max: settings.duration("receive-forward-max-backoff"),
+            forward_inflight_bytes_max: forward_inflight_bytes_max?,
             forward_calls_max: usize::try_from(values.uint("receive.forward.calls-max"))
                 .unwrap_or(usize::MAX)
                 .max(1),
@@ -109,31 +111,35 @@ impl RingConfig {
                 (_, "none") => Protocol::Protobuf(Compression::None),
                 _ => Protocol::Protobuf(Compression::Snappy),
             },
-            client_tls: tls::client(values, notices)?,
-            method: method_config(values, notices)?,
-            artificial_delay_max: duration(values, "receive.artificial-max-delay"),
+            client_tls: client_tls?,
+            method: method?,
+            artificial_delay_max: settings.duration("receive.artificial-max-delay"),
         };
-        config.check_inline()?;
-        Ok(config)
+        config.check_inline(settings);
+        Some(config)
     }
 
     /// Refuses rings that are given inline and cannot be built.
-    fn check_inline(&self) -> Result<(), ConfigError> {
-        let RingSource::Inline { rings, .. } = &self.source else { return Ok(()) };
-        let metrics = HashringMetrics::new(&Registry::new());
-        let hashring = Hashring::build(rings.clone(), self.defaults(), None, &metrics);
-        for ring in hashring.rings() {
+    fn check_inline(&self, settings: &mut Settings<'_>) {
+        let RingSource::Inline { rings, .. } = &self.source else { return };
+        for ring in self.build(rings.clone()).rings() {
             match ring.state {
                 // Thanos starts with one and fails its writes, too.
                 RingState::NotBuilt(RingError::NoEndpoints)
                 | RingState::InForce
                 | RingState::LastGood(_) => {}
                 RingState::NotBuilt(error) => {
-                    return Err(ConfigError::Ring { hashring: ring.name.to_owned(), error });
+                    let hashring = ring.name.to_owned();
+                    settings.errors.push(ConfigError::Ring { hashring, error });
                 }
             }
         }
-        Ok(())
+    }
+
+    /// These rings as they would be in force, for a look at them.
+    pub fn build(&self, rings: Vec<RingOptions>) -> Hashring {
+        let metrics = HashringMetrics::new(&Registry::new());
+        Hashring::build(rings, self.defaults(), None, &metrics)
     }
 
     pub fn mode(&self) -> Mode {
@@ -153,33 +159,32 @@ impl RingConfig {
 }
 
 /// What `--receive.grpc-service-config` says. Thanos finds out with each forward that it is wrong.
-fn method_config(values: &Values, notices: &mut Vec<String>) -> Result<MethodConfig, ConfigError> {
-    let content = values.text("receive.grpc-service-config");
+fn method_config(settings: &mut Settings<'_>) -> Option<MethodConfig> {
+    let content = settings.values.text("receive.grpc-service-config");
     if content.is_empty() {
-        return Ok(MethodConfig::default());
+        return Some(MethodConfig::default());
     }
-    let (method, idle) = service_config::parse(&content)?;
-    let notice = |field| format!("--receive.grpc-service-config: {field} does nothing here");
-    notices.extend(idle.into_iter().map(notice));
-    Ok(method)
+    let (method, idle) = settings.check(service_config::parse(&content))?;
+    for field in idle {
+        let text = format!("--receive.grpc-service-config: {field} does nothing here");
+        settings.notice(NoticeKind::NoEffect, text);
+    }
+    Some(method)
 }
 
 impl RingSource {
     /// The file has the higher priority.
-    fn from_values(
-        values: &Values,
-        local_endpoint: Option<&str>,
-    ) -> Result<RingSource, ConfigError> {
-        let path = values.text("receive.hashrings-file");
+    fn of(settings: &mut Settings<'_>, local_endpoint: Option<&str>) -> Option<RingSource> {
+        let path = settings.values.text("receive.hashrings-file");
         if !path.is_empty() {
-            let refresh_interval = duration(values, "receive.hashrings-file-refresh-interval");
-            return Ok(RingSource::File { path: path.into(), refresh_interval });
+            let refresh_interval = settings.duration("receive.hashrings-file-refresh-interval");
+            return Some(RingSource::File { path: path.into(), refresh_interval });
         }
-        let content = values.text("receive.hashrings");
-        Ok(match file::parse_inline(&content)? {
+        let content = settings.values.text("receive.hashrings");
+        Some(match settings.check(file::parse_inline(&content))? {
             InlineHashrings::NotGiven => RingSource::None,
             InlineHashrings::OneNode => {
-                let endpoint = local_endpoint.ok_or(ConfigError::OneNode)?;
+                let endpoint = settings.check(local_endpoint.ok_or(ConfigError::OneNode))?;
                 let endpoints = vec![Endpoint::at(endpoint)];
                 let rings = vec![RingOptions { endpoints, ..RingOptions::default() }];
                 RingSource::Inline { content, rings }

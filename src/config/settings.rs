@@ -30,6 +30,8 @@ pub enum NoticeKind {
     NoEffect,
     /// What a flag is for does not happen in this version.
     NotYet,
+    /// What the operator should change, or know to be meant.
+    Warning,
     /// What was taken for what was given, or for what was not.
     Note,
 }
@@ -39,6 +41,7 @@ impl NoticeKind {
         match self {
             NoticeKind::NoEffect => "no effect",
             NoticeKind::NotYet => "not yet",
+            NoticeKind::Warning => "warning",
             NoticeKind::Note => "note",
         }
     }

@@ -1,10 +1,19 @@
 use std::collections::HashMap;
 use std::ffi::OsString;
 
+use std::path::PathBuf;
+use std::time::Duration;
+
+use http::HeaderName;
+
 use super::*;
 use crate::config::command_line::{Invocation, parse};
+use crate::config::flags::{FLAGS, Kind, Support};
+use crate::log::{LogFormat, LogLevel};
+use crate::tsdb::options::DbOptions;
+use crate::tsdb::wal::{Compression, SyncPolicy};
 
-fn config(flags: &[&str]) -> Result<Config, ConfigError> {
+fn config(flags: &[&str]) -> Result<Config, Faults> {
     let words = ["receive"].iter().chain(flags).map(OsString::from);
     match parse(words) {
         Ok(Invocation::Receive(values)) => Config::from_values(&values, "host-1"),
@@ -21,7 +30,7 @@ fn without_flags_everything_has_its_default() {
     assert_eq!(config.tenancy.default_tenant.as_str(), "default-tenant");
     assert_eq!(config.storage.dir, PathBuf::from("./data"));
     assert_eq!(config.storage.labels, [("replica".to_owned(), "host-1".to_owned())]);
-    assert!(config.notices.iter().any(|notice| notice.contains("replica=\"host-1\"")));
+    assert!(config.notices.iter().any(|notice| notice.text.contains("replica=\"host-1\"")));
 
     let (db, default) = (config.storage.db, DbOptions::default());
     assert_eq!(db.block_range, default.block_range);
@@ -99,7 +108,7 @@ fn what_is_not_there_yet_is_refused_by_name_unless_it_asks_for_nothing() {
             assert!(config(&[&default]).is_ok(), "{default}");
         }
     }
-    for off in ["--tsdb.max-exemplars=-5", "--matcher-cache-size=-1"] {
+    for off in ["--tsdb.max-exemplars=-5", "--store.limits.request-series=0"] {
         assert!(config(&[off]).is_ok(), "{off}");
     }
 }
@@ -114,21 +123,26 @@ fn a_service_config_says_what_of_it_does_nothing() {
     assert_eq!(config.ring.method.timeout, Some(Duration::from_secs(1)));
     assert_eq!(config.ring.artificial_delay_max, Duration::from_secs(3));
     let notice = "--receive.grpc-service-config: loadBalancingPolicy does nothing here";
+    let notice = Notice { kind: NoticeKind::NoEffect, text: notice.to_owned() };
     assert_eq!(config.notices, [notice]);
 }
 
 #[test]
-fn what_is_awaited_is_taken_and_mentioned() {
-    let flags = ["--tsdb.retention=0d"];
+fn what_is_awaited_is_taken_and_mentioned_whatever_its_value() {
+    let flags = [
+        "--tsdb.retention=0d",
+        "--tsdb.max-block-duration=2h",
+        "--matcher-cache-size=100",
+        "--tsdb.memory-snapshot-on-shutdown",
+        "--enable-feature=metric-names-filter",
+    ];
     let notices = config(&[&flags[..], &["--label=a=\"b\""]].concat()).unwrap().notices;
     assert_eq!(notices.len(), flags.len(), "{notices:?}");
     for flag in flags {
         let name = flag.split('=').next().unwrap();
-        let is_about = |notice: &String| notice.starts_with(&format!("{name} is accepted"));
-        assert!(notices.iter().any(is_about), "{notices:?}");
+        let of_flag = notices.iter().find(|notice| notice.text.starts_with(name));
+        assert_eq!(of_flag.map(|notice| notice.kind), Some(NoticeKind::NotYet), "{notices:?}");
     }
-    let error = config(&["--receive.capnproto-address=nowhere"]).unwrap_err().to_string();
-    assert!(error.contains("missing port in address"), "{error}");
 }
 
 #[test]
@@ -136,8 +150,30 @@ fn what_has_no_meaning_is_taken_and_mentioned() {
     let config = config(&["--enable-auto-gomemlimit", "--enable-feature=nope", "--label=a=\"b\""]);
     let notices = config.unwrap().notices;
     assert_eq!(notices.len(), 2, "{notices:?}");
-    assert!(notices[0].contains("--enable-auto-gomemlimit"), "{notices:?}");
-    assert!(notices[1].contains("nope"), "{notices:?}");
+    for (notice, words) in notices.iter().zip(["--enable-auto-gomemlimit", "nope"]) {
+        assert!(notice.text.contains(words), "{notices:?}");
+        assert_eq!(notice.kind, NoticeKind::NoEffect, "{notices:?}");
+    }
+}
+
+#[test]
+fn all_that_cannot_work_is_found_at_once() {
+    let faults = config(&[
+        "--http-address=a",
+        "--grpc-address=b",
+        "--label=foo",
+        "--label=bar",
+        "--receive.tenants-max=0",
+        "--receive.request-bytes-max=0B",
+        "--receive.default-tenant-id=..",
+        "--receive.replication-factor=256",
+        "--receive.hashrings={",
+        "--grpc-server-tls-cert=c",
+        "--enable-auto-gomemlimit",
+    ]);
+    let faults = faults.map(|_| ()).unwrap_err();
+    assert_eq!(faults.errors.len(), 10, "{faults}");
+    assert_eq!(faults.notices.len(), 1, "{:?}", faults.notices);
 }
 
 #[test]
@@ -159,7 +195,7 @@ fn settings_that_cannot_work_are_refused_by_name() {
         ("--auto-gomemlimit.ratio=nan", "failed to configure Go runtime memory limits"),
         ("--auto-gomemlimit.ratio=1.1", "failed to configure Go runtime memory limits"),
         ("--receive.lazy-retrieval-max-buffered-responses=0", "must be > 0"),
-        ("--enable-feature=metric-names-filter", "metric-names-filter"),
+        ("--receive.capnproto-address=nowhere", "missing port in address"),
         ("--receive.tenants-max=0", "--receive.tenants-max must be above 0"),
         ("--receive.decoded-bytes-max=-1MB", "--receive.decoded-bytes-max must be above 0"),
         ("--receive.inflight-bytes-max=1MB", "--receive.inflight-bytes-max must leave room"),
@@ -185,6 +221,9 @@ fn content_comes_inline_or_from_a_file_with_variables_expanded() {
     assert!(error(&["--objstore.config=a: b"]).contains("not supported"));
     let directory = format!("--tracing.config-file={}", dir.path().display());
     assert!(error(&[&directory]).contains("is a directory"), "{}", error(&[&directory]));
+    // By the name that was written.
+    std::fs::write(&path, "type: S3").unwrap();
+    assert!(error(&[&from_file]).starts_with("--objstore.config-file is not supported"));
 }
 
 #[test]
@@ -236,6 +275,7 @@ fn every_flag_of_thanos_is_there_with_its_grammar_and_default() {
             Kind::DurationModel => "duration-model",
             Kind::DurationGo => "duration-go",
             Kind::Choice(_) => "enum",
+            Kind::Check => unreachable!("it is ours"),
         };
         assert_eq!(kind, row["kind"], "--{name} kind");
         if let Kind::Choice(choices) = flag.kind {
@@ -249,8 +289,9 @@ fn every_flag_of_thanos_is_there_with_its_grammar_and_default() {
         };
         assert_eq!(flag.default, default, "--{name} default");
         if row["env_expansion"].starts_with('$') && flag.kind == Kind::Content {
-            assert!(flags::CONTENT_PAIRS.contains(&name), "--{name} is half of a pair");
-            assert_eq!(row["exclusive_with"], format!("{name}-file"));
+            let pair = flags::CONTENT_PAIRS.iter().find(|pair| pair.name == name);
+            let pair = pair.unwrap_or_else(|| panic!("--{name} is half of a pair"));
+            assert_eq!(row["exclusive_with"], pair.file);
         }
     }
     let ours_alone = FLAGS.iter().filter(|flag| !flag.own && !names.contains(&flag.name)).count();
@@ -318,17 +359,22 @@ fn what_reads_is_closed_where_certificates_are_asked_for() {
         "--remote-write.server-tls-key=k",
     ];
     let with = |flags: &[&str]| config(&[&CERTIFICATE, flags].concat()).unwrap();
+    let warnings = |config: &Config| {
+        let is_warning = |notice: &&Notice| notice.kind == NoticeKind::Warning;
+        let warnings = config.notices.iter().filter(is_warning);
+        warnings.map(|notice| notice.text.clone()).collect::<Vec<_>>()
+    };
     let plain = with(&[]);
-    assert_eq!((plain.http.reads_closed_by, plain.warnings.len()), (None, 0));
+    assert_eq!((plain.http.reads_closed_by, warnings(&plain).len()), (None, 0));
     assert!(plain.capnproto_address.is_some());
 
     let write = with(&["--remote-write.server-tls-client-ca=a"]);
     assert_eq!(write.http.reads_closed_by, Some("remote-write.server-tls-client-ca"));
-    assert_eq!(write.warnings.len(), 1, "{:?}", write.warnings);
+    assert_eq!(warnings(&write).len(), 1, "{:?}", write.notices);
 
     let grpc = with(&["--grpc-server-tls-client-ca=a"]);
     assert_eq!(grpc.http.reads_closed_by, Some("grpc-server-tls-client-ca"));
-    let [reads, capnproto] = &grpc.warnings[..] else { panic!("{:?}", grpc.warnings) };
+    let [reads, capnproto] = &warnings(&grpc)[..] else { panic!("{:?}", grpc.notices) };
     assert!(reads.contains("403") && reads.contains("--http.open-reads"), "{reads}");
     assert!(capnproto.contains("0.0.0.0:19391"), "{capnproto}");
     assert!(capnproto.contains("--no-receive.capnproto"), "{capnproto}");
@@ -337,6 +383,6 @@ fn what_reads_is_closed_where_certificates_are_asked_for() {
         with(&["--grpc-server-tls-client-ca=a", "--http.open-reads", "--no-receive.capnproto"]);
     assert_eq!(open.http.reads_closed_by, None);
     assert!(open.capnproto_address.is_none());
-    let [reads] = &open.warnings[..] else { panic!("{:?}", open.warnings) };
+    let [reads] = &warnings(&open)[..] else { panic!("{:?}", open.notices) };
     assert!(reads.starts_with("--http.open-reads"), "{reads}");
 }

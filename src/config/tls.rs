@@ -2,9 +2,8 @@
 //!
 //! Whether the files can be used is found out when they are [loaded](crate::tls).
 
-use crate::config::ConfigError;
-use crate::config::command_line::Values;
 use crate::config::flags;
+use crate::config::settings::{NoticeKind, Settings};
 use crate::peer::tls::ClientTlsOptions;
 use crate::tls::server::{self, ServerTlsOptions};
 use crate::tls::{Identity, TlsFile, TlsVersion};
@@ -53,49 +52,56 @@ pub(super) const REMOTE_WRITE_SERVER: ServerFlags = ServerFlags {
 };
 
 impl ServerFlags {
-    /// None for plain text, which is what there is without certificate and key.
-    pub(super) fn options(
-        &self,
-        values: &Values,
-        notices: &mut Vec<String>,
-    ) -> Result<Option<ServerTlsOptions>, ConfigError> {
-        let client_ca = file(values, self.client_ca);
-        let identity = match (file(values, self.cert), file(values, self.key)) {
+    /// `Some(None)` for plain text, which is what there is without certificate and key.
+    pub(super) fn options(&self, settings: &mut Settings<'_>) -> Option<Option<ServerTlsOptions>> {
+        let client_ca = file(settings, self.client_ca);
+        let identity = match (file(settings, self.cert), file(settings, self.key)) {
             (Some(cert), Some(key)) => Identity { cert, key },
             (None, None) if client_ca.is_some() => {
-                return Err(TlsFlagError::ClientAuthorityAlone(self.client_ca).into());
+                return settings.check(Err(TlsFlagError::ClientAuthorityAlone(self.client_ca)));
             }
             (None, None) => {
                 let needed = format!("--{} and --{}", self.cert, self.key);
-                let idle = [self.min_version, self.ciphers, self.curves];
-                notices.extend(without_effect(values, &idle, &needed));
-                return Ok(None);
+                without_effect(settings, &[self.min_version, self.ciphers, self.curves], &needed);
+                return Some(None);
             }
-            _ => return Err(TlsFlagError::HalfOfServer { cert: self.cert, key: self.key }.into()),
+            _ => {
+                let (cert, key) = (self.cert, self.key);
+                return settings.check(Err(TlsFlagError::HalfOfServer { cert, key }));
+            }
         };
-        let version_min = version(values, self.min_version, notices);
-        let (flag, names) = (self.ciphers, values.texts(self.ciphers));
-        let suite = |name: String| {
+        let version_min = version(settings, self.min_version);
+        let flag = self.ciphers;
+        let cipher_suites = all(settings, flag, |name| {
             server::cipher_suite(&name).map_err(|valid| TlsFlagError::CipherSuite {
                 flag,
                 name,
                 valid,
             })
-        };
-        let cipher_suites = names.into_iter().map(suite).collect::<Result<Vec<_>, _>>()?;
-        let (flag, names) = (self.curves, values.texts(self.curves));
-        let curve = |name: String| {
+        });
+        let flag = self.curves;
+        let curves = all(settings, flag, |name| {
             server::curve(&name).map_err(|valid| TlsFlagError::Curve { flag, name, valid })
-        };
-        let curves = names.into_iter().map(curve).collect::<Result<Vec<_>, _>>()?;
-        Ok(Some(ServerTlsOptions {
+        });
+        Some(Some(ServerTlsOptions {
             identity,
             client_ca,
             version_min,
-            cipher_suites: Some(cipher_suites).filter(|suites| !suites.is_empty()),
-            curves: Some(curves).filter(|curves| !curves.is_empty()),
+            cipher_suites: Some(cipher_suites?).filter(|suites| !suites.is_empty()),
+            curves: Some(curves?).filter(|curves| !curves.is_empty()),
         }))
     }
+}
+
+/// What all values of a flag mean.
+fn all<T>(
+    settings: &mut Settings<'_>,
+    flag: &str,
+    find: impl Fn(String) -> Result<T, TlsFlagError>,
+) -> Option<Vec<T>> {
+    let names = settings.values.texts(flag);
+    let found: Vec<_> = names.into_iter().map(|name| settings.check(find(name))).collect();
+    found.into_iter().collect()
 }
 
 const CLIENT_CERT: &str = "remote-write.client-tls-cert";
@@ -106,12 +112,9 @@ const CLIENT_SKIP_VERIFY: &str = "remote-write.client-tls-skip-verify";
 const CLIENT_SERVER_NAME: &str = "remote-write.client-server-name";
 const CLIENT_MIN_VERSION: &str = "remote-write.client-tls-min-version";
 
-/// Towards peers; none for plain text, whatever the other flags say.
-pub(super) fn client(
-    values: &Values,
-    notices: &mut Vec<String>,
-) -> Result<Option<ClientTlsOptions>, ConfigError> {
-    if !values.switch(CLIENT_SECURE) {
+/// Towards peers; `Some(None)` for plain text, whatever the other flags say.
+pub(super) fn client(settings: &mut Settings<'_>) -> Option<Option<ClientTlsOptions>> {
+    if !settings.values.switch(CLIENT_SECURE) {
         let idle = [
             CLIENT_CERT,
             CLIENT_KEY,
@@ -120,49 +123,54 @@ pub(super) fn client(
             CLIENT_SERVER_NAME,
             CLIENT_MIN_VERSION,
         ];
-        notices.extend(without_effect(values, &idle, &format!("--{CLIENT_SECURE}")));
-        return Ok(None);
+        without_effect(settings, &idle, &format!("--{CLIENT_SECURE}"));
+        return Some(None);
     }
-    let identity = match (file(values, CLIENT_CERT), file(values, CLIENT_KEY)) {
+    let identity = match (file(settings, CLIENT_CERT), file(settings, CLIENT_KEY)) {
         (Some(cert), Some(key)) => Some(Identity { cert, key }),
         (None, None) => None,
         _ => {
-            return Err(TlsFlagError::HalfOfClient { cert: CLIENT_CERT, key: CLIENT_KEY }.into());
+            let (cert, key) = (CLIENT_CERT, CLIENT_KEY);
+            return settings.check(Err(TlsFlagError::HalfOfClient { cert, key }));
         }
     };
-    Ok(Some(ClientTlsOptions {
+    let server_name = settings.values.text(CLIENT_SERVER_NAME);
+    Some(Some(ClientTlsOptions {
         identity,
-        ca: file(values, CLIENT_CA),
-        skip_verify: values.switch(CLIENT_SKIP_VERIFY),
-        server_name: Some(values.text(CLIENT_SERVER_NAME)).filter(|name| !name.is_empty()),
-        version_min: version(values, CLIENT_MIN_VERSION, notices),
+        ca: file(settings, CLIENT_CA),
+        skip_verify: settings.values.switch(CLIENT_SKIP_VERIFY),
+        server_name: Some(server_name).filter(|name| !name.is_empty()),
+        version_min: version(settings, CLIENT_MIN_VERSION),
     }))
 }
 
-fn file(values: &Values, flag: &'static str) -> Option<TlsFile> {
-    let path = values.text(flag);
+fn file(settings: &Settings<'_>, flag: &'static str) -> Option<TlsFile> {
+    let path = settings.values.text(flag);
     (!path.is_empty()).then(|| TlsFile { flag, path: path.into() })
 }
 
-fn version(values: &Values, flag: &str, notices: &mut Vec<String>) -> TlsVersion {
-    match values.text(flag).as_str() {
+fn version(settings: &mut Settings<'_>, flag: &str) -> TlsVersion {
+    match settings.values.text(flag).as_str() {
         "1.3" => TlsVersion::V1_3,
         "1.2" => TlsVersion::V1_2,
         lower => {
-            notices.push(format!("--{flag}={lower} is taken for 1.2: TLS {lower} is not spoken"));
+            let text = format!("--{flag}={lower} is taken for 1.2: TLS {lower} is not spoken");
+            settings.notice(NoticeKind::Note, text);
             TlsVersion::V1_2
         }
     }
 }
 
-/// What the log says about flags that were given and need others.
-fn without_effect(values: &Values, names: &[&str], needed: &str) -> Vec<String> {
-    let given = |name: &&&str| {
-        let flag = flags::named(name);
-        values.is_given(flag) && (flag.repeatable || values.value(flag) != flag.default_value())
-    };
-    let notice = |name: &&str| format!("--{name} does nothing without {needed}");
-    names.iter().filter(given).map(notice).collect()
+/// Tells which flags were given that need others.
+fn without_effect(settings: &mut Settings<'_>, names: &[&str], needed: &str) {
+    for name in names {
+        let (flag, values) = (flags::named(name), settings.values);
+        let is_default = !flag.repeatable && values.value(flag) == flag.default_value();
+        if values.is_given(flag) && !is_default {
+            let text = format!("--{name} does nothing without {needed}");
+            settings.notice(NoticeKind::NoEffect, text);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -204,7 +212,8 @@ mod tests {
             format!("--remote-write.client-tls-ca {client}"),
             format!("--remote-write.client-tls-skip-verify {client}"),
         ];
-        assert_eq!(config.notices, expected);
+        let texts: Vec<&str> = config.notices.iter().map(|notice| notice.text.as_str()).collect();
+        assert_eq!(texts, expected);
     }
 
     #[test]
@@ -245,7 +254,7 @@ mod tests {
         assert_eq!(client.version_min, TlsVersion::V1_2);
         assert!(client.identity.is_some() && !client.skip_verify);
         assert_eq!(config.notices.len(), 1, "{:?}", config.notices);
-        assert!(config.notices[0].starts_with("--grpc-server-tls-min-version=1.0"));
+        assert!(config.notices[0].text.starts_with("--grpc-server-tls-min-version=1.0"));
     }
 
     #[test]

@@ -10,7 +10,10 @@ usage: ringest [<flags>] <command> [<flags>]
 
 Commands:
   receive   Take remote write from Prometheus and others, keep it, serve it to queriers.
+  ring      Tell where series belong in a ring, what a change of it moves, how it is.
   load      Send load to a receiver and verify what it kept.
+  help      Print this, or the help of a command.
+  version   Print the version.
 
 `ringest <command> --help` lists a command's flags.
 ";
@@ -104,6 +107,7 @@ fn synopsis(flag: &Flag) -> String {
     match flag.kind {
         Kind::Switch => format!("--[no-]{name}"),
         Kind::Label => format!("--{name}=<name>=\"<value>\"{dots}"),
+        Kind::Check => format!("--{name}[=strict]"),
         Kind::Content => format!("--{name}=<content>"),
         _ if !flag.default.is_empty() => format!("--{name}={}", flag.default),
         Kind::Path => format!("--{name}=<file-path>"),
@@ -130,7 +134,7 @@ pub fn man() -> String {
 
 /// Every word that a command line may hold, one a line.
 pub fn completion_words() -> String {
-    let mut words = String::from("receive\nload\n");
+    let mut words = String::from("receive\nring\nload\nhelp\nversion\n");
     for flag in FLAGS.iter().filter(|flag| !flag.hidden) {
         let _ = writeln!(words, "--{}", flag.name);
     }

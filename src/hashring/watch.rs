@@ -642,7 +642,8 @@ fn directory_of(path: &Path) -> PathBuf {
     }
 }
 
-fn read_capped(path: &Path) -> Result<Vec<u8>, LoadError> {
+/// Reads a hashrings file, which has a greatest size.
+pub fn read_capped(path: &Path) -> Result<Vec<u8>, LoadError> {
     let mut content = Vec::new();
     File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_end(&mut content)?;
     if content.len() as u64 > FILE_BYTES_MAX { Err(LoadError::TooLarge) } else { Ok(content) }

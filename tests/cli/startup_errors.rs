@@ -43,7 +43,7 @@ const IN_OTHER_WORDS: [(&str, &str); 5] = [
 const WAITS_FOR_FILE: &str = "alive and not ready until there is a usable file";
 
 /// Lines whose outcome here is another one for a reason that holds for this version or this test.
-const LEFT_OUT: [(&str, &str); 15] = [
+const LEFT_OUT: [(&str, &str); 16] = [
     ("ring.file-missing", WAITS_FOR_FILE),
     ("ring.file-empty", WAITS_FOR_FILE),
     ("ring.file-empty-array", WAITS_FOR_FILE),
@@ -56,6 +56,7 @@ const LEFT_OUT: [(&str, &str); 15] = [
     ("path.no-permission-parent", "needs a user other than root"),
     ("path.no-permission-existing", "needs a user other than root"),
     ("path.tenant-wal-is-file", "a broken tenant does not stop the others"),
+    ("path.max-block-duration-30s", "a panic of Thanos; taken here, and does nothing yet"),
     ("num.ooo-cap-300", "refused before storage opens, in other words"),
     ("enum.log-format-journald", "depends on the machine"),
     ("cli.global-before", "the recorded line has a flag of the command before it"),
@@ -172,18 +173,20 @@ fn what_thanos_refuses_is_refused_with_the_same_code_and_words() {
         set_up(&row, dir.path());
         let output = run(&line_of(&row, dir.path(), busy_port));
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        let last = said.lines().last().unwrap_or_default();
+        // What cannot be understood is told before the start, with a line on where to read on.
+        let mut lines: Vec<&str> = said.lines().collect();
+        let hint = lines.pop_if(|line| line.starts_with("ringest: `ringest "));
+        let last = lines.last().copied().unwrap_or_default();
         // What ends Thanos with a panic is an ordinary error here.
         let code = if row.stage == "panic" { 1 } else { row.exit.parse().unwrap() };
         let other_words = IN_OTHER_WORDS.iter().find(|(id, _)| *id == row.id);
         let key = other_words.map_or(row.key, |(_, words)| words);
         let says_why = last.contains(key) || last.contains(NOT_YET);
-        let lines = if code == 2 {
-            said.contains("usage: ringest receive")
-        } else {
-            said.lines().count() == 1
-        };
-        if output.status.code() != Some(code) || !says_why || !lines || !output.stdout.is_empty() {
+        let is_told_early =
+            matches!(row.stage, "grammar" | "value") || row.id == "label.bad-utf8-name";
+        let is_one_line = lines.len() == 1 && hint.is_some() == is_told_early;
+        let has_ended = output.status.code() == Some(code) && output.stdout.is_empty();
+        if !has_ended || !says_why || !is_one_line {
             failures.push(format!(
                 "{} ({}, {:?}): {}, {last}",
                 row.id, row.exit, row.key, output.status
@@ -255,7 +258,7 @@ fn what_thanos_takes_is_taken_or_refused_for_a_reason() {
                 Config::from_values(&values, "host-1").err().map(|error| error.to_string())
             }
             Ok(Invocation::Print(text)) => Some(text),
-            Err(error) => Some(error.to_string()),
+            Err(refused) => Some(format!("{:?}", refused.errors)),
         };
         let ours = REFUSED_BY_US.iter().find(|(id, _)| *id == row.id);
         let as_meant = match (&refusal, ours) {
@@ -270,6 +273,90 @@ fn what_thanos_takes_is_taken_or_refused_for_a_reason() {
     }
     assert!(failures.is_empty(), "{failures:#?}");
     assert!(count > 100, "{count} rows");
+}
+
+#[test]
+fn a_start_names_all_that_is_wrong() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = format!("--tsdb.path={}", dir.path().join("data").display());
+    let settings = [
+        "receive",
+        "--http-address=nowhere",
+        "--objstore.config-file=/nonexistent/bucket.yaml",
+        "--receive.tenants-max=0",
+        "--receive.split-tenant-label-name=team",
+    ];
+    let said_of_settings = [
+        "--http-address: address nowhere: missing port in address",
+        "--objstore.config-file: loading file: no such file or directory",
+        "--receive.tenants-max must be above 0",
+        "--receive.split-tenant-label-name is not supported by this version",
+    ];
+    let output = run(&words(&[&settings[..], &[&data]].concat()));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert_eq!(said.lines().count(), said_of_settings.len(), "{said}");
+    for part in said_of_settings {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+
+    // So it does beside words that nobody understands.
+    let with_typo = [&settings[..], &[&data, "--nope=1", "--log.level=loud"]].concat();
+    let output = run(&words(&with_typo));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    for part in said_of_settings.iter().chain(&["unknown long flag '--nope'", "--log.level: "]) {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    assert!(said.lines().last().unwrap().contains("`ringest receive --help`"), "{said}");
+}
+
+#[test]
+fn a_check_tells_what_a_start_would_find_and_leaves_no_trace() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let data = format!("--tsdb.path={}", path("data"));
+    let check = |flags: &[&str], how: &str| {
+        let output = run(&words(&[&["receive", &data, how, "--label=a=\"b\""], flags].concat()));
+        assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    };
+    assert_eq!(check(&[], "--check"), (Some(0), String::new()));
+    // A port that somebody has is no matter.
+    let busy = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("--http-address={}", busy.local_addr().unwrap());
+    assert_eq!(check(&[&address], "--check").0, Some(0));
+
+    let harmless = ["--tsdb.retention=15d", "--enable-auto-gomemlimit"];
+    let told = "no effect: --enable-auto-gomemlimit is accepted but";
+    for (how, code) in [("--check", 0), ("--check=strict", 1)] {
+        let (status, said) = check(&harmless, how);
+        assert_eq!(status, Some(code), "{said}");
+        assert!(said.contains("not yet: --tsdb.retention is accepted but"), "{said}");
+        assert!(said.contains(told) && said.lines().count() == 2, "{said}");
+    }
+
+    fs::write(path("half"), r#"[{"endpoints":["#).unwrap();
+    fs::write(path("cert"), "nothing").unwrap();
+    let ring = format!("--receive.hashrings-file={}", path("half"));
+    let (cert, key) = (path("cert"), path("key"));
+    let tls = ["remote-write.server", "grpc-server"];
+    let tls = tls.map(|of| [format!("--{of}-tls-cert={cert}"), format!("--{of}-tls-key={key}")]);
+    let tls: Vec<&str> = tls.iter().flatten().map(String::as_str).collect();
+    let (status, said) = check(&[&[ring.as_str()], &tls[..]].concat(), "--check");
+    assert_eq!(status, Some(1), "{said}");
+    for part in ["error: --receive.hashrings-file: ", "grpc-server-tls", "remote-write.server-tls"]
+    {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    assert_eq!(said.lines().count(), 3, "{said}");
+
+    // The code is that of a start: 2 where only a value is wrong.
+    let (status, said) = check(&["--log.level=loud", "--receive.tenants-max=0"], "--check");
+    assert_eq!(status, Some(2), "{said}");
+    assert!(said.contains("error: --log.level: "), "{said}");
+    assert!(said.contains("error: --receive.tenants-max must be above 0"), "{said}");
+    assert!(!dir.path().join("data").exists(), "nothing was made");
 }
 
 #[test]
