@@ -8,6 +8,7 @@ use std::hint::black_box;
 
 use common::{REQUEST_SERIES, label_fields, request};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use ringest::model::varint::split_len_prefixed;
 use ringest::peer::message::{Compression, Envelope, ForwardMessage};
 use ringest::wire::capnproto::decode::{Position, SeriesCaps, next_piece};
 use ringest::wire::capnproto::encode::{EncodedWrite, SeriesTable};
@@ -16,7 +17,6 @@ use ringest::wire::capnproto::packed::Unpacker;
 use ringest::wire::capnproto::rpc;
 use ringest::wire::grpc::deflate_snappy;
 use ringest::wire::peer_write::PeerWriteRequest;
-use ringest::wire::reader::split_len_prefixed;
 use ringest::wire::snappy::framed;
 
 #[global_allocator]

@@ -2,13 +2,17 @@
 
 pub mod codec;
 pub mod compression;
+pub mod exemplars;
 pub mod health;
 mod incoming;
+pub mod info;
 pub mod metrics;
 mod question;
 pub mod reflection;
 pub mod remote_write;
 pub mod respond;
+pub mod status;
+pub mod store;
 
 use std::future::Future;
 use std::net::TcpListener;
@@ -21,17 +25,17 @@ use tonic::service::Routes;
 use tonic::transport::Server;
 
 use crate::grpc::compression::Compressed;
+use crate::grpc::exemplars::ExemplarsService;
 use crate::grpc::health::HealthService;
 use crate::grpc::incoming::incoming;
+use crate::grpc::info::InfoService;
 use crate::grpc::metrics::GrpcMetrics;
+use crate::grpc::status::StatusService;
+use crate::grpc::store::StoreService;
 use crate::metrics::Gauge;
-use crate::store::StoreService;
 use crate::store::budget::{READ_BYTES_MAX_DEFAULT, ReadBudget};
-use crate::store::exemplars::ExemplarsService;
-use crate::store::info::InfoService;
 use crate::store::pieces::STALL_TIMEOUT;
 use crate::store::source::TenantSource;
-use crate::store::status::StatusService;
 use crate::tls::server::ServerTls;
 use crate::wire::proto::thanos::exemplars_server::ExemplarsServer;
 use crate::wire::proto::thanos::info::info_server::InfoServer;

@@ -5,20 +5,23 @@
 //!
 //! # Layers
 //!
-//! Each uses only those below it.
+//! Each uses only those in rows below its own; `tests/tidy` looks.
 //!
 //! ```text
-//! app                      builds the receiver, starts and drains it     load, ring_tool: tools
-//! http   grpc   capnproto  listeners, routes, errors to answers
-//! door                     connections of clients, whatever they speak
-//! write  store             a request into a head; a query out of it
-//! peer   hashring          other nodes; which of them hold a series
-//! multi_tsdb               tenant to database
-//! tsdb                     one Prometheus directory: head, log, chunks, querier
-//! wire   model             bytes from outside; labels, keys, matchers, tenants (no I/O)
-//! disk   clock   metrics   the doors to the machine, and what is counted
-//! tls                      certificates, handshakes of clients
-//! config   log             flags in their final types, which `app` hands out; log lines
+//! app   load   ring_tool    the receiver, started and drained; tools beside it
+//! config                    flags in their final types, in the parts that are given to others
+//! http   grpc   capnproto   listeners, routes, errors to answers
+//! door                      connections of clients, whatever they speak
+//! write  store              a request into a head; a query out of it
+//! peer                      other nodes, and calls to them
+//! multi_tsdb                tenant to database
+//! hashring  tsdb            which nodes hold a series; one Prometheus directory: head, log, chunks
+//! wire                      bytes from outside
+//! tls                       certificates, handshakes of clients
+//! clock  metrics            the time, and what is counted
+//! disk   log                files as they can fail; log lines
+//! model                     labels, keys, matchers, tenants (no I/O)
+//! error                     words for errors that are told in several places
 //! ```
 //!
 //! [`tsdb`] knows no tenant, no HTTP and no Thanos.

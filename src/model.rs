@@ -8,6 +8,7 @@ pub mod router_path;
 pub mod stop;
 pub mod target;
 pub mod tenant;
+pub mod varint;
 
 /// Milliseconds since the Unix epoch. Any `i64` is a legal sample time.
 pub type Timestamp = i64;

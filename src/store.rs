@@ -1,12 +1,12 @@
-//! Thanos' StoreAPI over all tenants of this node: Series, LabelNames, LabelValues.
+//! Queries over all tenants of this node: the series, label names and label values of Thanos' StoreAPI,
+//! what this node has, and statistics. It knows no gRPC.
 //!
-//! A call asks each tenant whose time range and external labels can match. A Series answer is made
+//! A query asks each tenant whose time range and external labels can match. A Series answer is made
 //! in [`pieces`]: a client that doesn't read costs a sorted list of series (charged to the
 //! [`ReadBudget`]) and one piece.
 
 pub mod budget;
 pub mod error;
-pub mod exemplars;
 pub mod info;
 pub mod matchers;
 pub mod merge;
@@ -20,113 +20,22 @@ pub mod tsdb_store;
 
 #[cfg(test)]
 pub(crate) mod fake;
-#[cfg(test)]
-pub(crate) mod tests;
 
 use std::collections::BTreeSet;
-use std::pin::Pin;
-use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::{Stream, TryStreamExt as _};
-use tonic::{Request, Response, Status};
 
-use crate::grpc::respond;
 use crate::model::matcher::Matcher;
-use crate::store::budget::{HeldAnswer, ReadBudget, ReadBudgetGuard};
+use crate::store::budget::ReadBudgetGuard;
 use crate::store::error::QueryError;
 use crate::store::matchers::WireMatcher;
-use crate::store::merge::SeriesCursor;
 use crate::store::missing::Missing;
-use crate::store::pieces::{Patience, interrupted};
-use crate::store::source::{ReadTenant, TenantSource, Tenants};
-use crate::wire::proto::thanos::store_server::Store;
-use crate::wire::proto::thanos::{
-    LabelNamesRequest, LabelNamesResponse, LabelValuesRequest, LabelValuesResponse, SeriesRequest,
-    SeriesResponse,
-};
-
-/// The service behind `thanos.Store`.
-pub struct StoreService {
-    source: Arc<dyn TenantSource>,
-    budget: ReadBudget,
-}
-
-impl StoreService {
-    pub fn new(source: Arc<dyn TenantSource>, budget: ReadBudget) -> StoreService {
-        StoreService { source, budget }
-    }
-}
-
-#[tonic::async_trait]
-impl Store for StoreService {
-    type SeriesStream = Pin<Box<dyn Stream<Item = Result<SeriesResponse, Status>> + Send>>;
-
-    async fn series(
-        &self,
-        request: Request<SeriesRequest>,
-    ) -> Result<Response<Self::SeriesStream>, Status> {
-        let (source, budget) = (self.source.clone(), self.budget.clone());
-        let (request, patience) = question(request);
-        let cursor =
-            blocking(move || SeriesCursor::open(&source.tenants(), &request, &budget)).await?;
-        let messages = pieces::pieces(cursor, patience).map_err(|error| respond::query(&error));
-        Ok(Response::new(Box::pin(messages)))
-    }
-
-    async fn label_names(
-        &self,
-        request: Request<LabelNamesRequest>,
-    ) -> Result<Response<LabelNamesResponse>, Status> {
-        let source = self.source.clone();
-        let found = self
-            .labels(request, move |request, held| label_names(&source.tenants(), &request, held));
-        let answer =
-            |(names, warnings)| LabelNamesResponse { names, warnings, ..Default::default() };
-        Ok(found.await?.map(answer))
-    }
-
-    async fn label_values(
-        &self,
-        request: Request<LabelValuesRequest>,
-    ) -> Result<Response<LabelValuesResponse>, Status> {
-        let source = self.source.clone();
-        let found = self
-            .labels(request, move |request, held| label_values(&source.tenants(), &request, held));
-        let answer =
-            |(values, warnings)| LabelValuesResponse { values, warnings, ..Default::default() };
-        Ok(found.await?.map(answer))
-    }
-}
+use crate::store::pieces::interrupted;
+use crate::store::source::{ReadTenant, Tenants};
+use crate::wire::proto::thanos::{LabelNamesRequest, LabelValuesRequest};
 
 /// Names or values of labels, and warnings.
-type Texts = (Vec<Bytes>, Vec<String>);
-
-impl StoreService {
-    /// Finds names or values of labels. What they take is held until they are sent.
-    async fn labels<R: Send + 'static>(
-        &self,
-        request: Request<R>,
-        find: impl FnOnce(R, &mut ReadBudgetGuard) -> Result<Texts, QueryError> + Send + 'static,
-    ) -> Result<Response<Texts>, Status> {
-        let mut held = self.budget.begin();
-        let (request, _) = question(request);
-        let (texts, held) = blocking(move || {
-            let texts = find(request, &mut held)?;
-            Ok((texts, held))
-        })
-        .await?;
-        let mut response = Response::new(texts);
-        response.extensions_mut().insert(HeldAnswer::new(held));
-        Ok(response)
-    }
-}
-
-/// The question, and how long for its answer is waited.
-fn question<R>(mut request: Request<R>) -> (R, Patience) {
-    let patience = request.extensions_mut().remove::<Patience>().unwrap_or_default();
-    (request.into_inner(), patience)
-}
+pub type Texts = (Vec<Bytes>, Vec<String>);
 
 /// What a text takes in a sorted set beside its bytes, and in the message made of it.
 const TEXT_BYTES: usize = 128;
@@ -138,16 +47,9 @@ fn hold_texts(held: &mut ReadBudgetGuard, texts: &[Vec<u8>]) -> Result<(), Query
     held.hold(bytes)
 }
 
-/// [`pieces::blocking`] for a service.
-async fn blocking<T: Send + 'static>(
-    query: impl FnOnce() -> Result<T, QueryError> + Send + 'static,
-) -> Result<T, Status> {
-    pieces::blocking(query).await.map_err(|error| respond::query(&error))
-}
-
 /// Label names of all matching tenants, external labels included, sorted, each once, and warnings
 /// about tenants that cannot be read.
-fn label_names(
+pub fn label_names(
     tenants: &Tenants,
     request: &LabelNamesRequest,
     held: &mut ReadBudgetGuard,
@@ -184,7 +86,7 @@ fn label_names(
 
 /// Values of one label over all matching tenants, sorted, each once. An external label has just
 /// the one value of its tenant, whatever the tenant's series say. With warnings, as [`label_names`].
-fn label_values(
+pub fn label_values(
     tenants: &Tenants,
     request: &LabelValuesRequest,
     held: &mut ReadBudgetGuard,

@@ -4,7 +4,6 @@ pub mod capnproto;
 pub mod grpc;
 pub mod peer_write;
 pub mod proto;
-pub mod reader;
 pub mod refused;
 pub mod remote_write_v1;
 pub mod shape;

@@ -10,10 +10,10 @@ use ringest::disk::SystemDisk;
 use ringest::metrics::Registry;
 use ringest::model::key_table::KeyHasher;
 use ringest::model::labels::push_label;
+use ringest::model::varint::push_varint;
 use ringest::tsdb::Db;
 use ringest::tsdb::head::batch::Batch;
 use ringest::tsdb::options::DbOptions;
-use ringest::wire::reader::push_varint;
 use ringest::write::Manners;
 use ringest::write::known::{LabelCaps, decode_request};
 

@@ -132,7 +132,7 @@ fn series(count: usize, bytes: usize) -> Vec<u8> {
         let value = format!("{i:0bytes$}");
         crate::model::labels::push_label(&mut message, 0x0a, b"a", value.as_bytes());
         fields.push(0x0a);
-        crate::wire::reader::push_varint(&mut fields, message.len() as u64);
+        crate::model::varint::push_varint(&mut fields, message.len() as u64);
         fields.extend_from_slice(&message);
     }
     fields

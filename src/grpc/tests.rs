@@ -12,10 +12,10 @@ use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 use tonic_reflection::pb::v1 as reflection_v1;
 
 use super::*;
+use crate::grpc::store::tests::matchers_of;
 use crate::metrics::Registry;
 use crate::store::budget::READ_BYTES_MAX_DEFAULT;
 use crate::store::fake::{FakeSource, base64, recorded_data_set, suite};
-use crate::store::tests::matchers_of;
 use crate::wire::proto::thanos::info::{InfoRequest, InfoResponse};
 use crate::wire::proto::thanos::tsdb_statistics_response::Result as Part;
 use crate::wire::proto::thanos::{

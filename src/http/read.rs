@@ -33,6 +33,7 @@ use crate::http::question;
 use crate::model::labels::{LabelIter, SeriesKey, TAG_FIELD_1};
 use crate::model::matcher::Matcher;
 use crate::model::tenant::{TenantId, TenantNameError};
+use crate::model::varint::push_varint;
 use crate::store::budget::{ReadBudget, ReadBudgetGuard};
 use crate::store::error::QueryError;
 use crate::store::matchers::{self, WireMatcher};
@@ -48,7 +49,6 @@ use crate::wire::proto::prometheus::{
     Chunk, ChunkedReadResponse, ChunkedSeries, Label, LabelMatcher, Query, ReadRequest, Sample,
     TimeSeries,
 };
-use crate::wire::reader::push_varint;
 use crate::wire::shape::{Field, Kind, Shape};
 
 /// The path of the endpoint.

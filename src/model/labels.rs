@@ -14,7 +14,7 @@ use std::fmt;
 
 use triomphe::ThinArc;
 
-use crate::wire::reader;
+use crate::model::varint;
 
 /// Field 1 of `TimeSeries`, and field 1 (name) of `Label`, both length-delimited.
 pub const TAG_FIELD_1: u8 = 0x0a;
@@ -78,9 +78,9 @@ impl<'a> Iterator for LabelIter<'a> {
 
     fn next(&mut self) -> Option<Self::Item> {
         let rest = self.rest.strip_prefix(&[TAG_FIELD_1])?;
-        let (label, rest) = reader::split_len_prefixed(rest)?;
-        let (name, value) = reader::split_len_prefixed(label.strip_prefix(&[TAG_FIELD_1])?)?;
-        let (value, _) = reader::split_len_prefixed(value.strip_prefix(&[TAG_FIELD_2])?)?;
+        let (label, rest) = varint::split_len_prefixed(rest)?;
+        let (name, value) = varint::split_len_prefixed(label.strip_prefix(&[TAG_FIELD_1])?)?;
+        let (value, _) = varint::split_len_prefixed(value.strip_prefix(&[TAG_FIELD_2])?)?;
         self.rest = rest;
         Some((name, value))
     }
@@ -110,17 +110,17 @@ impl KeyBuilder {
 /// Appends one label as a length-delimited field `tag` that holds a `Label` message.
 pub fn push_label(out: &mut Vec<u8>, tag: u8, name: &[u8], value: &[u8]) {
     let body = 2
-        + reader::varint_len(name.len() as u64)
+        + varint::varint_len(name.len() as u64)
         + name.len()
-        + reader::varint_len(value.len() as u64)
+        + varint::varint_len(value.len() as u64)
         + value.len();
     out.push(tag);
-    reader::push_varint(out, body as u64);
+    varint::push_varint(out, body as u64);
     out.push(TAG_FIELD_1);
-    reader::push_varint(out, name.len() as u64);
+    varint::push_varint(out, name.len() as u64);
     out.extend_from_slice(name);
     out.push(TAG_FIELD_2);
-    reader::push_varint(out, value.len() as u64);
+    varint::push_varint(out, value.len() as u64);
     out.extend_from_slice(value);
 }
 

@@ -12,9 +12,9 @@ use std::sync::Arc;
 use bytes::buf::Chain;
 use bytes::{Buf as _, Bytes};
 
+use crate::model::varint::push_varint;
 use crate::wire::capnproto::encode::{self, SeriesTable};
 use crate::wire::grpc::{HEAD_BYTES, Head, deflate_snappy, deflate_snappy_chunks};
-use crate::wire::reader::push_varint;
 use crate::wire::snappy::framed::push_stream_head;
 
 /// The longest message that Thanos takes, inflated.

@@ -278,7 +278,7 @@ fn pool_of(address: SocketAddr, options: PeerOptions) -> (Arc<PeerPool>, Registr
 /// A series of `bytes` bytes, with its tag.
 fn series(bytes: usize) -> Vec<u8> {
     let mut series = vec![0x0a];
-    crate::wire::reader::push_varint(&mut series, bytes as u64);
+    crate::model::varint::push_varint(&mut series, bytes as u64);
     series.resize(series.len() + bytes, b's');
     series
 }

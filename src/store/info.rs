@@ -1,41 +1,21 @@
-//! Thanos' Info API: what this node holds and which APIs it serves.
-
-use std::sync::Arc;
+//! What this node holds and which APIs it serves.
 
 use bytes::Bytes;
-use tonic::{Request, Response, Status};
 
-use crate::store::source::{TenantSource, Tenants};
-use crate::wire::proto::thanos::info::info_server::Info;
+use crate::store::source::Tenants;
 use crate::wire::proto::thanos::info::{
-    ExemplarsInfo, InfoRequest, InfoResponse, StatusInfo, StoreInfo, TsdbInfo,
+    ExemplarsInfo, InfoResponse, StatusInfo, StoreInfo, TsdbInfo,
 };
 use crate::wire::proto::thanos::{Label, LabelSet};
 
 /// The component that queriers know us as.
 const COMPONENT_TYPE: &str = "receive";
 
-/// The service behind `thanos.info.Info`.
-pub struct InfoService {
-    source: Arc<dyn TenantSource>,
-}
-
-impl InfoService {
-    pub fn new(source: Arc<dyn TenantSource>) -> InfoService {
-        InfoService { source }
-    }
-}
-
-#[tonic::async_trait]
-impl Info for InfoService {
-    async fn info(&self, _: Request<InfoRequest>) -> Result<Response<InfoResponse>, Status> {
-        Ok(Response::new(describe(&self.source.tenants())))
-    }
-}
-
+/// What this node has.
+///
 /// Tenants that cannot be read are told of, too: a querier asks no store for what it does not say it
 /// has, and would take it for absent.
-fn describe(tenants: &Tenants) -> InfoResponse {
+pub fn describe(tenants: &Tenants) -> InfoResponse {
     let open = tenants.open.iter().map(|tenant| TsdbInfo {
         labels: Some(label_set(tenant.external_labels())),
         // An empty database begins at the end of time, and none ends before: it may take samples at

@@ -1,17 +1,12 @@
-//! Thanos' Status API: how many series, label values and bytes of label text each tenant has.
+//! How many series, label values and bytes of label text each tenant has.
 //!
 //! The figures are Prometheus' TSDB statistics. They are counted when asked for, in one pass over
 //! the tenant's series: nobody pays for them who doesn't ask.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
-use std::vec;
 
 use bytes::Bytes;
-use futures::stream::{self, Iter};
-use tonic::{Request, Response};
 
-use crate::grpc::respond;
 use crate::model::labels::METRIC_NAME;
 use crate::model::matcher::{MatchOp, Matcher};
 use crate::model::stop;
@@ -19,14 +14,11 @@ use crate::store::budget::{ReadBudget, ReadBudgetGuard};
 use crate::store::error::QueryError;
 use crate::store::matchers;
 use crate::store::missing::{self, Missing};
-use crate::store::pieces::{blocking, interrupted};
+use crate::store::pieces::interrupted;
 use crate::store::source::{ReadTenant, TenantSource};
 use crate::tsdb::querier::SelectedSeries;
-use crate::wire::proto::thanos::status_server::Status;
-use crate::wire::proto::thanos::tsdb_statistics_response::Result as Part;
 use crate::wire::proto::thanos::{
     HeadStatistics, Statistic, TsdbStatistics, TsdbStatisticsEntry, TsdbStatisticsRequest,
-    TsdbStatisticsResponse,
 };
 
 /// What Go takes for a string beside its text; Prometheus counts it, twice per label.
@@ -38,38 +30,8 @@ const CHARGED_PAIRS: usize = 4096;
 /// What a label pair costs in a hash map, roughly.
 const PAIR_BYTES: usize = 64;
 
-/// The service behind `thanos.Status`.
-pub struct StatusService {
-    source: Arc<dyn TenantSource>,
-    budget: ReadBudget,
-}
-
-impl StatusService {
-    pub fn new(source: Arc<dyn TenantSource>, budget: ReadBudget) -> StatusService {
-        StatusService { source, budget }
-    }
-}
-
-#[tonic::async_trait]
-impl Status for StatusService {
-    type TSDBStatisticsStream = Iter<vec::IntoIter<Result<TsdbStatisticsResponse, tonic::Status>>>;
-
-    async fn tsdb_statistics(
-        &self,
-        request: Request<TsdbStatisticsRequest>,
-    ) -> Result<Response<Self::TSDBStatisticsStream>, tonic::Status> {
-        let (source, budget) = (self.source.clone(), self.budget.clone());
-        let request = request.into_inner();
-        let counted = blocking(move || statistics(&*source, &request, &budget)).await;
-        let (statistics, warnings) = counted.map_err(|error| respond::statistics(&error))?;
-        let parts = warnings.into_iter().map(Part::Warning).chain([Part::Statistics(statistics)]);
-        let messages: Vec<_> =
-            parts.map(|part| Ok(TsdbStatisticsResponse { result: Some(part) })).collect();
-        Ok(Response::new(stream::iter(messages)))
-    }
-}
-
-fn statistics(
+/// The statistics that are asked for, and warnings about tenants that cannot be read.
+pub fn statistics(
     source: &dyn TenantSource,
     request: &TsdbStatisticsRequest,
     budget: &ReadBudget,

@@ -17,7 +17,7 @@
 //! Fields that we do not know are skipped, as protobuf wants it, where there are series beside them.
 //! Without any series they may be a newer form, which must not be answered as stored.
 
-use crate::wire::reader::push_varint;
+use crate::model::varint::push_varint;
 use crate::wire::refused::{LIST_BYTES_MAX, RefusedSeries};
 use crate::wire::remote_write_v1::{DecodeError, Value, WRONG_WIRE_TYPE, read_field};
 

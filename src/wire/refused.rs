@@ -9,7 +9,7 @@
 //! in the list is stored. What the reasons' numbers mean is up to those who use the list; one that is
 //! not known is a refusal all the same.
 
-use crate::wire::reader::{push_varint, read_varint};
+use crate::model::varint::{push_varint, read_varint};
 use crate::wire::remote_write_v1::DecodeError;
 
 /// A longer list is not sent; the message is refused as a whole then.

@@ -10,7 +10,7 @@
 //! Unknown fields are skipped and a repeated scalar keeps its last value, as Go's decoder does.
 
 use crate::model::labels::{TAG_FIELD_1, TAG_FIELD_2};
-use crate::wire::reader::{read_varint, split_len_prefixed};
+use crate::model::varint::{read_varint, split_len_prefixed};
 
 /// Bytes that are no write request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -328,7 +328,7 @@ pub fn check_message(mut message: &[u8], name: &'static str) -> Result<(), Decod
 mod tests {
     use super::*;
     use crate::model::labels::push_label;
-    use crate::wire::reader::push_varint;
+    use crate::model::varint::push_varint;
     use proptest::prelude::*;
 
     fn series(sample: &[u8]) -> Vec<u8> {

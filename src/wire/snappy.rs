@@ -16,7 +16,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use crate::metrics::{Registry, budgets};
-use crate::wire::reader;
+use crate::model::varint;
 
 /// The best that a block can do: a copy with a two-byte offset makes 64 bytes of 3.
 const INFLATION_MAX: (u64, u64) = (64, 3);
@@ -32,7 +32,7 @@ pub enum SnappyError {
 
 /// The block's inflated length in bytes, which it can reach and which is at most `max`.
 pub fn inflated_len(block: &[u8], max: u64) -> Result<usize, SnappyError> {
-    let (len, rest) = reader::read_varint(block).ok_or(SnappyError::Corrupt)?;
+    let (len, rest) = varint::read_varint(block).ok_or(SnappyError::Corrupt)?;
     let (made, of) = INFLATION_MAX;
     // A slice is shorter than 2^63 bytes, but not than 2^63 / 64 for the type.
     if len > (rest.len() as u64).saturating_mul(made) / of {
@@ -187,7 +187,7 @@ mod tests {
     fn a_length_that_the_block_cannot_reach_takes_no_memory() {
         for declared in [1u64 << 30, u64::from(u32::MAX), 1 << 32, 1 << 63] {
             let mut block = Vec::new();
-            reader::push_varint(&mut block, declared);
+            varint::push_varint(&mut block, declared);
             block.extend_from_slice(&[0, b'a']);
             assert_eq!(inflated_len(&block, u64::MAX), Err(SnappyError::Corrupt));
         }

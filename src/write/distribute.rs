@@ -21,7 +21,7 @@ pub use shape::Shape;
 
 use crate::hashring::{EndpointIndex, PlacedHashes, Ring, SeriesHasher};
 use crate::model::labels::{TAG_FIELD_1, push_label};
-use crate::wire::reader::{push_varint, varint_len};
+use crate::model::varint::{push_varint, varint_len};
 use crate::wire::remote_write_v1::{
     DecodeError, RequestField, RequestFields, SeriesField, SeriesFields, check_message,
     split_tail_sample,
@@ -466,7 +466,7 @@ fn usual_head(request: &[u8], end: usize, len: usize) -> Option<usize> {
     let len_bytes = varint_len(len as u64);
     let start = end.checked_sub(len)?.checked_sub(len_bytes + 1)?;
     let (tag, rest) = request.get(start..)?.split_first()?;
-    let (stated, _) = crate::wire::reader::read_varint(rest.get(..len_bytes)?)?;
+    let (stated, _) = crate::model::varint::read_varint(rest.get(..len_bytes)?)?;
     (*tag == TAG_FIELD_1 && stated == len as u64).then_some(len_bytes + 1)
 }
 

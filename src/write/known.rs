@@ -10,9 +10,9 @@ use parking_lot::RwLockReadGuard;
 
 use crate::model::key_table::{KeyHash, Slot};
 use crate::model::labels::{KeyBuilder, METRIC_NAME, fmt_labels};
+use crate::model::varint::split_len_prefixed;
 use crate::tsdb::head::batch::Batch;
 use crate::tsdb::head::series::{Rules, SeriesSet};
-use crate::wire::reader::split_len_prefixed;
 use crate::wire::remote_write_v1::{
     DecodeError, RequestField, RequestFields, SeriesField, SeriesFields, check_message,
     split_tail_sample,

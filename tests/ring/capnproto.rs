@@ -231,11 +231,11 @@ fn write_request(t: u64, value: f64) -> Vec<u8> {
     let mut sample = vec![0x09];
     sample.extend_from_slice(&value.to_le_bytes());
     sample.push(0x10);
-    ringest::wire::reader::push_varint(&mut sample, t);
+    ringest::model::varint::push_varint(&mut sample, t);
     series.extend_from_slice(&[0x12, sample.len() as u8]);
     series.extend_from_slice(&sample);
     let mut request = vec![0x0a];
-    ringest::wire::reader::push_varint(&mut request, series.len() as u64);
+    ringest::model::varint::push_varint(&mut request, series.len() as u64);
     request.extend_from_slice(&series);
     request
 }

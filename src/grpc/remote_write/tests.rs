@@ -113,8 +113,8 @@ async fn large_messages_are_inflated_elsewhere_and_hold_their_bytes() {
     let padded = |bytes: usize| {
         let mut message = b"\x12\x01a\x0a\x01s".to_vec();
         // A field that nobody knows.
-        crate::wire::reader::push_varint(&mut message, 15 << 3 | 2);
-        crate::wire::reader::push_varint(&mut message, bytes as u64);
+        crate::model::varint::push_varint(&mut message, 15 << 3 | 2);
+        crate::model::varint::push_varint(&mut message, bytes as u64);
         message.resize(message.len() + bytes, 0);
         message
     };

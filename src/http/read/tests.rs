@@ -5,10 +5,10 @@ use http_body_util::BodyExt as _;
 use tower::ServiceExt as _;
 
 use super::*;
+use crate::model::varint::split_len_prefixed;
 use crate::store::budget::READ_BYTES_MAX_DEFAULT;
 use crate::store::fake::{FakeSource, FakeTenant, Labels};
 use crate::wire::proto::prometheus::ReadResponse;
-use crate::wire::reader::split_len_prefixed;
 
 const UP: Labels<'_> = &[("__name__", "up"), ("job", "b")];
 const UP_TOO: Labels<'_> = &[("__name__", "up"), ("instance", "x"), ("job", "a")];
@@ -109,7 +109,7 @@ async fn a_staleness_marker_keeps_its_bits() {
 fn frames(mut body: &[u8]) -> Vec<ChunkedReadResponse> {
     let mut frames = Vec::new();
     while !body.is_empty() {
-        let (len, rest) = crate::wire::reader::read_varint(body).unwrap();
+        let (len, rest) = crate::model::varint::read_varint(body).unwrap();
         let (checksum, rest) = rest.split_at(4);
         let (message, rest) = rest.split_at(len as usize);
         assert!(message.len() <= FRAME_BYTES_MAX, "a frame of {} bytes", message.len());

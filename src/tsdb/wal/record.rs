@@ -27,8 +27,8 @@
 mod cursor;
 mod histogram;
 
+use crate::model::varint::push_varint;
 use crate::model::{HeadSeriesRef, Timestamp};
-use crate::wire::reader::push_varint;
 
 use cursor::Cursor;
 pub use histogram::{HistogramSample, HistogramView, HistogramsIter};

@@ -10,6 +10,7 @@ use capnp::traits::IntoInternalStructReader;
 use capnp::{raw, struct_list};
 
 use crate::model::labels::TAG_FIELD_1;
+use crate::model::varint::{push_varint, varint_len};
 use crate::wire::capnproto::decode::labels::{LabelWriter, SymbolTable};
 use crate::wire::capnproto::frame::Message;
 use crate::wire::capnproto::histogram::Histogram;
@@ -17,7 +18,6 @@ use crate::wire::capnproto::rpc;
 use crate::wire::capnproto::write_request_capnp::{
     exemplar, time_series, time_series_tenant_tuple, write_request,
 };
-use crate::wire::reader::{push_varint, varint_len};
 
 /// Why a request cannot be read.
 #[derive(Debug, thiserror::Error)]

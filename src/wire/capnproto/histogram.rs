@@ -1,10 +1,10 @@
 //! A native histogram sample in both of its forms: Prometheus' message and Thanos' struct, which
 //! has no place for custom bucket bounds.
 
+use crate::model::varint::{push_varint, read_varint};
 use crate::wire::capnproto::encode::Segment;
 use crate::wire::capnproto::rpc::{list_pointer, structs_pointer, structs_tag};
 use crate::wire::capnproto::write_request_capnp::{bucket_span, histogram};
-use crate::wire::reader::{push_varint, read_varint};
 use crate::wire::remote_write_v1::{DecodeError, Value, WRONG_WIRE_TYPE, read_field};
 
 /// Size of the struct, in words.

@@ -12,10 +12,10 @@ use crate::hashring::{
     Algorithm, Endpoint, HashringMetrics, RingDefaults, RingOptions, SeriesHasher,
 };
 use crate::model::labels::{TAG_FIELD_1, push_label};
+use crate::model::varint::push_varint;
 use crate::peer::message::Compression;
 use crate::wire::grpc::HEAD_BYTES;
 use crate::wire::peer_write::PeerWriteRequest;
-use crate::wire::reader::push_varint;
 use crate::wire::refused::RefusedSeries;
 use crate::wire::remote_write_v1::{RequestField, RequestFields};
 use crate::write::error::Reason;

@@ -5,8 +5,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::model::key_table::KeyHasher;
 use crate::model::labels::{SeriesKey, TAG_FIELD_1, push_label};
+use crate::model::varint::push_varint;
 use crate::tsdb::head::batch::NEW_BIT;
-use crate::wire::reader::push_varint;
 
 const NOW: i64 = 1_700_000_000_000;
 

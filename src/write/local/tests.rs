@@ -14,10 +14,10 @@ use crate::disk::Disk;
 use crate::disk::faulty::FaultyDisk;
 use crate::metrics::Registry;
 use crate::model::labels::push_label;
+use crate::model::varint::push_varint;
 use crate::multi_tsdb::MultiTsdbOptions;
 use crate::tsdb::chunkenc::xor::XorIterator;
 use crate::tsdb::options::DbOptions;
-use crate::wire::reader::push_varint;
 
 const NOW: i64 = 1_700_000_000_000;
 

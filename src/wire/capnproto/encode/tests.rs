@@ -2,11 +2,11 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::model::labels::{TAG_FIELD_1, push_label};
+use crate::model::varint::push_varint;
 use crate::wire::capnproto::decode::{Position, RequestError, SeriesCaps, next_piece};
 use crate::wire::capnproto::frame::Message;
 use crate::wire::capnproto::rpc::{self, write_request_of};
 use crate::wire::capnproto::write_request_capnp::{histogram, write_request};
-use crate::wire::reader::push_varint;
 
 const CAPS: SeriesCaps = SeriesCaps { labels_max: 1000, bytes_max: 64 << 10 };
 

@@ -1,4 +1,4 @@
-//! Cursor-style reading of untrusted protobuf bytes: every step is bounds-checked, nothing is
+//! Varints of protobuf. Cursor-style reading of untrusted protobuf bytes: every step is bounds-checked, nothing is
 //! indexed by a number that came from outside.
 
 /// Reads a varint of at most ten bytes; `None` when it is cut short or longer. As in Go's decoder,
