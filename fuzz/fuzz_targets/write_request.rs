@@ -1,60 +1,9 @@
-//! Write requests from outside: no bytes panic, and a request means the same whether its series are
-//! known or not.
-//!
-//! Input: one byte for the endpoint's manners, then the inflated body.
+//! See `targets/write_request.rs`.
 
 #![no_main]
 
-use libfuzzer_sys::fuzz_target;
-use ringest::model::key_table::KeyHasher;
-use ringest::model::labels::SeriesKey;
-use ringest::tsdb::head::batch::Batch;
-use ringest::tsdb::head::series::{Rules, SeriesSet};
-use ringest::write::Manners;
-use ringest::write::known::{LabelCaps, decode_request};
+#[path = "../targets/write_request.rs"]
+#[allow(dead_code)]
+mod target;
 
-/// Samples as (key, time, bits), and what was refused; `None` for a broken request.
-type Meaning = Option<(Vec<(Vec<u8>, i64, u64)>, Vec<(&'static str, u64)>)>;
-
-/// Decodes, and makes the new series as a head would.
-fn decode(request: &[u8], known: &mut SeriesSet, manners: Manners) -> Meaning {
-    let mut batch = Batch::default();
-    let outcome = decode_request(request, known, manners, LabelCaps::default(), &mut batch).ok()?;
-    let mut slots = Vec::new();
-    for new in &batch.new_series {
-        let key = batch.key(new);
-        let slot = known.find(new.hash, key, Rules::CANONICAL);
-        let slot = slot.unwrap_or_else(|| known.insert(new.hash, SeriesKey::from_canonical(key)));
-        slots.push(Some(slot));
-    }
-    for alias in &batch.aliases {
-        let slot = Batch::slot_of(alias.series, &slots).expect("a new series has a slot");
-        known.insert_alias(batch.raw(alias), slot, alias.rules);
-    }
-    let samples = batch.samples.iter().map(|sample| {
-        let slot = Batch::slot_of(sample.series, &slots).expect("a sample has a series");
-        (known.key(slot).as_bytes().to_vec(), sample.t, sample.v)
-    });
-    let refused = outcome.refusals.iter().map(|(reason, count, _)| (reason.as_str(), count));
-    Some((samples.collect(), refused.collect()))
-}
-
-fuzz_target!(|input: &[u8]| {
-    let Some((manners, request)) = input.split_first() else { return };
-    let manners = match manners & 1 {
-        0 => Manners::Thanos,
-        _ => Manners::Prometheus,
-    };
-    let hasher = KeyHasher::random();
-    let mut known = SeriesSet::new(hasher.clone());
-    let first = decode(request, &mut known, manners);
-    let again = decode(request, &mut known, manners);
-    assert_eq!(first, again, "known and unknown");
-    // Twice in one body: later windows and another order of look-ups.
-    if first.is_some() {
-        let twice = [request, request].concat();
-        let warm = decode(&twice, &mut known, manners);
-        let cold = decode(&twice, &mut SeriesSet::new(hasher), manners);
-        assert_eq!(warm, cold, "known and unknown, twice");
-    }
-});
+libfuzzer_sys::fuzz_target!(|input: &[u8]| target::run(input));

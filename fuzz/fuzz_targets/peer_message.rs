@@ -1,0 +1,9 @@
+//! See `targets/peer_message.rs`.
+
+#![no_main]
+
+#[path = "../targets/peer_message.rs"]
+#[allow(dead_code)]
+mod target;
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| target::run(input));
