@@ -248,6 +248,7 @@ fn open_storage(
         rings,
         default_tenant: config.tenancy.default_tenant.clone(),
         tenants_max: config.tenancy.tenants_max,
+        has_periodic_work: true,
     };
     MultiTsdb::open(options, Arc::new(SystemDisk), Arc::new(SystemClock), registry)
         .map_err(AppError::Storage)

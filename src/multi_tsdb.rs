@@ -57,6 +57,9 @@ pub struct MultiTsdbOptions {
     pub default_tenant: TenantId,
     /// Tenants beyond this are refused.
     pub tenants_max: usize,
+    /// Whether logs are synced, quarantined tenants tried again and the data directory looked at
+    /// from time to time; else only when somebody calls for it.
+    pub has_periodic_work: bool,
 }
 
 /// Logs replayed side by side at start; each replay uses up to three threads.
@@ -194,10 +197,6 @@ impl MultiTsdb {
         show_appends(registry, &append_threads, &append_metrics);
         let opening = |id| Entry::Opening(Arc::new(ExternalLabels::new(&options, id)));
         let entries = found.iter().map(|found| (found.id.clone(), opening(&found.id))).collect();
-        let sync = match options.db.wal_sync {
-            SyncPolicy::Interval | SyncPolicy::Always => syncer::sync_dirty,
-            SyncPolicy::Segment => syncer::mend_failed,
-        };
         let data_dir = DataDir::new(options.dir.clone(), registry);
         let tenants = Arc::new(MultiTsdb {
             options,
@@ -228,19 +227,35 @@ impl MultiTsdb {
             periodic: Mutex::default(),
         });
         tenants.show(registry);
-        // Opening a tenant again may take long, during which the logs are synced all the same.
-        let retry = Periodic::start("tenant-retry", QUARANTINE_RETRY, &tenants, |tenants| {
-            tenants.retry_quarantined();
-        });
-        tenants.periodic.lock().push(retry);
-        let sync = Periodic::start("wal-sync", syncer::SYNC_EVERY, &tenants, sync);
-        tenants.periodic.lock().push(sync);
-        let look = Periodic::start("data-directory", data_dir::LOOK_EVERY, &tenants, |tenants| {
-            tenants.data_dir.look(&*tenants.disk);
-        });
-        tenants.periodic.lock().push(look);
+        if tenants.options.has_periodic_work {
+            tenants.start_periodic_work();
+        }
         tenants.open_found(found);
         Ok(tenants)
+    }
+
+    fn start_periodic_work(self: &Arc<Self>) {
+        let sync = match self.options.db.wal_sync {
+            SyncPolicy::Interval | SyncPolicy::Always => syncer::sync_dirty,
+            SyncPolicy::Segment => syncer::mend_failed,
+        };
+        // Opening a tenant again may take long, during which the logs are synced all the same.
+        let works = [
+            ("tenant-retry", QUARANTINE_RETRY, MultiTsdb::retry_quarantined as fn(&MultiTsdb)),
+            ("wal-sync", syncer::SYNC_EVERY, sync),
+            ("data-directory", data_dir::LOOK_EVERY, MultiTsdb::look_at_data_dir),
+        ];
+        let works = works.map(|(name, every, work)| Periodic::start(name, every, self, work));
+        self.periodic.lock().extend(works);
+    }
+
+    /// Makes all logs durable now; those that cannot be are told. Blocks on the disk.
+    pub fn sync(&self) {
+        syncer::sync_dirty_here(self);
+    }
+
+    fn look_at_data_dir(&self) {
+        self.data_dir.look(&*self.disk);
     }
 
     /// Shows on the page how many tenants and series there are and may be.
@@ -652,6 +667,12 @@ fn find_tenants(
     };
     let dir = &options.dir;
     disk.create_dir_all(dir).map_err(at(dir))?;
+    // Its name is to outlive a power cut, but what it is in may be closed to us.
+    if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty())
+        && let Err(err) = disk.sync_dir(parent)
+    {
+        tracing::debug!(dir = %parent.display(), %err, "a directory cannot be synced");
+    }
     let mut ids = vec![options.default_tenant.clone()];
     let mut existing: usize = 0;
     let mut blocks = Vec::new();

@@ -66,13 +66,16 @@ pub struct Db {
     _lock: Option<Box<dyn DirLock>>,
 }
 
-/// Makes a log that was read durable. A process that was killed may have left its end to the kernel
-/// alone, and a sample sent again is answered as stored by what was replayed.
+/// Makes a log that was read durable, and the names that lead to it. A process that was killed may
+/// have left its end to the kernel alone, and a sample sent again is answered as stored by what was
+/// replayed.
 fn sync_log(disk: &dyn Disk, wal_dir: &Path) -> io::Result<()> {
     for segment in disk.list(wal_dir)?.into_iter().filter(|entry| !entry.is_dir) {
         disk.open_write(&wal_dir.join(segment.name))?.sync()?;
     }
-    disk.sync_dir(wal_dir)
+    // The log's directory, that of the database, and the one that it is in.
+    let mut dirs = wal_dir.ancestors().take(3).filter(|dir| !dir.as_os_str().is_empty());
+    dirs.try_for_each(|dir| disk.sync_dir(dir))
 }
 
 /// Bytes of the files in a directory that nothing else is read of; none if it is not there.
@@ -202,3 +205,6 @@ impl Db {
         self.head.close_log()
     }
 }
+
+#[cfg(test)]
+mod tests;

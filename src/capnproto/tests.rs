@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::io::AsyncWriteExt as _;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -21,8 +21,8 @@ use crate::write::error::{Reason, WriteError};
 
 /// Long enough for anything that is to succeed.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// For calls that are to time out.
-const SHORT: Duration = Duration::from_millis(100);
+/// Between attempts.
+const PAUSE: Duration = Duration::from_millis(5);
 
 const BUDGET: u64 = 32 << 20;
 
@@ -296,7 +296,7 @@ async fn a_node_without_storage_is_unavailable() {
         let message = message_of("a", &series(count, 100));
         let refused = loop {
             match peer.remote_write(&message, PATIENCE).await.unwrap_err() {
-                ForwardError::BackedOff { .. } => tokio::time::sleep(SHORT / 10).await,
+                ForwardError::BackedOff { .. } => tokio::time::sleep(PAUSE).await,
                 other => break other,
             }
         };
@@ -309,15 +309,16 @@ async fn a_node_without_storage_is_unavailable() {
 async fn calls_go_side_by_side_and_may_be_given_up() {
     let server = Listening::start(any_port()).await;
     let (pool, peer) = pool_of(server.address);
-    let message = to("hangs");
-    let hanging = peer.remote_write(&message, SHORT);
-    let others = async {
-        server.sink.hangs.notified().await;
-        peer.remote_write(&to("a"), PATIENCE).await
-    };
-    let (hanging, others) = tokio::join!(hanging, others);
-    assert!(matches!(hanging, Err(ForwardError::TimedOut { .. })));
-    others.unwrap();
+    let hanging = peer.clone();
+    let hanging = tokio::spawn(async move { hanging.remote_write(&to("hangs"), PATIENCE).await });
+    server.sink.hangs.notified().await;
+    peer.remote_write(&to("a"), PATIENCE).await.unwrap();
+    // Its deadline passes, with nothing else under way.
+    tokio::time::pause();
+    tokio::time::advance(PATIENCE).await;
+    tokio::time::resume();
+    let hanging = hanging.await.unwrap();
+    assert!(matches!(hanging, Err(ForwardError::TimedOut { .. })), "{hanging:?}");
     peer.remote_write(&to("a"), PATIENCE).await.unwrap();
     assert_eq!(pool.snapshot()[0].state, PeerState::Open);
     // What was given up is stored all the same, and holds the end.
@@ -331,8 +332,12 @@ async fn calls_go_side_by_side_and_may_be_given_up() {
 
 #[tokio::test]
 async fn a_peer_that_comes_back_is_used_again() {
-    let server = Listening::start(any_port()).await;
-    let address = server.address;
+    // Nobody else gets the port meanwhile.
+    let held = TcpSocket::new_v4().unwrap();
+    held.set_reuseaddr(true).unwrap();
+    held.bind(any_port()).unwrap();
+    let address = held.local_addr().unwrap();
+    let server = Listening::start(address).await;
     let (pool, peer) = pool_of(address);
     peer.remote_write(&to("a"), PATIENCE).await.unwrap();
     server.stop().await;
@@ -340,6 +345,7 @@ async fn a_peer_that_comes_back_is_used_again() {
     let begun = tokio::time::Instant::now();
     while let Err(error) = peer.remote_write(&to("a"), PATIENCE).await {
         assert!(begun.elapsed() < PATIENCE, "{error}");
+        tokio::time::sleep(PAUSE).await;
     }
     assert_eq!(server.written().len(), 1);
     assert_eq!(pool.snapshot()[0].state, PeerState::Open);
@@ -424,7 +430,7 @@ async fn what_does_not_fit_is_passed_over_and_answered() {
     let larger = message_of("a", &series(600, 60_000));
     let too_long = loop {
         match peer.remote_write(&larger, PATIENCE).await.unwrap_err() {
-            ForwardError::BackedOff { .. } => tokio::time::sleep(SHORT / 10).await,
+            ForwardError::BackedOff { .. } => tokio::time::sleep(PAUSE).await,
             other => break other,
         }
     };
@@ -568,7 +574,7 @@ async fn what_is_no_call_to_the_writer_is_told_so() {
 
 #[tokio::test]
 async fn a_half_sent_message_is_not_waited_for() {
-    let server = Listening::with(any_port(), true, SHORT).await;
+    let server = Listening::with(any_port(), true, Duration::from_millis(100)).await;
     let mut stream = TcpStream::connect(server.address).await.unwrap();
     stream.write_all(b"\x10").await.unwrap();
     let mut reader = FrameReader::new(tokio::io::BufReader::new(stream));

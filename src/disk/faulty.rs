@@ -4,7 +4,7 @@
 //! of [`crate::disk`]: bytes reach the medium with [`DiskFile::sync`], names with
 //! [`Disk::sync_dir`], and a failed sync leaves the pages clean without having written them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -43,6 +43,8 @@ struct State {
     refused: BTreeMap<PathBuf, io::ErrorKind>,
     failing_syncs: Option<(u64, FailedSync)>,
     bytes_max: Option<u64>,
+    /// What happens at the end of the next sync of the file system.
+    once_synced: Option<Box<dyn FnOnce() + Send>>,
     gate: Arc<Gate>,
 }
 
@@ -90,7 +92,7 @@ struct Tree {
     files: BTreeMap<PathBuf, Arc<Mutex<Content>>>,
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Content {
     live: Vec<u8>,
     durable: Vec<u8>,
@@ -123,6 +125,11 @@ impl FaultyDisk {
         state.faults.insert(at, (kind, torn));
     }
 
+    /// Faults set by [`FaultyDisk::fail_operation`] that have not come yet.
+    pub fn pending_faults(&self) -> usize {
+        self.0.lock().faults.len()
+    }
+
     /// Lets every changing operation from `after` the next one on fail, as if the machine had
     /// stopped there.
     pub fn fail_all_operations(&self, after: u64) {
@@ -144,6 +151,12 @@ impl FaultyDisk {
     /// Lets the next `count` syncs of files or the file system fail.
     pub fn fail_syncs(&self, count: u64, how: FailedSync) {
         self.0.lock().failing_syncs = Some((count, how));
+    }
+
+    /// Lets this happen when the next sync of the file system has done its work and has not returned
+    /// yet.
+    pub fn once_synced(&self, then: impl FnOnce() + Send + 'static) {
+        self.0.lock().once_synced = Some(Box::new(then));
     }
 
     /// Limits the bytes of all files; a write beyond fills what is left and fails.
@@ -181,26 +194,34 @@ impl FaultyDisk {
 
     /// What the medium holds after the power was cut: a new disk without faults.
     pub fn after_power_cut(&self) -> FaultyDisk {
-        self.image(|state| &state.durable, |content| &content.durable)
-    }
-
-    /// What a new process finds after this one was killed: a new disk without faults.
-    pub fn after_kill(&self) -> FaultyDisk {
-        self.image(|state| &state.live, |content| &content.live)
-    }
-
-    fn image(&self, tree: fn(&State) -> &Tree, bytes: fn(&Content) -> &Vec<u8>) -> FaultyDisk {
-        let state = self.0.lock();
-        let mut image = tree(&state).clone();
+        let mut image = self.0.lock().durable.clone();
         image.drop_unreachable();
         for file in image.files.values_mut() {
-            let bytes = bytes(&file.lock()).clone();
+            let bytes = file.lock().durable.clone();
             let content =
                 Content { live: bytes.clone(), durable: bytes, dirty_pages: BTreeSet::new() };
             *file = Arc::new(Mutex::new(content));
         }
         let state = State { live: image.clone(), durable: image, ..State::default() };
         FaultyDisk(Arc::new(Mutex::new(state)))
+    }
+
+    /// What a new process finds after this one was killed: a new disk without faults. The kernel
+    /// still has what was not synced, and no more of it is on the medium than was.
+    pub fn after_kill(&self) -> FaultyDisk {
+        let state = self.0.lock();
+        // A file has one content under its names in both trees.
+        let mut copies = HashMap::new();
+        let mut copied = |tree: &Tree| {
+            let mut tree = tree.clone();
+            for file in tree.files.values_mut() {
+                let copy = || Arc::new(Mutex::new(file.lock().clone()));
+                *file = copies.entry(Arc::as_ptr(file)).or_insert_with(copy).clone();
+            }
+            tree
+        };
+        let (live, durable) = (copied(&state.live), copied(&state.durable));
+        FaultyDisk(Arc::new(Mutex::new(State { live, durable, ..State::default() })))
     }
 }
 
@@ -520,11 +541,16 @@ impl Disk for FaultyDisk {
                 Some(how) => file.lock().fail_sync(how),
             }
         }
+        if failing.is_none() {
+            state.durable = state.live.clone();
+        }
+        let then = state.once_synced.take();
+        drop(state);
+        if let Some(then) = then {
+            then();
+        }
         match failing {
-            None => {
-                state.durable = state.live.clone();
-                Ok(())
-            }
+            None => Ok(()),
             Some(_) => Err(io::Error::other("the medium did not take it")),
         }
     }
@@ -566,6 +592,23 @@ mod tests {
         file.write_all_at(b"two", 3).unwrap();
         assert_eq!(bytes_of(&disk.after_power_cut()).unwrap(), b"one");
         assert_eq!(bytes_of(&disk.after_kill()).unwrap(), b"onetwo");
+    }
+
+    #[test]
+    fn a_kill_makes_nothing_durable_and_takes_nothing_from_the_kernel() {
+        let (disk, file) = disk_with_file();
+        disk.sync_dir(Path::new("/d")).unwrap();
+        file.write_all_at(b"one", 0).unwrap();
+        let _lock = disk.lock(Path::new("/d/lock")).unwrap();
+        let killed = disk.after_kill();
+        // The locks of the dead are free.
+        drop(killed.lock(Path::new("/d/lock")).unwrap());
+        assert_eq!(bytes_of(&killed).unwrap(), b"one");
+        assert_eq!(bytes_of(&killed.after_power_cut()).unwrap(), b"");
+        killed.open_write(Path::new("/d/f")).unwrap().sync().unwrap();
+        assert_eq!(bytes_of(&killed.after_power_cut()).unwrap(), b"one");
+        // Each goes its own way.
+        assert_eq!(bytes_of(&disk.after_power_cut()).unwrap(), b"");
     }
 
     #[test]

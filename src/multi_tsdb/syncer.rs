@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::model::tenant::TenantId;
 use crate::multi_tsdb::disk_threads::{DiskThreads, Lane};
 use crate::multi_tsdb::{MultiTsdb, Tenant};
-use crate::tsdb::wal::SyncHandle;
+use crate::tsdb::wal::{LogPosition, SyncHandle};
 
 /// Half of the second that is promised: a sync takes its time, too.
 pub(super) const SYNC_EVERY: Duration = Duration::from_millis(500);
@@ -19,12 +19,12 @@ const SYNCED_ONE_BY_ONE: usize = 4;
 
 /// Syncs the logs that have something to sync.
 pub(super) fn sync_dirty(tenants: &MultiTsdb) {
-    let mut dirty = tenants.tenants();
-    dirty.retain(|tenant| tenant.db.sync_handle().is_dirty());
-    if dirty.len() > SYNCED_ONE_BY_ONE && sync_together(tenants, &dirty) {
-        dirty.retain(|tenant| tenant.db.sync_handle().needs_rewrite());
-    }
-    sync_each(dirty);
+    sync_each(sync_together(tenants));
+}
+
+/// The same on this thread, one log after another.
+pub(super) fn sync_dirty_here(tenants: &MultiTsdb) {
+    sync_together(tenants).iter().for_each(|tenant| tenant.syncs.0.sync());
 }
 
 /// Under the policy that syncs full segments only: makes failed syncs good, or their logs would
@@ -65,42 +65,52 @@ impl SyncLane {
     }
 }
 
+impl Inner {
+    fn sync(&self) {
+        if let Err(err) = self.log.sync() {
+            tracing::error!(tenant = %self.tenant, %err, "syncing the log failed");
+        }
+    }
+}
+
 impl Lane for Inner {
     fn name(&self) -> &str {
         self.tenant.as_str()
     }
 
     fn serve(&self) -> bool {
-        if let Err(err) = self.log.sync() {
-            tracing::error!(tenant = %self.tenant, %err, "syncing the log failed");
-        }
+        self.sync();
         // What is written since is dirty and comes with the next look.
         self.is_scheduled.store(false, Ordering::Release);
         false
     }
 }
 
-/// One sync of the file system for all; whether it succeeded.
-fn sync_together(tenants: &MultiTsdb, dirty: &[Arc<Tenant>]) -> bool {
-    // One that is being written may be on a disk that hangs, and is synced by itself.
+/// One sync of the file system for all logs that have something to sync, if they are many. Returns
+/// those that are still to be synced by themselves.
+fn sync_together(tenants: &MultiTsdb) -> Vec<Arc<Tenant>> {
+    let mut dirty = tenants.tenants();
+    dirty.retain(|tenant| tenant.db.sync_handle().is_dirty());
+    if dirty.len() <= SYNCED_ONE_BY_ONE {
+        return dirty;
+    }
+    // Before the sync: what is written meanwhile may not be covered by it. A log that is being
+    // written may be on a disk that hangs, and is synced by itself.
     let written: Vec<_> =
         dirty.iter().map(|tenant| tenant.db.sync_handle().written_position()).collect();
-    let synced = tenants.disk.sync_file_system(&tenants.options.dir);
-    if let Err(err) = &synced {
+    if let Err(err) = tenants.disk.sync_file_system(&tenants.options.dir) {
         tracing::error!(%err, "syncing the file system failed");
-        if was_not_tried(err) {
-            return false;
+        if !was_not_tried(&err) {
+            dirty.iter().for_each(|tenant| tenant.db.sync_handle().mark_sync_failed());
         }
+        return dirty;
     }
-    for (tenant, position) in dirty.iter().zip(written) {
+    let is_left = |(tenant, position): (Arc<Tenant>, Option<LogPosition>)| {
         let log = tenant.db.sync_handle();
-        match (&synced, position) {
-            (Err(_), _) => log.mark_sync_failed(),
-            (Ok(()), Some(position)) if log.mark_synced(position) => {}
-            (Ok(()), _) => tenant.syncs.schedule(),
-        }
-    }
-    synced.is_ok()
+        let is_noted = position.is_some_and(|position| log.mark_synced(position));
+        (!is_noted || log.needs_rewrite()).then_some(tenant)
+    };
+    dirty.into_iter().zip(written).filter_map(is_left).collect()
 }
 
 /// Whether an error means that nothing was written back at all: no file handle was left, or the
@@ -117,4 +127,22 @@ fn was_not_tried(err: &io::Error) -> bool {
         Errno::OPNOTSUPP,
     ];
     Errno::from_io_error(err).is_some_and(|errno| NOT_TRIED.contains(&errno))
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::io::Errno;
+
+    use super::*;
+
+    #[test]
+    fn only_an_error_before_anything_was_tried_says_nothing_of_what_is_on_the_medium() {
+        for errno in [Errno::MFILE, Errno::NFILE, Errno::NOSYS, Errno::PERM, Errno::OPNOTSUPP] {
+            assert!(was_not_tried(&errno.into()), "{errno}");
+        }
+        for errno in [Errno::IO, Errno::NOSPC, Errno::DQUOT] {
+            assert!(!was_not_tried(&errno.into()), "{errno}");
+        }
+        assert!(!was_not_tried(&io::Error::other("of the disk")));
+    }
 }

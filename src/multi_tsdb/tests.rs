@@ -2,7 +2,10 @@
 
 use super::*;
 use crate::clock::ManualClock;
-use crate::disk::faulty::FaultyDisk;
+use crate::disk::faulty::{FailedSync, FaultyDisk};
+use crate::model::labels::KeyBuilder;
+use crate::tsdb::head::batch::Batch;
+use crate::tsdb::head::series::Rules;
 
 const NOW: i64 = 1_700_000_000_000;
 
@@ -27,6 +30,7 @@ impl Storage {
             rings: None,
             default_tenant: id("default-tenant"),
             tenants_max: 10,
+            has_periodic_work: false,
         };
         let (disk, registry) = (Arc::new(disk.clone()), Registry::new());
         let tenants = MultiTsdb::open(options, disk, Arc::new(ManualClock::at(NOW)), &registry)?;
@@ -143,4 +147,211 @@ fn blocks_that_are_not_served_are_counted_by_tenant() {
     assert!(storage.shows("ringest_blocks_not_served{tenant=\"a\"} 2"));
     assert!(!storage.registry.expose().contains("ringest_blocks_not_served{tenant=\"b\"}"));
     assert_eq!(storage.names(), [vec!["a", "b", "default-tenant"], vec![]]);
+}
+
+/// Appends a sample of one series, past the lane, which has threads of its own.
+fn append(tenant: &Tenant, t: i64) {
+    let mut key = KeyBuilder::default();
+    key.push(b"__name__", b"m");
+    let mut batch = Batch::default();
+    let known = tenant.db.lookup();
+    let hash = known.hash(key.as_bytes());
+    let found = known.find(hash, key.as_bytes(), Rules::CANONICAL);
+    drop(known);
+    let series = found.unwrap_or_else(|| batch.push_new_series(hash, key.as_bytes()));
+    batch.push(series, NOW + t, 1);
+    assert_eq!(tenant.db.append(&batch).unwrap().stored, 1);
+}
+
+impl Storage {
+    fn append_to_each(&self, t: i64) {
+        self.tenants.tenants().iter().for_each(|tenant| append(tenant, t));
+    }
+
+    /// Times of the newest samples by tenant; those without any are left out.
+    fn newest(&self) -> Vec<(String, i64)> {
+        let newest = |tenant: Arc<Tenant>| {
+            let (_, maxt) = tenant.db.time_range()?;
+            Some((tenant.id.to_string(), maxt - NOW))
+        };
+        self.tenants.tenants().into_iter().filter_map(newest).collect()
+    }
+
+    fn is_dirty(&self) -> bool {
+        self.tenants.tenants().iter().any(|tenant| tenant.db.sync_handle().is_dirty())
+    }
+}
+
+const SIX: [&str; 6] = ["a", "b", "c", "d", "e", "default-tenant"];
+
+/// Of each of these tenants a sample of this time.
+fn each(tenants: &[&str], t: i64) -> Vec<(String, i64)> {
+    tenants.iter().map(|tenant| (tenant.to_string(), t)).collect()
+}
+
+#[test]
+fn what_a_restart_found_outlives_a_power_cut() {
+    let disk = disk_with(&["a", "default-tenant"]);
+    let storage = Storage::open(&disk);
+    storage.append_to_each(1);
+    // The kernel alone has them.
+    assert_eq!(Storage::open(&disk.after_power_cut()).newest(), []);
+    let killed = disk.after_kill();
+    let restarted = Storage::open(&killed);
+    assert_eq!(restarted.newest(), each(&["a", "default-tenant"], 1));
+    let cut = Storage::open(&killed.after_power_cut());
+    assert_eq!(cut.newest(), restarted.newest());
+}
+
+#[test]
+fn five_dirty_logs_are_synced_with_one_sync_and_four_are_not() {
+    let disk = disk_with(&SIX);
+    let storage = Storage::open(&disk);
+    storage.append_to_each(1);
+    storage.tenants.sync();
+    for (dirty, together) in [(&SIX[..4], false), (&SIX[..5], true)] {
+        let t = dirty.len() as i64;
+        dirty.iter().for_each(|name| append(&storage.tenants.tenant(&id(name)).unwrap(), t));
+        let before = disk.operations();
+        storage.tenants.sync();
+        assert_eq!(disk.operations() - before == 1, together);
+        assert!(!storage.is_dirty());
+        let cut = Storage::open(&disk.after_power_cut()).newest();
+        for name in dirty {
+            assert!(cut.contains(&(name.to_string(), t)), "{name}: {cut:?}");
+        }
+        // Nothing is left to do.
+        let before = disk.operations();
+        storage.tenants.sync();
+        assert_eq!(disk.operations(), before);
+    }
+}
+
+#[test]
+fn a_failed_sync_of_the_file_system_counts_for_nothing() {
+    for how in [FailedSync::KeepsBytes, FailedSync::DropsBytes] {
+        for failing in 1..4 {
+            let disk = disk_with(&SIX);
+            let storage = Storage::open(&disk);
+            storage.append_to_each(1);
+            storage.tenants.sync();
+            storage.append_to_each(2);
+            disk.fail_syncs(failing, how);
+            let mut looks = 0;
+            while storage.is_dirty() {
+                storage.tenants.sync();
+                looks += 1;
+                assert!(looks < 10, "{how:?}: {failing} failures are not made good");
+            }
+            let cut = Storage::open(&disk.after_power_cut());
+            let mut six = each(&SIX, 2);
+            six.sort();
+            assert_eq!(cut.newest(), six, "{how:?}, {failing} failures");
+            storage.append_to_each(3);
+        }
+    }
+}
+
+#[test]
+fn what_is_written_during_a_sync_of_the_file_system_is_not_covered_by_it() {
+    let disk = disk_with(&SIX);
+    let storage = Storage::open(&disk);
+    storage.append_to_each(1);
+    let late = storage.tenants.tenant(&id("c")).unwrap();
+    disk.once_synced(move || append(&late, 2));
+    storage.tenants.sync();
+    let dirty: Vec<_> = storage.tenants.tenants();
+    let dirty = dirty.iter().filter(|tenant| tenant.db.sync_handle().is_dirty());
+    assert_eq!(dirty.map(|tenant| tenant.id.as_str()).collect::<Vec<_>>(), ["c"]);
+    storage.tenants.sync();
+    assert!(!storage.is_dirty());
+    let cut = Storage::open(&disk.after_power_cut());
+    assert!(cut.newest().contains(&("c".to_owned(), 2)), "{:?}", cut.newest());
+}
+
+#[test]
+fn a_log_that_is_not_synced_from_time_to_time_is_mended_all_the_same() {
+    let disk = disk_with(&["a"]);
+    let storage = Storage::open(&disk);
+    storage.append_to_each(1);
+    syncer::mend_failed(&storage.tenants);
+    assert!(storage.is_dirty(), "there is nothing to mend");
+    let tenant = storage.tenants.tenant(&id("a")).unwrap();
+    disk.fail_syncs(2, FailedSync::DropsBytes);
+    tenant.db.sync_handle().sync().unwrap_err();
+    while tenant.db.sync_handle().needs_rewrite() {
+        syncer::mend_failed(&storage.tenants);
+        thread::yield_now();
+    }
+    append(&tenant, 2);
+}
+
+#[tokio::test]
+async fn several_first_writes_make_a_tenant_once() {
+    let disk = disk_with(&["default-tenant"]);
+    let storage = Storage::open(&disk);
+    let making = (0..20).map(|_| {
+        let tenants = storage.tenants.clone();
+        async move { tenants.create(&id("new")).await.unwrap() }
+    });
+    let made = futures::future::join_all(making).await;
+    assert!(made.iter().all(|tenant| Arc::ptr_eq(tenant, &made[0])));
+    assert_eq!(storage.names(), [vec!["default-tenant", "new"], vec![]]);
+    // It is there for those who write later, too.
+    assert!(Arc::ptr_eq(&storage.tenants.find(&id("new")).unwrap().unwrap(), &made[0]));
+}
+
+#[tokio::test]
+async fn a_tenant_that_could_not_be_made_is_made_by_a_later_write() {
+    let disk = disk_with(&["default-tenant"]);
+    let storage = Storage::open(&disk);
+    disk.refuse_changes(Path::new("/data/new"), io::ErrorKind::StorageFull);
+    for _ in 0..3 {
+        let refused = storage.tenants.create(&id("new")).await;
+        assert!(matches!(refused, Err(TenantError::NotMade(_))));
+    }
+    assert!(storage.tenants.find(&id("new")).unwrap().is_none(), "it holds no place");
+    assert_eq!(storage.names(), [vec!["default-tenant"], vec![]]);
+    disk.allow_changes(Path::new("/data/new"));
+    storage.tenants.create(&id("new")).await.unwrap();
+}
+
+#[tokio::test]
+async fn tenants_beyond_the_last_place_are_refused_and_counted() {
+    let storage = Storage::open(&disk_with(&["default-tenant"]));
+    for i in 0..9 {
+        storage.tenants.create(&id(&format!("t{i}"))).await.unwrap();
+    }
+    for _ in 0..2 {
+        let refused = storage.tenants.create(&id("one-too-many")).await;
+        assert!(matches!(refused, Err(TenantError::TooMany)));
+    }
+    storage.tenants.create(&id("t0")).await.unwrap();
+    for line in ["ringest_tenants 10", "ringest_tenants_max 10", "ringest_tenants_refused_total 2"]
+    {
+        assert!(storage.shows(line), "{line}");
+    }
+}
+
+#[tokio::test]
+async fn a_closed_storage_has_everything_on_the_medium_and_takes_nothing() {
+    let disk = disk_with(&SIX);
+    let storage = Storage::open(&disk);
+    storage.append_to_each(1);
+    storage.tenants.close();
+    let refused = storage.tenants.create(&id("new")).await;
+    assert!(matches!(refused, Err(TenantError::Closed)));
+    let mut six = each(&SIX, 1);
+    six.sort();
+    assert_eq!(Storage::open(&disk.after_power_cut()).newest(), six);
+    // Its locks are free for the next process.
+    assert_eq!(Storage::open(&disk).newest(), six);
+}
+
+#[test]
+fn a_tenant_whose_lock_another_has_ends_the_start() {
+    let disk = disk_with(&["a", "b"]);
+    let _lock = disk.lock(Path::new("/data/b/lock")).unwrap();
+    let error = Storage::start(&disk).err().unwrap();
+    assert_eq!(error.to_string(), "/data/b is locked by another process");
 }

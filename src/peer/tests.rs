@@ -3,6 +3,7 @@ use std::sync::atomic::AtomicU64;
 
 use futures::future::BoxFuture;
 use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpSocket;
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
@@ -27,8 +28,10 @@ use crate::write::service::{PeerOrigin, PeerSink, PeerWrites};
 
 /// Long enough for anything that is to succeed.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// For calls that are to time out.
+/// For calls that are to time out, whatever else happens within it.
 const SHORT: Duration = Duration::from_millis(100);
+/// Between attempts.
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// Answers by the tenant's name, and keeps what it was given.
 #[derive(Default)]
@@ -266,6 +269,38 @@ fn any_port() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 0))
 }
 
+/// A port on which nobody listens, or whoever does for a while: nobody else gets it.
+struct Port {
+    address: SocketAddr,
+    _held: TcpSocket,
+}
+
+impl Port {
+    fn hold() -> Port {
+        let held = TcpSocket::new_v4().unwrap();
+        // So that a listener can share it, until when it does not listen itself.
+        held.set_reuseaddr(true).unwrap();
+        held.bind(any_port()).unwrap();
+        Port { address: held.local_addr().unwrap(), _held: held }
+    }
+}
+
+/// Lets so much time pass at once. The clock goes on after that as usual.
+async fn pass(time: Duration) {
+    tokio::time::pause();
+    tokio::time::advance(time).await;
+    tokio::time::resume();
+}
+
+/// Waits for what others bring about.
+async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !holds() {
+        assert!(begun.elapsed() < PATIENCE, "still not: {what}");
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
 fn pool_of(address: SocketAddr, options: PeerOptions) -> (Arc<PeerPool>, Registry, Arc<Peer>) {
     let registry = Registry::new();
     let pool = PeerPool::new(options, &registry);
@@ -331,7 +366,8 @@ fn merged(replica: u64) -> ForwardMessage {
 
 #[tokio::test]
 async fn a_peer_says_whether_it_takes_merged_messages() {
-    let server = Server::start(any_port());
+    let port = Port::hold();
+    let server = Server::start(port.address);
     let (_pool, _registry, peer) = pool_of(server.address, PeerOptions::default());
     assert!(!peer.takes_merged());
     peer.remote_write(&to("a"), PATIENCE).await.unwrap();
@@ -343,12 +379,11 @@ async fn a_peer_says_whether_it_takes_merged_messages() {
     assert!(peer.takes_merged());
 
     // Another takes its place that does not know them, as Thanos does not: it misplaces nothing.
-    let address = server.address;
     server.stop().await;
-    let server = Server::start_with(address, false, false);
+    let server = Server::start_with(port.address, false, false);
     let refused = loop {
         match peer.remote_write(&merged(3), PATIENCE).await {
-            Err(ForwardError::Unreachable { .. }) => {}
+            Err(ForwardError::Unreachable { .. }) => tokio::time::sleep(PAUSE).await,
             refused => break refused.unwrap_err(),
         }
     };
@@ -360,7 +395,8 @@ async fn a_peer_says_whether_it_takes_merged_messages() {
 
 #[tokio::test]
 async fn a_peer_says_which_rings_it_has() {
-    let server = Server::start(any_port());
+    let port = Port::hold();
+    let server = Server::start(port.address);
     let (pool, _registry, peer) = pool_of(server.address, PeerOptions::default());
     assert_eq!(pool.snapshot()[0].ring, None);
     for tenant in ["a", "opening"] {
@@ -371,9 +407,8 @@ async fn a_peer_says_which_rings_it_has() {
         assert_eq!(peer.ring.map(|word| word.hash), Some(own_ring()), "{tenant}");
     }
     // It makes room for a Thanos, which says nothing.
-    let address = server.address;
     server.stop().await;
-    let server = Server::start_with(address, false, false);
+    let server = Server::start_with(port.address, false, false);
     succeed(&peer).await;
     assert_eq!(pool.snapshot()[0].ring, None);
     server.stop().await;
@@ -408,26 +443,43 @@ async fn every_status_has_its_meaning() {
     let write = async |tenant| peer.remote_write(&to(tenant), PATIENCE).await.unwrap_err();
     assert!(matches!(write("conflict").await, ForwardError::Conflict { .. }));
     assert!(matches!(write("..").await, ForwardError::BadReplica { .. }));
-    let opening = write("opening").await;
-    assert!(matches!(opening, ForwardError::TenantNotReady { .. }), "{opening}");
-    // It is left alone, and nobody else is.
-    assert!(matches!(write("opening").await, ForwardError::BackedOff { .. }));
+    // It is left alone, longer each time, and nobody else is.
+    let mut failed = 0;
+    loop {
+        match write("opening").await {
+            ForwardError::TenantNotReady { .. } => failed += 1,
+            ForwardError::BackedOff { .. } => break,
+            other => panic!("{other}"),
+        }
+    }
+    assert!(failed > 0);
     assert_eq!(pool.snapshot()[0].tenants_shut, 1);
     let replica = message_of(4, "a", &series(1), Compression::None);
     let refused = peer.remote_write(&replica, PATIENCE).await.unwrap_err();
     assert!(matches!(refused, ForwardError::BadReplica { .. }), "{refused}");
     assert_eq!(pool.snapshot()[0].state, PeerState::Open);
 
-    let down = write("down").await;
-    assert!(matches!(&down, ForwardError::Unavailable { detail, .. } if detail.contains("disk")));
-    assert!(matches!(write("a").await, ForwardError::BackedOff { .. }));
+    let down = loop {
+        let down = write("down").await;
+        assert!(
+            matches!(&down, ForwardError::Unavailable { detail, .. } if detail.contains("disk"))
+        );
+        failed += 1;
+        // Unless the back-off is over by now, which grows.
+        if let Err(refused) = peer.remote_write(&to("a"), PATIENCE).await {
+            assert!(matches!(refused, ForwardError::BackedOff { .. }), "{refused}");
+            break down;
+        }
+    };
     let [snapshot] = &pool.snapshot()[..] else { panic!("one peer") };
     // The back-off may be over by now.
     assert!(matches!(snapshot.state, PeerState::Shut | PeerState::Probation));
     assert_eq!(snapshot.last_error, Some(down));
     let page = registry.expose();
-    // Neither the conflict nor what was not sent is among them.
-    assert!(page.contains("thanos_receive_forward_requests_total{result=\"error\"} 4\n"), "{page}");
+    // Neither the conflict nor what was not sent is among them, but two bad requests.
+    let errors =
+        format!("thanos_receive_forward_requests_total{{result=\"error\"}} {}\n", failed + 2);
+    assert!(page.contains(&errors), "{errors}{page}");
     let not_sent = format!("{{worker=\"{}\",reason=\"backed off\"}} 2\n", server.address);
     assert!(page.contains(&format!("ringest_peer_forwards_not_sent_total{not_sent}")), "{page}");
 }
@@ -437,13 +489,14 @@ async fn succeed(peer: &Peer) {
     let begun = Instant::now();
     while let Err(error) = peer.remote_write(&to("a"), PATIENCE).await {
         assert!(begun.elapsed() < PATIENCE, "{error}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        tokio::time::sleep(PAUSE).await;
     }
 }
 
 #[tokio::test]
 async fn a_peer_is_used_as_soon_as_it_listens_and_again_after_a_restart() {
-    let address = TcpListener::bind(any_port()).unwrap().local_addr().unwrap();
+    let port = Port::hold();
+    let address = port.address;
     let (pool, registry, peer) = pool_of(address, PeerOptions::default());
     let refused = peer.remote_write(&to("a"), PATIENCE).await.unwrap_err();
     assert!(matches!(refused, ForwardError::Unreachable { .. }), "{refused}");
@@ -469,10 +522,21 @@ async fn a_peer_is_used_as_soon_as_it_listens_and_again_after_a_restart() {
 async fn a_peer_that_answers_nothing_is_backed_off_and_found_again() {
     let server = Server::start(any_port());
     let (pool, _, peer) = pool_of(server.address, PeerOptions::default());
-    let timed_out = peer.remote_write(&to("hangs"), SHORT).await.unwrap_err();
-    assert!(matches!(timed_out, ForwardError::TimedOut { .. }), "{timed_out}");
-    let refused = peer.remote_write(&to("a"), PATIENCE).await.unwrap_err();
-    assert!(matches!(refused, ForwardError::BackedOff { .. }), "{refused}");
+    peer.remote_write(&to("a"), PATIENCE).await.unwrap();
+    let refused = loop {
+        let timed_out = peer.remote_write(&to("hangs"), SHORT).await.unwrap_err();
+        if matches!(timed_out, ForwardError::BackedOff { .. }) {
+            continue;
+        }
+        assert!(matches!(timed_out, ForwardError::TimedOut { .. }), "{timed_out}");
+        // Unless the back-off is over by now, which grows.
+        if let Err(refused) = peer.remote_write(&to("hangs"), SHORT).await
+            && matches!(refused, ForwardError::BackedOff { .. })
+        {
+            break refused;
+        }
+    };
+    assert!(refused.to_string().contains(&server.address.to_string()), "{refused}");
     assert!(matches!(pool.snapshot()[0].state, PeerState::Shut | PeerState::Probation));
     succeed(&peer).await;
     assert_eq!(pool.snapshot()[0].state, PeerState::Open);
@@ -504,6 +568,7 @@ async fn a_service_config_bounds_calls_and_repeats_them() {
     let method = MethodConfig { timeout: Some(SHORT), ..MethodConfig::default() };
     let (_pool, _, peer) =
         pool_of(server.address, PeerOptions { method, ..PeerOptions::default() });
+    succeed(&peer).await;
     let error = peer.remote_write(&to("hangs"), PATIENCE).await.unwrap_err();
     assert!(matches!(error, ForwardError::TimedOut { .. }), "{error}");
 }
@@ -533,16 +598,16 @@ async fn the_second_peer_can_be_made_slow() {
 async fn a_tenant_that_hangs_is_backed_off_alone() {
     let server = Server::start(any_port());
     let (pool, _, peer) = pool_of(server.address, PeerOptions::default());
-    let hangs = to("hangs");
-    let hanging = peer.remote_write(&hangs, SHORT);
-    let others = async { peer.remote_write(&to("a"), PATIENCE).await };
-    let (hanging, others) = tokio::join!(hanging, others);
-    assert!(matches!(hanging, Err(ForwardError::TimedOut { .. })));
-    others.unwrap();
-    assert_eq!(pool.snapshot()[0].state, PeerState::Open);
+    let hanging = peer.clone();
+    let hanging = tokio::spawn(async move { hanging.remote_write(&to("hangs"), PATIENCE).await });
+    until("under way", || server.sink.calls.load(Ordering::Relaxed) == 1).await;
     peer.remote_write(&to("a"), PATIENCE).await.unwrap();
-    let refused = peer.remote_write(&hangs, PATIENCE).await.unwrap_err();
-    assert!(matches!(refused, ForwardError::BackedOff { .. }), "{refused}");
+    pass(PATIENCE).await;
+    let hanging = hanging.await.unwrap();
+    assert!(matches!(hanging, Err(ForwardError::TimedOut { .. })), "{hanging:?}");
+    assert_eq!(pool.snapshot()[0].tenants_shut, 1);
+    peer.remote_write(&to("a"), PATIENCE).await.unwrap();
+    assert_eq!(pool.snapshot()[0].state, PeerState::Open);
 }
 
 #[tokio::test]
@@ -704,16 +769,16 @@ fn shut_for_long(peer: &Peer) {
 
 #[tokio::test]
 async fn a_peer_that_is_back_does_not_serve_out_its_back_off() {
-    let server = Server::start(any_port());
+    let port = Port::hold();
+    let server = Server::start(port.address);
     let options = PeerOptions { backoff_max: Duration::from_secs(3600), ..PeerOptions::default() };
     let (pool, _, peer) = pool_of(server.address, options);
     peer.remote_write(&to("a"), PATIENCE).await.unwrap();
     shut_for_long(&peer);
     let refused = peer.remote_write(&to("a"), PATIENCE).await.unwrap_err();
     assert!(matches!(refused, ForwardError::BackedOff { .. }), "{refused}");
-    let address = server.address;
     server.stop().await;
-    let server = Server::start(address);
+    let server = Server::start(port.address);
     succeed(&peer).await;
     assert_eq!(server.sink.written.lock().len(), 1);
     assert_eq!(pool.snapshot()[0].state, PeerState::Open);

@@ -105,3 +105,36 @@ fn a_node_whose_data_directory_goes_away_is_not_ready_until_it_is_back() {
     assert_eq!(receiver.wait(), Some(0), "{:#?}", receiver.log);
     assert!(!data.join(".ringest-probe").exists());
 }
+
+#[test]
+fn what_is_there_and_not_served_is_told_once_a_tenant() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let block = |path: &str, maxt: u32| {
+        let block = data.join(path);
+        fs::create_dir_all(&block).unwrap();
+        let meta = format!(r#"{{"version": 1, "minTime": 7, "maxTime": {maxt}}}"#);
+        fs::write(block.join("meta.json"), meta).unwrap();
+    };
+    block("a/01M85ZRFJPEBJ4BHYM21MP7HFW", 20);
+    block("a/01M85ZRFJPEBJ4BHYM21MP7HFX", 30);
+    block("01M85ZRFJPEBJ4BHYM21MP7HFY", 20);
+    fs::create_dir_all(data.join("b/wbl")).unwrap();
+    fs::write(data.join("b/wbl/00000000"), "samples").unwrap();
+    let mut receiver = Receiver::start(&[&format!("--tsdb.path={}", data.display())]);
+    receiver.line_with(&["status=ready"]);
+    for parts in [
+        ["tenant=a count=2 example=01M85ZRFJPEBJ4BHYM21MP7HFW", "mint=7 maxt=30", "not served"],
+        ["count=1", "01M85ZRFJPEBJ4BHYM21MP7HFY", "not served"],
+        ["tenant=b", "bytes=7", "not served"],
+    ] {
+        let told = receiver.log.iter();
+        let told = told.filter(|line| parts.iter().all(|part| line.contains(part)));
+        assert_eq!(told.count(), 1, "{parts:?}: {:#?}", receiver.log);
+    }
+    let http = receiver.address("http/server");
+    let page = get(&http, "/metrics").1;
+    for line in ["{tenant=\"\"} 1", "{tenant=\"a\"} 2"] {
+        assert!(page.contains(&format!("\nringest_blocks_not_served{line}\n")), "{page}");
+    }
+}

@@ -74,7 +74,8 @@ pub(crate) fn dump(db: &Db) -> Vec<Series> {
     all
 }
 
-fn push(db: &Db, batch: &mut Batch, labels: &Value, t: i64, v: u64) {
+/// Adds a sample to a batch; labels are pairs.
+pub(crate) fn push(db: &Db, batch: &mut Batch, labels: &Value, t: i64, v: u64) {
     let mut key = KeyBuilder::default();
     for pair in labels.as_array().unwrap() {
         key.push(pair[0].as_str().unwrap().as_bytes(), pair[1].as_str().unwrap().as_bytes());

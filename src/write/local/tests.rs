@@ -11,7 +11,7 @@ use futures::stream::{FuturesUnordered, StreamExt as _};
 use super::*;
 use crate::clock::ManualClock;
 use crate::disk::Disk;
-use crate::disk::faulty::FaultyDisk;
+use crate::disk::faulty::{FailedSync, FaultyDisk};
 use crate::metrics::Registry;
 use crate::model::labels::push_label;
 use crate::model::varint::push_varint;
@@ -42,6 +42,7 @@ impl Node {
             tenant_label_name: "tenant_id".into(),
             default_tenant: tenant("default-tenant"),
             tenants_max: 1000,
+            has_periodic_work: true,
             rings: None,
         };
         let clock = Arc::new(ManualClock::at(NOW));
@@ -397,4 +398,55 @@ async fn tenants_whose_making_hangs_leave_threads_for_other_work() {
     node.disk.release(Path::new("/data"));
     join_all(writes).await;
     node.store(names.last().unwrap(), "a", 1).await;
+}
+
+#[tokio::test]
+async fn an_answer_means_what_the_policy_promises() {
+    for (policy, kept) in [(SyncPolicy::Always, 1), (SyncPolicy::Segment, 0)] {
+        let node = Node::open_with(FaultyDisk::new(), policy);
+        node.store("a", "x", 0).await;
+        let synced = Node::open(node.disk.after_power_cut());
+        let found = synced.tenants.tenant(&tenant("a")).map_or(0, |_| synced.content("a").len());
+        assert_eq!(found, kept, "{policy:?}");
+        assert_eq!(node.after_kill().content("a").len(), 1, "{policy:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_write_whose_sync_failed_is_to_come_again() {
+    let node = Node::open_with(FaultyDisk::new(), SyncPolicy::Always);
+    node.store("a", "x", 0).await;
+    node.disk.fail_syncs(2, FailedSync::DropsBytes);
+    let failed = node.write("a", "x", 1).await.unwrap_err();
+    assert!(matches!(failed, WriteError::Unavailable(_)), "{failed}");
+    // Until what was lost is written again.
+    while node.write("a", "x", 1).await.is_err() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let synced = Node::open(node.disk.after_power_cut());
+    assert_eq!(synced.content("a"), named(&[("x", 0), ("x", 1)]));
+}
+
+#[tokio::test]
+async fn a_request_without_samples_makes_no_tenant() {
+    let node = Node::open(FaultyDisk::new());
+    let outcome = node.writer.write(&tenant("new"), &[], Manners::Thanos).await.unwrap();
+    assert_eq!((outcome.samples_stored, outcome.refusals.total()), (0, 0));
+    assert!(node.tenants.tenant(&tenant("new")).is_none());
+    node.writer.write(&tenant("new"), b"\xff", Manners::Thanos).await.unwrap_err();
+    assert!(node.tenants.tenant(&tenant("new")).is_none());
+    node.store("new", "x", 0).await;
+    assert!(node.tenants.tenant(&tenant("new")).is_some());
+}
+
+#[tokio::test]
+async fn after_the_end_of_the_storage_the_node_as_a_whole_takes_nothing() {
+    let node = Node::open(FaultyDisk::new());
+    node.store("a", "x", 0).await;
+    let tenants = node.tenants.clone();
+    tokio::task::spawn_blocking(move || tenants.close()).await.unwrap();
+    for of in ["a", "new"] {
+        let refused = node.write(of, "x", 1).await.unwrap_err();
+        assert!(matches!(refused, WriteError::Unavailable(_)), "{refused}");
+    }
 }

@@ -301,7 +301,8 @@ fn stop_everywhere(base: &str, edits: &Value) {
     load(&loaded, &data_dir().join(base), Path::new(DB));
     edits.as_array().unwrap().iter().for_each(|one| edit(&loaded, one));
     // All of it durable, and without faults.
-    let damaged = || loaded.after_kill();
+    loaded.sync_file_system(Path::new(DB)).unwrap();
+    let damaged = || loaded.after_power_cut();
     let (samples, contents) = open(&damaged());
     assert!(contents.damage_count > 0 || contents.cut.is_some() || !contents.filled.is_empty());
 
