@@ -2,7 +2,7 @@
 
 use crate::capnproto::CallError;
 use crate::wire::capnproto::rpc::{Concern, WriteAnswer, WriteError as Answer};
-use crate::write::error::WriteError;
+use crate::write::error::{Class, WriteError};
 use crate::write::service::PeerWriteError;
 
 /// What a peer is told that writes to us.
@@ -41,18 +41,13 @@ fn write(error: &CallError) -> Answer {
             | PeerWriteError::TenantName(_)
             | PeerWriteError::Malformed(_)
             | PeerWriteError::NotUnderstood { .. } => Answer::InvalidArgument,
-            PeerWriteError::Write(error) => match error {
+            PeerWriteError::Write(error) => match error.class() {
                 // No retry could store it.
-                WriteError::TooLarge { .. } => Answer::AlreadyExists,
-                WriteError::Unavailable(_)
-                | WriteError::NoHashring
-                | WriteError::NoQuorum { .. } => Answer::Unavailable,
-                WriteError::Invalid { .. }
-                | WriteError::TenantName(_)
-                | WriteError::BadReplica { .. }
-                | WriteError::Loop(_)
-                | WriteError::Placement(_)
-                | WriteError::TenantNotReady { .. } => Answer::InvalidArgument,
+                Class::TooLarge => Answer::AlreadyExists,
+                Class::Unavailable => Answer::Unavailable,
+                Class::Malformed | Class::Misnamed | Class::Misplaced | Class::TenantNotReady => {
+                    Answer::InvalidArgument
+                }
             },
         },
     }

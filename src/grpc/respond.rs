@@ -7,7 +7,7 @@ use crate::grpc::remote_write::CallError;
 use crate::store::error::QueryError;
 use crate::wire::grpc::{MessageError, TENANT_NOT_READY};
 use crate::wire::shape::ShapeError;
-use crate::write::error::WriteError;
+use crate::write::error::{Class, WriteError};
 use crate::write::service::PeerWriteError;
 
 /// What a querier is told.
@@ -71,17 +71,12 @@ pub fn write(error: &CallError) -> Status {
                 Code::InvalidArgument
             }
             PeerWriteError::Malformed(_) | PeerWriteError::NotUnderstood { .. } => Code::Internal,
-            PeerWriteError::Write(error) => match error {
-                WriteError::TenantName(_) | WriteError::BadReplica { .. } => Code::InvalidArgument,
-                WriteError::Unavailable(_)
-                | WriteError::NoHashring
-                | WriteError::NoQuorum { .. } => Code::Unavailable,
+            PeerWriteError::Write(error) => match error.class() {
+                Class::Misnamed => Code::InvalidArgument,
+                Class::Unavailable => Code::Unavailable,
                 // No retry could store it.
-                WriteError::TooLarge { .. } => Code::AlreadyExists,
-                WriteError::Invalid { .. }
-                | WriteError::Loop(_)
-                | WriteError::Placement(_)
-                | WriteError::TenantNotReady { .. } => Code::Internal,
+                Class::TooLarge => Code::AlreadyExists,
+                Class::Malformed | Class::Misplaced | Class::TenantNotReady => Code::Internal,
             },
         },
     };

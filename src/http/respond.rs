@@ -21,7 +21,7 @@ use axum::response::Response;
 use http::header::{ALLOW, CONTENT_TYPE, HeaderName, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderValue, StatusCode};
 
-use crate::write::error::{Refusals, WriteError};
+use crate::write::error::{Class, Refusals, WriteError};
 use crate::write::{Manners, WriteOutcome};
 
 /// What Go's `http.Error` sends, and so Thanos.
@@ -80,19 +80,11 @@ pub fn to_write(
 fn status_of(error: &RequestError) -> (StatusCode, Option<u16>) {
     match error {
         RequestError::UnsupportedMediaType { .. } => (StatusCode::UNSUPPORTED_MEDIA_TYPE, None),
-        RequestError::Write(error) => match error {
-            WriteError::Invalid { .. }
-            | WriteError::TenantName(_)
-            | WriteError::BadReplica { .. } => (StatusCode::BAD_REQUEST, None),
-            WriteError::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, None),
-            WriteError::TenantNotReady { .. } => {
-                (StatusCode::SERVICE_UNAVAILABLE, Some(TENANT_RETRY_SECONDS))
-            }
-            WriteError::Unavailable(_)
-            | WriteError::NoHashring
-            | WriteError::Loop(_)
-            | WriteError::Placement(_)
-            | WriteError::NoQuorum { .. } => {
+        RequestError::Write(error) => match error.class() {
+            Class::Malformed | Class::Misnamed => (StatusCode::BAD_REQUEST, None),
+            Class::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, None),
+            Class::TenantNotReady => (StatusCode::SERVICE_UNAVAILABLE, Some(TENANT_RETRY_SECONDS)),
+            Class::Unavailable | Class::Misplaced => {
                 (StatusCode::SERVICE_UNAVAILABLE, Some(NODE_RETRY_SECONDS))
             }
         },

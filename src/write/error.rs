@@ -7,8 +7,8 @@ use crate::model::router_path::Loop;
 use crate::model::tenant::TenantNameError;
 use crate::write::admission::Overloaded;
 
-/// A request that failed as a whole. What each becomes on the wire is decided in `http/respond.rs`
-/// and `grpc/respond.rs`, nowhere else.
+/// A request that failed as a whole. What each becomes on the wire is decided by its [`Class`] in
+/// `http/respond.rs`, `grpc/respond.rs` and `capnproto/respond.rs`, nowhere else.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
     /// The sender's fault: the bytes are no write request.
@@ -52,20 +52,42 @@ impl From<Overloaded> for WriteError {
     }
 }
 
+/// What a failure calls for, whoever is told. Each way of answering has a code for each of these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Class {
+    /// The bytes must be other ones.
+    Malformed,
+    /// The tenant or the replica must be named otherwise.
+    Misnamed,
+    /// The request must be smaller.
+    TooLarge,
+    /// A retry may succeed once this tenant is open.
+    TenantNotReady,
+    /// A retry may succeed, of any tenant's write.
+    Unavailable,
+    /// A retry may succeed once the rings are others.
+    Misplaced,
+}
+
 impl WriteError {
+    pub fn class(&self) -> Class {
+        match self {
+            WriteError::Invalid { .. } => Class::Malformed,
+            WriteError::TenantName(_) | WriteError::BadReplica { .. } => Class::Misnamed,
+            WriteError::TooLarge { .. } => Class::TooLarge,
+            WriteError::TenantNotReady { .. } => Class::TenantNotReady,
+            WriteError::Unavailable(_) | WriteError::NoHashring | WriteError::NoQuorum { .. } => {
+                Class::Unavailable
+            }
+            WriteError::Loop(_) | WriteError::Placement(_) => Class::Misplaced,
+        }
+    }
+
     /// Whether it is for the operator to see to, rather than for the sender.
     pub fn is_ours(&self) -> bool {
-        match self {
-            WriteError::TenantNotReady { .. }
-            | WriteError::Unavailable(_)
-            | WriteError::NoHashring
-            | WriteError::Loop(_)
-            | WriteError::Placement(_)
-            | WriteError::NoQuorum { .. } => true,
-            WriteError::Invalid { .. }
-            | WriteError::TenantName(_)
-            | WriteError::TooLarge { .. }
-            | WriteError::BadReplica { .. } => false,
+        match self.class() {
+            Class::TenantNotReady | Class::Unavailable | Class::Misplaced => true,
+            Class::Malformed | Class::Misnamed | Class::TooLarge => false,
         }
     }
 }

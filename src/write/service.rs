@@ -18,7 +18,7 @@ use crate::wire::peer_write::{MergedWriteRequest, PeerWriteRequest, TenantSeries
 use crate::wire::refused::RefusedSeries;
 use crate::wire::remote_write_v1::DecodeError;
 use crate::write::WriteOutcome;
-use crate::write::error::{Refusals, WriteError};
+use crate::write::error::{Class, Refusals, WriteError};
 use crate::write::local::LocalWriter;
 
 /// Tenants of one request that are written at the same time.
@@ -205,21 +205,17 @@ impl<S: PeerSink> PeerWrites<S> {
 /// that hears of a final refusal does not send the request again.
 pub(crate) fn rank(error: &PeerWriteError) -> u8 {
     match error {
-        PeerWriteError::Refused { .. } | PeerWriteError::Write(WriteError::TooLarge { .. }) => 0,
+        PeerWriteError::Refused { .. } => 0,
         PeerWriteError::TenantName(_)
         | PeerWriteError::BadReplica { .. }
         | PeerWriteError::Malformed(_)
-        | PeerWriteError::NotUnderstood { .. }
-        | PeerWriteError::Write(
-            WriteError::Invalid { .. }
-            | WriteError::TenantName(_)
-            | WriteError::BadReplica { .. }
-            | WriteError::Loop(_),
-        ) => 1,
-        PeerWriteError::Write(WriteError::TenantNotReady { .. } | WriteError::Placement(_)) => 2,
-        PeerWriteError::Write(
-            WriteError::Unavailable(_) | WriteError::NoHashring | WriteError::NoQuorum { .. },
-        ) => 3,
+        | PeerWriteError::NotUnderstood { .. } => 1,
+        PeerWriteError::Write(error) => match error.class() {
+            Class::TooLarge => 0,
+            Class::Malformed | Class::Misnamed => 1,
+            Class::TenantNotReady | Class::Misplaced => 2,
+            Class::Unavailable => 3,
+        },
     }
 }
 

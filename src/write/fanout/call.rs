@@ -12,7 +12,7 @@ use crate::peer::ForwardError;
 use crate::peer::message::{Compression, Envelope, ForwardMessage, Protocol, TooLong};
 use crate::write::Manners;
 use crate::write::distribute::{DeflatedGroups, PlacedSeries};
-use crate::write::error::{Refusals, WriteError};
+use crate::write::error::{Class, Refusals, WriteError};
 use crate::write::fanout::answers::{Answer, Plan, Refused, Shortfall};
 use crate::write::fanout::capnproto::InCapnProto;
 use crate::write::fanout::{Forward, LocalStore};
@@ -225,17 +225,12 @@ impl Answer {
 }
 
 pub(super) fn outcome_of_local(error: &WriteError) -> ReplicaOutcome {
-    match error {
-        WriteError::TenantNotReady { .. } => ReplicaOutcome::NotReady,
-        WriteError::Unavailable(_) => ReplicaOutcome::Unavailable,
+    match error.class() {
+        Class::TenantNotReady => ReplicaOutcome::NotReady,
+        Class::Unavailable => ReplicaOutcome::Unavailable,
         // No retry could store it.
-        WriteError::Invalid { .. } | WriteError::TooLarge { .. } => ReplicaOutcome::Conflict,
-        WriteError::TenantName(_)
-        | WriteError::BadReplica { .. }
-        | WriteError::Loop(_)
-        | WriteError::NoHashring
-        | WriteError::Placement(_)
-        | WriteError::NoQuorum { .. } => ReplicaOutcome::Failed,
+        Class::Malformed | Class::TooLarge => ReplicaOutcome::Conflict,
+        Class::Misnamed | Class::Misplaced => ReplicaOutcome::Failed,
     }
 }
 
