@@ -29,6 +29,19 @@ pub trait DiskFile: Send + Sync {
     fn sync(&self) -> io::Result<()>;
 }
 
+/// A directory that is open: to make its names durable takes no file descriptor more.
+pub trait OpenDir: Send + Sync {
+    /// Makes the names in it durable.
+    fn sync(&self) -> io::Result<()>;
+}
+
+/// Whether something could not be opened since no file descriptor is left. That passes, and says
+/// nothing of the disk.
+pub fn lacks_descriptors(err: &io::Error) -> bool {
+    use rustix::io::Errno;
+    matches!(Errno::from_io_error(err), Some(Errno::MFILE | Errno::NFILE))
+}
+
 /// A directory's entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DirEntry {
@@ -55,8 +68,12 @@ pub trait Disk: Send + Sync + 'static {
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     fn remove_file(&self, path: &Path) -> io::Result<()>;
     fn remove_dir_all(&self, path: &Path) -> io::Result<()>;
+    /// Opens a directory, to be synced later.
+    fn open_dir(&self, dir: &Path) -> io::Result<Box<dyn OpenDir>>;
     /// Makes the names in `dir` durable.
-    fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        self.open_dir(dir)?.sync()
+    }
     /// Makes everything written to the file system that holds `dir` durable.
     fn sync_file_system(&self, dir: &Path) -> io::Result<()>;
     /// Takes the lock file `path`, or fails with [`io::ErrorKind::WouldBlock`] while another
@@ -130,6 +147,14 @@ impl DiskFile for SystemFile {
     }
 }
 
+struct SystemDir(fs::File);
+
+impl OpenDir for SystemDir {
+    fn sync(&self) -> io::Result<()> {
+        self.0.sync_all()
+    }
+}
+
 /// A lock file under `flock`, as Prometheus takes it; removed when released.
 struct SystemLock {
     path: PathBuf,
@@ -193,8 +218,8 @@ impl Disk for SystemDisk {
         fs::remove_dir_all(path)
     }
 
-    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        fs::File::open(dir)?.sync_all()
+    fn open_dir(&self, dir: &Path) -> io::Result<Box<dyn OpenDir>> {
+        Ok(Box::new(SystemDir(fs::File::open(dir)?)))
     }
 
     fn sync_file_system(&self, dir: &Path) -> io::Result<()> {

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use parking_lot::{Condvar, Mutex};
 
-use super::{DirEntry, DirLock, Disk, DiskFile};
+use super::{DirEntry, DirLock, Disk, DiskFile, OpenDir};
 
 /// What dirtiness is counted in.
 const PAGE_BYTES: u64 = 4096;
@@ -45,6 +45,8 @@ struct State {
     bytes_max: Option<u64>,
     /// What happens at the end of the next sync of the file system.
     once_synced: Option<Box<dyn FnOnce() + Send>>,
+    /// Whether nothing can be opened.
+    has_no_descriptors: bool,
     gate: Arc<Gate>,
 }
 
@@ -164,6 +166,11 @@ impl FaultyDisk {
         self.0.lock().bytes_max = bytes_max;
     }
 
+    /// Lets nothing be opened from now on, as in a process that has too many files open, or again.
+    pub fn take_descriptors(&self, all: bool) {
+        self.0.lock().has_no_descriptors = all;
+    }
+
     /// Lets writes and syncs of files below `dir`, and the making of such, wait from now on, as on a
     /// disk that hangs.
     pub fn stall(&self, dir: &Path) {
@@ -258,6 +265,13 @@ impl State {
         match verdict {
             Verdict::Proceed => Ok(()),
             Verdict::Fail(err) | Verdict::Tear(_, err) => Err(err),
+        }
+    }
+
+    fn take_descriptor(&self) -> io::Result<()> {
+        match self.has_no_descriptors {
+            true => Err(rustix::io::Errno::MFILE.into()),
+            false => Ok(()),
         }
     }
 
@@ -420,6 +434,32 @@ impl Drop for FaultyLock {
     }
 }
 
+/// An open directory.
+struct FaultyDir {
+    disk: FaultyDisk,
+    path: PathBuf,
+}
+
+impl OpenDir for FaultyDir {
+    fn sync(&self) -> io::Result<()> {
+        let dir = &*self.path;
+        self.disk.gate().pass(dir);
+        let mut state = self.disk.0.lock();
+        state.begin_whole(dir)?;
+        let State { live, durable, .. } = &mut *state;
+        durable.files.retain(|path, _| path.parent() != Some(dir));
+        let in_dir = live.files.iter().filter(|(path, _)| path.parent() == Some(dir));
+        durable.files.extend(in_dir.map(|(path, file)| (path.clone(), file.clone())));
+        // Directories move with what is in them.
+        let is_child = |path: &PathBuf| path.starts_with(dir) && path != dir;
+        durable.dirs.retain(|path| !is_child(path) || live.dirs.contains(path));
+        durable.dirs.extend(live.dirs.iter().filter(|path| path.parent() == Some(dir)).cloned());
+        let is_gone = |path: &Path| !live.dirs.contains(path);
+        durable.files.retain(|path, _| path.parent().is_none_or(|parent| !is_gone(parent)));
+        Ok(())
+    }
+}
+
 impl Disk for FaultyDisk {
     fn create_dir_all(&self, path: &Path) -> io::Result<()> {
         self.gate().pass(path);
@@ -455,6 +495,7 @@ impl Disk for FaultyDisk {
     fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
         self.gate().pass(path);
         let mut state = self.0.lock();
+        state.take_descriptor()?;
         state.begin_whole(path)?;
         if !path.parent().is_some_and(|dir| state.live.dirs.contains(dir)) {
             return Err(io::ErrorKind::NotFound.into());
@@ -465,7 +506,10 @@ impl Disk for FaultyDisk {
     }
 
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        let content = self.0.lock().find(path)?;
+        let state = self.0.lock();
+        state.take_descriptor()?;
+        let content = state.find(path)?;
+        drop(state);
         Ok(Arc::new(FaultyFile { disk: self.0.clone(), path: path.to_owned(), content }))
     }
 
@@ -512,27 +556,16 @@ impl Disk for FaultyDisk {
         Ok(())
     }
 
-    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        self.gate().pass(dir);
-        let mut state = self.0.lock();
-        state.begin_whole(dir)?;
-        let State { live, durable, .. } = &mut *state;
-        durable.files.retain(|path, _| path.parent() != Some(dir));
-        let in_dir = live.files.iter().filter(|(path, _)| path.parent() == Some(dir));
-        durable.files.extend(in_dir.map(|(path, file)| (path.clone(), file.clone())));
-        // Directories move with what is in them.
-        let is_child = |path: &PathBuf| path.starts_with(dir) && path != dir;
-        durable.dirs.retain(|path| !is_child(path) || live.dirs.contains(path));
-        durable.dirs.extend(live.dirs.iter().filter(|path| path.parent() == Some(dir)).cloned());
-        let is_gone = |path: &Path| !live.dirs.contains(path);
-        durable.files.retain(|path, _| path.parent().is_none_or(|parent| !is_gone(parent)));
-        Ok(())
+    fn open_dir(&self, dir: &Path) -> io::Result<Box<dyn OpenDir>> {
+        self.0.lock().take_descriptor()?;
+        Ok(Box::new(FaultyDir { disk: self.clone(), path: dir.to_owned() }))
     }
 
     fn sync_file_system(&self, dir: &Path) -> io::Result<()> {
         let gate = self.gate();
         gate.pass_all();
         let mut state = self.0.lock();
+        state.take_descriptor()?;
         state.begin_whole(dir)?;
         let failing = state.take_failing_sync();
         for file in state.live.files.values() {

@@ -11,6 +11,9 @@
 //! admission bounds them, since their requests are still unanswered; otherwise up to
 //! [`TAIL_BYTES_KEPT`], and beyond that they are read back from the file, which most file systems
 //! allow after a failed sync, and verified.
+//!
+//! A sync that could not be tried, since no file descriptor was left, is no failed one: it is tried
+//! again. The directories of a young log are held open until its first sync, which so needs none.
 
 use std::collections::VecDeque;
 use std::io;
@@ -25,7 +28,7 @@ use tokio::sync::{Semaphore, watch};
 use super::reader::{Found, SegmentReader};
 use super::repair::REWRITE_SUFFIX;
 use super::{LogPosition, SegmentIndex, SyncPolicy, WalMetrics, segment_path};
-use crate::disk::{Disk, DiskFile};
+use crate::disk::{Disk, DiskFile, OpenDir, lacks_descriptors};
 
 /// Unsynced bytes kept in memory, a log, unless every append is synced.
 const TAIL_BYTES_KEPT: usize = 1024 * 1024;
@@ -89,6 +92,8 @@ struct LogState {
     has_new_names: bool,
     /// Whether the log's directory and the one it is in may have been made and not be durable.
     has_new_dirs: bool,
+    /// The log's directory and those above it, of a young log.
+    open_dirs: Option<Arc<OpenDirs>>,
     health: Health,
 }
 
@@ -105,6 +110,12 @@ struct OpenSegment {
     file: Arc<dyn DiskFile>,
     written: u64,
     tail: Tail,
+}
+
+/// Directories that are held open.
+struct OpenDirs {
+    log: Box<dyn OpenDir>,
+    above: Vec<Box<dyn OpenDir>>,
 }
 
 /// A segment's bytes that are not synced yet: those from `start` on.
@@ -130,6 +141,9 @@ impl SyncHandle {
         policy: SyncPolicy,
         metrics: WalMetrics,
     ) -> SyncHandle {
+        // One that could not be opened now is opened by the sync.
+        let is_young = start == LogPosition::default();
+        let open_dirs = is_young.then(|| OpenDirs::open(&*disk, dir).ok()).flatten();
         let tail = Tail { start: start.offset, bytes: Some(Vec::new()) };
         let current = OpenSegment { index: start.segment, file, written: start.offset, tail };
         SyncHandle(Arc::new(Shared {
@@ -149,6 +163,7 @@ impl SyncHandle {
                 segments: VecDeque::from([current]),
                 has_new_names: true,
                 has_new_dirs: true,
+                open_dirs: open_dirs.map(Arc::new),
                 health: Health::Sound,
             }),
         }))
@@ -198,6 +213,10 @@ impl SyncHandle {
     pub fn mark_synced(&self, position: LogPosition) -> bool {
         let Some(mut log) = self.0.try_lock() else { return false };
         if log.health == Health::Sound {
+            // Its names are older than its bytes, and those of its directories older still.
+            log.has_new_names &= log.written().segment != position.segment;
+            log.has_new_dirs = false;
+            log.open_dirs = None;
             self.advance(&mut log, position);
         }
         true
@@ -255,7 +274,7 @@ impl SyncHandle {
     fn sync_in_turn(&self, on_turn: impl FnOnce()) -> Result<LogPosition, SyncError> {
         let _turn = self.0.turn.lock();
         on_turn();
-        let (files, written, has_new_names, has_new_dirs) = {
+        let (files, written, new_names) = {
             let log = self.0.lock();
             match log.health {
                 Health::TailLost => return Err(SyncError::TailLost),
@@ -267,13 +286,15 @@ impl SyncHandle {
                 Health::Sound => {}
             }
             let files: Vec<_> = log.segments.iter().map(|segment| segment.file.clone()).collect();
-            (files, log.written(), log.has_new_names, log.has_new_dirs)
+            (files, log.written(), log.new_names())
         };
         let started = Instant::now();
-        let synced = files
-            .iter()
-            .try_for_each(|file| file.sync())
-            .and_then(|()| self.0.sync_names(has_new_names, has_new_dirs));
+        let files_synced = files.iter().try_for_each(|file| file.sync());
+        let synced = match files_synced.and_then(|()| self.0.sync_names(&new_names)) {
+            // Files are open, so it was a directory that could not be.
+            Err(err) if lacks_descriptors(&err) => return Err(SyncError::Io(err)),
+            synced => synced,
+        };
         self.0.metrics.fsync_duration.observe(started.elapsed().as_secs_f64());
         if let Err(err) = synced {
             tracing::warn!(dir = %self.0.dir.display(), %err, "the log could not be synced");
@@ -288,6 +309,7 @@ impl SyncHandle {
         // A segment begun since has a name of its own to be synced.
         log.has_new_names &= log.written().segment != written.segment;
         log.has_new_dirs = false;
+        log.open_dirs = None;
         Ok(self.advance(&mut log, written))
     }
 
@@ -316,7 +338,8 @@ impl SyncHandle {
             }
             files.push(rewritten?);
         }
-        self.0.sync_names(true, true).map_err(SyncError::Io)?;
+        let new_names = NewNames { in_log: true, dirs: true, open: None };
+        self.0.sync_names(&new_names).map_err(SyncError::Io)?;
         let mut log = self.0.lock();
         for (segment, file) in log.segments.iter_mut().zip(files) {
             segment.file = file;
@@ -381,18 +404,37 @@ impl Shared {
     }
 
     /// Makes names of segments durable, and of the directories that lead to them.
-    fn sync_names(&self, has_new_names: bool, has_new_dirs: bool) -> io::Result<()> {
-        if has_new_names {
-            self.disk.sync_dir(&self.dir)?;
-        }
-        if has_new_dirs {
-            // The directory in which the log's is, and the one in which that is.
-            let above = self.dir.ancestors().skip(1).take(2);
-            for dir in above.filter(|dir| !dir.as_os_str().is_empty()) {
-                self.disk.sync_dir(dir)?;
+    fn sync_names(&self, new: &NewNames) -> io::Result<()> {
+        if new.in_log {
+            match &new.open {
+                Some(open) => open.log.sync()?,
+                None => self.disk.sync_dir(&self.dir)?,
             }
         }
-        Ok(())
+        match &new.open {
+            _ if !new.dirs => Ok(()),
+            Some(open) => open.above.iter().try_for_each(|dir| dir.sync()),
+            None => dirs_above(&self.dir).try_for_each(|dir| self.disk.sync_dir(dir)),
+        }
+    }
+}
+
+/// The directory in which the log's is, and the one in which that is.
+fn dirs_above(dir: &Path) -> impl Iterator<Item = &Path> {
+    dir.ancestors().skip(1).take(2).filter(|dir| !dir.as_os_str().is_empty())
+}
+
+/// Names that may not be durable.
+struct NewNames {
+    in_log: bool,
+    dirs: bool,
+    open: Option<Arc<OpenDirs>>,
+}
+
+impl OpenDirs {
+    fn open(disk: &dyn Disk, dir: &Path) -> io::Result<OpenDirs> {
+        let above = dirs_above(dir).map(|dir| disk.open_dir(dir)).collect::<io::Result<_>>()?;
+        Ok(OpenDirs { log: disk.open_dir(dir)?, above })
     }
 }
 
@@ -430,6 +472,14 @@ impl LogState {
     fn written(&self) -> LogPosition {
         let current = self.segments.back().expect("a log has a current segment");
         LogPosition { segment: current.index, offset: current.written }
+    }
+
+    fn new_names(&self) -> NewNames {
+        NewNames {
+            in_log: self.has_new_names,
+            dirs: self.has_new_dirs,
+            open: self.open_dirs.clone(),
+        }
     }
 
     fn fail(&mut self) {

@@ -319,6 +319,59 @@ fn a_file_system_sync_counts_up_to_where_the_log_was() {
     assert_eq!(durable, (vec![sample(1), sample(2)], vec![]));
 }
 
+#[test]
+fn the_first_sync_of_a_young_log_needs_no_descriptor() {
+    let disk = FaultyDisk::new();
+    let mut wal = open(&disk, options(1 << 20, Compression::None, SyncPolicy::Interval));
+    let handle = wal.sync_handle();
+    let _ = wal.append(&[&sample(1)]).unwrap();
+    disk.take_descriptors(true);
+    handle.sync().unwrap();
+    let durable = read_all(&disk.after_power_cut(), Path::new(DIR));
+    assert_eq!(durable, (vec![sample(1)], vec![]));
+    let _ = wal.append(&[&sample(2)]).unwrap();
+    handle.sync().unwrap();
+}
+
+#[test]
+fn a_sync_for_which_there_is_no_descriptor_is_not_a_failed_one() {
+    let disk = FaultyDisk::new();
+    let segment_bytes = 2 * PAGE_BYTES as u64;
+    let mut wal = open(&disk, options(segment_bytes, Compression::None, SyncPolicy::Interval));
+    let handle = wal.sync_handle();
+    let large = payload("noise", 1, PAGE_BYTES * 3 / 2);
+    let _ = wal.append(&[&large]).unwrap();
+    handle.sync().unwrap();
+    // It begins a second segment, whose name is not durable.
+    let _ = wal.append(&[&large]).unwrap();
+    disk.take_descriptors(true);
+    assert!(matches!(handle.sync(), Err(SyncError::Io(_))));
+    assert!(handle.is_dirty() && !handle.needs_rewrite());
+    let _ = wal.append(&[&sample(3)]).expect("appends go on");
+    disk.take_descriptors(false);
+    handle.sync().unwrap();
+    assert!(!handle.is_dirty());
+    let durable = read_all(&disk.after_power_cut(), Path::new(DIR));
+    assert_eq!(durable, (vec![large.clone(), large, sample(3)], vec![]));
+}
+
+#[test]
+fn a_file_system_sync_is_the_first_one_too() {
+    let disk = FaultyDisk::new();
+    let mut wal = open(&disk, options(1 << 20, Compression::None, SyncPolicy::Interval));
+    let handle = wal.sync_handle();
+    let _ = wal.append(&[&sample(1)]).unwrap();
+    let position = handle.written_position().unwrap();
+    disk.sync_file_system(Path::new(DIR)).unwrap();
+    assert!(handle.mark_synced(position));
+    let _ = wal.append(&[&sample(2)]).unwrap();
+    // The names are durable, and nothing is held open for them.
+    disk.take_descriptors(true);
+    handle.sync().unwrap();
+    let durable = read_all(&disk.after_power_cut(), Path::new(DIR));
+    assert_eq!(durable, (vec![sample(1), sample(2)], vec![]));
+}
+
 #[tokio::test]
 async fn waiters_share_syncs_and_hear_of_failures() {
     let disk = FaultyDisk::new();
