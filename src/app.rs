@@ -132,7 +132,7 @@ impl App {
                 NoticeKind::Note => tracing::info!("{text}"),
             }
         }
-        raise_open_files();
+        let files_max = raise_open_files();
         process::register(&registry);
         let draining = CancellationToken::new();
         let instance = InstanceId::random().map_err(AppError::Random)?;
@@ -145,7 +145,8 @@ impl App {
         let tasks_of_node = tasks.clone();
         let node =
             Node { instance, storage: storage.clone(), ring, tasks: tasks_of_node, admission };
-        let servers = servers::spawn(listeners, tls, &config, &registry, node, &draining);
+        let servers =
+            servers::spawn(listeners, tls, &config, &registry, node, files_max, &draining);
         let forward_timeout = config.ring.forward_timeout;
         Ok(App { storage, rings, draining, servers, tasks, forward_timeout, _data_lock: data_lock })
     }
@@ -226,13 +227,15 @@ async fn report_readiness(
 }
 
 /// Lets the process have as many open files as it may, as Go's runtime does: each connection and
-/// each tenant's log takes one, and the default is a few for the sake of `select`.
-fn raise_open_files() {
+/// each tenant's log takes one, and the default is a few for the sake of `select`. How many it may.
+fn raise_open_files() -> u64 {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
         tracing::warn!(err = %error, "cannot raise the limit of open files");
     }
+    // None is no limit.
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
 fn open_storage(

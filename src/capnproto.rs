@@ -18,13 +18,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use capnp::Word;
 use parking_lot::Mutex;
-use rustix::net::sockopt;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::capnproto::connection::{CALLS_MAX, Connection};
+use crate::door::accept::Accepted;
+use crate::door::{Door, FIRST_BYTE_TIMEOUT};
 use crate::log::throttle::Throttle;
 use crate::metrics::{Counter, Gauge, Registry, budgets};
 use crate::model::tenant::TenantId;
@@ -48,9 +49,6 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// Idle buffers kept, as for gRPC.
 const POOLED_BUFFERS_MAX: usize = 64;
 const POOLED_BYTES_MAX: usize = 64 << 20;
-
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
@@ -90,7 +88,6 @@ pub struct CapnProtoMetrics {
     registry: Registry,
     /// Writes in which nothing can be read.
     not_understood: Counter,
-    connections: Gauge,
     calls: Gauge,
     /// Times that a connection had as many calls under way as it may have.
     calls_waited: Counter,
@@ -103,7 +100,6 @@ impl CapnProtoMetrics {
         CapnProtoMetrics {
             registry: registry.clone(),
             not_understood: not_understood(registry),
-            connections: budgets::connections(registry, LISTENER),
             calls: registry.gauge(
                 "ringest_capnproto_calls_under_way",
                 "Calls of peers over Cap'n Proto under way.",
@@ -140,6 +136,7 @@ pub async fn serve<S: PeerSink>(
     listener: TcpListener,
     sink: Option<Arc<S>>,
     options: CapnProtoOptions,
+    door: Door,
     draining: CancellationToken,
 ) {
     let grace = options.grace_period;
@@ -150,43 +147,30 @@ pub async fn serve<S: PeerSink>(
     let server = Arc::new(Server { options, sink, words, pieces, told: Throttle::default() });
     let connections = TaskTracker::new();
     let cut = CancellationToken::new();
-    let serve = |(stream, peer): (TcpStream, SocketAddr)| {
-        set_options(&stream);
+    let serve = |Accepted { stream, peer, place }| {
         let connection = Connection::new(server.clone(), stream, peer, draining.clone());
-        let (cut, is_open) = (cut.clone(), server.options.metrics.connections.count());
+        let cut = cut.clone();
         connections.spawn(async move {
             tokio::select! {
                 () = connection.run() => {}
                 () = cut.cancelled() => {}
             }
-            drop(is_open);
+            drop(place);
         });
     };
     loop {
-        let accepted = tokio::select! {
+        tokio::select! {
             biased;
             () = draining.cancelled() => break,
-            accepted = listener.accept() => accepted,
-        };
-        match accepted {
-            Ok(accepted) => serve(accepted),
-            Err(error) => crate::http::pause_after(&error).await,
+            accepted = door.accept(&listener) => serve(accepted),
         }
     }
-    crate::http::accept_rest(listener).into_iter().for_each(serve);
+    door.accept_rest(listener).into_iter().for_each(serve);
     connections.close();
     if timeout(grace, connections.wait()).await.is_err() {
         cut.cancel();
         connections.wait().await;
     }
-}
-
-/// All of it only helps: a socket without works.
-fn set_options(stream: &TcpStream) {
-    let _ = stream.set_nodelay(true);
-    let _ = sockopt::set_socket_keepalive(stream, true);
-    let _ = sockopt::set_tcp_keepidle(stream, KEEPALIVE_IDLE);
-    let _ = sockopt::set_tcp_keepintvl(stream, KEEPALIVE_INTERVAL);
 }
 
 impl<S: PeerSink> Server<S> {
@@ -363,6 +347,8 @@ enum ConnectionError {
     Frame(#[from] crate::wire::capnproto::frame::FrameError),
     #[error("message: {0}")]
     Message(#[from] capnp::Error),
+    #[error("nothing came within {FIRST_BYTE_TIMEOUT:?}")]
+    Silent,
     #[error("message did not arrive within {0:?}")]
     Slow(Duration),
     #[error("question {0} is asked while it is under way")]

@@ -9,6 +9,7 @@ use crate::config::settings::Settings;
 use crate::log::LogConfig;
 
 pub mod command_line;
+mod doors;
 mod error;
 pub mod flags;
 pub mod grammar;
@@ -24,6 +25,7 @@ mod tenancy;
 mod tls;
 pub mod usage;
 
+pub use doors::DoorConfig;
 pub use error::{ConfigError, Faults};
 pub use listen::{AddressError, ListenAddress};
 pub use listeners::{GrpcConfig, HttpConfig};
@@ -43,6 +45,7 @@ pub struct Config {
     /// Bytes that all reads, over gRPC and HTTP, may hold.
     pub query_inflight_bytes_max: usize,
     pub remote_write: RemoteWriteConfig,
+    pub doors: DoorConfig,
     /// `--receive.capnproto-address`; none where there is to be no such port.
     pub capnproto_address: Option<ListenAddress>,
     pub tenancy: TenancyConfig,
@@ -70,6 +73,7 @@ impl Config {
         let grpc = GrpcConfig::of(settings);
         let query_inflight_bytes_max = settings.positive_size("query.inflight-bytes-max");
         let remote_write = RemoteWriteConfig::of(settings);
+        let doors = DoorConfig::of(settings);
         let capnproto_address = listeners::capnproto_address(settings);
         let tenancy = TenancyConfig::of(settings);
         let storage = StorageConfig::of(settings, hostname);
@@ -80,6 +84,7 @@ impl Config {
             grpc: grpc?,
             query_inflight_bytes_max: query_inflight_bytes_max?,
             remote_write: remote_write?,
+            doors: doors?,
             capnproto_address: capnproto_address?,
             tenancy: tenancy?,
             storage: storage?,

@@ -3,6 +3,7 @@
 pub mod codec;
 pub mod compression;
 pub mod exemplars;
+mod heads;
 pub mod health;
 mod incoming;
 pub mod info;
@@ -24,15 +25,16 @@ use tonic::server::NamedService;
 use tonic::service::Routes;
 use tonic::transport::Server;
 
+use crate::door::Door;
 use crate::grpc::compression::Compressed;
 use crate::grpc::exemplars::ExemplarsService;
+use crate::grpc::heads::HeadsLayer;
 use crate::grpc::health::HealthService;
 use crate::grpc::incoming::incoming;
 use crate::grpc::info::InfoService;
 use crate::grpc::metrics::GrpcMetrics;
 use crate::grpc::status::StatusService;
 use crate::grpc::store::StoreService;
-use crate::metrics::Gauge;
 use crate::store::budget::{READ_BYTES_MAX_DEFAULT, ReadBudget};
 use crate::store::pieces::STALL_TIMEOUT;
 use crate::store::source::TenantSource;
@@ -60,6 +62,11 @@ const FRAME_BYTES_MAX: u32 = 1024 * 1024;
 const STREAM_WINDOW_BYTES: u32 = 2 * FRAME_BYTES_MAX;
 const CONNECTION_WINDOW_BYTES: u32 = 4 * FRAME_BYTES_MAX;
 
+/// Heads are bounded by [`door`](crate::door), so that those over the cap get an answer of ours. This
+/// is announced, and it bounds in how many frames a head may come: so many as 16 MiB have, in the
+/// small frames of grpc-go, where each could be as large as [`FRAME_BYTES_MAX`].
+const HEAD_BYTES_ANNOUNCED: u32 = 1024 * FRAME_BYTES_MAX;
+
 /// Connections without traffic are asked for a sign of life, so that what a dead reader held is
 /// freed. Every two hours is the habit of gRPC servers; a dead reader would hold memory so long.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(60);
@@ -78,8 +85,6 @@ pub struct GrpcOptions {
     pub connection_age_max: Option<Duration>,
     /// `None` for plain text.
     pub tls: Option<Arc<ServerTls>>,
-    /// Counts the connections that are open.
-    pub open: Gauge,
 }
 
 impl Default for GrpcOptions {
@@ -88,7 +93,6 @@ impl Default for GrpcOptions {
             grace_period: Duration::from_secs(2 * 60),
             connection_age_max: Some(Duration::from_secs(60 * 60)),
             tls: None,
-            open: Gauge::default(),
         }
     }
 }
@@ -212,13 +216,15 @@ pub async fn serve(
     services: Services,
     metrics: GrpcMetrics,
     options: GrpcOptions,
+    door: Door,
     shutdown: impl Future<Output = ()> + Send,
 ) -> std::io::Result<()> {
     listener.set_nonblocking(true)?;
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let draining = CancellationToken::new();
     let ages = ages(options.connection_age_max);
-    let incoming = incoming(listener, options.tls, options.open, draining.clone(), ages.len());
+    let heads = HeadsLayer(door.heads().clone());
+    let incoming = incoming(listener, options.tls, door, draining.clone(), ages.len());
     let server = Server::builder()
         .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
         .max_frame_size(FRAME_BYTES_MAX)
@@ -226,7 +232,9 @@ pub async fn serve(
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .layer(metrics);
+        .http2_max_header_list_size(HEAD_BYTES_ANNOUNCED)
+        .layer(metrics)
+        .layer(heads);
     let routes = services.with_reflection();
     let lanes = ages.into_iter().zip(incoming).map(|(age, incoming)| {
         let mut server = server.clone();

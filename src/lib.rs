@@ -11,7 +11,7 @@
 //! app   load   ring_tool    the receiver, started and drained; tools beside it
 //! config                    flags in their final types, in the parts that are given to others
 //! http   grpc   capnproto   listeners, routes, errors to answers
-//! door                      connections of clients, whatever they speak
+//! door                      connections of clients, whatever they speak: taken, watched, ended
 //! write  store              a request into a head; a query out of it
 //! peer                      other nodes, and calls to them
 //! multi_tsdb                tenant to database
@@ -21,7 +21,7 @@
 //! clock  metrics            the time, and what is counted
 //! disk   log                files as they can fail; log lines
 //! model                     labels, keys, matchers, tenants (no I/O)
-//! error                     words for errors that are told in several places
+//! error  socket             words for errors that are told in several places; options of sockets
 //! ```
 //!
 //! [`tsdb`] knows no tenant, no HTTP and no Thanos.
@@ -113,7 +113,7 @@ pub mod capnproto;
 pub mod grpc;
 pub mod http;
 
-mod door;
+pub mod door;
 
 pub mod store;
 pub mod write;
@@ -131,6 +131,7 @@ pub mod clock;
 pub mod disk;
 pub mod error;
 pub mod metrics;
+mod socket;
 pub mod tls;
 
 pub mod config;

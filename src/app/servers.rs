@@ -12,7 +12,8 @@ use crate::app::listeners::Listeners;
 use crate::app::tls::Tls;
 use crate::app::{AppError, Node};
 use crate::capnproto::{self, CapnProtoMetrics, CapnProtoOptions};
-use crate::config::{Config, TenancyConfig};
+use crate::config::{Config, DoorConfig, TenancyConfig};
+use crate::door::{Door, DoorOptions, Doors};
 use crate::grpc::metrics::GrpcMetrics;
 use crate::grpc::remote_write::{RemoteWriteOptions as PeerWriteOptions, RemoteWriteServer};
 use crate::grpc::{self, GrpcOptions, Services};
@@ -21,7 +22,7 @@ use crate::http::remote_write::{RemoteWriteOptions, RequestLimits, WriteService,
 use crate::http::ring::{self, RingPage, RingParts};
 use crate::http::tenant::TenantRules;
 use crate::http::{self, ConnectionLimits, Probe, remote_write_router, status_router};
-use crate::metrics::{Gauge, Registry, budgets};
+use crate::metrics::{Registry, budgets};
 use crate::model::ring_hash::RingHash;
 use crate::multi_tsdb::MultiTsdb;
 use crate::store::budget::ReadBudget;
@@ -41,6 +42,7 @@ pub(super) fn spawn(
     config: &Config,
     registry: &Registry,
     node: Node,
+    files_max: u64,
     draining: &CancellationToken,
 ) -> JoinSet<Result<(), AppError>> {
     let budget = ReadBudget::new(config.query_inflight_bytes_max);
@@ -51,6 +53,8 @@ pub(super) fn spawn(
     budgets::show_calls_max(registry, "remote_write", http::STREAMS_MAX as usize);
     budgets::show_calls_max(registry, "grpc", grpc::STREAMS_PER_CONNECTION_MAX as usize);
     let grace = config.http.grace_period;
+    let DoorConfig { connections_max, heads } = config.doors;
+    let door_options = DoorOptions { connections_max, files_max, heads };
     let source: Arc<dyn TenantSource> = match &node.storage {
         Some(storage) => storage.clone(),
         None => Arc::new(NoTenants),
@@ -84,17 +88,16 @@ pub(super) fn spawn(
         grace_period: config.grpc.grace_period,
         connection_age_max: config.grpc.connection_age_max,
         tls: tls.grpc,
-        open: budgets::connections(registry, "grpc"),
     };
     let mut servers = JoinSet::new();
     let draining = || draining.clone();
-    let open = |listener| budgets::connections(registry, listener);
+    let doors = Doors::new(door_options, &node.admission, registry);
     servers.spawn(serve_http(
         "http/server",
         listeners.http,
         None,
         operator,
-        open("http"),
+        doors.door("http"),
         draining(),
         grace,
     ));
@@ -103,13 +106,16 @@ pub(super) fn spawn(
         listeners.remote_write,
         tls.remote_write,
         write,
-        open("remote_write"),
+        doors.door("remote_write"),
         draining(),
         grace,
     ));
-    servers.spawn(serve_grpc(listeners.grpc, services, grpc_metrics, grpc_options, draining()));
+    let door = doors.door("grpc");
+    let grpc = serve_grpc(listeners.grpc, services, grpc_metrics, grpc_options, door, draining());
+    servers.spawn(grpc);
     if let Some(listener) = listeners.capnproto {
-        servers.spawn(serve_capnproto(listener, writer, capnproto_options, draining()));
+        let door = doors.door("capnproto");
+        servers.spawn(serve_capnproto(listener, writer, capnproto_options, door, draining()));
     }
     servers
 }
@@ -264,13 +270,13 @@ async fn serve_http(
     listener: TcpListener,
     tls: Option<Arc<ServerTls>>,
     router: Router,
-    open: Gauge,
+    door: Door,
     draining: CancellationToken,
     grace: Duration,
 ) -> Result<(), AppError> {
     log_listening(service, &listener);
     let limits = ConnectionLimits::default();
-    let drained = http::serve(listener, tls, router, limits, open, draining, grace).await;
+    let drained = http::serve(listener, tls, router, limits, door, draining, grace).await;
     tracing::info!(service, connectionsCut = drained.connections_cut, "stopped");
     Ok(())
 }
@@ -280,6 +286,7 @@ async fn serve_grpc(
     services: Services,
     metrics: GrpcMetrics,
     options: GrpcOptions,
+    door: Door,
     draining: CancellationToken,
 ) -> Result<(), AppError> {
     let service = "gRPC/server";
@@ -287,7 +294,7 @@ async fn serve_grpc(
     let failed = |source| AppError::Serve { service, source };
     let listener = listener.into_std().map_err(failed)?;
     let stopping = draining.cancelled_owned();
-    grpc::serve(listener, services, metrics, options, stopping).await.map_err(failed)?;
+    grpc::serve(listener, services, metrics, options, door, stopping).await.map_err(failed)?;
     tracing::info!(service, "stopped");
     Ok(())
 }
@@ -296,11 +303,12 @@ async fn serve_capnproto(
     listener: TcpListener,
     writer: Option<Arc<LocalWriter>>,
     options: CapnProtoOptions,
+    door: Door,
     draining: CancellationToken,
 ) -> Result<(), AppError> {
     let service = "capnproto/server";
     log_listening(service, &listener);
-    capnproto::serve(listener, writer, options, draining).await;
+    capnproto::serve(listener, writer, options, door, draining).await;
     tracing::info!(service, "stopped");
     Ok(())
 }

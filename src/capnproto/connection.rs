@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::capnproto::{CallError, ConnectionError, Server, respond};
-use crate::door::closing;
+use crate::door::{FIRST_BYTE_TIMEOUT, closing};
 use crate::wire::capnproto::frame::{FrameReader, Message, SegmentTable, WORD_BYTES};
 use crate::wire::capnproto::rpc::{self, Incoming, Target, WRITER_EXPORT};
 use crate::write::admission::InflightGuard;
@@ -118,6 +118,19 @@ impl<S: PeerSink> Connection<S> {
     }
 }
 
+/// Waits until something has come; false at the end of the stream. A peer that connects says what it
+/// wants at once, and then may be silent for as long as it likes.
+async fn wait(
+    reader: &mut FrameReader<BufReader<OwnedReadHalf>>,
+    is_first: bool,
+) -> Result<bool, ConnectionError> {
+    if !is_first {
+        return Ok(reader.wait().await?);
+    }
+    let has_more = timeout(FIRST_BYTE_TIMEOUT, reader.wait()).await;
+    Ok(has_more.map_err(|_| ConnectionError::Silent)??)
+}
+
 /// Writes answers until there can be no more.
 async fn write_answers(
     writer: &mut OwnedWriteHalf,
@@ -175,6 +188,7 @@ impl<S: PeerSink> Session<S> {
             sleep(ALWAYS_BUSY_TIMEOUT).await;
         };
         tokio::pin!(always_busy);
+        let mut is_first = true;
         loop {
             let between_calls = async {
                 draining.cancelled().await;
@@ -189,12 +203,13 @@ impl<S: PeerSink> Session<S> {
                     self.tasks.wait().await;
                     false
                 }
-                has_more = reader.wait() => has_more?,
+                has_more = wait(reader, is_first) => has_more?,
                 () = between_calls => false,
             };
             if !has_more {
                 return Ok(());
             }
+            is_first = false;
             let patience = self.server.options.message_read_timeout;
             let received = timeout(patience, self.receive(reader)).await;
             let received = received.map_err(|_| ConnectionError::Slow(patience))??;

@@ -9,6 +9,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
+use crate::door::Door;
 use crate::metrics::Registry;
 use crate::peer::message::{ForwardMessage, Protocol};
 use crate::peer::{ForwardError, Peer, PeerOptions, PeerPool, PeerState};
@@ -97,7 +98,8 @@ impl Listening {
         };
         let draining = CancellationToken::new();
         let storage = has_storage.then(|| sink.clone());
-        let serving = tokio::spawn(serve(listener, storage, options, draining.clone()));
+        let serving =
+            tokio::spawn(serve(listener, storage, options, Door::open_wide(), draining.clone()));
         Listening { address, sink, admission, not_understood, draining, serving }
     }
 
@@ -581,4 +583,18 @@ async fn a_half_sent_message_is_not_waited_for() {
     let told = tokio::time::timeout(PATIENCE, reader.read_table()).await.unwrap();
     assert!(told.is_ok(), "why the connection is closed");
     server.stop().await;
+}
+
+/// Time is that of the test: it goes on when nobody has anything else to do.
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_says_nothing_is_not_kept() {
+    use tokio::io::AsyncReadExt as _;
+
+    let node = Listening::start(any_port()).await;
+    let mut silent = TcpStream::connect(node.address).await.unwrap();
+    let mut answer = Vec::new();
+    silent.read_to_end(&mut answer).await.unwrap();
+    let mut half = TcpStream::connect(node.address).await.unwrap();
+    half.write_all(&[0, 0, 0]).await.unwrap();
+    half.read_to_end(&mut answer).await.unwrap();
 }

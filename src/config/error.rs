@@ -7,6 +7,7 @@ use crate::config::grammar::LabelError;
 use crate::config::listen::AddressError;
 use crate::config::settings::Notice;
 use crate::config::tls::TlsFlagError;
+use crate::door::heads::HEADERS_LIMIT;
 use crate::error::io_cause;
 use crate::hashring::RingError;
 use crate::hashring::file::HashringsError;
@@ -87,6 +88,10 @@ pub enum ConfigError {
     OneNode,
     #[error("--receive.replication-factor must be at most {max}", max = REPLICATION_FACTOR_MAX)]
     ReplicationFactor,
+    #[error("--receive.head-headers-max must be at most {HEADERS_LIMIT}")]
+    Headers,
+    #[error("--receive.head-bytes-max must be at least 16KB and at most 16MB")]
+    HeadBytes,
     #[error(
         "--receive.inflight-bytes-max must leave room for one request: it must be at least \
          --receive.request-bytes-max and --receive.decoded-bytes-max together, {0} bytes"

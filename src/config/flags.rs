@@ -277,6 +277,9 @@ pub static FLAGS: &[Flag] = &[
     flag("receive.forward.inflight-bytes-max", Kind::Bytes, "256MB", "Memory for all forwards under way to other nodes. Half of it is divided among the nodes, the other half is there for all of them; a forward beyond it is not made.").own(),
     flag("receive.forward.calls-max", Kind::Uint, "1024", "Forwards under way to one other node; further ones are not made.").own(),
     flag("receive.body-read-timeout", Kind::DurationGo, "30s", "Time that a client has to send its request's body.").own(),
+    flag("receive.head-bytes-max", Kind::Bytes, "1MB", "Size of a request's head, on all listeners; larger ones answer 431, over gRPC RESOURCE_EXHAUSTED.").own(),
+    flag("receive.head-headers-max", Kind::Uint, "10000", "Headers of a request, likewise.").own(),
+    flag("receive.connections-max", Kind::Uint, "0", "Connections that each listener may have open; others wait. 0 for what the limit of open files allows: three quarters of it for all listeners, one sixteenth of that for each alone.").own(),
     // Others refuse from 30 (Mimir) or 40 (VictoriaMetrics) labels on. Thanos takes any number, so
     // this has to stand well above real series: those with the most, kube-state-metrics' kube_*_labels
     // and kube_*_annotations, carry a label per label of a Kubernetes object, up to some hundred.

@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -17,9 +17,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
 
-use crate::door::closing::Closing;
-use crate::http::{accept_rest, pause_after};
-use crate::metrics::{Counted, Gauge};
+use crate::door::Door;
+use crate::door::accept::Accepted;
+use crate::door::stream::{ClientStream, Http2Only};
 use crate::tls::server::ServerTls;
 use crate::tls::stream::MaybeTls;
 
@@ -54,24 +54,22 @@ impl Lanes {
 pub(super) fn incoming(
     listener: TcpListener,
     tls: Option<Arc<ServerTls>>,
-    open: Gauge,
+    door: Door,
     draining: CancellationToken,
     lanes: usize,
 ) -> Vec<ReceiverStream<io::Result<OpenConnection>>> {
     let lanes = (0..lanes.max(1)).map(|_| mpsc::channel(READY_MAX));
     let (ready, incoming): (Vec<_>, Vec<_>) = lanes.unzip();
     let lanes = Lanes { ready: ready.into(), next: Arc::default() };
-    tokio::spawn(accept(listener, tls, open, lanes, draining));
+    tokio::spawn(accept(listener, tls, door, lanes, draining));
     incoming.into_iter().map(ReceiverStream::new).collect()
 }
 
 /// A connection, counted as open until it is dropped.
 pub(super) struct OpenConnection {
-    stream: MaybeTls,
-    closing: Closing,
+    stream: ClientStream<Http2Only>,
     end: ConnectionEnd,
     ended: Pin<Box<WaitForCancellationFutureOwned>>,
-    _counted: Counted,
 }
 
 /// Ends a connection when cancelled. Each of its requests has it among its extensions.
@@ -79,47 +77,43 @@ pub(super) struct OpenConnection {
 pub(super) struct ConnectionEnd(pub(super) CancellationToken);
 
 impl OpenConnection {
-    fn new(stream: MaybeTls, counted: Counted) -> OpenConnection {
+    fn new(stream: ClientStream<Http2Only>) -> OpenConnection {
         let end = CancellationToken::new();
         let ended = Box::pin(end.clone().cancelled_owned());
-        let closing = Closing::default();
-        OpenConnection { stream, closing, end: ConnectionEnd(end), ended, _counted: counted }
+        OpenConnection { stream, end: ConnectionEnd(end), ended }
     }
 }
 
 async fn accept(
     listener: TcpListener,
     tls: Option<Arc<ServerTls>>,
-    open: Gauge,
+    door: Door,
     lanes: Lanes,
     draining: CancellationToken,
 ) {
     let mut handshakes = JoinSet::new();
-    let shake_hands = |handshakes: &mut JoinSet<()>, stream: TcpStream| {
-        // It only helps: a socket without works.
-        let _ = stream.set_nodelay(true);
-        let (tls, lanes, counted) = (tls.clone(), lanes.clone(), open.count());
+    let shake_hands = |handshakes: &mut JoinSet<()>, accepted: Accepted| {
+        let (tls, lanes, heads) = (tls.clone(), lanes.clone(), door.heads().clone());
         handshakes.spawn(async move {
+            let Accepted { stream, place, .. } = accepted;
             // Why a handshake failed has been counted.
             if let Ok(stream) = MaybeTls::accept(stream, tls.as_deref()).await {
-                lanes.send(OpenConnection::new(stream, counted)).await;
+                let watch = Http2Only::new(heads.clone());
+                let stream = ClientStream::new(stream, watch, heads, place);
+                lanes.send(OpenConnection::new(stream)).await;
             }
         });
     };
     loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            Some(_) = handshakes.join_next() => continue,
+        tokio::select! {
+            accepted = door.accept(&listener) => shake_hands(&mut handshakes, accepted),
+            Some(_) = handshakes.join_next() => {}
             () = lanes.closed() => return,
             () = draining.cancelled() => break,
-        };
-        match accepted {
-            Ok((stream, _)) => shake_hands(&mut handshakes, stream),
-            Err(error) => pause_after(&error).await,
         }
     }
-    for (stream, _) in accept_rest(listener) {
-        shake_hands(&mut handshakes, stream);
+    for accepted in door.accept_rest(listener) {
+        shake_hands(&mut handshakes, accepted);
     }
     let all = async { while handshakes.join_next().await.is_some() {} };
     // Those that are not done by then are given up.
@@ -174,7 +168,6 @@ impl AsyncWrite for OpenConnection {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let OpenConnection { stream, closing, .. } = self.get_mut();
-        closing.poll(stream, cx)
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
     }
 }

@@ -3,6 +3,7 @@
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
 
+use crate::door::heads::HeadError;
 use crate::grpc::remote_write::CallError;
 use crate::store::error::QueryError;
 use crate::wire::grpc::{MessageError, TENANT_NOT_READY};
@@ -85,6 +86,16 @@ pub fn write(error: &CallError) -> Status {
         status.metadata_mut().insert(TENANT_NOT_READY, MetadataValue::from_static("true"));
     }
     status
+}
+
+/// What a client is told whose call has too much of a head.
+pub(super) fn head(error: &HeadError) -> Status {
+    match error {
+        HeadError::TooLarge { .. } | HeadError::TooMany { .. } | HeadError::Unread { .. } => {
+            Status::resource_exhausted(error.to_string())
+        }
+        HeadError::Overloaded(_) => Status::unavailable(error.to_string()),
+    }
 }
 
 /// What the sender of a message is told that cannot be taken.

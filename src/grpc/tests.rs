@@ -12,6 +12,7 @@ use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 use tonic_reflection::pb::v1 as reflection_v1;
 
 use super::*;
+use crate::door::HeadLimits;
 use crate::grpc::store::tests::matchers_of;
 use crate::metrics::Registry;
 use crate::store::budget::READ_BYTES_MAX_DEFAULT;
@@ -22,10 +23,12 @@ use crate::wire::proto::thanos::{
     ExemplarsRequest, ExemplarsResponse, LabelMatcher, SeriesRequest, SeriesResponse,
     TsdbStatisticsEntry, TsdbStatisticsRequest, TsdbStatisticsResponse, exemplars_response,
 };
+use crate::write::admission::Admission;
 
 struct TestServer {
     addr: SocketAddr,
     registry: Registry,
+    door: Door,
     stop: oneshot::Sender<()>,
     serving: JoinHandle<std::io::Result<()>>,
 }
@@ -41,8 +44,9 @@ fn start(source: FakeSource, options: GrpcOptions) -> TestServer {
     let registry = Registry::new();
     let metrics = GrpcMetrics::new(&registry, services.names());
     let shutdown = async move { stopped.await.unwrap_or_default() };
-    let serving = tokio::spawn(serve(listener, services, metrics, options, shutdown));
-    TestServer { addr, registry, stop, serving }
+    let door = Door::with(None, HeadLimits::default(), &Admission::new(64 << 20), &registry);
+    let serving = tokio::spawn(serve(listener, services, metrics, options, door.clone(), shutdown));
+    TestServer { addr, registry, door, stop, serving }
 }
 
 /// A call of raw frames: its code and the messages of its answer.
@@ -284,9 +288,7 @@ async fn a_drain_ends_even_if_a_client_hangs_on() {
 
 #[tokio::test]
 async fn connections_that_were_made_before_a_drain_are_served() {
-    let open = Gauge::default();
-    let options = GrpcOptions { open: open.clone(), ..GrpcOptions::default() };
-    let server = start(recorded_data_set(), options);
+    let server = start(recorded_data_set(), GrpcOptions::default());
     // It is the kernel that makes the connection, while the server does not come to run.
     let stream = std::net::TcpStream::connect(server.addr).unwrap();
     server.stop.send(()).unwrap();
@@ -304,7 +306,7 @@ async fn connections_that_were_made_before_a_drain_are_served() {
     assert_eq!(body.trailers().unwrap()["grpc-status"], "0");
     connection.await.unwrap().unwrap();
     server.serving.await.unwrap().unwrap();
-    assert_eq!(open.value(), 0.0);
+    assert_eq!(server.door.connections_open(), 0.0);
 }
 
 fn everything() -> Bytes {
@@ -439,4 +441,46 @@ fn connections_of_the_same_time_do_not_end_at_the_same_time() {
     assert_eq!(ages.first(), Some(&Duration::from_secs(3240)));
     assert_eq!(ages.last(), Some(&Duration::from_secs(3960)));
     assert_eq!(super::ages(None), [None]);
+}
+
+#[tokio::test]
+async fn heads_are_as_large_as_may_be_and_no_larger() {
+    let server = start(recorded_data_set(), GrpcOptions::default());
+    let check = frame(&HealthCheckRequest::default());
+    let names: Vec<String> = (0..10_001).map(|i| format!("h{i:05}")).collect();
+    let value = |bytes| "x".repeat(bytes);
+    for (headers, bytes, code) in [
+        (9_900, 50, Code::Ok),
+        (5, 200_000, Code::Ok),
+        (10_001, 1, Code::ResourceExhausted),
+        (5, 210_000, Code::ResourceExhausted),
+        (3, 700_000, Code::ResourceExhausted),
+    ] {
+        let value = value(bytes);
+        let metadata: Vec<(&str, &str)> =
+            names.iter().take(headers).map(|name| (&name[..], &value[..])).collect();
+        let answer =
+            call(server.addr, "/grpc.health.v1.Health/Check", check.clone(), &metadata).await;
+        assert_eq!(answer.0, code, "{headers} headers of {bytes} bytes");
+    }
+    let refused = "ringest_request_heads_refused_total{listener=\"test\",reason=\"too_large\"} 3\n";
+    assert!(server.registry.expose().contains(refused));
+}
+
+/// Time is that of the test: it goes on when nobody has anything else to do.
+#[tokio::test(start_paused = true)]
+async fn what_stalls_is_ended_whatever_it_is() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    let server = start(recorded_data_set(), GrpcOptions::default());
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    let settings = [&preface[..], &[0, 0, 0, 4, 0, 0, 0, 0, 0]].concat();
+    let head = [&settings[..], &[0, 0, 1, 1, 0, 0, 0, 0, 1, 0x83]].concat();
+    for half in [&b""[..], b"P", preface, &settings[..30], &head[..37], &head] {
+        let mut stream = tokio::net::TcpStream::connect(server.addr).await.unwrap();
+        stream.write_all(half).await.unwrap();
+        let mut answer = Vec::new();
+        // Reset or closed, it has ended.
+        let _ = stream.read_to_end(&mut answer).await;
+    }
 }

@@ -12,20 +12,18 @@
 //! ```
 //!
 //! Each return to `Idle` is a new wait, told from the one before by a count beside the phase.
-//! Waiting for bytes is limited by the idle timeout in `Idle` and by the header timeout in `Head`.
-//! In `Busy` the request's own limits rule. A connection that turned out to be HTTP/2 stays in
-//! `Multiplexed`, where frames come at any time and hyper does the limiting.
+//! Waiting for bytes is limited by the idle timeout in `Idle`, before the first of all by less, and
+//! by the header timeout in `Head`. In `Busy` the request's own limits rule. A connection that turned
+//! out to be HTTP/2 stays in `Multiplexed`, where frames come at any time, but each whole.
 //!
 //! While the listener drains, an idle wait is short, and the next answer says that it is the last. So
 //! does one whose request's body was not read.
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
@@ -35,22 +33,28 @@ use http::header::CONNECTION;
 use http::{HeaderValue, Request, Version};
 use hyper::body::Incoming;
 use hyper::service::Service;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Instant, Sleep};
+use parking_lot::Mutex;
+use tower::Service as _;
 
-use crate::door::closing::Closing;
-use crate::http::ConnectionLimits;
+use crate::door::FIRST_BYTE_TIMEOUT;
+use crate::door::heads::{FREE_BYTES, HeadCharge, HeadError, Heads};
+use crate::door::stream::{Http2, Watch};
 use crate::http::unread::RequestBody;
-use crate::tls::stream::MaybeTls;
+use crate::http::{ConnectionLimits, respond};
 
 const IDLE: u32 = 0;
 const HEAD: u32 = 1;
 const BUSY: u32 = 2;
 const MULTIPLEXED: u32 = 3;
 
-/// Phase, whether the listener drains, and count, in one word.
+/// What the socket and the service share.
 #[derive(Default)]
-struct Phase(AtomicU32);
+struct Phase {
+    /// Phase, whether the listener drains, and count, in one word.
+    word: AtomicU32,
+    /// What a large head over HTTP/1.1 holds while it comes.
+    head: Mutex<HeadCharge>,
+}
 
 const PHASE_BITS: u32 = 2;
 const DRAINING: u32 = 1 << PHASE_BITS;
@@ -64,9 +68,14 @@ const fn is_draining(word: u32) -> bool {
     word & DRAINING != 0
 }
 
+/// Whether no request has come before.
+const fn is_first(word: u32) -> bool {
+    word >> COUNT_SHIFT == 0
+}
+
 impl Phase {
     fn word(&self) -> u32 {
-        self.0.load(Ordering::Relaxed)
+        self.word.load(Ordering::Relaxed)
     }
 
     /// Ends an idle wait; in the other phases a byte changes nothing.
@@ -75,19 +84,19 @@ impl Phase {
         if phase_of(word) == IDLE {
             let head = word - IDLE + HEAD;
             // Fails if the service was called meanwhile.
-            let _ = self.0.compare_exchange(word, head, Ordering::Relaxed, Ordering::Relaxed);
+            let _ = self.word.compare_exchange(word, head, Ordering::Relaxed, Ordering::Relaxed);
         }
     }
 
     fn begin(&self, phase: u32) {
         let word = self.word();
-        self.0.store(word - phase_of(word) + phase, Ordering::Relaxed);
+        self.word.store(word - phase_of(word) + phase, Ordering::Relaxed);
     }
 
     fn begin_idle(&self) {
         let word = self.word();
         let count = (word >> COUNT_SHIFT).wrapping_add(1);
-        self.0.store(count << COUNT_SHIFT | word & DRAINING | IDLE, Ordering::Relaxed);
+        self.word.store(count << COUNT_SHIFT | word & DRAINING | IDLE, Ordering::Relaxed);
     }
 }
 
@@ -97,7 +106,7 @@ pub(super) struct Progress(Arc<Phase>);
 impl Progress {
     /// From now on each answer is the last. A wait that is under way begins anew.
     pub(super) fn drain(&self) {
-        self.0.0.fetch_or(DRAINING, Ordering::Relaxed);
+        self.0.word.fetch_or(DRAINING, Ordering::Relaxed);
     }
 
     /// Whether it has turned out to be HTTP/2.
@@ -106,116 +115,105 @@ impl Progress {
     }
 }
 
-/// The socket of one connection.
-pub(super) struct WatchedStream {
-    stream: MaybeTls,
-    closing: Closing,
-    limits: ConnectionLimits,
+/// Watches the bytes of one connection.
+pub(super) struct HttpWatch {
     phase: Arc<Phase>,
-    /// Runs towards the end of the wait that `armed_in` names by its word.
-    timer: Pin<Box<Sleep>>,
-    armed_in: Option<u32>,
+    limits: ConnectionLimits,
+    heads: Arc<Heads>,
+    protocol: Protocol,
+}
+
+enum Protocol {
+    /// As long as the bytes could be those of HTTP/2, they are looked at as such.
+    Http2(Http2),
+    /// The phase in which a head comes, and how many bytes of it have.
+    Http1 { head: u32, bytes: usize },
 }
 
 /// The service of one connection.
 pub(super) struct WatchedService {
     router: Router,
     phase: Arc<Phase>,
+    heads: Arc<Heads>,
     /// Of the request that is served now. HTTP/2, where they are many, ends each stream by itself.
     body: RequestBody,
 }
 
-impl WatchedStream {
-    pub(super) fn new(
-        stream: MaybeTls,
-        limits: ConnectionLimits,
-        router: Router,
-    ) -> (WatchedStream, WatchedService, Progress) {
-        let phase = Arc::new(Phase::default());
-        let timer = Box::pin(tokio::time::sleep(limits.idle_timeout));
-        let body = RequestBody::default();
-        let service = WatchedService { router, phase: phase.clone(), body };
-        let progress = Progress(phase.clone());
-        let closing = Closing::default();
-        let stream = WatchedStream { stream, closing, limits, phase, timer, armed_in: None };
-        (stream, service, progress)
-    }
+/// What shares the phase of a connection.
+pub(super) fn watch(
+    limits: ConnectionLimits,
+    router: Router,
+    heads: Arc<Heads>,
+) -> (HttpWatch, WatchedService, Progress) {
+    let phase = Arc::new(Phase::default());
+    let body = RequestBody::default();
+    let service = WatchedService { router, phase: phase.clone(), heads: heads.clone(), body };
+    let progress = Progress(phase.clone());
+    let protocol = Protocol::Http2(Http2::default());
+    (HttpWatch { phase, limits, heads, protocol }, service, progress)
+}
 
-    /// How long the next byte may take; `None` when it is not for us to say.
+impl HttpWatch {
+    /// How long the next byte may take in a phase; `None` when it is not for us to say.
     fn limit(&self, word: u32) -> Option<Duration> {
         match phase_of(word) {
             IDLE if is_draining(word) => Some(self.limits.drain_idle_timeout),
+            IDLE if is_first(word) => Some(FIRST_BYTE_TIMEOUT),
             IDLE => Some(self.limits.idle_timeout),
             HEAD => Some(self.limits.header_read_timeout),
             _ => None,
         }
     }
-
-    /// Ready once the current wait has taken too long. The timer is set here, when there is a wait
-    /// at all, since a head mostly comes in one piece.
-    fn poll_overdue(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let word = self.phase.word();
-        let Some(limit) = self.limit(word) else {
-            self.armed_in = None;
-            return Poll::Pending;
-        };
-        if self.armed_in != Some(word) {
-            self.timer.as_mut().reset(Instant::now() + limit);
-            self.armed_in = Some(word);
-        }
-        self.timer.as_mut().poll(cx)
-    }
 }
 
-impl AsyncRead for WatchedStream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let filled_before = buf.filled().len();
-        match Pin::new(&mut self.stream).poll_read(cx, buf) {
-            Poll::Ready(result) => {
-                if buf.filled().len() > filled_before {
-                    self.phase.see_byte();
-                }
-                Poll::Ready(result)
+impl Watch for HttpWatch {
+    /// A connection keeps as much memory as it once read ahead, and a reader that gets all it asked
+    /// for asks for twice as much next.
+    const READ_BYTES_MAX: usize = 16 * 1024 - 1;
+
+    fn see(&mut self, bytes: &[u8]) -> Result<(), HeadError> {
+        self.phase.see_byte();
+        if let Protocol::Http2(http2) = &mut self.protocol {
+            if http2.see(bytes, &self.heads)? {
+                return Ok(());
             }
-            Poll::Pending => self
-                .poll_overdue(cx)
-                .map(|()| Err(io::Error::new(io::ErrorKind::TimedOut, "peer sends nothing"))),
+            self.protocol = Protocol::Http1 { head: IDLE, bytes: 0 };
+        }
+        let word = self.phase.word();
+        let Protocol::Http1 { head, bytes: head_bytes } = &mut self.protocol else {
+            return Ok(());
+        };
+        if phase_of(word) != HEAD {
+            return Ok(());
+        }
+        if *head != word {
+            (*head, *head_bytes) = (word, 0);
+        }
+        *head_bytes += bytes.len();
+        if *head_bytes <= FREE_BYTES {
+            return Ok(());
+        }
+        Ok(self.phase.head.lock().hold(&self.heads, *head_bytes)?)
+    }
+
+    fn wait(&self) -> Option<(u64, Duration)> {
+        /// Apart from the phases' numbers.
+        const PARTIAL: u64 = 1 << 32;
+        let word = self.phase.word();
+        match &self.protocol {
+            Protocol::Http2(http2) if http2.is_certain() && phase_of(word) == MULTIPLEXED => {
+                let number = u64::from(http2.partial()?);
+                Some((PARTIAL | number, self.limits.header_read_timeout))
+            }
+            _ => self.limit(word).map(|limit| (u64::from(word), limit)),
         }
     }
-}
 
-impl AsyncWrite for WatchedStream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let WatchedStream { stream, closing, .. } = &mut *self;
-        closing.poll(stream, cx)
+    fn refusal(&self) -> &'static [u8] {
+        match self.protocol {
+            Protocol::Http1 { .. } => respond::HEAD_OVERLOAD,
+            Protocol::Http2(_) => b"",
+        }
     }
 }
 
@@ -225,21 +223,42 @@ impl Service<Request<Incoming>> for WatchedService {
     type Future = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let mut router = self.router.clone();
-        // A router is always ready, so there is no readiness to wait for.
-        if request.version() == Version::HTTP_2 {
-            self.phase.begin(MULTIPLEXED);
-            return Box::pin(tower::Service::call(&mut router, request.map(Body::new)));
-        }
-        self.phase.begin(BUSY);
+        let is_http2 = request.version() == Version::HTTP_2;
+        self.phase.begin(if is_http2 { MULTIPLEXED } else { BUSY });
         let (head, body) = request.into_parts();
+        let held = self.phase.head.lock().take();
+        let admitted = self.heads.admit(&head, held);
+        let mut router = self.router.clone();
+        if is_http2 {
+            // A router is always ready, so there is no readiness to wait for.
+            return match admitted {
+                Ok(None) => Box::pin(router.call(Request::from_parts(head, Body::new(body)))),
+                Ok(held) => Box::pin(async move {
+                    let response = router.call(Request::from_parts(head, Body::new(body))).await;
+                    drop(held);
+                    response
+                }),
+                Err(error) => Box::pin(async move { Ok(respond::head_refused(&error)) }),
+            };
+        }
         let lent = self.body.lend(&head, body);
-        let response = tower::Service::call(&mut router, Request::from_parts(head, lent));
         let (phase, body) = (self.phase.clone(), self.body.clone());
         Box::pin(async move {
-            let mut response = response.await;
+            // What a large head has left behind in buffers is freed with the connection.
+            let is_large = !matches!(admitted, Ok(None));
+            let mut response = match admitted {
+                Ok(held) => {
+                    let response = router.call(Request::from_parts(head, lent)).await;
+                    drop(held);
+                    response
+                }
+                Err(error) => {
+                    drop(lent);
+                    Ok(respond::head_refused(&error))
+                }
+            };
             let is_read = body.pass_over().await;
-            if (!is_read || is_draining(phase.word()))
+            if (is_large || !is_read || is_draining(phase.word()))
                 && let Ok(response) = &mut response
             {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));

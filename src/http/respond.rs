@@ -11,6 +11,7 @@
 //! | replica number above the factor | 400 | 400 |
 //! | tenant or node not ready, overload, disk | 503, `Retry-After` | 503, `Retry-After` |
 //! | no ring, no place in it, no quorum | 503, `Retry-After` | 503, `Retry-After` |
+//! | head over a cap | 431 | 431 |
 //!
 //! Overload is never 429: Prometheus drops a batch on 429 by default.
 
@@ -21,6 +22,7 @@ use axum::response::Response;
 use http::header::{ALLOW, CONTENT_TYPE, HeaderName, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderValue, StatusCode};
 
+use crate::door::heads::HeadError;
 use crate::write::error::{Class, Refusals, WriteError};
 use crate::write::{Manners, WriteOutcome};
 
@@ -105,6 +107,25 @@ fn refusal_text(refusals: &Refusals, tenant: &str) -> String {
     };
     text
 }
+
+/// To a request whose head is too much.
+pub(super) fn head_refused(error: &HeadError) -> Response {
+    match error {
+        HeadError::TooLarge { .. } | HeadError::TooMany { .. } | HeadError::Unread { .. } => {
+            text(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, &error.to_string())
+        }
+        HeadError::Overloaded(_) => {
+            let mut response = text(StatusCode::SERVICE_UNAVAILABLE, &error.to_string());
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(NODE_RETRY_SECONDS));
+            response
+        }
+    }
+}
+
+/// To one whose head there is no room to read.
+pub(super) const HEAD_OVERLOAD: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
+    retry-after: 1\r\nconnection: close\r\ncontent-type: text/plain; charset=utf-8\r\n\
+    content-length: 34\r\n\r\noverload: no room for the request\n";
 
 pub(super) fn not_found() -> Response {
     text(StatusCode::NOT_FOUND, "404 page not found")

@@ -1,14 +1,19 @@
 use axum::body::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
 use super::*;
+use crate::metrics::Registry;
+use crate::write::admission::Admission;
 
 const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n";
 
 struct Server {
     address: std::net::SocketAddr,
-    open: Gauge,
+    door: Door,
+    registry: Registry,
+    admission: Arc<Admission>,
     shutdown: CancellationToken,
     served: JoinHandle<Drained>,
 }
@@ -22,9 +27,10 @@ async fn start_with(limits: ConnectionLimits, router: Router, grace: Duration) -
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let shutdown = CancellationToken::new();
-    let open = Gauge::default();
-    let served = serve(listener, None, router, limits, open.clone(), shutdown.clone(), grace);
-    Server { address, open, shutdown, served: tokio::spawn(served) }
+    let (registry, admission) = (Registry::new(), Admission::new(8 << 20));
+    let door = Door::with(None, HeadLimits::default(), &admission, &registry);
+    let served = serve(listener, None, router, limits, door.clone(), shutdown.clone(), grace);
+    Server { address, door, registry, admission, shutdown, served: tokio::spawn(served) }
 }
 
 fn hello() -> Router {
@@ -88,15 +94,137 @@ async fn a_connection_in_use_never_counts_as_idle() {
     assert!(until_closed(&mut stream).await.is_empty());
 }
 
+/// A request with so many headers of so many bytes.
+fn with_headers(count: usize, bytes: usize) -> String {
+    let headers: String =
+        (0..count).map(|i| format!("h{i:05}: {}\r\n", "x".repeat(bytes))).collect();
+    format!("GET / HTTP/1.1\r\nHost: x\r\n{headers}\r\n")
+}
+
 #[tokio::test]
-async fn a_head_over_the_cap_is_refused() {
-    let server = start(hello(), Duration::from_secs(60), Duration::ZERO).await;
-    let mut stream = TcpStream::connect(server.address).await.unwrap();
-    let head = format!("GET / HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n", "x".repeat(HEAD_BYTES_MAX));
-    // The peer may close before it has read all of it.
-    let _ = stream.write_all(head.as_bytes()).await;
-    let answer = until_closed(&mut stream).await;
-    assert!(!answer.starts_with(b"HTTP/1.1 200"));
+async fn heads_are_as_large_as_may_be_and_no_larger() {
+    let server = start_with(patient(), hello(), Duration::ZERO).await;
+    for (count, bytes, status, closes) in [
+        (50, 150, "200", false),
+        // More than others take, in bytes and in number.
+        (200, 10, "200", true),
+        (9_999, 50, "200", true),
+        (5, 200_000, "200", true),
+        (10_000, 1, "431", true),
+        (5, 210_000, "431", true),
+    ] {
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        stream.write_all(with_headers(count, bytes).as_bytes()).await.unwrap();
+        let answer = match (status, closes) {
+            ("200", false) => read_answer(&mut stream).await,
+            _ => String::from_utf8(until_closed(&mut stream).await).unwrap(),
+        };
+        let what = format!("{count} headers of {bytes} bytes: {answer}");
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{what}");
+        assert_eq!(answer.contains("connection: close"), closes, "{what}");
+    }
+    let refused = "ringest_request_heads_refused_total{listener=\"test\",reason=\"too_large\"} 2\n";
+    // A connection is over a moment after its client has the answer.
+    while !server.registry.expose().contains(refused) {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(server.admission.inflight_bytes(), 0);
+}
+
+#[tokio::test]
+async fn heads_of_http_2_are_as_large_as_may_be_and_no_larger() {
+    let server = start_with(patient(), hello(), Duration::ZERO).await;
+    let stream = TcpStream::connect(server.address).await.unwrap();
+    let io = TokioIo::new(stream);
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
+    tokio::spawn(connection);
+    for (count, bytes, status) in
+        [(9_999, 50, 200), (10_001, 1, 431), (5, 200_000, 200), (5, 210_000, 431)]
+    {
+        let uri = format!("http://{}/", server.address);
+        let mut request = http::Request::get(uri).body(axum::body::Body::empty()).unwrap();
+        for i in 0..count {
+            let name = http::HeaderName::try_from(format!("h{i:05}")).unwrap();
+            request.headers_mut().insert(name, "x".repeat(bytes).parse().unwrap());
+        }
+        let response = sender.send_request(request).await.unwrap();
+        assert_eq!(response.status(), status, "{count} headers of {bytes} bytes");
+    }
+    let refused = "ringest_request_heads_refused_total{listener=\"test\",reason=\"too_large\"} 2\n";
+    assert!(server.registry.expose().contains(refused));
+    assert_eq!(server.admission.inflight_bytes(), 0);
+}
+
+#[tokio::test]
+async fn a_head_that_comes_is_counted_and_refused_when_there_is_no_room() {
+    let server = start_with(patient(), hello(), Duration::ZERO).await;
+    let unfinished = with_headers(800, 1000);
+    let unfinished = &unfinished[..unfinished.len() - 2];
+    let mut held = Vec::new();
+    for _ in 0..8 {
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        stream.write_all(unfinished.as_bytes()).await.unwrap();
+        held.push(stream);
+    }
+    while server.admission.inflight_bytes() < 8 << 20 {
+        tokio::task::yield_now().await;
+    }
+    let mut refused = TcpStream::connect(server.address).await.unwrap();
+    refused.write_all(unfinished.as_bytes()).await.unwrap();
+    let answer = String::from_utf8(until_closed(&mut refused).await).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    assert!(answer.contains("\r\nretry-after: 1\r\n"), "{answer}");
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.contains(&format!("content-length: {}", body.len())), "{answer}");
+    let refused = "ringest_request_heads_refused_total{listener=\"test\",reason=\"overload\"} 1\n";
+    assert!(server.registry.expose().contains(refused));
+    // Usual requests are served meanwhile.
+    let mut usual = TcpStream::connect(server.address).await.unwrap();
+    usual.write_all(GET).await.unwrap();
+    read_answer(&mut usual).await;
+    for mut stream in held {
+        stream.write_all(b"\r\n").await.unwrap();
+        assert!(until_closed(&mut stream).await.starts_with(b"HTTP/1.1 200"));
+    }
+    while server.admission.inflight_bytes() > 0 {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// A frame of HTTP/2.
+fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    let mut bytes = vec![length[1], length[2], length[3], kind, flags, 0, 0, 0, 1];
+    bytes.extend_from_slice(payload);
+    bytes
+}
+
+/// Time is that of the test: it goes on when nobody has anything else to do.
+#[tokio::test(start_paused = true)]
+async fn what_stalls_is_ended_whatever_it_is() {
+    let server = start_with(ConnectionLimits::default(), hello(), Duration::ZERO).await;
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    let settings = [&preface[..], &frame(4, 0, &[])].concat();
+    // ":method GET", ":scheme http", ":path /"
+    let head = frame(1, 0, &[0x82, 0x86, 0x84]);
+    let with_stream = [&settings[..], &frame(1, 5, &[0x82, 0x86, 0x84])].concat();
+    for half in [
+        b"".to_vec(),
+        b"P".to_vec(),
+        b"GET / HTTP/1.1\r\nHost".to_vec(),
+        preface[..20].to_vec(),
+        preface.to_vec(),
+        settings.clone(),
+        [&settings[..], &head].concat(),
+        [&settings[..], &head, &frame(9, 0, &[0x82])[..5]].concat(),
+        [&with_stream[..], &frame(6, 0, &[0; 8])[..12]].concat(),
+        [&with_stream[..], &head].concat(),
+    ] {
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        stream.write_all(&half).await.unwrap();
+        until_closed(&mut stream).await;
+    }
 }
 
 #[tokio::test]
@@ -172,7 +300,7 @@ async fn a_drain_closes_connections_with_their_next_answer() {
     used.write_all(GET).await.unwrap();
     let answer = read_answer(&mut used).await;
     assert!(!answer.contains("connection: close"), "{answer}");
-    assert_eq!(server.open.value(), 2.0);
+    assert_eq!(server.door.connections_open(), 2.0);
     let (first, rest) = GET.split_at(20);
     let mut half_sent = TcpStream::connect(server.address).await.unwrap();
     half_sent.write_all(first).await.unwrap();
@@ -189,9 +317,9 @@ async fn a_drain_closes_connections_with_their_next_answer() {
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
         assert!(answer.contains("connection: close"), "{answer}");
     }
-    let open = server.open.clone();
+    let door = server.door.clone();
     assert_eq!(server.served.await.unwrap(), Drained { connections_cut: 0 });
-    assert_eq!(open.value(), 0.0);
+    assert_eq!(door.connections_open(), 0.0);
 }
 
 #[tokio::test]
@@ -306,7 +434,7 @@ async fn senders_that_send_first_get_the_answer_to_a_body_that_was_not_read() {
             }
         }
     }
-    assert!(server.open.value() <= OFTEN as f64, "connections end");
+    assert!(server.door.connections_open() <= OFTEN as f64, "connections end");
 }
 
 #[tokio::test]
@@ -331,9 +459,9 @@ async fn answers_arrive_through_tls_as_well() {
     let tls = ServerTls::load("a-flag", options, TLS_PROTOCOLS, &registry).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let (open, tls) = (Gauge::default(), Some(Arc::new(tls)));
+    let (door, tls) = (Door::open_wide(), Some(Arc::new(tls)));
     let until = CancellationToken::new();
-    let served = serve(listener, tls, refusing(), patient(), open, until.clone(), Duration::ZERO);
+    let served = serve(listener, tls, refusing(), patient(), door, until.clone(), Duration::ZERO);
     let _served = tokio::spawn(served);
 
     let roots = Authorities::read(&file(dir.path().join("ca"))).unwrap().root_store();

@@ -11,6 +11,7 @@
 //! | large requests worked on | `ringest_large_work_under_way` | `…_max` | none: they wait |
 //! | TLS handshakes | `ringest_tls_handshakes_under_way` | `…_max` | none: they wait |
 //! | calls of one connection | calls of all: `ringest_capnproto_calls_under_way`, `grpc_server_*` | `ringest_connection_calls_max` | none: no more are read |
+//! | connections of a listener | `ringest_connections` | `…_max` | none: they wait, `ringest_connections_waited_total` |
 //! | open files | `process_open_fds` | `process_max_fds` | `ringest_connections` says who has them |
 
 use crate::metrics::{Counter, Gauge, GaugeVec, Registry};
@@ -31,6 +32,16 @@ pub fn connections(registry: &Registry, listener: &str) -> Gauge {
     let family =
         registry.gauge_vec("ringest_connections", "Connections that are open.", &["listener"]);
     family.with(&[listener])
+}
+
+/// Tells how many connections a listener may have.
+pub fn show_connections_max(registry: &Registry, listener: &str, max: usize) {
+    let family = registry.gauge_vec(
+        "ringest_connections_max",
+        "Connections that a listener may have open; others wait to be taken.",
+        &["listener"],
+    );
+    family.with(&[listener]).set(max as f64);
 }
 
 /// Tells how many calls one connection of a listener may have under way.

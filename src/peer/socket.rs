@@ -9,15 +9,14 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use rustix::net::sockopt;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
+use crate::socket::{Patience, set_options};
 use crate::tls::words::rustls_error;
 
-/// A connection on which nothing moves is asked for a sign of life after this, and again each
-/// interval. It is the kernel that asks: gRPC servers of Go close connections that are pinged.
+/// A peer that is gone is noticed sooner than a client.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -34,13 +33,12 @@ pub fn user_timeout(forward_timeout: Duration) -> Duration {
 /// Connects to an address. The socket ends by itself when the other end is gone.
 pub(super) async fn connect(address: SocketAddr, user_timeout: Duration) -> io::Result<TcpStream> {
     let stream = TcpStream::connect(address).await?;
-    // Small frames must not wait for the answer to earlier ones.
-    stream.set_nodelay(true)?;
-    sockopt::set_socket_keepalive(&stream, true)?;
-    sockopt::set_tcp_keepidle(&stream, KEEPALIVE_IDLE)?;
-    sockopt::set_tcp_keepintvl(&stream, KEEPALIVE_INTERVAL)?;
-    let millis = u32::try_from(user_timeout.as_millis()).unwrap_or(u32::MAX);
-    sockopt::set_tcp_user_timeout(&stream, millis)?;
+    let patience = Patience {
+        keepalive_idle: KEEPALIVE_IDLE,
+        keepalive_interval: KEEPALIVE_INTERVAL,
+        user_timeout,
+    };
+    set_options(&stream, patience)?;
     Ok(stream)
 }
 
@@ -232,6 +230,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Listening<S> {
 
 #[cfg(test)]
 mod tests {
+    use rustix::net::sockopt;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpListener;
 

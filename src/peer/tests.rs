@@ -118,7 +118,14 @@ impl Server {
         let metrics = GrpcMetrics::new(&Registry::new(), services.names());
         let (stop, stopped) = oneshot::channel::<()>();
         let shutdown = async move { stopped.await.unwrap_or_default() };
-        let serving = tokio::spawn(crate::grpc::serve(listener, services, metrics, grpc, shutdown));
+        let serving = tokio::spawn(crate::grpc::serve(
+            listener,
+            services,
+            metrics,
+            grpc,
+            crate::door::Door::open_wide(),
+            shutdown,
+        ));
         Server { address, sink, stop, serving }
     }
 

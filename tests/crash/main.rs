@@ -4,8 +4,11 @@
 //! takes, but what does not come to an end within [`support::STUCK`] counts as hanging.
 
 mod answers;
+#[path = "../support/certificates.rs"]
+mod certificates;
 mod connections;
 mod damage;
+mod doors;
 mod full_disk;
 mod hostile_bodies;
 mod overload;

@@ -77,13 +77,26 @@ pub(crate) struct Node {
     pub(crate) http: String,
     /// Where it takes writes.
     pub(crate) remote_write: String,
-    /// Where it answers queriers, and takes writes of peers.
+    /// Where it serves queriers and takes writes of peers.
     pub(crate) grpc: String,
+    pub(crate) capnproto: String,
 }
 
 impl Node {
     /// Starts a receiver on `data` and free ports, and waits until it takes writes.
     pub(crate) fn start(data: &Path, args: &[&str]) -> Node {
+        Node::start_by(Command::new(env!("CARGO_BIN_EXE_ringest")), data, args)
+    }
+
+    /// As [`Node::start`], with so many open files at most.
+    pub(crate) fn start_with_files(data: &Path, args: &[&str], files: u32) -> Node {
+        let mut shell = Command::new("sh");
+        let limited = format!("ulimit -n {files}; exec \"$0\" \"$@\"");
+        shell.args(["-c", &limited, env!("CARGO_BIN_EXE_ringest")]);
+        Node::start_by(shell, data, args)
+    }
+
+    fn start_by(mut program: Command, data: &Path, args: &[&str]) -> Node {
         let ports = [
             "--http-address",
             "--grpc-address",
@@ -95,7 +108,7 @@ impl Node {
         all.push(format!("--tsdb.path={}", data.display()).into());
         all.push("--label=replica=\"a\"".into());
         all.extend(args.iter().map(OsString::from));
-        let mut child = Command::new(env!("CARGO_BIN_EXE_ringest"))
+        let mut child = program
             .args(&all)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -109,16 +122,12 @@ impl Node {
                 lines.lock().push(line);
             }
         });
-        let mut node = Node {
-            child,
-            log,
-            http: String::new(),
-            remote_write: String::new(),
-            grpc: String::new(),
-        };
+        let [http, remote_write, grpc, capnproto] = Default::default();
+        let mut node = Node { child, log, http, remote_write, grpc, capnproto };
         node.http = node.address("http/server");
         node.remote_write = node.address("remote-write/server");
         node.grpc = node.address("gRPC/server");
+        node.capnproto = node.address("capnproto/server");
         node
     }
 

@@ -210,8 +210,8 @@ async fn a_half_sent_body_is_answered_and_its_connection_closed() {
     let router = remote_write_router(node.service.clone());
     let shutdown = CancellationToken::new();
     let limits = ConnectionLimits::default();
-    let open = crate::metrics::Gauge::default();
-    let served = serve(listener, None, router, limits, open, shutdown.clone(), Duration::MAX);
+    let door = crate::door::Door::open_wide();
+    let served = serve(listener, None, router, limits, door, shutdown.clone(), Duration::MAX);
     let served = tokio::spawn(served);
     let half = b"POST /api/v1/receive HTTP/1.1\r\nHost: x\r\nContent-Length: 900\r\n\r\nhalf";
     let mut stalled = Vec::new();
