@@ -1,8 +1,8 @@
 //! The receiver as a whole: what it is built from, and the order in which that starts and stops.
 //!
-//! Start: read certificates, bind every port (a taken one is known at once), lock the data directory, begin to open
-//! what is in it, serve. Writes are taken tenant by tenant as their storage opens; the node is
-//! ready when all of it is, and as long as the data directory can be used.
+//! Start: read certificates, bind every port (a taken one is known at once), lock the data directory,
+//! begin to open what is in it, serve. Writes are taken tenant by tenant as their storage opens; the
+//! node is ready when all of it is, and as long as the data directory can be used.
 //!
 //! Stop, on SIGTERM or SIGINT: not ready, no new connections; those that are open are served until
 //! they can be closed between requests, within the grace periods; forwards under way end; then the

@@ -107,10 +107,10 @@ pub struct Drained {
 /// What clients may agree on in a TLS handshake, as with Go's server.
 pub const TLS_PROTOCOLS: &[&[u8]] = &[b"h2", b"http/1.1"];
 
-/// Serves `router` to those who come in by `door` until `shutdown`. Then the port is closed, while connections that are open may
-/// finish for `grace`; what is left is cut. Over HTTP/1.1 a connection is closed with its next
-/// answer, or when none is asked for in a while; over HTTP/2 the client is told to open no more
-/// streams. A request that comes in the meantime is served like any other.
+/// Serves `router` to those who come in by `door` until `shutdown`. Then the port is closed, while
+/// connections that are open may finish for `grace`; what is left is cut. Over HTTP/1.1 a connection
+/// is closed with its next answer, or when none is asked for in a while; over HTTP/2 the client is
+/// told to open no more streams. A request that comes in the meantime is served like any other.
 pub async fn serve(
     listener: TcpListener,
     tls: Option<Arc<ServerTls>>,

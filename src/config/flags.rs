@@ -3,8 +3,9 @@
 //!
 //! No flag is taken and then ignored. One whose function is still to come is [`Support::NotYet`]:
 //! its default is taken, any other value refused at start. Where no data is lost and no answer
-//! changed until then it is [`Support::Awaited`]: taken, and the log says what does not happen yet. One that steers
-//! something which only the original has is [`Support::NoMeaning`]: taken, and the log says so.
+//! changed until then it is [`Support::Awaited`]: taken, and the log says what does not happen yet.
+//! One that steers something which only the original has is [`Support::NoMeaning`]: taken, and the
+//! log says so.
 
 use crate::config::command_line::{self, Value};
 

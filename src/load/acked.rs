@@ -7,7 +7,8 @@
 //! kind u16 (1 sent, 2 acknowledged) · lane u32 · request u32 · round u32 · base i64 · check u16
 //! ```
 //!
-//! where `check` is the low half of the CRC-32C over the 22 bytes before it. A record is written whole in one call; a torn one can only be the last, and is dropped.
+//! where `check` is the low half of the CRC-32C over the 22 bytes before it. A record is written whole
+//! in one call; a torn one can only be the last, and is dropped.
 //! A sent record stands before the request leaves and an acknowledged one after its 2xx came, so
 //! whatever the server can hold is in the file, even when the sender itself was killed.
 

@@ -7,8 +7,9 @@
 //! | `dns://server/host:port` | all its addresses, from that DNS server (port 53 if none is said) |
 //! | `passthrough:///host:port`, `passthrough:host:port` | the same, but there is no port without saying it |
 //!
-//! Without a port it is 443, and a host that is an address is never looked up. A host is a name, `1.2.3.4` or `[::1]`; nothing is this machine. What begins with another word
-//! and a colon is `host:port`.
+//! Without a port it is 443, and a host that is an address is never looked up. A host is a name,
+//! `1.2.3.4` or `[::1]`; nothing is this machine. What begins with another word and a colon is
+//! `host:port`.
 
 use std::net::IpAddr;
 

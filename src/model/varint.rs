@@ -1,5 +1,5 @@
-//! Varints of protobuf. Cursor-style reading of untrusted protobuf bytes: every step is bounds-checked, nothing is
-//! indexed by a number that came from outside.
+//! Varints of protobuf, and what they are the length of. Untrusted bytes are read as with a cursor:
+//! every step is bounds-checked, nothing is indexed by a number that came from outside.
 
 /// Reads a varint of at most ten bytes; `None` when it is cut short or longer. As in Go's decoder,
 /// bits beyond the 64th are dropped.

@@ -1,8 +1,8 @@
 //! From a peer's name to its addresses: by the system's resolver, or by the DNS server that the
 //! endpoint names.
 //!
-//! For that server, which names are tried is up to `/etc/resolv.conf`, as with Go's own resolver: one with fewer dots
-//! than `ndots` is looked for in the domains of `search` first.
+//! For that server, which names are tried is up to `/etc/resolv.conf`, as with Go's own resolver: one
+//! with fewer dots than `ndots` is looked for in the domains of `search` first.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};

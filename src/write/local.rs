@@ -72,7 +72,8 @@ impl LocalWriter {
         self.write_fields(tenant, fields, message.len(), Manners::Thanos).await
     }
 
-    /// Stores the groups of series that were placed here, of a request that was already judged by `manners`.
+    /// Stores the groups of series that were placed here, of a request that was already judged by
+    /// `manners`.
     pub async fn write_placed(
         &self,
         tenant: &TenantId,

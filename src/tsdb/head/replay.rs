@@ -7,7 +7,8 @@
 //! Rules where logs are unusual: the first series record of a ref wins; two refs of one series feed
 //! that series; a sample not newer than its series' last is skipped; samples of unknown refs are
 //! counted; a tombstone over all time removes the series at its place in the log, as Prometheus 3.14
-//! means it, any other one hides its range of the whole log. Histograms, exemplars and metadata stay in the log and are not loaded by this version.
+//! means it, any other one hides its range of the whole log. Histograms, exemplars and metadata stay
+//! in the log and are not loaded by this version.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
