@@ -19,6 +19,7 @@ pub struct WalMetrics {
     pub record_parts_bytes_written: Counter,
     pub corruptions: Counter,
     record_bytes_saved: CounterVec,
+    repairs: CounterVec,
     tenant: String,
 }
 
@@ -87,8 +88,18 @@ impl WalMetrics {
                 "Bytes of records saved by compression.",
                 &["compression", "tenant"],
             ),
+            repairs: registry.counter_vec(
+                "ringest_wal_repairs_total",
+                "Repairs of the write-ahead log at its opening, by what was found.",
+                &["tenant", "case"],
+            ),
             tenant: tenant.to_owned(),
         }
+    }
+
+    /// The counter of a kind of repair, which exists from the first one on.
+    pub(super) fn repairs(&self, case: &str) -> Counter {
+        self.repairs.with(&[&self.tenant, case])
     }
 
     /// The counter of bytes saved, which exists from the first record on.

@@ -6,23 +6,13 @@
 //! temporary files. What we rename gets a name that is no number and does not start with
 //! `checkpoint`, since Prometheus takes both for its own.
 //!
-//! What is found and what is done:
-//!
-//! | found | done |
-//! |---|---|
-//! | the last segment with content ends within a record | cut at the record's start: nobody was told that it is stored |
-//! | any other damage | the segment is rewritten, the original kept as `NNNNNNNN.damaged` |
-//! | damage in a checkpoint | it is rewritten with all that was read up to its number, the original kept as `damaged.checkpoint.…` |
-//! | `NNNNNNNN.rewrite` or `rewrite.checkpoint.…`, and not what it replaces | the rewrite was complete and is given its name |
-//! | one of these beside what it replaces | the rewrite was not complete and is removed |
-//! | a file named by a number that is no segment's name | renamed to `set-aside.…` |
-//! | an empty segment at the end, behind a gap | renamed to `set-aside.…` |
-//! | any other gap in the numbers | filled with empty segments |
-//! | checkpoints | see [`CHECKPOINT_CASES`] |
+//! What is found and what is done is told by [`RepairCase`] and, of checkpoints, [`CHECKPOINT_CASES`].
 
+mod cases;
 mod checkpoint;
 mod rewrite;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -32,6 +22,8 @@ use crate::tsdb::wal::record::Record;
 use crate::tsdb::wal::segment::{LogPosition, SegmentIndex};
 use crate::tsdb::wal::{WalMetrics, segment_path};
 
+pub use cases::RepairCase;
+use cases::SegmentState;
 pub use checkpoint::{CHECKPOINT_CASES, CheckpointCase, CheckpointState, CheckpointUse};
 
 /// A segment being written anew.
@@ -47,8 +39,6 @@ pub const SET_ASIDE_PREFIX: &str = "set-aside.";
 const CHECKPOINT_PREFIX: &str = "checkpoint.";
 /// Damaged places listed one by one; further ones are counted.
 const DAMAGE_LISTED_MAX: usize = 100;
-/// Empty segments made to close gaps.
-const GAP_FILLED_MAX: u64 = 10_000;
 
 /// A record of a log, whole and decodable.
 #[derive(Debug)]
@@ -84,6 +74,8 @@ pub struct LogContents {
     pub rewritten: Vec<PathBuf>,
     /// Empty segments made where numbers were missing.
     pub filled: Vec<SegmentIndex>,
+    /// How often each repair was made.
+    pub cases: BTreeMap<RepairCase, u64>,
 }
 
 /// Reads the log in `dir`, gives every record to `on_record` in order, and repairs what it must.
@@ -104,7 +96,7 @@ pub fn open_log(
     };
     let plan = checkpoint::plan(disk, dir, &log)?;
     for name in &plan.set_aside {
-        set_aside(disk, dir, name, &mut contents)?;
+        set_aside(disk, dir, name, RepairCase::SpareCheckpoint, &mut contents)?;
     }
 
     let mut checkpoint_files = Vec::new();
@@ -134,18 +126,21 @@ pub fn open_log(
             let end = LogPosition { segment: *segment, offset: end };
             on_record(LogRecord { record, bytes, source: RecordSource::Segment(end) });
         })?;
-        match damage.listed.as_slice() {
-            [torn] if torn.is_torn && last_with_content == Some(*segment) => {
+        let case = RepairCase::of_segment(damage.state(), last_with_content == Some(*segment));
+        match (case, damage.listed.first()) {
+            (Some(case @ RepairCase::TornEnd), Some(torn)) => {
+                contents.note(case, &path);
                 let file = disk.open_write(&path)?;
                 file.truncate(torn.start)?;
                 file.sync()?;
                 contents.cut = Some((path, *torn));
             }
-            [] => {}
-            _ => {
+            (Some(case), _) => {
+                contents.note(case, &path);
                 repairs.push(*segment);
                 contents.report(&path, &damage, metrics);
             }
+            (None, _) => {}
         }
     }
 
@@ -154,8 +149,9 @@ pub fn open_log(
         contents.rewritten.push(segment_path(dir, segment));
     }
     if let Some(name) = plan.checkpoints.last()
-        && (is_checkpoint_damaged || plan.is_merged)
+        && let Some(case) = RepairCase::of_checkpoint(is_checkpoint_damaged, plan.is_merged)
     {
+        contents.note(case, &dir.join(name));
         let read = plan.first_segment..plan.numbers_from;
         let covered = log.segments.iter().filter(|(segment, _)| read.contains(segment));
         let mut sources = checkpoint_files;
@@ -164,6 +160,9 @@ pub fn open_log(
         contents.rewritten.push(dir.join(name));
     }
     fill_gaps(disk, dir, &log, plan.numbers_from, &mut contents)?;
+    for (case, count) in &contents.cases {
+        metrics.repairs(case.label()).add(*count);
+    }
     Ok(contents)
 }
 
@@ -254,28 +253,30 @@ fn settle_names(
     };
     for segment in &found.rewrites {
         let rewrite = rewrite::rewrite_path(dir, *segment);
-        if found.has(*segment) {
-            disk.remove_file(&rewrite)?;
-        } else {
-            disk.rename(&rewrite, &segment_path(dir, *segment))?;
+        let case = RepairCase::of_rewrite(found.has(*segment));
+        contents.note(case, &rewrite);
+        match case {
+            RepairCase::FinishedRewrite => disk.rename(&rewrite, &segment_path(dir, *segment))?,
+            _ => disk.remove_file(&rewrite)?,
         }
     }
     for name in &found.checkpoint_rewrites {
         let rewrite = dir.join(format!("{REWRITE_PREFIX}{name}"));
-        if found.checkpoints.iter().any(|(_, found)| found == name) {
-            disk.remove_dir_all(&rewrite)?;
-        } else {
-            disk.rename(&rewrite, &dir.join(name))?;
+        let case = RepairCase::of_rewrite(found.checkpoints.iter().any(|(_, found)| found == name));
+        contents.note(case, &rewrite);
+        match case {
+            RepairCase::FinishedRewrite => disk.rename(&rewrite, &dir.join(name))?,
+            _ => disk.remove_dir_all(&rewrite)?,
         }
     }
     for name in &found.strangers {
-        set_aside(disk, dir, name, contents)?;
+        set_aside(disk, dir, name, RepairCase::Stranger, contents)?;
     }
     let mut segments = found.segments.as_slice();
-    while let [.., (before, _), (last, 0)] = segments
-        && before.next() != *last
+    while let [.., (before, _), (last, len)] = segments
+        && let Some(case) = RepairCase::of_last(*len == 0, before.next() == *last)
     {
-        set_aside(disk, dir, &last.to_string(), contents)?;
+        set_aside(disk, dir, &last.to_string(), case, contents)?;
         segments = &segments[..segments.len() - 1];
     }
     if !found.rewrites.is_empty() || !found.checkpoint_rewrites.is_empty() {
@@ -289,8 +290,10 @@ fn set_aside(
     disk: &dyn Disk,
     dir: &Path,
     name: &str,
+    case: RepairCase,
     contents: &mut LogContents,
 ) -> io::Result<()> {
+    contents.note(case, &dir.join(name));
     let free = free_name(disk, dir, &format!("{SET_ASIDE_PREFIX}{name}"))?;
     disk.rename(&dir.join(name), &free)?;
     disk.sync_dir(dir)?;
@@ -345,7 +348,24 @@ fn read_segment(
     Ok(damage)
 }
 
+impl SegmentDamage {
+    fn state(&self) -> SegmentState {
+        match self.listed.as_slice() {
+            [] => SegmentState::Whole,
+            [only] if only.is_torn => SegmentState::Torn,
+            _ => SegmentState::Damaged,
+        }
+    }
+}
+
 impl LogContents {
+    /// Tells of a repair, before it is made.
+    fn note(&mut self, case: RepairCase, path: &Path) {
+        let (case_label, file) = (case.label(), path.display());
+        tracing::warn!(case = case_label, %file, "repairing the log");
+        *self.cases.entry(case).or_default() += 1;
+    }
+
     fn report(&mut self, path: &Path, damage: &SegmentDamage, metrics: &WalMetrics) {
         for found in &damage.listed {
             let Damage { kind, start, end, .. } = found;
@@ -374,10 +394,9 @@ fn fill_gaps(
         expected = segment.next();
     }
     let missing_count: u64 = missing.iter().map(|range| range.end - range.start).sum();
-    if missing_count == 0 {
-        return Ok(());
-    }
-    if missing_count > GAP_FILLED_MAX {
+    let Some(case) = RepairCase::of_missing(missing_count) else { return Ok(()) };
+    contents.note(case, dir);
+    if case == RepairCase::WideGap {
         tracing::warn!(dir = %dir.display(), missing_count, "too many segments are missing to fill");
         return Ok(());
     }

@@ -22,6 +22,9 @@ pub enum CheckpointState {
     Empty,
     /// It stands for the last segment, too, which no checkpoint is made for.
     Ahead,
+    /// Nothing else has what it stands for, so that it is used whatever it is, and was not looked at
+    /// before.
+    Unread,
 }
 
 /// What becomes of a checkpoint.
@@ -45,8 +48,8 @@ pub struct CheckpointCase {
     pub then: CheckpointUse,
 }
 
-pub const CHECKPOINT_CASES: [CheckpointCase; 8] = {
-    use CheckpointState::{Ahead, Damaged, Empty, Whole};
+pub const CHECKPOINT_CASES: [CheckpointCase; 9] = {
+    use CheckpointState::{Ahead, Damaged, Empty, Unread, Whole};
     use CheckpointUse::{Remains, SetAside, Trusted};
     const fn case(
         state: CheckpointState,
@@ -70,6 +73,8 @@ pub const CHECKPOINT_CASES: [CheckpointCase; 8] = {
         // The newest segments are lost, or it came from elsewhere: what there is is read.
         case(Ahead, false, Remains),
         case(Ahead, true, SetAside),
+        // The usual one, and the only one there is; it is found out while it is read.
+        case(Unread, false, Trusted),
     ]
 };
 
@@ -100,7 +105,7 @@ pub(super) fn plan(disk: &dyn Disk, dir: &Path, log: &LogDir) -> io::Result<Chec
     while let [older @ .., (number, name)] = candidates {
         let state = match (log.segments.first(), log.segments.last()) {
             // Nothing could take its place: whatever it is, it is read.
-            (Some((first, _)), _) if first > number && older.is_empty() => CheckpointState::Whole,
+            (Some((first, _)), _) if first > number && older.is_empty() => CheckpointState::Unread,
             (_, Some((last, _))) if last > number => examine(disk, &dir.join(name))?,
             _ => CheckpointState::Ahead,
         };
@@ -130,7 +135,8 @@ pub(super) fn plan(disk: &dyn Disk, dir: &Path, log: &LogDir) -> io::Result<Chec
 fn decide(state: CheckpointState, is_replaceable: bool) -> CheckpointUse {
     let is_it =
         |case: &&CheckpointCase| case.state == state && case.is_replaceable == is_replaceable;
-    // The table has every combination; a test goes through them.
+    // The table has every combination that there can be; a test goes through them.
+    debug_assert!(CHECKPOINT_CASES.iter().any(|case| is_it(&case)), "{state:?}");
     CHECKPOINT_CASES.iter().find(is_it).map_or(CheckpointUse::Remains, |case| case.then)
 }
 
@@ -184,9 +190,13 @@ mod tests {
 
     #[test]
     fn each_combination_of_facts_is_one_case() {
-        use CheckpointState::{Ahead, Damaged, Empty, Whole};
-        for state in [Whole, Damaged, Empty, Ahead] {
+        use CheckpointState::{Ahead, Damaged, Empty, Unread, Whole};
+        for state in [Whole, Damaged, Empty, Ahead, Unread] {
             for is_replaceable in [false, true] {
+                // Where nothing else is, nothing can take its place.
+                if state == Unread && is_replaceable {
+                    continue;
+                }
                 let cases: Vec<_> = CHECKPOINT_CASES
                     .iter()
                     .filter(|case| case.state == state && case.is_replaceable == is_replaceable)

@@ -412,3 +412,92 @@ fn originals_of_repeated_repairs_are_all_kept() {
     let is_kept = |path: &&PathBuf| path.to_string_lossy().contains("00000001.damaged");
     assert_eq!(names.iter().filter(is_kept).count(), 2);
 }
+
+/// A directory for each repair, which is told, counted, and not made again.
+#[test]
+fn each_repair_is_counted_under_its_label_and_made_once() {
+    use RepairCase::*;
+    let checkpoint = "wal/checkpoint.00000002/00000000";
+    let bit = json!({"op": "xor", "file": checkpoint, "off": 55825, "hex": "08"});
+    let copy = |n: u32| {
+        let file = format!("wal/0000000{n}");
+        json!({"op": "copy", "file": file, "from": format!("wal/checkpoint-snappy/before/{file}")})
+    };
+    let (plain, after) = ("wal/damaged/base-none", "wal/checkpoint-snappy/after");
+    let last = {
+        let disk = FaultyDisk::new();
+        load(&disk, &data_dir().join(plain), Path::new(DB));
+        LogDir::list(&disk, Path::new(WAL)).unwrap().segments.last().copied().unwrap()
+    };
+    let (last_name, last_len) = (format!("wal/{}", last.0), last.1);
+    let behind = |gap: u64| format!("wal/{}", SegmentIndex(last.0.0 + 1 + gap));
+    let moved = |gap: u64| {
+        let to = behind(gap);
+        vec![json!({"op": "rename", "file": last_name, "to": to})]
+    };
+    let cases: Vec<(&[RepairCase], &str, Vec<Value>)> = vec![
+        (&[], plain, vec![]),
+        (&[], after, vec![]),
+        (&[TornEnd], plain, vec![json!({"op": "truncate", "file": "wal/00000004", "size": 11745})]),
+        (
+            &[DamagedSegment],
+            plain,
+            vec![json!({"op": "xor", "file": "wal/00000001", "off": 10822, "hex": "04"})],
+        ),
+        (&[DamagedCheckpoint], after, vec![bit.clone()]),
+        (&[SpareCheckpoint], after, vec![copy(0), copy(1), copy(2), bit]),
+        (
+            &[FinishedRewrite],
+            plain,
+            vec![json!({"op": "rename", "file": "wal/00000001", "to": "wal/00000001.rewrite"})],
+        ),
+        (
+            &[UnfinishedRewrite],
+            plain,
+            vec![json!({"op": "write", "file": "wal/00000001.rewrite", "hex": "00"})],
+        ),
+        (
+            &[UnfinishedRewrite],
+            after,
+            vec![json!({"op": "mkdir", "file": "wal/rewrite.checkpoint.00000002"})],
+        ),
+        (
+            &[FinishedRewrite],
+            after,
+            vec![json!({
+                "op": "rename",
+                "file": "wal/checkpoint.00000002",
+                "to": "wal/rewrite.checkpoint.00000002"
+            })],
+        ),
+        (&[Stranger], plain, vec![json!({"op": "write", "file": "wal/7", "hex": "ff"})]),
+        (&[EmptyBehindGap], plain, vec![json!({"op": "write", "file": behind(1), "hex": ""})]),
+        (&[Gap], plain, moved(0)),
+        (&[WideGap], plain, moved(10_000)),
+    ];
+    assert!(last_len > 0);
+    for (expected, base, edits) in cases {
+        let disk = FaultyDisk::new();
+        load(&disk, &data_dir().join(base), Path::new(DB));
+        edits.iter().for_each(|one| edit(&disk, one));
+        let registry = Registry::new();
+        let open = |registry: &Registry| {
+            let metrics = WalMetrics::new(registry, "t");
+            open_log(&disk, Path::new(WAL), &metrics, |_| {}).unwrap()
+        };
+        let found: Vec<_> = open(&registry).cases.into_iter().collect();
+        let counted: Vec<_> = expected.iter().map(|case| (*case, 1)).collect();
+        assert_eq!(found, counted, "{edits:?}");
+        for case in expected {
+            let label = case.label();
+            let line = format!("ringest_wal_repairs_total{{case=\"{label}\",tenant=\"t\"}} 1");
+            let other = format!("ringest_wal_repairs_total{{tenant=\"t\",case=\"{label}\"}} 1");
+            let page = registry.expose();
+            assert!(page.lines().any(|shown| shown == line || shown == other), "{line}\n{page}");
+        }
+        let again: Vec<_> = open(&Registry::new()).cases.into_keys().collect();
+        // What is too wide to fill stays so.
+        let stays: &[RepairCase] = if expected == [WideGap] { &[WideGap] } else { &[] };
+        assert_eq!(again, stays, "{edits:?}");
+    }
+}
