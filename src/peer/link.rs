@@ -532,3 +532,59 @@ impl Outage {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn merged_messages_are_sent_once_the_peer_has_said_so_and_never_after_they_were_barred() {
+        let merging = Merging::default();
+        assert!(!merging.is_allowed());
+        merging.allow();
+        assert!(merging.is_allowed());
+        merging.bar();
+        assert!(!merging.is_allowed());
+        merging.allow();
+        assert!(!merging.is_allowed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_late_wish_to_leave_an_older_connection_ends_no_newer_one() {
+        let leave = Leave::default();
+        let wish = |number| {
+            leave.number.fetch_max(number, Ordering::Relaxed);
+            leave.told.notify_one();
+        };
+        wish(1);
+        let waited = tokio::time::timeout(Duration::from_secs(1), leave.wait_for(2)).await;
+        assert!(waited.is_err());
+        wish(2);
+        wish(1);
+        leave.wait_for(2).await;
+    }
+
+    #[test]
+    fn a_connection_was_of_use_if_it_answered_or_lasted() {
+        let short = GOODBYE_AGE_MIN - Duration::from_millis(1);
+        let long = DIAL_PAUSE_MAX;
+        let ended = || Over::Ended(String::new());
+        for (over, has_answered, lived, has_served, is_last_preferred) in [
+            (ended(), false, short, false, false),
+            (ended(), false, GOODBYE_AGE_MIN, false, false),
+            (ended(), false, long, true, true),
+            (ended(), true, short, true, true),
+            (Over::Goodbye, false, short, false, false),
+            (Over::Goodbye, false, GOODBYE_AGE_MIN, true, true),
+            (Over::Goodbye, true, short, true, true),
+            // It does not answer any more.
+            (Over::Left, false, short, false, false),
+            (Over::Left, true, short, true, false),
+            (Over::Left, false, long, true, false),
+        ] {
+            let past = Past { over, has_answered, lived };
+            assert_eq!(past.has_served(), has_served, "{has_answered} {lived:?}");
+            assert_eq!(matches!(past.prefer(), Prefer::Last), is_last_preferred);
+        }
+    }
+}
