@@ -16,7 +16,7 @@ use crate::door::HeadLimits;
 use crate::grpc::store::tests::matchers_of;
 use crate::metrics::Registry;
 use crate::store::budget::READ_BYTES_MAX_DEFAULT;
-use crate::store::fake::{FakeSource, base64, recorded_data_set, suite};
+use crate::store::fake::{FakeSource, FakeTenant, Work, base64, recorded_data_set, suite};
 use crate::wire::proto::thanos::info::{InfoRequest, InfoResponse};
 use crate::wire::proto::thanos::tsdb_statistics_response::Result as Part;
 use crate::wire::proto::thanos::{
@@ -117,6 +117,36 @@ async fn info_tells_of_every_tenant() {
     }
     let sets: Vec<_> = store.tsdb_infos.into_iter().filter_map(|tsdb| tsdb.labels).collect();
     assert_eq!(info.label_sets, sets);
+}
+
+/// Its deadline passes, or its client gives it up.
+#[tokio::test]
+async fn work_for_a_call_that_is_over_stops() {
+    let (told, work) = std::sync::mpsc::channel();
+    let tenant = Arc::new(FakeTenant::working("t", told));
+    let server = start(FakeSource::of(vec![tenant]), GrpcOptions::default());
+    let request = SeriesRequest {
+        max_time: i64::MAX,
+        matchers: vec![LabelMatcher { name: "a".into(), value: "b".into(), ..Default::default() }],
+        ..Default::default()
+    };
+    let frames = frame(&request);
+    let method = "/thanos.Store/Series";
+    let (code, _) = call(server.addr, method, frames.clone(), &[("grpc-timeout", "50m")]).await;
+    assert!(matches!(code, Code::DeadlineExceeded | Code::Cancelled), "{code:?}");
+    // Tells what is told next, without a thread of the runtime.
+    let work = Arc::new(std::sync::Mutex::new(work));
+    let next = || {
+        let work = work.clone();
+        let next = tokio::task::spawn_blocking(move || work.lock().unwrap().recv().unwrap());
+        async { next.await.unwrap() }
+    };
+    assert_eq!((next().await, next().await), (Work::Begun, Work::Stopped));
+
+    let calling = tokio::spawn(call(server.addr, method, frames, &[]));
+    assert_eq!(next().await, Work::Begun);
+    calling.abort();
+    assert_eq!(next().await, Work::Stopped);
 }
 
 #[tokio::test]

@@ -42,7 +42,7 @@ const DIAL_PAUSE_MIN: Duration = Duration::from_millis(50);
 const DIAL_PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// An attempt that takes longer to fail is one that calls do not wait for.
-const QUICK_FAILURE_MAX: Duration = Duration::from_millis(250);
+pub(super) const QUICK_FAILURE_MAX: Duration = Duration::from_millis(250);
 
 /// A connection to which the peer says goodbye before has not been of use, unless it has answered.
 const GOODBYE_AGE_MIN: Duration = QUICK_FAILURE_MAX;
@@ -226,6 +226,12 @@ impl LinkKeeper {
     /// The state at this moment.
     pub fn state(&self) -> Link {
         self.link.borrow().link.clone()
+    }
+
+    /// Waits for a state.
+    #[cfg(test)]
+    pub(super) async fn wait_until(&self, mut is: impl FnMut(&Link) -> bool) {
+        self.link.clone().wait_for(|standing| is(&standing.link)).await.unwrap();
     }
 
     /// Since when there has been a connection, or none.
@@ -431,7 +437,11 @@ impl Keeping {
             self.last_address = Some(address);
             self.set(Link::Up(Connection { transport, number: *number }));
             let over = tokio::select! {
-                why = &mut ended => Ok(Over::Ended(why)),
+                // An idle connection ends as soon as there is a goodbye.
+                why = &mut ended => Ok(match heard.has_said_goodbye() {
+                    true => Over::Goodbye,
+                    false => Over::Ended(why),
+                }),
                 () = heard.goodbye() => Ok(Over::Goodbye),
                 // Calls that are handed back may be the first to learn of a goodbye.
                 () = self.leave.wait_for(*number) => Ok(match heard.has_said_goodbye() {

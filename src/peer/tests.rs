@@ -19,7 +19,7 @@ use crate::model::ring_hash::RingHash;
 use crate::model::router_path::InstanceId;
 use crate::model::target::Target;
 use crate::model::tenant::TenantId;
-use crate::peer::link::Link;
+use crate::peer::link::{Link, QUICK_FAILURE_MAX};
 use crate::peer::message::Envelope;
 use crate::write::WriteOutcome;
 use crate::write::admission::Admission;
@@ -253,6 +253,20 @@ async fn a_peer_that_asks_connections_to_leave_loses_no_call() {
     assert_eq!(pool.snapshot()[0].last_error, None);
     // The address that worked is tried first.
     assert_eq!(closed.load(Ordering::Relaxed), closed_at_first);
+}
+
+#[tokio::test]
+async fn idle_connections_that_are_asked_to_leave_are_no_outage() {
+    let server = Server::start_aging(any_port(), 2 * QUICK_FAILURE_MAX);
+    let (pool, _registry, peer) = pool_of(server.address, PeerOptions::default());
+    // None of them has answered anything.
+    let is_fourth = |link: &Link| match link {
+        Link::Up(connection) => connection.number == 4,
+        Link::Dialling => false,
+        Link::Down { reason, .. } => panic!("down: {reason}"),
+    };
+    peer.link.wait_until(is_fourth).await;
+    assert_eq!(pool.snapshot()[0].state, PeerState::Open);
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::Sender;
 
 use bytes::Bytes;
 use prost::Message as _;
@@ -12,6 +13,7 @@ use thin_vec::ThinVec;
 use crate::model::Timestamp;
 use crate::model::labels::{KeyBuilder, SeriesKey};
 use crate::model::matcher::Matcher;
+use crate::model::stop;
 use crate::model::tenant::TenantId;
 use crate::multi_tsdb::{TenantError, UnavailableTenant};
 use crate::store::error::QueryError;
@@ -49,6 +51,15 @@ pub(crate) struct FakeTenant {
     series: Vec<(SeriesKey, Vec<ChunkData>)>,
     /// Calls of [`SeriesReader::chunks`].
     pub(crate) chunk_reads: AtomicUsize,
+    /// Is told when a selection begins and when it ends, which it does not before it is asked to.
+    working: Option<Sender<Work>>,
+}
+
+/// What is told of a selection that goes on and on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Work {
+    Begun,
+    Stopped,
 }
 
 impl FakeTenant {
@@ -59,7 +70,13 @@ impl FakeTenant {
             external: external.iter().map(|(n, v)| (owned(n), owned(v))).collect(),
             series: Vec::new(),
             chunk_reads: AtomicUsize::new(0),
+            working: None,
         }
+    }
+
+    /// One whose selections go on until they are asked to stop.
+    pub(crate) fn working(id: &str, told: Sender<Work>) -> FakeTenant {
+        FakeTenant { working: Some(told), ..FakeTenant::new(id, &[]) }
     }
 
     /// Adds a series, `chunk_len` samples a chunk.
@@ -159,6 +176,13 @@ impl FakeReader {
 
 impl SeriesReader for FakeReader {
     fn select(&self, matchers: &[Matcher]) -> Vec<SelectedSeries> {
+        if let Some(told) = &self.tenant.working {
+            told.send(Work::Begun).unwrap();
+            while !stop::is_asked() {
+                std::thread::yield_now();
+            }
+            told.send(Work::Stopped).unwrap();
+        }
         self.matching(matchers)
             .filter(|(_, chunks)| chunks.iter().any(|chunk| self.overlaps(chunk)))
             .map(|(key, _)| SelectedSeries { key: key.clone(), slot: 0 })

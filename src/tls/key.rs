@@ -18,6 +18,32 @@ const OCTET_STRING: u8 = 0x04;
 const SEQUENCE: u8 = 0x30;
 const VERSION: u8 = 0xa0;
 
+/// What a certificate is signed with, taken from its place likewise.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Signed<'a> {
+    pub(crate) message: &'a [u8],
+    /// What the algorithm's sequence holds.
+    pub(crate) algorithm: &'a [u8],
+    pub(crate) signature: &'a [u8],
+}
+
+impl<'a> Signed<'a> {
+    /// `None` for what is no certificate, or has another algorithm without than within.
+    pub(crate) fn of_certificate(der: &'a [u8]) -> Option<Signed<'a>> {
+        let mut certificate = Der(Der(der).take(SEQUENCE)?.content);
+        let Element { whole, content } = certificate.take(SEQUENCE)?;
+        let algorithm = certificate.take(SEQUENCE)?.content;
+        let signature = certificate.take(BIT_STRING)?.content.strip_prefix(&[0])?;
+        let mut signed = Der(content);
+        if signed.0.first() == Some(&VERSION) {
+            signed.take(VERSION)?;
+        }
+        signed.take(INTEGER)?;
+        let is_whole = signed.take(SEQUENCE)?.content == algorithm && certificate.0.is_empty();
+        is_whole.then_some(Signed { message: whole, algorithm, signature })
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PublicKey<'a> {
     /// With its algorithm.

@@ -3,7 +3,6 @@
 use std::collections::HashSet;
 
 use rustls::pki_types::SignatureVerificationAlgorithm;
-use x509_parser::asn1_rs::ToDer as _;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::{GeneralName, NameConstraints, ParsedExtension, PolicyMapping};
 use x509_parser::oid_registry::{
@@ -12,9 +11,9 @@ use x509_parser::oid_registry::{
 };
 use x509_parser::prelude::FromDer as _;
 use x509_parser::time::ASN1Time;
-use x509_parser::x509::{AlgorithmIdentifier, X509Version};
+use x509_parser::x509::X509Version;
 
-use crate::tls::key::PublicKey;
+use crate::tls::key::{PublicKey, Signed};
 use crate::tls::verify::Refused;
 
 /// What a certificate is for.
@@ -27,6 +26,7 @@ pub(super) enum Role {
 #[derive(Debug)]
 pub(super) struct Certificate<'a> {
     parsed: X509Certificate<'a>,
+    signed: Signed<'a>,
     key: PublicKey<'a>,
     /// Before version 3 there are no extensions.
     has_extensions: bool,
@@ -59,10 +59,11 @@ impl<'a> Certificate<'a> {
     /// Refuses what Go does not read.
     pub(super) fn parse(der: &'a [u8]) -> Result<Certificate<'a>, Refused> {
         let malformed = || Refused::Malformed;
-        let (_, parsed) = X509Certificate::from_der(der).map_err(|_| malformed())?;
+        let (behind, parsed) = X509Certificate::from_der(der).map_err(|_| malformed())?;
+        let signed = Signed::of_certificate(der).ok_or_else(malformed)?;
         let key = PublicKey::of_certificate(der).ok_or_else(malformed)?;
         let is_negative = parsed.raw_serial().first().is_some_and(|byte| *byte >= 0x80);
-        if is_negative || parsed.signature_algorithm != parsed.signature {
+        if is_negative || !behind.is_empty() {
             return Err(malformed());
         }
         let has_extensions = match parsed.version() {
@@ -71,6 +72,7 @@ impl<'a> Certificate<'a> {
             _ => return Err(malformed()),
         };
         let mut certificate = Certificate {
+            signed,
             key,
             has_extensions,
             is_authority: None,
@@ -277,13 +279,12 @@ impl<'a> Certificate<'a> {
         key: &PublicKey<'_>,
         algorithms: &[&'static dyn SignatureVerificationAlgorithm],
     ) -> Result<(), Refused> {
-        let algorithm = encoded(&self.parsed.signature_algorithm).ok_or(Refused::Malformed)?;
+        let Signed { message, algorithm, signature } = self.signed;
         let of_signature = algorithms.iter().copied().filter(|known| {
             let of_signature = known.signature_alg_id();
             of_signature.as_ref() == algorithm
         });
-        let signed = self.parsed.tbs_certificate.as_ref();
-        key.check(of_signature, signed, &self.parsed.signature_value.data)
+        key.check(of_signature, message, signature)
     }
 
     pub(super) fn summary(&self) -> String {
@@ -300,13 +301,4 @@ fn is_name(name: &GeneralName<'_>) -> bool {
             | GeneralName::RFC822Name(_)
             | GeneralName::URI(_)
     )
-}
-
-/// What an algorithm's sequence holds.
-fn encoded(algorithm: &AlgorithmIdentifier<'_>) -> Option<Vec<u8>> {
-    let mut encoded = algorithm.algorithm.to_der_vec().ok()?;
-    if let Some(parameters) = &algorithm.parameters {
-        encoded.extend(parameters.to_der_vec().ok()?);
-    }
-    Some(encoded)
 }

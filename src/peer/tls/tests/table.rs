@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use rustls::pki_types::pem::PemObject as _;
 use rustls::sign::SingleCertAndKey;
 use rustls::{ServerConfig, SupportedProtocolVersion};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -44,6 +45,10 @@ const OURS: &[(&str, &str, bool)] = &[
     ("an authority's key: RSA of 1024 bits", "peer, 1", false),
     ("an authority's key: RSA of 1024 bits", "client", false),
 ];
+
+fn recorded() -> Table {
+    serde_json::from_str(include_str!("../../../../tests/data/tls/certificates.json")).unwrap()
+}
 
 impl Case {
     fn expected(&self, role: &str) -> bool {
@@ -145,8 +150,7 @@ async fn connected() -> (TcpStream, TcpStream) {
 
 #[tokio::test]
 async fn certificates_are_judged_as_go_judges_them() {
-    let table: Table =
-        serde_json::from_str(include_str!("../../../../tests/data/tls/certificates.json")).unwrap();
+    let table = recorded();
     let own = tempfile::tempdir().unwrap();
     Authority::new().issue(own.path(), NAME);
     let mut differ = Vec::new();
@@ -187,10 +191,33 @@ async fn certificates_are_judged_as_go_judges_them() {
     assert!(checked > 900, "{checked}");
 }
 
+/// Wherever a bit is turned in the certificate that is shown.
+#[test]
+fn a_certificate_that_is_changed_is_refused() {
+    let der = |pem: &String| CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
+    for (n, case) in recorded().cases.iter().enumerate() {
+        let (trusted, _) = Authorities::of(case.trusts.iter().map(der).collect());
+        let verifier = Verifier::new(trusted, &provider());
+        let chain: Vec<_> = case.chain.iter().map(der).collect();
+        let name = ServerName::try_from(case.host.clone()).unwrap();
+        let others = chain.get(1..).unwrap_or_default();
+        // Another place in each, or it takes long.
+        for at in (n % 23..chain[0].len()).step_by(23) {
+            for bit in [0x01, 0x80] {
+                let mut changed = chain[0].to_vec();
+                changed[at] ^= bit;
+                let changed = CertificateDer::from(changed);
+                let now = UnixTime::now();
+                let found = verifier.verify_server_cert(&changed, others, &name, &[], now);
+                assert!(found.is_err(), "{}: {at}, {bit:#x}", case.case);
+            }
+        }
+    }
+}
+
 #[test]
 fn short_keys_are_refused_by_name() {
-    let table: Table =
-        serde_json::from_str(include_str!("../../../../tests/data/tls/certificates.json")).unwrap();
+    let table = recorded();
     let dir = tempfile::tempdir().unwrap();
     let of = |name: &str| table.cases.iter().find(|case| case.case == name).unwrap();
     of("a key: RSA of 1024 bits").write(dir.path());
