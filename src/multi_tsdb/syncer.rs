@@ -101,7 +101,8 @@ fn sync_together(tenants: &MultiTsdb) -> Vec<Arc<Tenant>> {
     if let Err(err) = tenants.disk.sync_file_system(&tenants.options.dir) {
         tracing::error!(%err, "syncing the file system failed");
         if !was_not_tried(&err) {
-            dirty.iter().for_each(|tenant| tenant.db.sync_handle().mark_sync_failed());
+            // Those that were written since are among what the kernel takes for clean now.
+            tenants.tenants().iter().for_each(|tenant| tenant.db.sync_handle().mark_sync_failed());
         }
         return dirty;
     }

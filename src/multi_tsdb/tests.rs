@@ -256,6 +256,35 @@ fn a_failed_sync_of_the_file_system_counts_for_nothing() {
 }
 
 #[test]
+fn a_failed_sync_of_the_file_system_counts_for_nothing_that_was_written_meanwhile() {
+    let elsewhere = Path::new("/elsewhere");
+    for how in [FailedSync::KeepsBytes, FailedSync::DropsBytes] {
+        let disk = disk_with(&SIX);
+        let storage = Storage::open(&disk);
+        storage.append_to_each(1);
+        storage.tenants.sync();
+        let tenant = |name: &str| storage.tenants.tenant(&id(name)).unwrap();
+        SIX[..5].iter().for_each(|name| append(&tenant(name), 2));
+        disk.fail_syncs(1, how);
+        disk.stall(elsewhere);
+        thread::scope(|scope| {
+            scope.spawn(|| storage.tenants.sync());
+            disk.wait_stalled(1);
+            // The sync knows of five, and fails for six.
+            append(&tenant(SIX[5]), 2);
+            disk.release(elsewhere);
+        });
+        while storage.is_dirty() {
+            storage.tenants.sync();
+        }
+        let cut = Storage::open(&disk.after_power_cut());
+        let mut six = each(&SIX, 2);
+        six.sort();
+        assert_eq!(cut.newest(), six, "{how:?}");
+    }
+}
+
+#[test]
 fn what_is_written_during_a_sync_of_the_file_system_is_not_covered_by_it() {
     let disk = disk_with(&SIX);
     let storage = Storage::open(&disk);

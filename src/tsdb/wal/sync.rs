@@ -482,8 +482,9 @@ impl LogState {
         }
     }
 
+    /// Of a log that is synced to its end, nothing was to reach the medium.
     fn fail(&mut self) {
-        if self.health == Health::Sound {
+        if self.health == Health::Sound && self.written() > self.synced {
             self.health = Health::TailUnsynced;
         }
     }
