@@ -88,6 +88,7 @@ pub fn replay<T: Send>(
         },
         refs: RefMap::default(),
         tombstones: HashMap::new(),
+        further_refs: HashMap::new(),
         removed: HashSet::new(),
         made: Vec::new(),
         min_valid_time,
@@ -237,6 +238,8 @@ struct Builder {
     contents: HeadContents,
     refs: RefMap,
     tombstones: HashMap<Slot, Vec<(Timestamp, Timestamp)>>,
+    /// Refs of a series beside the one that its state knows.
+    further_refs: HashMap<Slot, Vec<HeadSeriesRef>>,
     /// Slots of removed series that no later record announced again: they have no ref.
     removed: HashSet<Slot>,
     made: Vec<(Slot, SeriesKey)>,
@@ -270,7 +273,9 @@ impl Builder {
         self.see_ref(series_ref);
         match self.refs.slot(series_ref) {
             Some(slot) if (mint, maxt) == (Timestamp::MIN, Timestamp::MAX) => {
-                self.refs.remove(slot);
+                self.refs.forget(self.contents.states.get(slot).series_ref());
+                let further = self.further_refs.remove(&slot).unwrap_or_default();
+                further.into_iter().for_each(|series_ref| self.refs.forget(series_ref));
                 self.tombstones.remove(&slot);
                 *self.contents.states.get_mut(slot) = SeriesState::new(series_ref);
                 self.removed.insert(slot);
@@ -310,6 +315,8 @@ impl Builder {
             Some(slot) => {
                 if self.removed.remove(&slot) {
                     *self.contents.states.get_mut(slot) = logged_state();
+                } else {
+                    self.further_refs.entry(slot).or_default().push(series_ref);
                 }
                 slot
             }
@@ -419,10 +426,11 @@ impl RefMap {
         }
     }
 
-    /// Forgets all refs of a slot. Rare, so it may look at every one.
-    fn remove(&mut self, slot: Slot) {
-        self.dense.iter_mut().filter(|place| **place == slot + 1).for_each(|place| *place = 0);
-        self.sparse.retain(|_, of| *of != slot);
+    fn forget(&mut self, series_ref: HeadSeriesRef) {
+        match self.dense.get_mut(series_ref.0 as usize) {
+            Some(place) if *place > 0 => *place = 0,
+            _ => drop(self.sparse.remove(&series_ref.0)),
+        }
     }
 }
 
@@ -461,6 +469,39 @@ mod tests {
         assert_eq!((state.last(), state.series_ref()), (Some((40, 1)), HeadSeriesRef(9)));
         assert!(!state.is_unlogged());
         assert_eq!((report.next_ref, report.unknown_refs), (10, 1));
+    }
+
+    #[test]
+    fn a_removed_series_is_removed_under_each_of_its_refs() {
+        let refs = [5, 7, 1 << 30];
+        let mut log = Vec::new();
+        for series_ref in refs {
+            let mut bytes = Vec::new();
+            record::begin_series(&mut bytes);
+            let labels = [(&b"__name__"[..], &b"up"[..])];
+            record::push_series(&mut bytes, HeadSeriesRef(series_ref), labels.into_iter());
+            log.push(bytes);
+        }
+        let mut removal = vec![3];
+        removal.extend(7_u64.to_be_bytes());
+        for lowest_byte in [0xff, 0xfe] {
+            removal.push(lowest_byte);
+            removal.extend([0xff; 8]);
+            removal.push(1);
+        }
+        log.push(removal);
+        for (t, series_ref) in refs.into_iter().enumerate() {
+            let mut bytes = Vec::new();
+            record::encode_samples(&mut bytes, [(HeadSeriesRef(series_ref), t as i64, 1)]);
+            log.push(bytes);
+        }
+        let read = |take: &mut dyn FnMut(Record<'_>)| {
+            log.iter().for_each(|bytes| take(Record::parse(bytes).unwrap()));
+            Ok(())
+        };
+        let ((), contents, report) = replay(KeyHasher::random(), 0, 1000, read).unwrap();
+        assert_eq!(contents.states.get(0).last(), None);
+        assert_eq!(report.unknown_refs, 3, "none of its refs is known any more");
     }
 
     #[test]
