@@ -117,7 +117,7 @@ struct App {
 
 impl App {
     async fn start(config: Config) -> Result<App, AppError> {
-        let registry = Registry::new();
+        let registry = Registry::with_tenants_max(config.http.metrics_tenants_max);
         let tls = Tls::load(&config, &registry)?;
         let listeners = Listeners::bind(&config).await?;
         let mode = config.ring.mode();

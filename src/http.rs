@@ -11,6 +11,7 @@
 
 pub mod closed;
 mod connection;
+mod gone;
 mod metrics;
 mod path;
 mod question;
@@ -19,6 +20,7 @@ pub mod remote_write;
 pub mod respond;
 pub mod ring;
 pub mod status;
+mod target;
 pub mod tenant;
 mod unread;
 
@@ -41,6 +43,8 @@ use crate::door::stream::ClientStream;
 use crate::door::{Door, HeadLimits};
 use crate::tls::server::ServerTls;
 use crate::tls::stream::MaybeTls;
+use gone::ClientGone;
+use target::EscapedTargets;
 
 pub use remote_write::remote_write_router;
 pub use status::status_router;
@@ -198,8 +202,11 @@ impl NewConnection {
             },
             () = some_time_after(&shutdown, limits.drain_idle_timeout) => return,
         };
-        let (watch, service, progress) = connection::watch(limits, router, heads.clone());
+        let gone = ClientGone::default();
+        let (watch, service, progress) =
+            connection::watch(limits, router, heads.clone(), gone.clone());
         let stream = ClientStream::new(stream, watch, heads.clone(), place);
+        let stream = EscapedTargets::new(stream, progress.clone(), gone);
         let connection = builder.serve_connection(TokioIo::new(stream), service);
         tokio::pin!(connection);
         // How a connection ended is its peer's business; requests were measured one by one. But one

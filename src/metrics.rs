@@ -7,7 +7,7 @@
 //! atomic operation per use. Families are registered once; taking the same labels twice gives the
 //! same handle.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,15 +19,46 @@ pub mod budgets;
 pub mod build;
 pub mod process;
 
+/// The tenant label under which the lines of tenants are summed that have none of their own. No
+/// tenant's name has a slash.
+pub const OTHER_TENANTS: &str = "/other";
+
+/// The label that names a tenant.
+const TENANT: &str = "tenant";
+
 /// All families of one process.
 #[derive(Clone, Default)]
 pub struct Registry {
     families: Arc<Mutex<BTreeMap<String, Arc<Family>>>>,
+    tenants: Arc<TenantLines>,
     /// Run before each exposition, to bring gauges up to date.
     collectors: Arc<Mutex<Vec<Collector>>>,
 }
 
 type Collector = Box<dyn Fn() + Send + Sync>;
+
+/// The tenants that have lines of their own: whoever comes first, as many as there may be.
+struct TenantLines {
+    max: usize,
+    own: Mutex<HashSet<String>>,
+}
+
+impl Default for TenantLines {
+    fn default() -> TenantLines {
+        TenantLines { max: usize::MAX, own: Mutex::default() }
+    }
+}
+
+impl TenantLines {
+    /// Whether a tenant has lines of its own, which it gets if there is room.
+    fn admit(&self, tenant: &str) -> bool {
+        let mut own = self.own.lock();
+        let is_reserved = tenant.contains('/');
+        is_reserved
+            || own.contains(tenant)
+            || (own.len() < self.max && own.insert(tenant.to_owned()))
+    }
+}
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Kind {
@@ -44,6 +75,9 @@ struct Family {
     /// Upper bounds, without +Inf. Empty but for histograms.
     bounds: Vec<f64>,
     children: Mutex<BTreeMap<Vec<String>, Child>>,
+    tenants: Arc<TenantLines>,
+    /// Of tenants without lines of their own.
+    rest: Mutex<BTreeMap<Vec<String>, Child>>,
 }
 
 #[derive(Clone)]
@@ -85,6 +119,27 @@ pub struct HistogramVec(Arc<Family>);
 impl Registry {
     pub fn new() -> Registry {
         Registry::default()
+    }
+
+    /// One in which so many tenants have lines of their own. Those of the others are summed under
+    /// [`OTHER_TENANTS`], gauges too, of which some mean little as a sum.
+    pub fn with_tenants_max(max: usize) -> Registry {
+        let tenants = Arc::new(TenantLines { max, own: Mutex::default() });
+        let registry = Registry { tenants: tenants.clone(), ..Registry::default() };
+        let limit = registry.gauge(
+            "ringest_metrics_tenants_max",
+            "Tenants that have lines of their own on this page; those of others are summed.",
+        );
+        limit.set(max as f64);
+        let used = registry
+            .gauge("ringest_metrics_tenants", "Tenants that have lines of their own on this page.");
+        registry.on_collect(move || used.set(tenants.own.lock().len() as f64));
+        registry
+    }
+
+    /// Whether a tenant has lines of its own, which it gets if there is room.
+    pub fn has_own_lines(&self, tenant: &str) -> bool {
+        self.tenants.admit(tenant)
     }
 
     pub fn counter(&self, name: &str, help: &'static str) -> Counter {
@@ -142,7 +197,11 @@ impl Registry {
         for family in self.families.lock().values() {
             if let Some(i) = family.label_names.iter().position(|label| *label == name) {
                 family.children.lock().retain(|values, _| values[i] != value);
+                family.rest.lock().retain(|values, _| values[i] != value);
             }
+        }
+        if name == TENANT {
+            self.tenants.own.lock().remove(value);
         }
     }
 
@@ -175,6 +234,8 @@ impl Registry {
                 label_names: labels.to_vec(),
                 bounds: bounds.to_vec(),
                 children: Mutex::default(),
+                tenants: self.tenants.clone(),
+                rest: Mutex::default(),
             })
         });
         assert!(
@@ -188,8 +249,10 @@ impl Registry {
 impl Family {
     fn child(&self, values: &[&str]) -> Child {
         assert_eq!(values.len(), self.label_names.len(), "one value per label name");
+        let tenant = self.tenant_label().and_then(|i| values.get(i));
+        let has_own_lines = tenant.is_none_or(|tenant| self.tenants.admit(tenant));
         let values: Vec<String> = values.iter().map(|value| (*value).to_owned()).collect();
-        let mut children = self.children.lock();
+        let mut children = if has_own_lines { self.children.lock() } else { self.rest.lock() };
         let child = children.entry(values).or_insert_with(|| match self.kind {
             Kind::Counter | Kind::Gauge => Child::Value(Arc::default()),
             Kind::Histogram | Kind::Summary => Child::Distribution(Arc::new(Distribution {
@@ -201,6 +264,10 @@ impl Family {
         child.clone()
     }
 
+    fn tenant_label(&self) -> Option<usize> {
+        self.label_names.iter().position(|name| *name == TENANT)
+    }
+
     fn value(&self, values: &[&str]) -> Arc<AtomicU64> {
         match self.child(values) {
             Child::Value(value) => value,
@@ -210,7 +277,8 @@ impl Family {
 
     fn expose(&self, name: &str, page: &mut String) {
         let children = self.children.lock();
-        if children.is_empty() {
+        let rest = self.rest.lock();
+        if children.is_empty() && rest.is_empty() {
             return;
         }
         let kind = match self.kind {
@@ -222,35 +290,52 @@ impl Family {
         let help = self.help.replace('\\', "\\\\").replace('\n', "\\n");
         // Writing to a String cannot fail.
         let _ = writeln!(page, "# HELP {name} {help}\n# TYPE {name} {kind}");
-        for (values, child) in children.iter() {
-            match child {
-                Child::Value(value) => {
-                    let value = f64::from_bits(value.load(Ordering::Relaxed));
-                    self.line(page, name, "", values, None, value);
-                }
-                Child::Distribution(distribution) => {
-                    self.expose_distribution(page, name, values, distribution);
-                }
-            }
+        let sums = self.sums(&rest, &children);
+        for (values, child) in children.iter().filter(|(values, _)| !sums.contains_key(*values)) {
+            self.expose_child(page, name, values, &Shown::of(child));
+        }
+        for (values, shown) in &sums {
+            self.expose_child(page, name, values, shown);
         }
     }
 
-    fn expose_distribution(
+    /// What tenants without lines of their own amount to, with what is counted for all of them.
+    fn sums(
         &self,
-        page: &mut String,
-        name: &str,
-        values: &[String],
-        distribution: &Distribution,
-    ) {
+        rest: &BTreeMap<Vec<String>, Child>,
+        children: &BTreeMap<Vec<String>, Child>,
+    ) -> BTreeMap<Vec<String>, Shown> {
+        let mut sums: BTreeMap<Vec<String>, Shown> = BTreeMap::new();
+        let Some(tenant) = self.tenant_label() else { return sums };
+        for (values, child) in rest {
+            let mut values = values.clone();
+            if let Some(value) = values.get_mut(tenant) {
+                OTHER_TENANTS.clone_into(value);
+            }
+            let shown = Shown::of(child);
+            sums.entry(values).and_modify(|sum| sum.add(&shown)).or_insert(shown);
+        }
+        for (values, sum) in &mut sums {
+            if let Some(child) = children.get(values) {
+                sum.add(&Shown::of(child));
+            }
+        }
+        sums
+    }
+
+    fn expose_child(&self, page: &mut String, name: &str, values: &[String], shown: &Shown) {
+        let (buckets, sum) = match shown {
+            Shown::Value(value) => return self.line(page, name, "", values, None, *value),
+            Shown::Distribution { buckets, sum } => (buckets, *sum),
+        };
         let mut count = 0;
-        for (i, bucket) in distribution.buckets.iter().enumerate() {
-            count += bucket.load(Ordering::Relaxed);
+        for (i, bucket) in buckets.iter().enumerate() {
+            count += bucket;
             if self.kind == Kind::Histogram {
-                let bound = distribution.bounds.get(i).copied().unwrap_or(f64::INFINITY);
+                let bound = self.bounds.get(i).copied().unwrap_or(f64::INFINITY);
                 self.line(page, name, "_bucket", values, Some(bound), count as f64);
             }
         }
-        let sum = f64::from_bits(distribution.sum.load(Ordering::Relaxed));
         self.line(page, name, "_sum", values, None, sum);
         self.line(page, name, "_count", values, None, count as f64);
     }
@@ -280,6 +365,42 @@ impl Family {
             page.push('}');
         }
         let _ = writeln!(page, " {}", Number(value));
+    }
+}
+
+/// A metric as it was at a moment.
+enum Shown {
+    Value(f64),
+    Distribution { buckets: Vec<u64>, sum: f64 },
+}
+
+impl Shown {
+    fn of(child: &Child) -> Shown {
+        match child {
+            Child::Value(value) => Shown::Value(f64::from_bits(value.load(Ordering::Relaxed))),
+            Child::Distribution(distribution) => {
+                let buckets = distribution.buckets.iter();
+                Shown::Distribution {
+                    buckets: buckets.map(|bucket| bucket.load(Ordering::Relaxed)).collect(),
+                    sum: f64::from_bits(distribution.sum.load(Ordering::Relaxed)),
+                }
+            }
+        }
+    }
+
+    fn add(&mut self, other: &Shown) {
+        match (self, other) {
+            (Shown::Value(value), Shown::Value(more)) => *value += more,
+            (
+                Shown::Distribution { buckets, sum },
+                Shown::Distribution { buckets: more, sum: more_sum },
+            ) => {
+                buckets.iter_mut().zip(more).for_each(|(bucket, more)| *bucket += more);
+                *sum += more_sum;
+            }
+            // A family is of one kind.
+            _ => {}
+        }
     }
 }
 
@@ -422,6 +543,45 @@ d_count 1
         assert_eq!(registry.expose(), expected);
         registry.remove("tenant", "x\"y");
         assert!(!registry.expose().contains("tenant"));
+    }
+
+    #[test]
+    fn tenants_beyond_the_cap_are_summed() {
+        let registry = Registry::with_tenants_max(2);
+        let requests = registry.counter_vec("requests", "R.", &["code", "tenant"]);
+        let seconds = registry.histogram_vec("seconds", "S.", &["tenant"], &[1.0]);
+        for (i, tenant) in ["b", "a", "c", "d", OTHER_TENANTS, "/unknown"].iter().enumerate() {
+            requests.with(&["200", tenant]).add(1 << i);
+            seconds.with(&[tenant]).observe(i as f64);
+        }
+        requests.with(&["503", "d"]).inc();
+        let lines = |page: &str, name: &str| -> Vec<String> {
+            page.lines().filter(|line| line.starts_with(name)).map(str::to_owned).collect()
+        };
+        let page = registry.expose();
+        let expected = [
+            "requests{code=\"200\",tenant=\"/unknown\"} 32",
+            "requests{code=\"200\",tenant=\"a\"} 2",
+            "requests{code=\"200\",tenant=\"b\"} 1",
+            "requests{code=\"200\",tenant=\"/other\"} 28",
+            "requests{code=\"503\",tenant=\"/other\"} 1",
+        ];
+        assert_eq!(lines(&page, "requests{"), expected);
+        assert_eq!(
+            lines(&page, "seconds_sum{tenant=\"/other\"}"),
+            ["seconds_sum{tenant=\"/other\"} 9"]
+        );
+        assert_eq!(
+            lines(&page, "seconds_count{tenant=\"/other\"}"),
+            ["seconds_count{tenant=\"/other\"} 3"]
+        );
+        assert_eq!(
+            lines(&page, "ringest_metrics_tenants"),
+            ["ringest_metrics_tenants 2", "ringest_metrics_tenants_max 2",]
+        );
+        // One that goes makes room for one that comes.
+        registry.remove("tenant", "a");
+        assert!(registry.has_own_lines("e") && !registry.has_own_lines("f"));
     }
 
     #[test]

@@ -288,6 +288,7 @@ pub static FLAGS: &[Flag] = &[
     flag("receive.ring-hold", Kind::DurationModel, "2m", "How long a changed hashrings file is held back at most while no replica set of its rings reaches its quorum and one of those in force does; 0 for never. POST /api/v1/ring/take ends it at once.").own(),
     flag("receive.label-bytes-max", Kind::Bytes, "64KB", "Names and values of a series' labels together; series with more are refused.").own(),
     switch("receive.capnproto", ON, "Listen for Cap'n Proto replication. That port is plain TCP, so --no-receive.capnproto is advised where gRPC asks for client certificates.").own(),
+    flag("http.metrics-tenants-max", Kind::Uint, "10000", "Tenants that have lines of their own on the metrics page; those of further ones are summed under the tenant /other.").own(),
     switch("http.open-reads", OFF, "Serve remote read and the pages that name tenants on the HTTP address to everybody, even where another listener asks for client certificates.").own(),
     flag("query.inflight-bytes-max", Kind::Bytes, "512MB", "Memory for all reads being answered, over gRPC and HTTP; reads beyond it are refused.").own(),
 ];

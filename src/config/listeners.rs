@@ -15,6 +15,8 @@ pub struct HttpConfig {
     /// The flag by which another listener asks its clients for certificates, which this one cannot:
     /// then what reads or names tenants is not served here.
     pub reads_closed_by: Option<&'static str>,
+    /// Tenants that have lines of their own on the metrics page.
+    pub metrics_tenants_max: usize,
 }
 
 /// The StoreAPI and Info services.
@@ -32,10 +34,12 @@ impl HttpConfig {
     pub(super) fn of(settings: &mut Settings<'_>) -> Option<HttpConfig> {
         let address = ListenAddress::of(settings, "http-address");
         let reads_closed_by = reads_closed_by(settings);
+        let metrics_tenants_max = settings.positive_count("http.metrics-tenants-max");
         Some(HttpConfig {
             address: address?,
             grace_period: settings.duration("http-grace-period"),
             reads_closed_by,
+            metrics_tenants_max: metrics_tenants_max?,
         })
     }
 }

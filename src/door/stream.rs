@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::BufMut as _;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
 use tokio_util::io::poll_read_buf;
 
@@ -58,6 +59,11 @@ struct Refusal {
 }
 
 impl<W: Watch> ClientStream<W> {
+    /// The connection below.
+    pub(crate) fn tcp(&self) -> &TcpStream {
+        self.stream.tcp()
+    }
+
     pub(crate) fn new(
         stream: MaybeTls,
         watch: W,

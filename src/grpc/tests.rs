@@ -29,24 +29,29 @@ struct TestServer {
     addr: SocketAddr,
     registry: Registry,
     door: Door,
+    budget: ReadBudget,
     stop: oneshot::Sender<()>,
     serving: JoinHandle<std::io::Result<()>>,
 }
 
 fn start(source: FakeSource, options: GrpcOptions) -> TestServer {
+    start_with(source, options, STALL_TIMEOUT)
+}
+
+fn start_with(source: FakeSource, options: GrpcOptions, stall: Duration) -> TestServer {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = listener.local_addr().unwrap();
     let (stop, stopped) = oneshot::channel::<()>();
     let source: Arc<dyn TenantSource> = Arc::new(source);
     let ready = source.clone();
     let budget = ReadBudget::new(READ_BYTES_MAX_DEFAULT);
-    let services = Services::of_reads(source, budget, STALL_TIMEOUT, move || ready.is_ready());
+    let services = Services::of_reads(source, budget.clone(), stall, move || ready.is_ready());
     let registry = Registry::new();
     let metrics = GrpcMetrics::new(&registry, services.names());
     let shutdown = async move { stopped.await.unwrap_or_default() };
     let door = Door::with(None, HeadLimits::default(), &Admission::new(64 << 20), &registry);
     let serving = tokio::spawn(serve(listener, services, metrics, options, door.clone(), shutdown));
-    TestServer { addr, registry, door, stop, serving }
+    TestServer { addr, registry, door, budget, stop, serving }
 }
 
 /// A call of raw frames: its code and the messages of its answer.
@@ -513,4 +518,92 @@ async fn what_stalls_is_ended_whatever_it_is() {
         // Reset or closed, it has ended.
         let _ = stream.read_to_end(&mut answer).await;
     }
+}
+
+/// One series of some megabytes, which is more than a client takes that does not read.
+fn long_series() -> FakeSource {
+    let samples: Vec<_> = (0..400_000).map(|i| (i * 20, (i as f64).sin())).collect();
+    let tenant =
+        FakeTenant::new("a", &[("replica", "r0")]).with(&[("__name__", "x")], &samples, 120);
+    FakeSource::of(vec![Arc::new(tenant)])
+}
+
+type Sender = hyper::client::conn::http2::SendRequest<Full<Bytes>>;
+
+async fn connect(addr: SocketAddr) -> (Sender, JoinHandle<hyper::Result<()>>) {
+    let stream = tokio::net::TcpStream::connect(addr).await.unwrap();
+    let io = hyper_util::rt::TokioIo::new(stream);
+    let (sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
+    (sender, tokio::spawn(connection))
+}
+
+/// Asks for everything, and takes nothing of the answer but its head.
+async fn ask(sender: &mut Sender, timeout: &str) -> hyper::body::Incoming {
+    let request = http::Request::post("http://x/thanos.Store/Series")
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .header("grpc-timeout", timeout)
+        .body(Full::new(everything()))
+        .unwrap();
+    let response = sender.send_request(request).await.unwrap();
+    assert!(response.headers().get("grpc-status").is_none(), "{response:?}");
+    response.into_body()
+}
+
+async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let waited = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), waited).await.expect(what);
+}
+
+#[tokio::test]
+async fn readers_that_stop_reading_hold_nothing_for_long() {
+    let stall = Duration::from_millis(500);
+    let server = start_with(long_series(), GrpcOptions::default(), stall);
+    let (mut sender, connection) = connect(server.addr).await;
+    let mut answers = Vec::new();
+    for _ in 0..5 {
+        answers.push(ask(&mut sender, "1H").await);
+    }
+    until("nothing is held", || server.budget.held_bytes() == 0).await;
+    // And the client that does not come back is let go of. The others are not.
+    let (mut other, _connection) = connect(server.addr).await;
+    let ended = tokio::time::timeout(Duration::from_secs(60), connection).await;
+    assert!(ended.is_ok(), "the connection goes on");
+    let mut answer = ask(&mut other, "1H").await;
+    let mut messages = 0;
+    let trailers = loop {
+        let frame = answer.frame().await.unwrap().unwrap();
+        match frame.into_trailers() {
+            Ok(trailers) => break trailers,
+            Err(frame) => messages += frame.into_data().unwrap().len(),
+        }
+    };
+    assert_eq!(trailers["grpc-status"], "0");
+    assert!(messages > 3 << 20, "{messages} bytes");
+}
+
+#[tokio::test]
+async fn what_a_caller_has_given_up_is_not_held() {
+    let server = start(long_series(), GrpcOptions::default());
+    let (mut sender, _connection) = connect(server.addr).await;
+    // Its deadline passes.
+    let mut late = ask(&mut sender, "300m").await;
+    until("held for nobody", || server.budget.held_bytes() == 0).await;
+    let code = loop {
+        let frame = late.frame().await.unwrap().unwrap();
+        if let Ok(trailers) = frame.into_trailers() {
+            break trailers["grpc-status"].clone();
+        }
+    };
+    assert_eq!(code, "4");
+    // It goes.
+    let gone = ask(&mut sender, "1H").await;
+    assert!(server.budget.held_bytes() > 0);
+    drop(gone);
+    until("held for one that has gone", || server.budget.held_bytes() == 0).await;
 }

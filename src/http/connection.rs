@@ -39,6 +39,7 @@ use tower::Service as _;
 use crate::door::FIRST_BYTE_TIMEOUT;
 use crate::door::heads::{FREE_BYTES, HeadCharge, HeadError, Heads};
 use crate::door::stream::{Http2, Watch};
+use crate::http::gone::ClientGone;
 use crate::http::unread::RequestBody;
 use crate::http::{ConnectionLimits, respond};
 
@@ -101,12 +102,24 @@ impl Phase {
 }
 
 /// How far a connection is, for those who end it.
+#[derive(Clone)]
 pub(super) struct Progress(Arc<Phase>);
 
 impl Progress {
     /// From now on each answer is the last. A wait that is under way begins anew.
     pub(super) fn drain(&self) {
         self.0.word.fetch_or(DRAINING, Ordering::Relaxed);
+    }
+
+    /// Which head is coming, if one is.
+    pub(super) fn head(&self) -> Option<u32> {
+        let word = self.0.word();
+        (phase_of(word) == HEAD).then_some(word >> COUNT_SHIFT)
+    }
+
+    /// Whether a request is being answered, over HTTP/1.1.
+    pub(super) fn is_answering(&self) -> bool {
+        phase_of(self.0.word()) == BUSY
     }
 
     /// Whether it has turned out to be HTTP/2.
@@ -137,6 +150,7 @@ pub(super) struct WatchedService {
     heads: Arc<Heads>,
     /// Of the request that is served now. HTTP/2, where they are many, ends each stream by itself.
     body: RequestBody,
+    gone: ClientGone,
 }
 
 /// What shares the phase of a connection.
@@ -144,10 +158,11 @@ pub(super) fn watch(
     limits: ConnectionLimits,
     router: Router,
     heads: Arc<Heads>,
+    gone: ClientGone,
 ) -> (HttpWatch, WatchedService, Progress) {
     let phase = Arc::new(Phase::default());
     let body = RequestBody::default();
-    let service = WatchedService { router, phase: phase.clone(), heads: heads.clone(), body };
+    let service = WatchedService { router, phase: phase.clone(), heads: heads.clone(), body, gone };
     let progress = Progress(phase.clone());
     let protocol = Protocol::Http2(Http2::default());
     (HttpWatch { phase, limits, heads, protocol }, service, progress)
@@ -225,7 +240,7 @@ impl Service<Request<Incoming>> for WatchedService {
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let is_http2 = request.version() == Version::HTTP_2;
         self.phase.begin(if is_http2 { MULTIPLEXED } else { BUSY });
-        let (head, body) = request.into_parts();
+        let (mut head, body) = request.into_parts();
         let held = self.phase.head.lock().take();
         let admitted = self.heads.admit(&head, held);
         let mut router = self.router.clone();
@@ -241,6 +256,7 @@ impl Service<Request<Incoming>> for WatchedService {
                 Err(error) => Box::pin(async move { Ok(respond::head_refused(&error)) }),
             };
         }
+        head.extensions.insert(self.gone.clone());
         let lent = self.body.lend(&head, body);
         let (phase, body) = (self.phase.clone(), self.body.clone());
         Box::pin(async move {

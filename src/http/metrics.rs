@@ -1,7 +1,8 @@
 //! What the write endpoints measure, under Thanos' names.
 //!
 //! A request costs one look-up by tenant name and some atomic additions: the handles of a tenant
-//! and status are made once and kept. Labels hold what senders send, so their number is capped.
+//! and status are made once and kept. Labels hold what senders send, so a tenant has some of its own
+//! only once something of it was stored or forwarded, and their number is capped.
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
@@ -11,17 +12,17 @@ use http::StatusCode;
 use parking_lot::RwLock;
 
 use crate::http::respond::RequestError;
-use crate::metrics::{Counter, CounterVec, Gauge, GaugeVec, Histogram, HistogramVec, Registry};
+use crate::metrics::{
+    Counter, CounterVec, Gauge, GaugeVec, Histogram, HistogramVec, OTHER_TENANTS, Registry,
+};
 use crate::model::tenant::{TenantId, TenantNameError};
 use crate::write::WriteOutcome;
 use crate::write::error::WriteError;
 
-/// Tenants that get metrics of their own; those beyond share [`OTHER_TENANTS`]. Some 3 KB each.
-const TENANTS_MAX: usize = 10_000;
-
 /// The tenant label of requests whose tenant has no valid name. No tenant's name has a slash.
 const INVALID_TENANT: &str = "/invalid";
-const OTHER_TENANTS: &str = "/other";
+/// Of those whose tenant has nothing that was stored or forwarded.
+const UNKNOWN_TENANT: &str = "/unknown";
 
 const HANDLER: &str = "receive";
 
@@ -57,9 +58,12 @@ struct Families {
 
 /// The metrics of the write endpoints over all tenants.
 pub(super) struct WriteMetrics {
+    registry: Registry,
     families: Arc<Families>,
+    /// Those with metrics of their own.
     tenants: RwLock<HashMap<Box<[u8]>, Arc<TenantEntry>>>,
     invalid: Arc<TenantMetrics>,
+    unknown: Arc<TenantMetrics>,
     other: Arc<TenantMetrics>,
     replications: [Counter; 2],
     forward_requests: [Counter; 2],
@@ -69,6 +73,8 @@ pub(super) struct WriteMetrics {
 pub(super) struct TenantEntry {
     pub(super) id: TenantId,
     pub(super) metrics: Arc<TenantMetrics>,
+    /// Whether something of it was stored or forwarded.
+    is_known: bool,
 }
 
 /// The handles of one tenant.
@@ -115,6 +121,15 @@ impl Written {
     }
 }
 
+/// Whether anything of a request was stored or forwarded.
+fn was_taken(result: &Result<WriteOutcome, RequestError>) -> bool {
+    match result {
+        Ok(outcome) => outcome.samples_stored > 0,
+        Err(RequestError::Write(WriteError::NoQuorum { .. })) => true,
+        Err(_) => false,
+    }
+}
+
 /// One finished request.
 pub(super) struct Observation {
     pub(super) status: StatusCode,
@@ -133,7 +148,9 @@ impl WriteMetrics {
         };
         WriteMetrics {
             invalid: Arc::new(TenantMetrics::new(&families, INVALID_TENANT)),
+            unknown: Arc::new(TenantMetrics::new(&families, UNKNOWN_TENANT)),
             other: Arc::new(TenantMetrics::new(&families, OTHER_TENANTS)),
+            registry: registry.clone(),
             tenants: RwLock::default(),
             replications: results(
                 "thanos_receive_replications_total",
@@ -147,24 +164,35 @@ impl WriteMetrics {
         }
     }
 
-    /// The tenant of this name. It is made at the first request that names it, so the hot path
-    /// neither checks the name nor takes memory.
+    /// The tenant of this name. Of one that is known the name is not checked, and no memory taken.
     pub(super) fn tenant(&self, name: &[u8]) -> Result<Arc<TenantEntry>, TenantNameError> {
         if let Some(entry) = self.tenants.read().get(name) {
             return Ok(entry.clone());
         }
-        let id = TenantId::parse(name)?;
+        let (id, metrics) = (TenantId::parse(name)?, self.unknown.clone());
+        Ok(Arc::new(TenantEntry { id, metrics, is_known: false }))
+    }
+
+    /// What a finished request of a tenant is counted under. Once something was taken, the tenant
+    /// has metrics of its own, if it may.
+    pub(super) fn of_finished(
+        &self,
+        tenant: &TenantEntry,
+        result: &Result<WriteOutcome, RequestError>,
+    ) -> Arc<TenantMetrics> {
+        if tenant.is_known || !was_taken(result) {
+            return tenant.metrics.clone();
+        }
+        let id = &tenant.id;
+        if !self.registry.has_own_lines(id.as_str()) {
+            return self.other.clone();
+        }
         let mut tenants = self.tenants.write();
-        if let Some(entry) = tenants.get(name) {
-            return Ok(entry.clone());
-        }
-        if tenants.len() >= TENANTS_MAX {
-            return Ok(Arc::new(TenantEntry { id, metrics: self.other.clone() }));
-        }
-        let metrics = Arc::new(TenantMetrics::new(&self.families, id.as_str()));
-        let entry = Arc::new(TenantEntry { id, metrics });
-        tenants.insert(name.into(), entry.clone());
-        Ok(entry)
+        let entry = tenants.entry(id.as_str().as_bytes().into()).or_insert_with(|| {
+            let metrics = Arc::new(TenantMetrics::new(&self.families, id.as_str()));
+            Arc::new(TenantEntry { id: id.clone(), metrics, is_known: true })
+        });
+        entry.metrics.clone()
     }
 
     /// The metrics of requests whose tenant has no valid name.
@@ -297,6 +325,7 @@ mod tests {
     fn a_request_is_counted_under_its_tenant_and_status() {
         let registry = Registry::new();
         let metrics = WriteMetrics::new(&registry);
+        metrics.of_finished(&metrics.tenant(b"a").unwrap(), &stored(1));
         let tenant = metrics.tenant(b"a").unwrap();
         let inflight = tenant.metrics.begin();
         let written = Written { series: 20, samples: 30 };
@@ -319,16 +348,41 @@ mod tests {
         assert!(registry.expose().lines().any(|line| line == idle));
     }
 
+    fn stored(samples_stored: u64) -> Result<WriteOutcome, RequestError> {
+        Ok(WriteOutcome { series: 1, samples_stored, ..WriteOutcome::default() })
+    }
+
+    /// The label that a request of a tenant is counted under, with this result.
+    fn counted_as(
+        metrics: &WriteMetrics,
+        tenant: &[u8],
+        result: &Result<WriteOutcome, RequestError>,
+    ) -> String {
+        let tenant = metrics.tenant(tenant).unwrap();
+        metrics.of_finished(&tenant, result).tenant.to_string()
+    }
+
     #[test]
-    fn tenants_beyond_the_cap_share_their_metrics() {
-        let metrics = WriteMetrics::new(&Registry::new());
-        for i in 0..TENANTS_MAX {
-            metrics.tenant(format!("t{i}").as_bytes()).unwrap();
+    fn a_tenant_has_metrics_of_its_own_once_something_was_taken() {
+        let registry = Registry::with_tenants_max(2);
+        let metrics = WriteMetrics::new(&registry);
+        let failed = |error: WriteError| Err(RequestError::Write(error));
+        let unavailable = failed(WriteError::Unavailable("x".into()));
+        let no_quorum = failed(WriteError::NoQuorum { detail: "x".into(), series: 1, samples: 1 });
+        // Nobody takes memory by a name.
+        for i in 0..1000 {
+            let name = format!("t{i}");
+            assert_eq!(counted_as(&metrics, name.as_bytes(), &stored(0)), UNKNOWN_TENANT);
+            assert_eq!(counted_as(&metrics, name.as_bytes(), &unavailable), UNKNOWN_TENANT);
         }
-        let beyond = metrics.tenant(b"beyond").unwrap();
-        assert_eq!(beyond.id.as_str(), "beyond");
-        assert_eq!(&*beyond.metrics.tenant, OTHER_TENANTS);
-        assert_eq!(&*metrics.tenant(b"t7").unwrap().metrics.tenant, "t7");
+        assert!(metrics.tenants.read().is_empty());
+        assert!(!registry.expose().contains("tenant=\"t"));
+        assert_eq!(counted_as(&metrics, b"t7", &stored(1)), "t7");
+        assert_eq!(counted_as(&metrics, b"t7", &unavailable), "t7", "from then on");
+        assert_eq!(counted_as(&metrics, b"forwarded", &no_quorum), "forwarded");
+        // Beyond the cap.
+        assert_eq!(counted_as(&metrics, b"beyond", &stored(1)), OTHER_TENANTS);
+        assert_eq!(metrics.tenant(b"beyond").unwrap().id.as_str(), "beyond");
         assert_eq!(metrics.tenant(b"a/b").err(), Some(TenantNameError::NotAPathElement));
     }
 }

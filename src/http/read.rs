@@ -29,7 +29,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode};
 use prost::Message;
 use thin_vec::ThinVec;
 
-use crate::http::question;
+use crate::http::{gone, question};
 use crate::model::labels::{LabelIter, SeriesKey, TAG_FIELD_1};
 use crate::model::matcher::Matcher;
 use crate::model::tenant::{TenantId, TenantNameError};
@@ -37,7 +37,7 @@ use crate::model::varint::push_varint;
 use crate::store::budget::{ReadBudget, ReadBudgetGuard};
 use crate::store::error::QueryError;
 use crate::store::matchers::{self, WireMatcher};
-use crate::store::pieces::{Cursor, Patience, blocking, interrupted, pieces};
+use crate::store::pieces::{Cursor, Patience, Whole, blocking, interrupted, pieces};
 use crate::store::slices::Sliced;
 use crate::store::sort::sort_by;
 use crate::store::source::{self, ReadTenant, SeriesReader, TenantSource};
@@ -140,7 +140,11 @@ impl RemoteRead {
                 }
             }
         });
-        let response = match answer.await? {
+        let answer = tokio::select! {
+            answer = answer => answer?,
+            () = gone::client_gone(&parts.extensions) => return Err(QueryError::Interrupted),
+        };
+        let response = match answer {
             Answer::Samples(whole) => samples_response(whole, patience),
             Answer::Streamed(cursor) => streamed_response(cursor, patience),
         };
@@ -164,7 +168,7 @@ fn invalid(stage: &'static str, error: impl std::fmt::Display) -> QueryError {
 
 /// What an answer is made of.
 enum Answer {
-    Samples(Whole),
+    Samples(Whole<ReadBudgetGuard>),
     Streamed(ChunkCursor),
 }
 
@@ -269,7 +273,7 @@ fn samples(
     tenant: Option<&dyn ReadTenant>,
     queries: &[ParsedQuery],
     budget: &ReadBudget,
-) -> Result<Whole, QueryError> {
+) -> Result<Whole<ReadBudgetGuard>, QueryError> {
     let mut response = Vec::new();
     let mut held = budget.begin();
     let mut charged = 0;
@@ -313,22 +317,7 @@ fn samples(
     drop(response);
     compressed.shrink_to_fit();
     held.shrink_to(compressed.len());
-    Ok(Whole { rest: compressed.into(), _held: held })
-}
-
-/// An answer that is there as a whole, held until it is taken.
-struct Whole {
-    rest: Bytes,
-    _held: ReadBudgetGuard,
-}
-
-impl Cursor for Whole {
-    type Message = Bytes;
-
-    fn fill(&mut self, ready: &mut VecDeque<Bytes>) -> Result<bool, QueryError> {
-        ready.push_back(self.rest.split_to(self.rest.len().min(FRAME_BYTES_MAX)));
-        Ok(!self.rest.is_empty())
-    }
+    Ok(Whole::new(compressed.into(), held))
 }
 
 /// Samples of the chunks that lie in the query's range. Chunks of native histograms hold none.
@@ -517,8 +506,8 @@ fn cut(query: &ParsedQuery, chunk: &ChunkData) -> Result<Option<Chunk>, QueryErr
     }))
 }
 
-fn samples_response(whole: Whole, patience: Patience) -> Response {
-    let len = whole.rest.len();
+fn samples_response(whole: Whole<ReadBudgetGuard>, patience: Patience) -> Response {
+    let len = whole.rest().len();
     let mut response = Response::new(Body::from_stream(pieces(whole, patience)));
     let headers = response.headers_mut();
     headers.insert(CONTENT_LENGTH, HeaderValue::from(len));

@@ -356,7 +356,13 @@ impl<S: WriteSink> WriteService<S> {
             request_size,
             response_size: response.body().size_hint().lower(),
         };
-        metrics.observe(&observation, Written::of(&result));
+        match &tenant {
+            Ok(tenant) => {
+                let metrics = self.metrics.of_finished(tenant, &result);
+                metrics.observe(&observation, Written::of(&result));
+            }
+            Err(_) => metrics.observe(&observation, Written::of(&result)),
+        }
         response
     }
 }
@@ -419,7 +425,7 @@ async fn other_path<S: WriteSink>(
     match path::resolve(request.uri().path(), PATHS, Tolerance::Generous) {
         Resolved::Known(RECEIVE_PATH) => service.serve(request, Manners::Thanos).await,
         Resolved::Known(_) => service.serve(request, Manners::Prometheus).await,
-        Resolved::Meant(path) => status::redirect(path, request.method()),
+        Resolved::Meant(path) => status::redirect(path, &request),
         Resolved::Unknown => respond::not_found(),
     }
 }

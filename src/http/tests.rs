@@ -556,3 +556,56 @@ async fn streams_of_http_2_get_the_answer_to_a_body_that_was_not_read() {
         assert_eq!(body.to_bytes(), "no");
     }
 }
+
+#[tokio::test]
+async fn targets_are_taken_as_go_takes_them() {
+    let echo = |request: axum::extract::Request| async move {
+        format!("{}|{}|hello", request.uri().path(), request.uri().query().unwrap_or_default())
+    };
+    let router = Router::new().fallback(echo);
+    let server = start(router, Duration::from_secs(60), Duration::ZERO).await;
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    for (target, seen) in [
+        ("/m?q={job=\"x\"}", "/m|q={job=%22x%22}|"),
+        ("/a<b>`?<>|^`{}[]\\", "/a%3Cb%3E%60|%3C%3E|^%60{}[]\\|"),
+        ("/?%zz=\u{e4}", "/|%zz=%C3%A4|"),
+    ] {
+        // A body that looks like a target stays what it is, and the next head is looked at again.
+        let request =
+            format!("POST {target} HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nGET /\"<>\n");
+        let (first, second) = request.split_at(request.len() / 2);
+        stream.write_all(first.as_bytes()).await.unwrap();
+        tokio::task::yield_now().await;
+        stream.write_all(second.as_bytes()).await.unwrap();
+        let answer = read_answer(&mut stream).await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{target}: {answer}");
+        assert!(answer.contains(seen), "{target}: {answer}");
+    }
+    // A space ends it, as in Go.
+    stream.write_all(b"GET /a b HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    assert!(until_closed(&mut stream).await.starts_with(b"HTTP/1.1 400"));
+}
+
+#[tokio::test]
+async fn work_is_told_when_its_client_has_gone() {
+    let (events, mut happened) = tokio::sync::mpsc::unbounded_channel();
+    let work = move |request: axum::extract::Request| {
+        let events = events.clone();
+        async move {
+            events.send("begun").unwrap();
+            gone::client_gone(request.extensions()).await;
+            events.send("gone").unwrap();
+        }
+    };
+    let server = start(Router::new().fallback(work), Duration::from_secs(60), Duration::ZERO).await;
+    for body in ["", "1234"] {
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        let length = body.len();
+        let head = format!("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n{body}");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        assert_eq!(happened.recv().await, Some("begun"));
+        assert!(happened.try_recv().is_err());
+        drop(stream);
+        assert_eq!(happened.recv().await, Some("gone"));
+    }
+}

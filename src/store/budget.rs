@@ -71,6 +71,11 @@ impl ReadBudget {
         });
     }
 
+    #[cfg(test)]
+    pub(crate) fn held_bytes(&self) -> usize {
+        (permits_of(self.bytes_max) - self.permits.available_permits()) * PERMIT_BYTES
+    }
+
     fn refuse(&self) -> QueryError {
         if let Some(refused) = &self.refused {
             refused.inc();

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::Stream;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
@@ -32,6 +33,35 @@ pub trait Cursor: Send + 'static {
     /// Appends the next messages to `ready`. False once all were given; while true, at least one
     /// was appended.
     fn fill(&mut self, ready: &mut VecDeque<Self::Message>) -> Result<bool, QueryError>;
+}
+
+/// Bytes of an answer that are given at a time.
+const WHOLE_PIECE_BYTES: usize = 1024 * 1024;
+
+/// An answer that is there as a whole, and what it is held by until it is taken.
+pub struct Whole<H> {
+    rest: Bytes,
+    _held: H,
+}
+
+impl<H> Whole<H> {
+    pub fn new(bytes: Bytes, held: H) -> Whole<H> {
+        Whole { rest: bytes, _held: held }
+    }
+
+    /// Bytes that are left.
+    pub fn rest(&self) -> &Bytes {
+        &self.rest
+    }
+}
+
+impl<H: Send + 'static> Cursor for Whole<H> {
+    type Message = Bytes;
+
+    fn fill(&mut self, ready: &mut VecDeque<Bytes>) -> Result<bool, QueryError> {
+        ready.push_back(self.rest.split_to(self.rest.len().min(WHOLE_PIECE_BYTES)));
+        Ok(!self.rest.is_empty())
+    }
 }
 
 /// How long the client of a call waits, and how long for it is waited.
@@ -62,6 +92,7 @@ pub fn pieces<C: Cursor>(
 ) -> impl Stream<Item = Result<C::Message, QueryError>> + Send + 'static {
     let kept = Arc::new(Mutex::new(Kept {
         cursor: Some(cursor),
+        has_more: true,
         ready: VecDeque::new(),
         untaken_since: None,
         waker: None,
@@ -99,8 +130,9 @@ pub(crate) fn interrupted() -> Result<(), QueryError> {
 
 /// What an answer holds while its client does something else.
 struct Kept<C: Cursor> {
-    /// None while it is worked with, and at the end.
+    /// None while it is worked with, and when all is taken: what it holds it holds until then.
     cursor: Option<C>,
+    has_more: bool,
     ready: VecDeque<C::Message>,
     /// When the last message was given; none while the client waits for the next.
     untaken_since: Option<Instant>,
@@ -157,7 +189,7 @@ async fn watch<C: Cursor>(kept: Arc<Mutex<Kept<C>>>, patience: Patience) {
     }
 }
 
-type Filled<C> = Result<(Option<C>, VecDeque<<C as Cursor>::Message>), QueryError>;
+type Filled<C> = Result<(C, bool, VecDeque<<C as Cursor>::Message>), QueryError>;
 
 /// See [`pieces`].
 struct Pieces<C: Cursor> {
@@ -185,6 +217,10 @@ impl<C: Cursor> Stream for Pieces<C> {
         }
         if this.work.is_none() {
             let Some(cursor) = kept.cursor.take() else { return Poll::Ready(None) };
+            if !kept.has_more {
+                drop_elsewhere(cursor);
+                return Poll::Ready(None);
+            }
             this.work = Some(Box::pin(fill(cursor)));
         }
         let Some(work) = &mut this.work else { return Poll::Ready(None) };
@@ -193,13 +229,16 @@ impl<C: Cursor> Stream for Pieces<C> {
             return Poll::Pending;
         };
         this.work = None;
-        let (cursor, ready) = match filled {
+        let (cursor, has_more, ready) = match filled {
             Ok(filled) => filled,
             Err(error) => return Poll::Ready(Some(Err(error))),
         };
-        (kept.cursor, kept.ready) = (cursor, ready);
+        (kept.cursor, kept.has_more, kept.ready) = (Some(cursor), has_more, ready);
         let message = kept.ready.pop_front();
-        kept.untaken_since = message.is_some().then(Instant::now);
+        match message.is_some() {
+            true => kept.untaken_since = Some(Instant::now()),
+            false => kept.cursor.take().map_or((), drop_elsewhere),
+        }
         Poll::Ready(message.map(Ok))
     }
 }
@@ -207,8 +246,8 @@ impl<C: Cursor> Stream for Pieces<C> {
 async fn fill<C: Cursor>(mut cursor: C) -> Filled<C> {
     let piece = blocking(move || {
         let mut ready = VecDeque::new();
-        let more = cursor.fill(&mut ready)?;
-        Ok((more.then_some(cursor), ready))
+        let has_more = cursor.fill(&mut ready)?;
+        Ok((cursor, has_more, ready))
     });
     piece.await
 }

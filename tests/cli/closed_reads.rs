@@ -49,8 +49,15 @@ fn reads_are_closed_where_writers_need_certificates() {
             for path in ["/-/healthy", "/metrics"] {
                 assert_eq!(status("GET", path).0, 200, "{path}");
             }
-            let capnproto = receiver.log.iter().find(|line| line.contains("capnproto/server"));
-            assert_eq!(capnproto.is_none(), is_open, "{capnproto:?}");
+            let capnproto = "service=capnproto/server";
+            if is_open {
+                for service in ["gRPC/server", "remote-write/server"] {
+                    receiver.address(service);
+                }
+                assert!(!receiver.log.iter().any(|line| line.contains(capnproto)));
+            } else {
+                receiver.line_with(&[capnproto, "address="]);
+            }
             let advised = receiver.log.iter().any(|line| {
                 line.contains("level=warn") && line.contains("--no-receive.capnproto closes it")
             });

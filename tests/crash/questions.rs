@@ -120,7 +120,7 @@ const INTERNAL: &str = "13";
 async fn a_small_message_that_decodes_large_is_refused_before_it_is_decoded() {
     let dir = tempfile::tempdir().unwrap();
     let mut node = Node::start_ready(dir.path(), &[]);
-    const BYTES: usize = 16 << 20;
+    const BYTES: usize = 4 << 20;
     // Below the cap of a message, with what stands around it.
     let nested = |path: &[u8], field: u8| {
         let fields = empty_fields(field, BYTES - 100);
@@ -155,7 +155,7 @@ async fn a_small_message_that_decodes_large_is_refused_before_it_is_decoded() {
         let (status, text) = call(&node.grpc, method, message).await;
         assert_eq!(status, expected, "{method}: {text}");
         let growth = node.resident_bytes_peak() - peak;
-        assert!(growth < 3 * BYTES as u64, "{growth} bytes for {method}");
+        assert!(growth < 3 * BYTES as u64 + SLACK, "{growth} bytes for {method}");
     }
     node.assert_alive();
 }

@@ -225,7 +225,54 @@ fn an_answer_without_series_is_one_empty_result_a_query() {
     let budget = ReadBudget::new(READ_BYTES_MAX_DEFAULT);
     let queries = [query(0, 1), query(0, 1)].map(|query| ParsedQuery::parse(&query).unwrap());
     let body = samples(None, &queries, &budget).unwrap();
-    let body = snap::raw::Decoder::new().decompress_vec(&body.rest).unwrap();
+    let body = snap::raw::Decoder::new().decompress_vec(body.rest()).unwrap();
     let (first, rest) = split_len_prefixed(&body[1..]).unwrap();
     assert_eq!((first.len(), rest.len()), (0, 2));
+}
+
+/// Readers that stop reading hold the budget for as long as one may, however they ask.
+#[tokio::test]
+async fn readers_that_stop_reading_hold_nothing_for_long() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    let samples: Vec<_> = (0..20_000).map(|i| (i, (i as f64).sin())).collect();
+    let tenant = FakeTenant::new("t", &[]).with(UP, &samples, 120);
+    let source = FakeSource::of(vec![Arc::new(tenant)]);
+    let budget = ReadBudget::new(READ_BYTES_MAX_DEFAULT);
+    let router = router(RemoteRead {
+        source: Arc::new(source),
+        budget: budget.clone(),
+        tenant_header: HeaderName::from_static("x-scope"),
+        default_tenant: TenantId::parse(b"t").unwrap(),
+        body_timeout: Duration::from_secs(30),
+        stall: Duration::from_millis(500),
+    });
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(axum::serve(listener, router).into_future());
+    for accepted_response_types in [vec![], vec![1]] {
+        let queries = vec![query(0, i64::MAX); 40];
+        let body = compressed(&ReadRequest { queries, accepted_response_types });
+        let head =
+            format!("POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", body.len());
+        let request = [head.as_bytes(), &body].concat();
+        let mut stalled = Vec::new();
+        for _ in 0..5 {
+            let socket = tokio::net::TcpSocket::new_v4().unwrap();
+            socket.set_recv_buffer_size(4096).unwrap();
+            let mut stream = socket.connect(address).await.unwrap();
+            stream.write_all(&request).await.unwrap();
+            let mut status = [0; 15];
+            stream.read_exact(&mut status).await.unwrap();
+            assert_eq!(&status, b"HTTP/1.1 200 OK");
+            stalled.push(stream);
+        }
+        assert!(budget.held_bytes() > 0);
+        let freed = async {
+            while budget.held_bytes() > 0 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), freed).await.expect("it is held on");
+    }
 }
