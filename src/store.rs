@@ -54,7 +54,7 @@ pub fn label_names(
     request: &LabelNamesRequest,
     held: &mut ReadBudgetGuard,
 ) -> Result<Texts, QueryError> {
-    let matchers = matchers::parse(&request.matchers)?;
+    let matchers = matchers::parse(&request.matchers, held)?;
     let missing = tenants.unavailable.iter();
     let missing = missing.filter(|tenant| missing::can_match(tenant, &matchers));
     let missing = missing::warnings(missing);
@@ -94,7 +94,7 @@ pub fn label_values(
     if request.label.is_empty() {
         return Err(QueryError::EmptyLabelName);
     }
-    let matchers = matchers::parse(&request.matchers)?;
+    let matchers = matchers::parse(&request.matchers, held)?;
     let mut values = BTreeSet::new();
     if contains(&request.without_replica_labels, &request.label) {
         return Ok((Vec::new(), Vec::new()));

@@ -128,7 +128,8 @@ impl RemoteRead {
         let answer = blocking(move || {
             let request = decode(body, &mut held)?;
             let response_type = negotiate(&request.accepted_response_types)?;
-            let queries = parse_queries(&request.queries)?;
+            let mut programs = budget.begin();
+            let queries = parse_queries(&request.queries, &mut programs)?;
             // What is kept of the request is what was made of it.
             drop((request, held));
             match response_type {
@@ -136,7 +137,7 @@ impl RemoteRead {
                     samples(tenant.as_deref(), &queries, &budget).map(Answer::Samples)
                 }
                 ResponseType::StreamedXorChunks => {
-                    ChunkCursor::open(tenant, queries, budget).map(Answer::Streamed)
+                    ChunkCursor::open(tenant, queries, programs, budget).map(Answer::Streamed)
                 }
             }
         });
@@ -225,8 +226,11 @@ fn negotiate(accepted: &[i32]) -> Result<ResponseType, QueryError> {
     })
 }
 
-fn parse_queries(queries: &[Query]) -> Result<Vec<ParsedQuery>, QueryError> {
-    queries.iter().map(ParsedQuery::parse).collect()
+fn parse_queries(
+    queries: &[Query],
+    held: &mut ReadBudgetGuard,
+) -> Result<Vec<ParsedQuery>, QueryError> {
+    queries.iter().map(|query| ParsedQuery::parse(query, held)).collect()
 }
 
 /// A query whose matchers are compiled. Without matchers it selects nothing, as in Prometheus.
@@ -238,11 +242,11 @@ struct ParsedQuery {
 }
 
 impl ParsedQuery {
-    fn parse(query: &Query) -> Result<ParsedQuery, QueryError> {
+    fn parse(query: &Query, held: &mut ReadBudgetGuard) -> Result<ParsedQuery, QueryError> {
         Ok(ParsedQuery {
             mint: query.start_timestamp_ms,
             maxt: query.end_timestamp_ms,
-            matchers: matchers::parse(&query.matchers)?,
+            matchers: matchers::parse(&query.matchers, held)?,
         })
     }
 
@@ -361,6 +365,8 @@ struct ChunkCursor {
     queries: std::iter::Enumerate<std::vec::IntoIter<ParsedQuery>>,
     current: Option<CurrentQuery>,
     budget: ReadBudget,
+    /// By the matchers of all queries.
+    _programs: ReadBudgetGuard,
 }
 
 struct CurrentQuery {
@@ -375,10 +381,12 @@ impl ChunkCursor {
     fn open(
         tenant: Option<Arc<dyn ReadTenant>>,
         queries: Vec<ParsedQuery>,
+        programs: ReadBudgetGuard,
         budget: ReadBudget,
     ) -> Result<ChunkCursor, QueryError> {
         let queries = queries.into_iter().enumerate();
-        let mut cursor = ChunkCursor { tenant, queries, current: None, budget };
+        let mut cursor =
+            ChunkCursor { tenant, queries, current: None, budget, _programs: programs };
         // The first selection is made before the answer's status is chosen.
         cursor.next_query()?;
         Ok(cursor)

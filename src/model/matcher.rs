@@ -30,6 +30,8 @@ use self::terms::{Budget, Term, Terms};
 const PROGRAM_BYTES_MAX: usize = 16 << 20;
 /// Bytes of states that the lazy DFA keeps per thread that matches at once.
 const DFA_CACHE_BYTES: usize = 2 << 20;
+/// What a byte of an alternation takes at most: `a|b|c` is a text of its own every two bytes.
+const TERM_BYTES: usize = 32;
 /// Values that an expression without a plain alternation may stand for before it is no longer
 /// taken for a set.
 const SET_VALUES_MIN: usize = 256;
@@ -69,6 +71,14 @@ impl Matcher {
             MatchOp::Regex | MatchOp::NotRegex => Some(Arc::new(Program::compile(value)?)),
         };
         Ok(Matcher { op, name: name.to_vec(), value: value.to_vec(), program })
+    }
+
+    /// What it takes, roughly and rather more.
+    pub fn bytes(&self) -> usize {
+        let program = self.program.as_deref().map_or(0, |program| {
+            program.bytes().saturating_add(TERM_BYTES.saturating_mul(self.value.len()))
+        });
+        program.saturating_add(self.name.len() + self.value.len())
     }
 
     pub fn matches(&self, value: &[u8]) -> bool {
@@ -184,6 +194,17 @@ impl Program {
         }
     }
 
+    /// What it takes beside its texts.
+    fn bytes(&self) -> usize {
+        match self {
+            Program::Set { .. } | Program::Any { .. } => 0,
+            Program::Terms { terms, others } => {
+                terms.bytes().saturating_add(others.as_ref().map_or(0, Engine::bytes))
+            }
+            Program::Engine { engine, .. } => engine.bytes(),
+        }
+    }
+
     /// `value` is valid UTF-8.
     fn accepts(&self, value: &str) -> bool {
         match self {
@@ -235,6 +256,17 @@ impl Engine {
         match meta::Builder::new().configure(config).build_from_hir(&whole) {
             Ok(regex) => Ok(Engine::Bytes(Box::new(regex))),
             Err(_) => Ok(Engine::Chars(Box::new(Chars::compile(hir)?))),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            // As it is used it makes states, of which it keeps some.
+            Engine::Bytes(regex) => {
+                let program = regex.memory_usage();
+                program.saturating_add(program.saturating_mul(16).min(DFA_CACHE_BYTES))
+            }
+            Engine::Chars(chars) => chars.bytes(),
         }
     }
 

@@ -2,6 +2,7 @@
 
 use crate::model::matcher::{MatchOp, Matcher};
 use crate::model::stop;
+use crate::store::budget::ReadBudgetGuard;
 use crate::store::error::QueryError;
 
 /// A matcher message: Thanos and Prometheus have one each, alike on the wire.
@@ -13,9 +14,12 @@ pub trait WireMatcher {
 /// Matchers of one query: far more than people write, few enough to compile.
 pub const MATCHERS_MAX: usize = 1000;
 
-/// Compiles all matchers of a query. Takes long for hostile ones, so it's work for the blocking
-/// pool.
-pub fn parse<M: WireMatcher>(matchers: &[M]) -> Result<Vec<Matcher>, QueryError> {
+/// Compiles all matchers of a query, and holds what they take. Takes long for hostile ones, so it's
+/// work for the blocking pool.
+pub fn parse<M: WireMatcher>(
+    matchers: &[M],
+    held: &mut ReadBudgetGuard,
+) -> Result<Vec<Matcher>, QueryError> {
     if matchers.len() > MATCHERS_MAX {
         let count = matchers.len();
         return Err(QueryError::TooManyMatchers { count, limit: MATCHERS_MAX });
@@ -34,7 +38,9 @@ pub fn parse<M: WireMatcher>(matchers: &[M]) -> Result<Vec<Matcher>, QueryError>
                 3 => MatchOp::NotRegex,
                 other => return Err(QueryError::UnknownMatcherType(other)),
             };
-            Ok(Matcher::new(op, name, value)?)
+            let matcher = Matcher::new(op, name, value)?;
+            held.hold(matcher.bytes())?;
+            Ok(matcher)
         })
         .collect()
 }

@@ -67,7 +67,9 @@ impl SeriesCursor {
         request: &SeriesRequest,
         budget: &ReadBudget,
     ) -> Result<SeriesCursor, QueryError> {
-        let asked = matchers::parse(&request.matchers)?;
+        // Of the matchers, which are let go of once the series are selected.
+        let mut programs = budget.begin();
+        let asked = matchers::parse(&request.matchers, &mut programs)?;
         if asked.is_empty() {
             return Err(QueryError::NoMatchers);
         }

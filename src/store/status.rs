@@ -38,7 +38,8 @@ pub fn statistics(
 ) -> Result<(TsdbStatistics, Vec<String>), QueryError> {
     let limit = usize::try_from(request.limit)
         .map_err(|_| QueryError::NegativeLimit(i64::from(request.limit)))?;
-    let matchers = matchers::parse(&request.matchers)?;
+    let mut programs = budget.begin();
+    let matchers = matchers::parse(&request.matchers, &mut programs)?;
     let tenants = source.tenants();
     let is_asked = |name: &str| request.tenant.is_empty() || request.tenant == name;
     let missing = tenants.unavailable.iter().filter(|tenant| {

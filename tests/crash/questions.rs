@@ -161,6 +161,38 @@ async fn a_small_message_that_decodes_large_is_refused_before_it_is_decoded() {
 }
 
 #[test]
+fn matchers_are_held_by_what_they_are_compiled_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = Node::start_ready(dir.path(), &["--query.inflight-bytes-max=64MB"]);
+    let query = |patterns: &[Vec<u8>]| {
+        let mut query = Vec::new();
+        for pattern in patterns {
+            let mut matcher = vec![8, 2];
+            push_field(&mut matcher, 2, b"a");
+            push_field(&mut matcher, 3, pattern);
+            push_field(&mut query, 3, &matcher);
+        }
+        let mut request = Vec::new();
+        push_field(&mut request, 1, &query);
+        snap::raw::Encoder::new().compress_vec(&request).unwrap()
+    };
+    // Programs of megabytes by nine bytes each, and a text that would be a table of 600 MB.
+    let classes = vec![br"\pL{100}".to_vec(); 500];
+    let text: Vec<u8> = (0..600_000u64).map(|i| b'a' + (i * i % 23) as u8).collect();
+    let text = [b".*", &text[..], b".*"].concat();
+    let peak = node.resident_bytes_peak();
+    for (what, patterns, statuses) in
+        [("classes", classes, [503, 503]), ("a text", vec![text], [200, 503])]
+    {
+        let answer = exchange(&node.http, &request("POST", "/api/v1/read", &[], &query(&patterns)));
+        assert!(statuses.contains(&answer.status), "{what}: {}", answer.text());
+        let growth = node.resident_bytes_peak() - peak;
+        assert!(growth < 64 * MIB + 4 * SLACK, "{growth} bytes for {what}");
+    }
+    node.assert_alive();
+}
+
+#[test]
 fn a_small_write_that_decodes_large_stays_small() {
     let dir = tempfile::tempdir().unwrap();
     let mut node = Node::start_ready(dir.path(), &[]);

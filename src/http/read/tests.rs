@@ -223,7 +223,8 @@ async fn a_tenant_that_is_opening_is_503_and_an_unknown_one_is_empty() {
 #[test]
 fn an_answer_without_series_is_one_empty_result_a_query() {
     let budget = ReadBudget::new(READ_BYTES_MAX_DEFAULT);
-    let queries = [query(0, 1), query(0, 1)].map(|query| ParsedQuery::parse(&query).unwrap());
+    let queries = [query(0, 1), query(0, 1)]
+        .map(|query| ParsedQuery::parse(&query, &mut budget.begin()).unwrap());
     let body = samples(None, &queries, &budget).unwrap();
     let body = snap::raw::Decoder::new().decompress_vec(body.rest()).unwrap();
     let (first, rest) = split_len_prefixed(&body[1..]).unwrap();

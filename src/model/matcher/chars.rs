@@ -44,6 +44,12 @@ enum Step {
 pub(super) struct TooLarge;
 
 impl Chars {
+    /// What it takes, the places of a match under way included.
+    pub(super) fn bytes(&self) -> usize {
+        let ranges: usize = self.classes.iter().map(|class| class.ranges().len()).sum();
+        self.steps.len() * 4 * size_of::<Step>() + ranges * size_of::<(char, char)>()
+    }
+
     pub(super) fn compile(hir: &Hir) -> Result<Chars, TooLarge> {
         let mut compiler = Compiler::default();
         compiler.compile(hir)?;

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use aho_corasick::AhoCorasick;
+use aho_corasick::{AhoCorasick, AhoCorasickKind};
 use memchr::memmem::Finder;
 use rapidhash::fast::RandomState;
 use regex_syntax::hir::{Class, Hir, HirKind, Look, Repetition};
@@ -282,7 +282,21 @@ fn backwards(text: &[u8]) -> Vec<u8> {
     text.iter().rev().copied().collect()
 }
 
+/// An automaton of more bytes of texts is not made a table, which takes a kilobyte a byte.
+const TABLE_TEXT_BYTES_MAX: usize = 4096;
+
+fn automaton(texts: Vec<Vec<u8>>) -> Option<AhoCorasick> {
+    let bytes: usize = texts.iter().map(Vec::len).sum();
+    let kind = (bytes > TABLE_TEXT_BYTES_MAX).then_some(AhoCorasickKind::ContiguousNFA);
+    AhoCorasick::builder().kind(kind).build(texts).ok()
+}
+
 impl Terms {
+    /// What it takes beside texts and their places.
+    pub(super) fn bytes(&self) -> usize {
+        self.within.iter().map(|(.., automaton)| automaton.memory_usage()).sum()
+    }
+
     /// `None` if they are too many.
     pub(super) fn new(terms: Vec<Term>) -> Option<Terms> {
         let gapped = || terms.iter().filter(|term| term.has_gap());
@@ -333,7 +347,7 @@ impl Terms {
         found.begin = Starts::new(begin);
         found.end = Starts::new(gathered.end);
         for ((before, behind), texts) in gathered.within {
-            found.within.push((before, behind, AhoCorasick::new(texts).ok()?));
+            found.within.push((before, behind, automaton(texts)?));
         }
         Some(found)
     }
