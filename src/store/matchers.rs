@@ -14,6 +14,9 @@ pub trait WireMatcher {
 /// Matchers of one query: far more than people write, few enough to compile.
 pub const MATCHERS_MAX: usize = 1000;
 
+/// What a query's matchers may take without being held: those of most.
+const FREE_BYTES: usize = 1024;
+
 /// Compiles all matchers of a query, and holds what they take. Takes long for hostile ones, so it's
 /// work for the blocking pool.
 pub fn parse<M: WireMatcher>(
@@ -24,6 +27,7 @@ pub fn parse<M: WireMatcher>(
         let count = matchers.len();
         return Err(QueryError::TooManyMatchers { count, limit: MATCHERS_MAX });
     }
+    let mut owed = 0;
     matchers
         .iter()
         .map(|matcher| {
@@ -39,7 +43,10 @@ pub fn parse<M: WireMatcher>(
                 other => return Err(QueryError::UnknownMatcherType(other)),
             };
             let matcher = Matcher::new(op, name, value)?;
-            held.hold(matcher.bytes())?;
+            owed += matcher.bytes();
+            if owed >= FREE_BYTES {
+                held.hold(std::mem::take(&mut owed))?;
+            }
             Ok(matcher)
         })
         .collect()
