@@ -1,10 +1,10 @@
 //! A data directory that cannot be used: the node does not start, or is not ready.
 
-use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::{fs, io};
 
 use rustix::process::{Signal, geteuid};
 
@@ -36,7 +36,13 @@ fn run_unprivileged(dir: &Path, data: &Path) -> Output {
     if geteuid().is_root() {
         command.uid(NOBODY).gid(NOBODY);
     }
-    command.args(flags(data)).stdin(Stdio::null()).output().unwrap()
+    command.args(flags(data)).stdin(Stdio::null());
+    // A process that another test starts at this moment may have the copy open for writing still.
+    let output = wait_for(|| match command.output() {
+        Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy => None,
+        output => Some(output.unwrap()),
+    });
+    output.unwrap()
 }
 
 fn assert_refused(output: &Output, words: &[&str]) {
