@@ -9,9 +9,9 @@
 //! ```
 //!
 //! `--receive.connections-max` sets another cap, the same for each listener. Whatever the caps say,
-//! no connection is taken beyond those that are a listener's own while only a quarter of all
-//! descriptors is left, and none at all while it is an eighth: the log of a tenant must never wait
-//! for a descriptor that a client keeps. A connection that is not taken waits in the kernel.
+//! the last descriptors are not for connections, and those before them only for such as are a
+//! listener's own: storage may have taken more than its quarter, and the log of a tenant must never
+//! wait for a descriptor that a client keeps. A connection that is not taken waits in the kernel.
 
 use std::io;
 use std::net::SocketAddr;
@@ -131,7 +131,10 @@ impl Doors {
             listener,
             own,
             shared,
-            descriptors_end: [files - files / 8, files - files / 4],
+            descriptors_end: [
+                files.saturating_sub((files / 32).clamp(16, 512)),
+                files.saturating_sub((files / 8).clamp(32, 2048)),
+            ],
             open: budgets::connections(&self.registry, listener),
             waited: counter(
                 "ringest_connections_waited_total",
@@ -359,9 +362,9 @@ mod tests {
         for _ in 0..3 {
             let (permit, descriptors_end) = other.permit().await;
             held.push((permit, descriptors_end));
-            assert_eq!(descriptors_end, 56, "more than for a place that is shared");
+            assert_eq!(descriptors_end, 48, "more than for a place that is shared");
         }
-        assert!(held.iter().any(|(_, descriptors_end)| *descriptors_end == 48));
+        assert!(held.iter().any(|(_, descriptors_end)| *descriptors_end == 32));
         assert!(timeout(Duration::from_millis(50), other.permit()).await.is_err());
     }
 
