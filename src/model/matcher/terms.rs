@@ -210,7 +210,7 @@ pub(super) struct Terms {
     /// `.*a.*` and the like, by their gaps: what stands before and behind is not searched.
     within: Vec<(Gap, Gap, AhoCorasick)>,
     /// `.*a.*b.*`
-    in_order: Vec<InOrder>,
+    in_order: AnyInOrder,
 }
 
 /// What may follow a text that a value begins with.
@@ -220,15 +220,47 @@ struct Behind {
     anything: Option<Gap>,
     /// A gap and a text, which is backwards.
     ends: Starts<Gap>,
-    in_order: Vec<InOrder>,
+    in_order: AnyInOrder,
 }
 
 /// What may stand before a text that a value ends with.
 #[derive(Debug, Default)]
 struct Before {
     anything: Option<Gap>,
-    in_order: Vec<InOrder>,
+    in_order: AnyInOrder,
 }
+
+/// Terms of several texts, of which one is to match.
+#[derive(Debug, Default)]
+struct AnyInOrder {
+    terms: Vec<InOrder>,
+    /// The longest text of each, by which those are found that may match; where they are many.
+    longest: Option<AhoCorasick>,
+}
+
+impl AnyInOrder {
+    fn new(terms: Vec<InOrder>) -> Option<AnyInOrder> {
+        let longest = match terms.len() {
+            0..IN_ORDER_MANY => None,
+            _ => Some(AhoCorasick::new(terms.iter().map(InOrder::longest)).ok()?),
+        };
+        Some(AnyInOrder { terms, longest })
+    }
+
+    fn matches(&self, value: &[u8]) -> bool {
+        let Some(longest) = &self.longest else {
+            return self.terms.iter().any(|term| term.matches(value));
+        };
+        let mut found = longest.find_overlapping_iter(value);
+        found.any(|found| {
+            let term = self.terms.get(found.pattern().as_usize());
+            term.is_some_and(|term| term.matches(value))
+        })
+    }
+}
+
+/// So many terms are no longer tried one by one.
+const IN_ORDER_MANY: usize = 8;
 
 /// Texts behind gaps, and what is at the end.
 #[derive(Debug)]
@@ -243,6 +275,12 @@ impl InOrder {
         let ((gap, last), before) = rest.split_last()?;
         let texts = before.iter().map(|(gap, text)| (*gap, Finder::new(text).into_owned()));
         Some(InOrder { texts: texts.collect(), gap: *gap, last: last[..].into() })
+    }
+
+    /// Of those behind a gap; there is one, and none is empty.
+    fn longest(&self) -> &[u8] {
+        let texts = self.texts.iter().map(|(_, text)| text.needle());
+        texts.max_by_key(|text| text.len()).unwrap_or_default()
     }
 
     /// `value` is what stands behind the first text.
@@ -262,8 +300,15 @@ impl InOrder {
 #[derive(Default)]
 struct Gathered {
     begin: BTreeMap<Vec<u8>, GatheredBehind>,
-    end: BTreeMap<Vec<u8>, Before>,
+    end: BTreeMap<Vec<u8>, GatheredBefore>,
     within: BTreeMap<(Gap, Gap), Vec<Vec<u8>>>,
+    in_order: Vec<InOrder>,
+}
+
+#[derive(Default)]
+struct GatheredBefore {
+    anything: Option<Gap>,
+    in_order: Vec<InOrder>,
 }
 
 #[derive(Default)]
@@ -319,7 +364,7 @@ impl Terms {
                     gathered.within.entry((*before, *behind)).or_default().push(text.clone());
                 }
                 [.., (_, last)] if first.is_empty() && last.is_empty() => {
-                    found.in_order.extend(InOrder::new(&rest));
+                    gathered.in_order.extend(InOrder::new(&rest));
                 }
                 [.., (_, last)] if first.is_empty() => {
                     let before = gathered.end.entry(backwards(last)).or_default();
@@ -342,10 +387,16 @@ impl Terms {
         }
         let begin = gathered.begin.into_iter().map(|(text, behind)| {
             let GatheredBehind { anything, ends, in_order } = behind;
-            (text, Behind { anything, ends: Starts::new(ends), in_order })
+            let in_order = AnyInOrder::new(in_order)?;
+            Some((text, Behind { anything, ends: Starts::new(ends), in_order }))
         });
-        found.begin = Starts::new(begin);
-        found.end = Starts::new(gathered.end);
+        found.begin = Starts::new(begin.collect::<Option<Vec<_>>>()?);
+        let end = gathered.end.into_iter().map(|(text, before)| {
+            let GatheredBefore { anything, in_order } = before;
+            Some((text, Before { anything, in_order: AnyInOrder::new(in_order)? }))
+        });
+        found.end = Starts::new(end.collect::<Option<Vec<_>>>()?);
+        found.in_order = AnyInOrder::new(gathered.in_order)?;
         for ((before, behind), texts) in gathered.within {
             found.within.push((before, behind, automaton(texts)?));
         }
@@ -367,14 +418,14 @@ impl Terms {
                 || behind
                     .ends
                     .any(&from_behind[..rest.len()], |end, gap| rest.len() >= end.len() + gap)
-                || behind.in_order.iter().any(|texts| texts.matches(rest))
+                || behind.in_order.matches(rest)
         }) || self.end.any(&from_behind, |text, before| {
             before.anything.is_some_and(|gap| value.len() >= text.len() + gap)
-                || before.in_order.iter().any(|texts| texts.matches(value))
+                || before.in_order.matches(value)
         }) || self.within.iter().any(|(before, behind, texts)| {
             let end = value.len().checked_sub(*behind);
             end.and_then(|end| value.get(*before..end)).is_some_and(|part| texts.is_match(part))
-        }) || self.in_order.iter().any(|texts| texts.matches(value))
+        }) || self.in_order.matches(value)
     }
 }
 

@@ -195,7 +195,7 @@ fn any_pattern() -> impl Strategy<Value = String> {
     let gap = || prop::sample::select(vec![".*", ".+", "", "(a|.*)", "(b|\u{e9}a)?"]);
     let term = (text(), gap(), text(), gap(), text(), gap(), text());
     let term = term.prop_map(|(a, b, c, d, e, f, g)| [&a, b, &c, d, &e, f, &g].concat());
-    prop::collection::vec(term, 1..6).prop_map(|terms| terms.join("|"))
+    prop::collection::vec(term, 1..20).prop_map(|terms| terms.join("|"))
 }
 
 proptest! {
@@ -242,5 +242,23 @@ fn large_classes_may_be_repeated() {
     let optional = regex(r"a(\pL{0,900}1)?\pN{2,300}".as_bytes()).unwrap();
     for (value, expected) in [("ab1234", true), ("a123", true), ("a1", false), ("ab12", false)] {
         assert_eq!(optional.matches(value.as_bytes()), expected, "{value}");
+    }
+}
+
+#[test]
+fn many_terms_of_several_texts_are_found_by_one_of_them() {
+    let numbered = |term: &str| -> Vec<String> {
+        (10..40).map(|i| term.replace('N', &i.to_string())).collect()
+    };
+    for (term, yes, no) in [
+        (".*aN.*b.+", "xa33b1", "xa33b"),
+        ("p.*aN.*b", "pa33b", "a33b"),
+        (".+aN.*b.*c", "xa33bc", "a33bc"),
+    ] {
+        let matcher = regex(numbered(term).join("|").as_bytes()).unwrap();
+        assert!(matcher.matches(yes.as_bytes()), "{term}");
+        for no in [no, "a33", "xa9b1", "b1a33", ""] {
+            assert!(!matcher.matches(no.as_bytes()), "{term} on {no}");
+        }
     }
 }
