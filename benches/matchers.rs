@@ -6,12 +6,18 @@ use std::hint::black_box;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use ringest::model::matcher::{MatchOp, Matcher};
 
-const VALUES: usize = 10_000;
-const TERMS: usize = 3_000;
+/// Values and terms: few with `--test`, which CI uses.
+fn sizes() -> (usize, usize) {
+    match std::env::args().any(|arg| arg == "--test") {
+        true => (100, 100),
+        false => (10_000, 3_000),
+    }
+}
 
 /// Terms that no value matches, so that all of them are looked for in each.
 fn pattern(term: impl Fn(&str) -> String) -> String {
-    let terms: Vec<String> = (0..TERMS).map(|i| term(&format!("absent-{i}"))).collect();
+    let (_, count) = sizes();
+    let terms: Vec<String> = (0..count).map(|i| term(&format!("absent-{i}"))).collect();
     terms.join("|")
 }
 
@@ -29,14 +35,15 @@ fn patterns() -> Vec<(&'static str, String)> {
 }
 
 fn matchers(c: &mut Criterion) {
+    let (value_count, term_count) = sizes();
     let values: Vec<String> =
-        (0..VALUES).map(|i| format!("instance-{i}.eu-west-1.example")).collect();
-    let mut group = c.benchmark_group(format!("matchers/{TERMS} terms"));
+        (0..value_count).map(|i| format!("instance-{i}.eu-west-1.example")).collect();
+    let mut group = c.benchmark_group(format!("matchers/{term_count} terms"));
     group.sample_size(10);
     for (name, pattern) in patterns() {
         let compile = || Matcher::new(MatchOp::Regex, b"instance", pattern.as_bytes());
         let matcher = compile().expect("a pattern");
-        group.throughput(Throughput::Elements(VALUES as u64));
+        group.throughput(Throughput::Elements(value_count as u64));
         group.bench_function(BenchmarkId::new("match", name), |b| {
             b.iter(|| {
                 let is_match = |value: &&String| matcher.matches(black_box(value.as_bytes()));
