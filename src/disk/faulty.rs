@@ -505,6 +505,11 @@ impl Disk for FaultyDisk {
         Ok(Arc::new(FaultyFile { disk: self.0.clone(), path: path.to_owned(), content }))
     }
 
+    fn create_new(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        let is_there = self.0.lock().live.files.contains_key(path);
+        if is_there { Err(io::ErrorKind::AlreadyExists.into()) } else { self.create(path) }
+    }
+
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
         let state = self.0.lock();
         state.take_descriptor()?;

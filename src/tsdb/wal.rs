@@ -185,7 +185,8 @@ impl Wal {
         let segment = listing.next_segment();
         let page_bytes = PAGE_BYTES as u64;
         let segment_bytes = options.segment_bytes.max(page_bytes).next_multiple_of(page_bytes);
-        let file = disk.create(&segment_path(dir, segment))?;
+        // What else has that name is none of ours, and nothing to be emptied.
+        let file = disk.create_new(&segment_path(dir, segment))?;
         metrics.segment_current.set(segment.0 as f64);
         metrics.storage_size.set(listing.file_bytes as f64);
         let end = LogPosition { segment, offset: 0 };

@@ -191,7 +191,7 @@ impl LogDir {
             let Ok(name) = entry.name.into_string() else { continue };
             if let Some(number) = name.strip_prefix(CHECKPOINT_PREFIX) {
                 match number.parse() {
-                    Ok(number) if entry.is_dir => {
+                    Ok(number) if entry.is_dir && number < SegmentIndex::LIMIT => {
                         log.checkpoints.push((SegmentIndex(number), name));
                     }
                     Ok(_) => log.strangers.push(name),
@@ -235,10 +235,10 @@ impl LogDir {
     }
 }
 
-/// The segment whose file has just this name. Numbers beyond i64 are none to Go either.
+/// The segment whose file has just this name.
 fn segment_named(name: &str) -> Option<SegmentIndex> {
-    let segment = SegmentIndex(u64::try_from(name.parse::<i64>().ok()?).ok()?);
-    (segment.to_string() == name).then_some(segment)
+    let segment = SegmentIndex(name.parse().ok()?);
+    (segment.0 < SegmentIndex::LIMIT && segment.to_string() == name).then_some(segment)
 }
 
 /// Brings rewrites to an end and sets strangers aside; `None` if there is no such directory.

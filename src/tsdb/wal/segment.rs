@@ -46,6 +46,10 @@ const _: () = assert!(PAGE_BYTES - HEADER_BYTES <= u16::MAX as usize);
 pub struct SegmentIndex(pub u64);
 
 impl SegmentIndex {
+    /// No log comes to so many segments: at a thousand a second it would take thirty years. A file of
+    /// a higher number is another program's, and behind it there might be no number left.
+    pub const LIMIT: u64 = 1 << 40;
+
     pub fn next(self) -> SegmentIndex {
         SegmentIndex(self.0.saturating_add(1))
     }

@@ -393,9 +393,49 @@ fn segments_are_named_as_go_reads_and_prometheus_writes_them() {
         ("7", None),
         ("+0000007", None),
         ("0000000x", None),
+        ("1099511627775", Some(SegmentIndex::LIMIT - 1)),
+        ("1099511627776", None),
+        ("9223372036854775807", None),
         ("99999999999999999999", None),
     ] {
         assert_eq!(segment_named(name), segment.map(SegmentIndex), "{name}");
+    }
+}
+
+/// Behind the highest numbers there are none for the log's own segments: the one that was made there
+/// was no segment at the next opening, and emptied.
+#[test]
+fn a_file_of_a_huge_number_costs_no_record() {
+    for stranger in ["9223372036854775807", "9223372036854775806", "checkpoint.9223372036854775807"]
+    {
+        let disk = FaultyDisk::new();
+        let append = |byte: u8| {
+            let options = WalOptions {
+                segment_bytes: 65536,
+                compression: Compression::None,
+                sync: SyncPolicy::Interval,
+            };
+            let mut wal =
+                Wal::open(Arc::new(disk.clone()), Path::new(WAL), options, metrics()).unwrap();
+            let _ = wal.append(&[&[99, byte]]).unwrap();
+            wal.close().unwrap();
+        };
+        append(0);
+        let path = Path::new(WAL).join(stranger);
+        match stranger.starts_with("checkpoint") {
+            true => disk.create_dir_all(&path).unwrap(),
+            false => put(&disk, &path, b"of another program"),
+        }
+        for opening in 1..4 {
+            let mut records = Vec::new();
+            open_log(&disk, Path::new(WAL), &metrics(), |found| {
+                records.push(found.bytes.to_vec());
+            })
+            .unwrap();
+            let expected: Vec<Vec<u8>> = (0..opening).map(|byte| vec![99, byte]).collect();
+            assert_eq!(records, expected, "{stranger}, opening {opening}");
+            append(opening);
+        }
     }
 }
 
