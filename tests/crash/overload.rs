@@ -184,7 +184,7 @@ fn declared_bytes_are_not_held() {
         slow.push(stream);
     }
     let inflight =
-        "http_inflight_requests{handler=\"receive\",method=\"POST\",tenant=\"default-tenant\"}";
+        "http_inflight_requests{handler=\"receive\",method=\"POST\",tenant=\"/unknown\"}";
     wait_until("all are being read", || node.metric(inflight) == Some(50.0));
     for number in 0..10 {
         assert_eq!(node.write("a", &request(number, now())).status, 200);
