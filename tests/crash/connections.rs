@@ -59,7 +59,7 @@ fn half_sent_requests_are_closed_and_others_served_meanwhile() {
     });
     node.assert_alive();
     let inflight =
-        "http_inflight_requests{handler=\"receive\",method=\"POST\",tenant=\"default-tenant\"}";
+        "http_inflight_requests{handler=\"receive\",method=\"POST\",tenant=\"/unknown\"}";
     wait_until("nothing is left of them", || node.metric(inflight) == Some(0.0));
 }
 

@@ -78,8 +78,7 @@ fn overload_is_refused_and_what_is_accepted_is_stored() {
         }
         // Nothing is done before its last byte is here, so the budget is exceeded for certain.
         all_begun.wait();
-        let refusals =
-            "http_requests_total{code=\"503\",handler=\"receive\",method=\"post\",tenant=\"a\"}";
+        let refusals = "http_requests_total{code=\"503\",handler=\"receive\",method=\"post\",tenant=\"/unknown\"}";
         wait_until("refused", || node.metric(refusals).is_some_and(|count| count > 0.0));
         go_on.wait();
     });
