@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use parking_lot::RwLockReadGuard;
+use rustix::io::Errno;
 
 use crate::clock::Clock;
 use crate::disk::{DirLock, Disk};
@@ -71,7 +72,11 @@ pub struct Db {
 /// replayed.
 fn sync_log(disk: &dyn Disk, wal_dir: &Path) -> io::Result<()> {
     for segment in disk.list(wal_dir)?.into_iter().filter(|entry| !entry.is_dir) {
-        disk.open_write(&wal_dir.join(segment.name))?.sync()?;
+        match disk.open_write(&wal_dir.join(segment.name))?.sync() {
+            // A pipe or a device that stands there has no medium.
+            Err(err) if Errno::from_io_error(&err) == Some(Errno::INVAL) => {}
+            synced => synced?,
+        }
     }
     // The log's directory, that of the database, and the one that it is in.
     let mut dirs = wal_dir.ancestors().take(3).filter(|dir| !dir.as_os_str().is_empty());
