@@ -29,6 +29,8 @@ fn flags(templates: &[&str], dir: &Path) -> Vec<String> {
 const SERVER: [&str; 2] =
     ["--grpc-server-tls-cert=DIR/HOST.crt", "--grpc-server-tls-key=DIR/HOST.key"];
 const SERVER_CLIENT_CA: &str = "--grpc-server-tls-client-ca=DIR/ca";
+/// The tests look at the nodes' pages, which are closed where certificates are asked for.
+const OPEN_PAGES: &str = "--http.open-reads";
 const CLIENT: [&str; 2] =
     ["--remote-write.client-tls-secure", "--remote-write.client-tls-ca=DIR/ca"];
 const CLIENT_IDENTITY: [&str; 2] =
@@ -82,7 +84,8 @@ fn a_ring_with_certificates_of_clients_renews_them_under_load() {
     let dir = tempfile::tempdir().unwrap();
     let authority = certificates(dir.path());
     let every = ["--grpc-server-max-connection-age=1500ms"];
-    let args = [&SERVER[..], &[SERVER_CLIENT_CA], &CLIENT, &CLIENT_IDENTITY, &every].concat();
+    let args =
+        [&SERVER[..], &[SERVER_CLIENT_CA, OPEN_PAGES], &CLIENT, &CLIENT_IDENTITY, &every].concat();
     let args = flags(&args, dir.path());
     let mut ring = Ring::start_with(3, 3, |node| with_args(node, &args));
     let mut load = Load::start(ring.root.path(), "load", &ring.nodes[0]);
