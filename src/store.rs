@@ -3,7 +3,7 @@
 //!
 //! A query asks each tenant whose time range and external labels can match. A Series answer is made
 //! in [`pieces`]: a client that doesn't read costs a sorted list of series (charged to the
-//! [`ReadBudget`]) and one piece.
+//! [`ReadBudget`](budget::ReadBudget)) and one piece.
 
 pub mod budget;
 pub mod error;
