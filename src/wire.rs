@@ -2,6 +2,7 @@
 
 pub mod capnproto;
 pub mod grpc;
+pub mod http2;
 pub mod peer_write;
 pub mod proto;
 pub mod refused;

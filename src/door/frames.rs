@@ -1,94 +1,62 @@
-//! Frames of HTTP/2 as they come, as far as tells what is still missing of them.
+//! HTTP/2 as it comes, as far as tells what is still missing of it.
 //!
-//! ```text
-//! "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"   then, again and again:
-//! ┌────────────┬──────────┬───────────┬───────────────┬─────────┐
-//! │ length 3 B │ kind 1 B │ flags 1 B │ stream id 4 B │ payload │     big endian
-//! └────────────┴──────────┴───────────┴───────────────┴─────────┘
-//! ```
-//!
-//! A head comes as HEADERS (kind 1) and, until one has the flag END_HEADERS (4), as CONTINUATION
-//! (kind 9). Nothing else may come between.
+//! After the preface there are [frames](crate::wire::http2). A head comes as HEADERS and, until one
+//! has the flag END_HEADERS, as CONTINUATION. Nothing else may come between.
+
+use crate::wire::http2::{self, CONTINUATION, DATA, END_HEADERS, FrameHead, HEADERS, Part};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-const HEADER_BYTES: usize = 9;
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const CONTINUATION: u8 = 9;
-const END_HEADERS: u8 = 4;
 
 /// Where in its frames a connection is.
 #[derive(Default)]
 pub(super) struct Frames {
     /// Bytes of the preface that have come.
     preface: usize,
-    header: [u8; HEADER_BYTES],
-    header_len: usize,
-    /// Bytes of the payload that are still to come.
-    payload_left: usize,
+    walk: http2::Frames,
+    heads: HeadParts,
+}
+
+#[derive(Default)]
+struct HeadParts {
     /// Whether a head has begun that is not whole.
     in_head: bool,
     /// Bytes of it.
-    head_bytes: usize,
+    bytes: usize,
     /// Frames and heads that were whole.
     wholes: u32,
 }
 
+impl HeadParts {
+    fn take(&mut self, frame: FrameHead, part: Part) {
+        let is_of_head = matches!(frame.kind, HEADERS | CONTINUATION);
+        match part {
+            Part::Head => self.in_head |= is_of_head,
+            Part::Payload(bytes) if self.in_head => self.bytes += bytes,
+            Part::Payload(_) => {}
+            Part::End => {
+                if is_of_head && frame.flags & END_HEADERS != 0 {
+                    (self.in_head, self.bytes) = (false, 0);
+                }
+                if !self.in_head {
+                    self.wholes = self.wholes.wrapping_add(1);
+                }
+            }
+        }
+    }
+}
+
 impl Frames {
     /// Takes what has come. False if it cannot be HTTP/2.
-    pub(super) fn see(&mut self, mut bytes: &[u8]) -> bool {
+    pub(super) fn see(&mut self, bytes: &[u8]) -> bool {
         let preface_left = &PREFACE[self.preface..];
         let common = preface_left.len().min(bytes.len());
-        if preface_left[..common] != bytes[..common] {
+        let (preface, frames) = bytes.split_at(common);
+        if preface_left[..common] != *preface {
             return false;
         }
         self.preface += common;
-        bytes = &bytes[common..];
-        while !bytes.is_empty() {
-            if self.header_len < HEADER_BYTES {
-                let taken = (HEADER_BYTES - self.header_len).min(bytes.len());
-                self.header[self.header_len..][..taken].copy_from_slice(&bytes[..taken]);
-                self.header_len += taken;
-                bytes = &bytes[taken..];
-                if self.header_len < HEADER_BYTES {
-                    break;
-                }
-                self.begin_payload();
-            } else {
-                let taken = self.payload_left.min(bytes.len());
-                self.payload_left -= taken;
-                if self.in_head {
-                    self.head_bytes += taken;
-                }
-                bytes = &bytes[taken..];
-            }
-            if self.payload_left == 0 {
-                self.end_frame();
-            }
-        }
+        self.walk.pass(frames, |frame, part| self.heads.take(frame, part));
         true
-    }
-
-    fn begin_payload(&mut self) {
-        let [a, b, c, ..] = self.header;
-        self.payload_left = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
-        self.in_head |= self.is_of_head();
-    }
-
-    fn end_frame(&mut self) {
-        let is_end = self.is_of_head() && self.header[4] & END_HEADERS != 0;
-        self.header_len = 0;
-        if is_end {
-            self.in_head = false;
-            self.head_bytes = 0;
-        }
-        if !self.in_head {
-            self.wholes = self.wholes.wrapping_add(1);
-        }
-    }
-
-    fn is_of_head(&self) -> bool {
-        matches!(self.header[3], HEADERS | CONTINUATION)
     }
 
     /// Whether the preface has come, which no other protocol begins with.
@@ -98,20 +66,20 @@ impl Frames {
 
     /// Whether the preface and a first frame have come, which a client sends at once.
     pub(super) fn has_begun(&self) -> bool {
-        self.wholes > 0
+        self.heads.wholes > 0
     }
 
     /// The number of the frame or head that has begun and is not whole, if it is not one of data,
     /// which may come as slowly as its request's own limits allow.
     pub(super) fn partial(&self) -> Option<u32> {
-        let is_partial = self.in_head || self.header_len > 0;
-        let is_data = self.header_len == HEADER_BYTES && self.header[3] == DATA;
-        (is_partial && !is_data).then_some(self.wholes)
+        let is_partial = self.heads.in_head || self.walk.is_within();
+        let is_data = self.walk.current().is_some_and(|frame| frame.kind == DATA);
+        (is_partial && !is_data).then_some(self.heads.wholes)
     }
 
     /// Bytes that have come of a head that is not whole.
     pub(super) fn head_bytes(&self) -> usize {
-        self.head_bytes
+        self.heads.bytes
     }
 
     /// What it may take: headers that were sent before are named by one byte.
@@ -119,11 +87,12 @@ impl Frames {
         /// As many headers as fit into a map of them.
         const MAP_BYTES_MAX: usize = 4 << 20;
         // A usual head is not taken for one of a thousand headers.
-        if self.head_bytes <= USUAL_BYTES {
-            return self.head_bytes;
+        let bytes = self.head_bytes();
+        if bytes <= USUAL_BYTES {
+            return bytes;
         }
-        let headers = self.head_bytes.saturating_mul(super::heads::HEADER_OVERHEAD);
-        self.head_bytes.saturating_add(headers.min(MAP_BYTES_MAX))
+        let headers = bytes.saturating_mul(super::heads::HEADER_OVERHEAD);
+        bytes.saturating_add(headers.min(MAP_BYTES_MAX))
     }
 }
 
@@ -137,7 +106,7 @@ mod tests {
     fn frame(kind: u8, flags: u8, payload: usize) -> Vec<u8> {
         let length = u32::try_from(payload).unwrap().to_be_bytes();
         let mut bytes = vec![length[1], length[2], length[3], kind, flags, 0, 0, 0, 1];
-        bytes.resize(HEADER_BYTES + payload, 7);
+        bytes.resize(9 + payload, 7);
         bytes
     }
 

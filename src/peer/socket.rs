@@ -15,6 +15,7 @@ use tokio::sync::Notify;
 
 use crate::socket::{Patience, set_options};
 use crate::tls::words::rustls_error;
+use crate::wire::http2::{self, Part};
 
 /// A peer that is gone is noticed sooner than a client.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
@@ -106,49 +107,12 @@ impl Heard {
 
     fn take_frame(&self, kind: u8) {
         match kind {
-            FRAME_HEADERS => self.set_answered(),
-            FRAME_GOAWAY => {
+            http2::HEADERS => self.set_answered(),
+            http2::GOAWAY => {
                 self.has_said_goodbye.store(true, Ordering::Relaxed);
                 self.news.notify_waiters();
             }
             _ => {}
-        }
-    }
-}
-
-/// Kinds of frames of HTTP/2.
-const FRAME_HEADERS: u8 = 1;
-const FRAME_GOAWAY: u8 = 7;
-
-/// A frame's length in 3 bytes, its kind, flags, and its stream in 4.
-const FRAME_HEAD_BYTES: usize = 9;
-
-/// The frames of HTTP/2 that go by, of which the heads alone are looked at.
-#[derive(Default)]
-struct Frames {
-    head: [u8; FRAME_HEAD_BYTES],
-    /// Bytes of the head that are there.
-    has: usize,
-    /// Bytes that are left of the frame.
-    left: usize,
-}
-
-impl Frames {
-    fn pass(&mut self, mut bytes: &[u8], mut each: impl FnMut(u8)) {
-        while !bytes.is_empty() {
-            let passed = bytes.len().min(self.left);
-            self.left -= passed;
-            bytes = &bytes[passed..];
-            let (head, behind) = bytes.split_at(bytes.len().min(FRAME_HEAD_BYTES - self.has));
-            self.head[self.has..self.has + head.len()].copy_from_slice(head);
-            self.has += head.len();
-            bytes = behind;
-            if self.has == FRAME_HEAD_BYTES {
-                let [a, b, c, kind, ..] = self.head;
-                self.has = 0;
-                self.left = u32::from_be_bytes([0, a, b, c]) as usize;
-                each(kind);
-            }
         }
     }
 }
@@ -158,13 +122,13 @@ pub(super) struct Listening<S> {
     stream: S,
     heard: Arc<Heard>,
     has_word: bool,
-    frames: Frames,
+    frames: http2::Frames,
 }
 
 impl<S> Listening<S> {
     pub(super) fn new(stream: S) -> (Listening<S>, Arc<Heard>) {
         let heard = Arc::<Heard>::default();
-        let frames = Frames::default();
+        let frames = http2::Frames::default();
         (Listening { stream, heard: heard.clone(), has_word: false, frames }, heard)
     }
 }
@@ -185,7 +149,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Listening<S> {
                     heard.set_word(bytes);
                     *has_word = true;
                 }
-                frames.pass(bytes, |kind| heard.take_frame(kind));
+                frames.pass(bytes, |frame, part| {
+                    if part == Part::Head {
+                        heard.take_frame(frame.kind);
+                    }
+                });
             }
             Poll::Ready(Err(error)) => {
                 if let Some(error) = rustls_error(error) {
@@ -264,9 +232,9 @@ mod tests {
     async fn answers_and_a_farewell_are_heard_however_they_are_cut() {
         // Settings, a farewell's kind within data, an answer, a farewell.
         let mut frames = vec![0, 0, 6, 4, 0, 0, 0, 0, 0, 7, 7, 7, 7, 7, 7];
-        let answered_at = frames.len() + FRAME_HEAD_BYTES;
+        let answered_at = frames.len() + http2::HEAD_BYTES;
         frames.extend([0, 0, 1, 1, 4, 0, 0, 0, 1, 7]);
-        let goodbye_at = frames.len() + FRAME_HEAD_BYTES;
+        let goodbye_at = frames.len() + http2::HEAD_BYTES;
         frames.extend([0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0]);
         for step in 1..=frames.len() {
             let (mut other, stream) = tokio::io::duplex(1);
@@ -283,10 +251,10 @@ mod tests {
             }
             heard.goodbye().await;
         }
-        let mut whole = Frames::default();
+        let mut whole = http2::Frames::default();
         let mut kinds = Vec::new();
-        whole.pass(&frames, |kind| kinds.push(kind));
-        assert_eq!(kinds, [4, FRAME_HEADERS, FRAME_GOAWAY]);
-        assert_eq!((whole.has, whole.left), (0, 0));
+        whole.pass(&frames, |frame, part| kinds.extend((part == Part::Head).then_some(frame.kind)));
+        assert_eq!(kinds, [4, http2::HEADERS, http2::GOAWAY]);
+        assert!(!whole.is_within());
     }
 }
