@@ -12,6 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
 use tokio_util::io::poll_read_buf;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use crate::door::FIRST_BYTE_TIMEOUT;
 use crate::door::accept::Place;
@@ -37,6 +38,11 @@ pub(crate) trait Watch: Unpin + Send {
 
     /// What a client is told before its connection is ended for its head.
     fn refusal(&self) -> &'static [u8];
+
+    /// Ready when the connection is to end, whatever it is in.
+    fn poll_end(&mut self, _: &mut Context<'_>) -> Poll<()> {
+        Poll::Pending
+    }
 }
 
 /// A client's connection.
@@ -59,6 +65,10 @@ struct Refusal {
 }
 
 impl<W: Watch> ClientStream<W> {
+    pub(crate) fn watch(&self) -> &W {
+        &self.watch
+    }
+
     /// The connection below.
     pub(crate) fn tcp(&self) -> &TcpStream {
         self.stream.tcp()
@@ -122,6 +132,9 @@ impl<W: Watch> AsyncRead for ClientStream<W> {
         let this = self.get_mut();
         if this.refusal.is_some() {
             return this.poll_refuse(cx).map(Err);
+        }
+        if this.watch.poll_end(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
         let before = buf.filled().len();
         let mut limited = (&mut *buf).limit(W::READ_BYTES_MAX);
@@ -210,15 +223,24 @@ impl Http2 {
     }
 }
 
-/// A connection that can be nothing but HTTP/2.
+/// A connection that can be nothing but HTTP/2, and that its own requests may end.
 pub(crate) struct Http2Only {
     http2: Http2,
     heads: Arc<Heads>,
+    end: CancellationToken,
+    ended: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
 impl Http2Only {
     pub(crate) fn new(heads: Arc<Heads>) -> Http2Only {
-        Http2Only { http2: Http2::default(), heads }
+        let end = CancellationToken::new();
+        let ended = Box::pin(end.clone().cancelled_owned());
+        Http2Only { http2: Http2::default(), heads, end, ended }
+    }
+
+    /// Ends the connection when cancelled.
+    pub(crate) fn end(&self) -> &CancellationToken {
+        &self.end
     }
 }
 
@@ -240,5 +262,9 @@ impl Watch for Http2Only {
 
     fn refusal(&self) -> &'static [u8] {
         b""
+    }
+
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.ended.as_mut().poll(cx)
     }
 }

@@ -1,20 +1,16 @@
 //! Connections to the gRPC listener, their TLS handshake done if there is to be TLS.
 
-use std::future::Future as _;
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 
 use crate::door::Door;
@@ -66,21 +62,17 @@ pub(super) fn incoming(
 }
 
 /// A connection, counted as open until it is dropped.
-pub(super) struct OpenConnection {
-    stream: ClientStream<Http2Only>,
-    end: ConnectionEnd,
-    ended: Pin<Box<WaitForCancellationFutureOwned>>,
-}
+type OpenConnection = ClientStream<Http2Only>;
 
 /// Ends a connection when cancelled. Each of its requests has it among its extensions.
 #[derive(Clone)]
-pub(super) struct ConnectionEnd(pub(super) CancellationToken);
+pub(crate) struct ConnectionEnd(pub(super) CancellationToken);
 
-impl OpenConnection {
-    fn new(stream: ClientStream<Http2Only>) -> OpenConnection {
-        let end = CancellationToken::new();
-        let ended = Box::pin(end.clone().cancelled_owned());
-        OpenConnection { stream, end: ConnectionEnd(end), ended }
+impl Connected for OpenConnection {
+    type ConnectInfo = ConnectionEnd;
+
+    fn connect_info(&self) -> ConnectionEnd {
+        ConnectionEnd(self.watch().end().clone())
     }
 }
 
@@ -99,8 +91,7 @@ async fn accept(
             // Why a handshake failed has been counted.
             if let Ok(stream) = MaybeTls::accept(stream, tls.as_deref()).await {
                 let watch = Http2Only::new(heads.clone());
-                let stream = ClientStream::new(stream, watch, heads, place);
-                lanes.send(OpenConnection::new(stream)).await;
+                lanes.send(ClientStream::new(stream, watch, heads, place)).await;
             }
         });
     };
@@ -118,56 +109,4 @@ async fn accept(
     let all = async { while handshakes.join_next().await.is_some() {} };
     // Those that are not done by then are given up.
     let _ = timeout(DRAIN_TIMEOUT, all).await;
-}
-
-impl Connected for OpenConnection {
-    type ConnectInfo = ConnectionEnd;
-
-    fn connect_info(&self) -> ConnectionEnd {
-        self.end.clone()
-    }
-}
-
-impl AsyncRead for OpenConnection {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        if this.ended.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
-        }
-        Pin::new(&mut this.stream).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for OpenConnection {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
-    }
 }
