@@ -24,11 +24,11 @@ impl DoorConfig {
         let connections_max = usize::try_from(connections_max).unwrap_or(usize::MAX);
         let headers_max = settings.positive_count("receive.head-headers-max").and_then(|max| {
             let has_place = max <= HEADERS_LIMIT;
-            settings.check(if has_place { Ok(max) } else { Err(ConfigError::Headers) })
+            settings.require(has_place, max, ConfigError::Headers)
         });
         let bytes_max = settings.positive_size("receive.head-bytes-max").and_then(|max| {
             let is_in_range = (HEAD_BYTES_MIN..=HEAD_BYTES_LIMIT).contains(&max);
-            settings.check(if is_in_range { Ok(max) } else { Err(ConfigError::HeadBytes) })
+            settings.require(is_in_range, max, ConfigError::HeadBytes)
         });
         let heads = HeadLimits { bytes_max: bytes_max?, headers_max: headers_max? };
         Some(DoorConfig { connections_max: Some(connections_max).filter(|max| *max > 0), heads })

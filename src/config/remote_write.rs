@@ -51,6 +51,6 @@ impl RemoteWriteConfig {
         };
         let largest = config.request_bytes_max.saturating_add(config.decoded_bytes_max);
         let has_room = config.inflight_bytes_max >= largest;
-        settings.check(if has_room { Ok(config) } else { Err(ConfigError::InflightBytes(largest)) })
+        settings.require(has_room, config, ConfigError::InflightBytes(largest))
     }
 }

@@ -57,6 +57,11 @@ impl<'v> Settings<'v> {
         result.map_err(|error| self.errors.push(error.into())).ok()
     }
 
+    /// The value, if what must hold of it does.
+    pub(super) fn require<T>(&mut self, holds: bool, value: T, error: ConfigError) -> Option<T> {
+        self.check(if holds { Ok(value) } else { Err(error) })
+    }
+
     pub(super) fn notice(&mut self, kind: NoticeKind, text: String) {
         self.notices.push(Notice { kind, text });
     }
@@ -79,7 +84,7 @@ impl<'v> Settings<'v> {
 
     pub(super) fn positive_count(&mut self, flag: &'static str) -> Option<usize> {
         let count = usize::try_from(self.values.uint(flag)).unwrap_or(usize::MAX);
-        self.check(if count > 0 { Ok(count) } else { Err(ConfigError::Zero(flag)) })
+        self.require(count > 0, count, ConfigError::Zero(flag))
     }
 
     pub(super) fn header_name(&mut self, flag: &'static str) -> Option<HeaderName> {

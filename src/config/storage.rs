@@ -26,7 +26,7 @@ impl StorageConfig {
     pub(super) fn of(settings: &mut Settings<'_>, hostname: &str) -> Option<StorageConfig> {
         let dir = PathBuf::from(settings.values.text("tsdb.path"));
         let has_dir = !dir.as_os_str().is_empty();
-        let dir = settings.check(if has_dir { Ok(dir) } else { Err(ConfigError::NoDataDirectory) });
+        let dir = settings.require(has_dir, dir, ConfigError::NoDataDirectory);
         let labels = labels(settings, hostname);
         let db = db_options(settings);
         Some(StorageConfig { dir: dir?, labels: labels?, db: db? })
@@ -47,11 +47,7 @@ fn labels(settings: &mut Settings<'_>, hostname: &str) -> Option<Vec<(String, St
 fn db_options(settings: &mut Settings<'_>) -> Option<DbOptions> {
     let block_range = settings.duration("tsdb.min-block-duration");
     let is_long_enough = block_range >= BLOCK_DURATION_MIN;
-    let block_range = settings.check(if is_long_enough {
-        Ok(block_range)
-    } else {
-        Err(ConfigError::BlockDuration)
-    });
+    let block_range = settings.require(is_long_enough, block_range, ConfigError::BlockDuration);
     let series_max = settings.positive_count("tsdb.head-series-max");
     let values = settings.values;
     Some(DbOptions {

@@ -29,8 +29,8 @@ impl TenancyConfig {
         let default_tenant = settings.values.text("receive.default-tenant-id");
         let default_tenant = settings.check(TenantId::parse(default_tenant.as_bytes()));
         let name = settings.values.text("receive.tenant-label-name");
-        let tenant_label_name = settings
-            .check(Some(name).filter(|name| !name.is_empty()).ok_or(ConfigError::TenantLabelName));
+        let tenant_label_name =
+            settings.require(!name.is_empty(), name, ConfigError::TenantLabelName);
         let replica_header = settings.header_name("receive.replica-header");
         let tenants_max = settings.positive_count("receive.tenants-max");
         Some(TenancyConfig {

@@ -1,5 +1,7 @@
 //! The storage as a whole, on a disk in memory.
 
+use std::path::Path;
+
 use super::*;
 use crate::clock::ManualClock;
 use crate::disk::faulty::{FailedSync, FaultyDisk};
