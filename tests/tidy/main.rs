@@ -68,22 +68,54 @@ fn is_test(path: &Path) -> bool {
         || path.file_stem().is_some_and(|stem| stem == "tests")
 }
 
-/// The rooms that a line names: `crate::room`, or `crate::{room::..., room::...}`.
-fn rooms_in(line: &str) -> Vec<&str> {
-    let word =
-        |text: &'static str| move |c: char| !(c.is_alphanumeric() || c == '_' || text.contains(c));
+/// The rooms that code names, with the numbers of the lines: `crate::room`, or each in
+/// `crate::{room::..., room::{...}}`, over however many lines.
+fn rooms_in(lines: &[(usize, String)]) -> Vec<(usize, String)> {
     let mut found = Vec::new();
-    for after in line.split("crate::").skip(1) {
-        match after.strip_prefix('{') {
-            None => found.extend(after.split(word("")).next()),
-            Some(list) => {
-                let parts = list.split([',', '}']);
-                found.extend(parts.filter_map(|part| part.trim().split(word("")).next()));
+    let mut depth: usize = 0;
+    for (number, line) in lines {
+        let mut rest = line.as_str();
+        while !rest.is_empty() {
+            if depth == 0 {
+                let Some((_, after)) = rest.split_once("crate::") else { break };
+                rest = after;
+                if let Some(list) = rest.strip_prefix('{') {
+                    (depth, rest) = (1, list);
+                } else {
+                    found.push((*number, name_at(rest)));
+                }
+                continue;
             }
+            // At the first depth of a list stand rooms, each before what is used of it.
+            let end = rest.find(['{', '}', ',']).unwrap_or(rest.len());
+            let (item, mark) = rest.split_at(end);
+            if depth == 1 {
+                found.push((*number, name_at(item.trim_start())));
+            }
+            match mark.chars().next() {
+                Some('{') => depth += 1,
+                Some('}') => depth -= 1,
+                _ => {}
+            }
+            rest = mark.get(1..).unwrap_or_default();
         }
     }
-    found.retain(|room| !room.is_empty());
+    found.retain(|(_, room)| !room.is_empty());
     found
+}
+
+fn name_at(text: &str) -> String {
+    text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
+}
+
+#[test]
+fn rooms_are_found_in_lists_of_several_lines() {
+    let code =
+        "use crate::{a, b::c};\nuse crate::{\n    d::{e, f},\n    g,\n};\nlet x = crate::h::i();";
+    let lines: Vec<_> = (1..).zip(code.lines().map(str::to_owned)).collect();
+    let rooms = rooms_in(&lines);
+    let rooms: Vec<_> = rooms.iter().map(|(line, room)| (*line, room.as_str())).collect();
+    assert_eq!(rooms, [(1, "a"), (1, "b"), (3, "d"), (4, "g"), (6, "h")]);
 }
 
 #[test]
@@ -105,12 +137,11 @@ fn no_room_uses_one_that_stands_above_or_beside_it() {
         if is_test(&path) {
             continue;
         }
-        for (number, line) in lines_of_code(&path) {
-            for used in rooms_in(&line).into_iter().filter(|used| *used != room) {
-                arrows += 1;
-                if rank.get(used).is_none_or(|rank| rank <= own) {
-                    faults.push(format!("{}:{number}: {room} uses {used}", path.display()));
-                }
+        let used = rooms_in(&lines_of_code(&path));
+        for (number, used) in used.into_iter().filter(|(_, used)| *used != room) {
+            arrows += 1;
+            if rank.get(used.as_str()).is_none_or(|rank| rank <= own) {
+                faults.push(format!("{}:{number}: {room} uses {used}", path.display()));
             }
         }
     }
