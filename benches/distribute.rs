@@ -16,7 +16,7 @@ use ringest::peer::message::{Compression, Envelope, ForwardMessage};
 use ringest::write::Manners;
 use ringest::write::admission::Admission;
 use ringest::write::distribute::{Batch, DeflatedGroups, Placed, Replicas, Unplaced, distribute};
-use ringest::write::known::LabelCaps;
+use ringest::write::label_rules::LabelCaps;
 use rustix::time::{ClockId, clock_gettime};
 
 #[global_allocator]

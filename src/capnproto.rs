@@ -34,9 +34,10 @@ use crate::wire::capnproto::frame::Message;
 use crate::wire::refused::RefusedSeries;
 use crate::wire::snappy::BufferPool;
 use crate::write::admission::{Admission, Overloaded, share};
+use crate::write::decode::example_of;
 use crate::write::error::{Reason, WriteError};
 use crate::write::heavy;
-use crate::write::known::{LabelCaps, example_of};
+use crate::write::label_rules::LabelCaps;
 use crate::write::service::{PeerOrigin, PeerSink, PeerWriteError, not_understood, rank};
 
 /// Series of a large message are written out so many bytes at a time. Those of a usual one are a

@@ -33,7 +33,7 @@
 //!    [`capnproto`] and [`write::service`] and join here.
 //!    In a ring, [`write::distribute`] then gives each series its endpoints, and [`write::fanout`]
 //!    hands batches to this node and to [`peer`]s, and answers once [`write::quorum`] has a verdict.
-//! 2. [`write::local`] finds the tenant and has [`write::known`] decode the request against the
+//! 2. [`write::local`] finds the tenant and has [`write::decode`] decode the request against the
 //!    series that the tenant has. A series that was seen before costs one comparison of its label
 //!    bytes with the *canonical key*: its labels, sorted, without empty values, in minimal protobuf
 //!    encoding, which is what senders send. Any other bytes are read in full, judged by the rules of

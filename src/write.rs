@@ -1,11 +1,12 @@
 //! The nouns of the write path.
 
 pub mod admission;
+pub mod decode;
 pub mod distribute;
 pub mod error;
 pub mod fanout;
 pub mod heavy;
-pub mod known;
+pub mod label_rules;
 pub mod local;
 pub mod quorum;
 pub mod service;

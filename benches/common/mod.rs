@@ -15,7 +15,8 @@ use ringest::tsdb::Db;
 use ringest::tsdb::head::batch::Batch;
 use ringest::tsdb::options::DbOptions;
 use ringest::write::Manners;
-use ringest::write::known::{LabelCaps, decode_request};
+use ringest::write::decode::decode_request;
+use ringest::write::label_rules::LabelCaps;
 
 /// Series in a request, as senders batch by default.
 pub(crate) const REQUEST_SERIES: usize = 2_000;

@@ -8,7 +8,8 @@ use ringest::model::labels::SeriesKey;
 use ringest::tsdb::head::batch::Batch;
 use ringest::tsdb::head::series::{Rules, SeriesSet};
 use ringest::write::Manners;
-use ringest::write::known::{LabelCaps, decode_request};
+use ringest::write::decode::decode_request;
+use ringest::write::label_rules::LabelCaps;
 
 /// Samples as (key, time, bits), and what was refused; `None` for a broken request.
 type Meaning = Option<(Vec<(Vec<u8>, i64, u64)>, Vec<(&'static str, u64)>)>;

@@ -31,7 +31,7 @@ use crate::store::source::{NoTenants, TenantSource};
 use crate::tls::server::ServerTls;
 use crate::write::fanout::{Fanout, FanoutOptions, LocalNode};
 use crate::write::heavy;
-use crate::write::known::LabelCaps;
+use crate::write::label_rules::LabelCaps;
 use crate::write::local::LocalWriter;
 use crate::write::service::{PeerSink, PeerWrites};
 

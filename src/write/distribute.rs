@@ -27,9 +27,10 @@ use crate::wire::remote_write_v1::{
     split_tail_sample,
 };
 use crate::write::admission::{InflightGuard, Overloaded};
+use crate::write::decode::{STORM, samples_max};
 use crate::write::distribute::groups::Groups;
 use crate::write::distribute::one_pass::{OrderedLabels, read_ordered_labels};
-use crate::write::known::{LabelCaps, STORM, display, judge_labels, samples_max};
+use crate::write::label_rules::{LabelCaps, display, judge_labels};
 use crate::write::{Manners, WriteOutcome};
 
 /// About what a series takes in a request, for a first guess at how many there are.

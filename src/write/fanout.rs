@@ -45,7 +45,7 @@ use crate::write::fanout::answers::{Answer, Answers, CopiesMissing, Plan};
 use crate::write::fanout::call::Call;
 use crate::write::fanout::capnproto::InCapnProto;
 use crate::write::heavy::off_thread;
-use crate::write::known::LabelCaps;
+use crate::write::label_rules::LabelCaps;
 use crate::write::local::LocalWriter;
 use crate::write::quorum::{QuorumLedger, ReplicaOutcome, WriteQuorum};
 use crate::write::service::{PeerOrigin, PeerSink};

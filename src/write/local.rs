@@ -15,10 +15,11 @@ use crate::tsdb::wal::{SyncPolicy, WalError};
 use crate::wire::refused::RefusedSeries;
 use crate::wire::remote_write_v1::{DecodeError, RequestField, RequestFields};
 use crate::write::admission::{Admission, InflightGuard, Overloaded};
+use crate::write::decode::{Known, decode_fields};
 use crate::write::distribute::PlacedSeries;
 use crate::write::error::{Reason, WriteError};
 use crate::write::heavy::in_place;
-use crate::write::known::{Known, LabelCaps, decode_fields};
+use crate::write::label_rules::LabelCaps;
 use crate::write::{Manners, WriteOutcome};
 
 /// Batches kept for reuse: about as many as requests are decoded at once.

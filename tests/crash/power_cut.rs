@@ -16,7 +16,7 @@ use ringest::tsdb::options::DbOptions;
 use ringest::tsdb::wal::SyncPolicy;
 use ringest::write::Manners;
 use ringest::write::admission::Admission;
-use ringest::write::known::LabelCaps;
+use ringest::write::label_rules::LabelCaps;
 use ringest::write::local::LocalWriter;
 
 use crate::support::{Random, WriteRequest, name_of, seed, wait_until};

@@ -13,7 +13,7 @@
 use crate::hashring::SeriesHasher;
 use crate::model::labels::{METRIC_NAME, TAG_FIELD_1, TAG_FIELD_2};
 use crate::write::Manners;
-use crate::write::known::LabelCaps;
+use crate::write::label_rules::LabelCaps;
 
 /// Labels that are in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
