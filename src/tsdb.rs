@@ -143,13 +143,11 @@ impl Db {
         let started = Instant::now();
         let blocks = meta::find_blocks(&*disk, dir).map_err(OpenError::io("listing", dir))?;
         let out_of_order_log_bytes = bytes_in(&*disk, &dir.join("wbl"));
-        // A block that ends in the future, as one client's wrong clock can make it, is not to shut
-        // the others out.
-        let min_valid_time = blocks.end.min(clock.now().saturating_sub(options.block_range / 2));
+        let floor = blocks.floor;
         let wal_dir = dir.join("wal");
         disk.create_dir_all(&wal_dir).map_err(OpenError::io("making", &wal_dir))?;
         let wal_metrics = WalMetrics::new(registry, tenant);
-        let (log, contents, report) = replay(hasher, min_valid_time, options.block_range, |take| {
+        let (log, contents, report) = replay(hasher, floor, options.block_range, |take| {
             open_log(&*disk, &wal_dir, &wal_metrics, |found| take(found.record))
         })
         .map_err(OpenError::io("reading the log in", &wal_dir))?;
@@ -166,7 +164,7 @@ impl Db {
         let metrics = HeadMetrics::new(registry, tenant);
         metrics.replay_seconds.set(started.elapsed().as_secs_f64());
         let log_side = LogSide::new(wal, report.next_ref);
-        let head = Head::new(options, clock, metrics, min_valid_time, contents, log_side);
+        let head = Head::new(options, clock, metrics, floor, contents, log_side);
         let db = Db { head: Arc::new(head), sync, _lock: lock };
         Ok(Opened { db, log, replay: report, blocks, out_of_order_log_bytes })
     }

@@ -34,8 +34,10 @@ pub struct Head {
     options: DbOptions,
     clock: Arc<dyn Clock>,
     metrics: HeadMetrics,
-    /// Samples before the end of the newest block are out of bounds.
-    min_valid_time: Timestamp,
+    /// Samples below belong to blocks and are out of bounds: [`Blocks::floor`].
+    ///
+    /// [`Blocks::floor`]: crate::tsdb::meta::Blocks::floor
+    floor: Timestamp,
     /// Times of the oldest and newest sample; reversed while there is none.
     min_time: AtomicI64,
     max_time: AtomicI64,
@@ -72,7 +74,7 @@ impl Head {
         options: DbOptions,
         clock: Arc<dyn Clock>,
         metrics: HeadMetrics,
-        min_valid_time: Timestamp,
+        floor: Timestamp,
         contents: HeadContents,
         log: LogSide,
     ) -> Head {
@@ -84,7 +86,7 @@ impl Head {
             options,
             clock,
             metrics,
-            min_valid_time,
+            floor,
             min_time: AtomicI64::new(contents.min_time),
             max_time: AtomicI64::new(contents.max_time),
             postings: contents.postings,

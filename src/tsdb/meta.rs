@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use crate::disk::{Disk, read_file};
+use crate::disk::{Disk, lacks_descriptors, read_file};
 use crate::model::Timestamp;
 
 #[derive(Deserialize)]
@@ -32,6 +32,14 @@ impl BlockMeta {
         let hints = self.compaction.hints.iter().flatten();
         hints.into_iter().any(|hint| PARTIAL.contains(&hint.as_str()))
     }
+
+    /// Where the block ends (not included in it), for what it may shut out. One that ends later than
+    /// it was made at holds samples of a clock that ran ahead, and others of that time are still to
+    /// come. What it has of them may then be in the log, too: rather twice than not at all, until
+    /// blocks can be read and asked.
+    fn effective_end(&self, made_at: Timestamp) -> Timestamp {
+        self.max_time.min(made_at)
+    }
 }
 
 /// A `meta.json` is a few kilobytes.
@@ -40,11 +48,12 @@ const META_BYTES_MAX: u64 = 16 << 20;
 /// The blocks in a database's directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Blocks {
-    /// Where the newest block ends (not included in it): older samples are out of bounds, since the
-    /// block may hold others of their time. The smallest time if there is no block. A block whose
-    /// `meta.json` cannot be read counts as none here, as in Prometheus, and so does one that was
-    /// cut from out-of-order samples or from some series only.
-    pub end: Timestamp,
+    /// The one floor of in-order samples: what is older belongs to a block, and is neither taken nor
+    /// replayed. It is the latest of the blocks' effective ends, the smallest time if there is no
+    /// block, and hangs on nothing but them: one that moved with the clock would let samples in that
+    /// a later start leaves out. A block whose `meta.json` cannot be read counts as none here, as in
+    /// Prometheus, and so does one that holds some of its time's samples only.
+    pub floor: Timestamp,
     /// All there are.
     pub count: usize,
     /// The name of one of them.
@@ -55,9 +64,10 @@ pub struct Blocks {
 
 /// Looks at the blocks in `dir`.
 pub fn find_blocks(disk: &dyn Disk, dir: &Path) -> io::Result<Blocks> {
-    let mut blocks = Blocks { end: Timestamp::MIN, count: 0, example: None, range: None };
+    let mut blocks = Blocks { floor: Timestamp::MIN, count: 0, example: None, range: None };
     for entry in disk.list(dir)?.into_iter().filter(|entry| entry.is_dir) {
-        let Some(name) = entry.name.to_str().filter(|name| is_ulid(name)) else { continue };
+        let Some(name) = entry.name.to_str() else { continue };
+        let Some(made_at) = ulid_time(name) else { continue };
         blocks.count += 1;
         blocks.example.get_or_insert_with(|| name.to_owned());
         let path = dir.join(name).join("meta.json");
@@ -65,6 +75,8 @@ pub fn find_blocks(disk: &dyn Disk, dir: &Path) -> io::Result<Blocks> {
             .and_then(|bytes| Ok(serde_json::from_slice::<BlockMeta>(&bytes)?));
         let meta = match meta {
             Ok(meta) => meta,
+            // It can be read later, and the floor would be another one then.
+            Err(err) if lacks_descriptors(&err) => return Err(err),
             Err(err) => {
                 tracing::warn!(path = %path.display(), %err, "a block has no readable meta.json");
                 continue;
@@ -73,17 +85,27 @@ pub fn find_blocks(disk: &dyn Disk, dir: &Path) -> io::Result<Blocks> {
         let (mint, maxt) = blocks.range.unwrap_or((meta.min_time, meta.max_time));
         blocks.range = Some((mint.min(meta.min_time), maxt.max(meta.max_time)));
         if !meta.is_partial() {
-            blocks.end = blocks.end.max(meta.max_time);
+            blocks.floor = blocks.floor.max(meta.effective_end(made_at));
         }
     }
     Ok(blocks)
 }
 
-/// Whether a directory's name is that of a block: 26 digits of Crockford's base 32.
-fn is_ulid(name: &str) -> bool {
-    let is_digit =
-        |byte: u8| byte.is_ascii_digit() || byte.is_ascii_uppercase() && !b"ILOU".contains(&byte);
-    name.len() == 26 && name.bytes().all(is_digit)
+/// When a block was made, by its directory's name: a ULID, the first ten of whose 26 digits of
+/// Crockford's base 32 are milliseconds since 1970. `None` for other names. As for Prometheus, small
+/// letters are digits, too.
+fn ulid_time(name: &str) -> Option<Timestamp> {
+    const DIGITS: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
+    const TIME_DIGITS: usize = 10;
+    let value = |byte: u8| DIGITS.iter().position(|digit| *digit == byte.to_ascii_uppercase());
+    // 26 digits are two bits more than the 128 there are.
+    if name.len() != 26 || name.as_bytes().first().and_then(|byte| value(*byte))? > 7 {
+        return None;
+    }
+    name.bytes().enumerate().try_fold(0, |time, (i, byte)| {
+        let digit = value(byte)? as Timestamp;
+        Some(if i < TIME_DIGITS { time << 5 | digit } else { time })
+    })
 }
 
 #[cfg(test)]
@@ -91,28 +113,54 @@ mod tests {
     use super::*;
     use crate::disk::SystemDisk;
 
+    fn add_block(dir: &Path, name: &str, meta: &str) {
+        let block = dir.join(name);
+        std::fs::create_dir(&block).unwrap();
+        std::fs::write(block.join("meta.json"), meta).unwrap();
+    }
+
     #[test]
     fn the_newest_block_counts_and_strangers_do_not() {
         let dir = tempfile::tempdir().unwrap();
-        let block = |name: &str, meta: &str| {
-            let block = dir.path().join(name);
-            std::fs::create_dir(&block).unwrap();
-            std::fs::write(block.join("meta.json"), meta).unwrap();
-        };
-        let none = Blocks { end: Timestamp::MIN, count: 0, example: None, range: None };
+        let block = |name: &str, meta: &str| add_block(dir.path(), name, meta);
+        let none = Blocks { floor: Timestamp::MIN, count: 0, example: None, range: None };
         assert_eq!(find_blocks(&SystemDisk, dir.path()).unwrap(), none);
         block("01M85ZRFJPEBJ4BHYM21MP7HFW", r#"{"version": 1, "minTime": 1, "maxTime": 20}"#);
         block("01M85ZRFJPEBJ4BHYM21MP7HFX", r#"{"version": 1, "minTime": -1, "maxTime": 10}"#);
         block("01M85ZRFJPEBJ4BHYM21MP7HFY", "{");
-        let hints = r#""compaction": {"hints": ["from-out-of-order"]}"#;
-        block("01M85ZRFJPEBJ4BHYM21MP7HFZ", &format!(r#"{{"maxTime": 30, {hints}}}"#));
+        for (digit, hint) in ["1", "2", "3"].into_iter().zip(PARTIAL) {
+            let hints = format!(r#""compaction": {{"hints": ["some", "{hint}"]}}"#);
+            block(
+                &format!("01M85ZRFJPEBJ4BHYM21MP7HF{digit}"),
+                &format!(r#"{{"maxTime": 30, {hints}}}"#),
+            );
+        }
+        block("81M85ZRFJPEBJ4BHYM21MP7HFW", r#"{"maxTime": 99}"#);
         block("wal", r#"{"maxTime": 99}"#);
         let found = Blocks {
-            end: 20,
-            count: 4,
-            example: Some("01M85ZRFJPEBJ4BHYM21MP7HFW".to_owned()),
+            floor: 20,
+            count: 6,
+            example: Some("01M85ZRFJPEBJ4BHYM21MP7HF1".to_owned()),
             range: Some((-1, 30)),
         };
         assert_eq!(find_blocks(&SystemDisk, dir.path()).unwrap(), found);
+    }
+
+    #[test]
+    fn a_block_shuts_out_nothing_later_than_it_was_made_at() {
+        let made_at = 1_795_497_410_134;
+        assert_eq!(ulid_time("01M85ZRFJPEBJ4BHYM21MP7HFW"), Some(made_at));
+        assert_eq!(ulid_time("01m85zrfjpebj4bhym21mp7hfw"), Some(made_at));
+        assert_eq!(ulid_time("7ZZZZZZZZZEBJ4BHYM21MP7HFW"), Some((1 << 48) - 1));
+        for name in ["01M85ZRFJPEBJ4BHYM21MP7HF", "01M85ZRFJPEBJ4BHYM21MP7HFU", "8ZZZZZZZZZ"] {
+            assert_eq!(ulid_time(name), None, "{name}");
+        }
+        for (end, floor) in [(made_at - 1, made_at - 1), (made_at + 1, made_at)] {
+            let dir = tempfile::tempdir().unwrap();
+            let meta = format!(r#"{{"maxTime": {end}}}"#);
+            add_block(dir.path(), "01M85ZRFJPEBJ4BHYM21MP7HFW", &meta);
+            let found = find_blocks(&SystemDisk, dir.path()).unwrap();
+            assert_eq!((found.floor, found.range), (floor, Some((0, end))));
+        }
     }
 }

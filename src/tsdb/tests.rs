@@ -20,9 +20,13 @@ fn options() -> DbOptions {
 }
 
 fn open(disk: &FaultyDisk) -> Db {
+    open_at(disk, NOW)
+}
+
+fn open_at(disk: &FaultyDisk, now: i64) -> Db {
     let dir = Path::new(DIR);
     let lock = Db::lock(disk, dir, &options()).unwrap();
-    let (disk, clock) = (Arc::new(disk.clone()), Arc::new(ManualClock::at(NOW)));
+    let (disk, clock) = (Arc::new(disk.clone()), Arc::new(ManualClock::at(now)));
     let hasher = KeyHasher::random();
     Db::open(dir, lock, options(), hasher, disk, clock, &Registry::new(), "t").unwrap().db
 }
@@ -35,27 +39,70 @@ fn append(db: &Db, series: u64, t: i64) -> AppendReport {
     db.append(&batch).unwrap()
 }
 
-fn add_block(disk: &FaultyDisk, maxt: i64) {
-    let block = Path::new(DIR).join("01M85ZRFJPEBJ4BHYM21MP7HFW");
+/// A block that was made at a time, as its name says, and ends at another.
+fn add_block(disk: &FaultyDisk, made_at: i64, maxt: i64) {
+    let block = Path::new(DIR).join(ulid(made_at));
     disk.create_dir_all(&block).unwrap();
     let meta = disk.create(&block.join("meta.json")).unwrap();
     meta.write_all_at(format!(r#"{{"minTime": 0, "maxTime": {maxt}}}"#).as_bytes(), 0).unwrap();
 }
 
+fn ulid(made_at: i64) -> String {
+    let digit =
+        |i: u32| b"0123456789ABCDEFGHJKMNPQRSTVWXYZ"[(made_at >> (45 - 5 * i)) as usize & 31];
+    (0..10).map(|i| char::from(digit(i))).chain("EBJ4BHYM21MP7HFW".chars()).collect()
+}
+
 #[test]
-fn a_block_shuts_out_what_is_older_and_a_clock_ahead_nobody() {
+fn a_block_shuts_out_what_is_older_and_one_of_a_clock_ahead_nobody() {
     let half_range = options().block_range / 2;
-    for (end, bound) in
-        [(NOW - half_range - 5, NOW - half_range - 5), (NOW + HOUR, NOW - half_range)]
-    {
+    let old = NOW - half_range - 5;
+    for (made_at, end, floor) in [(NOW, old, old), (NOW - HOUR / 2, NOW + HOUR, NOW - HOUR / 2)] {
         let disk = FaultyDisk::new();
-        add_block(&disk, end);
+        add_block(&disk, made_at, end);
         let db = open(&disk);
-        let report = append(&db, 1, bound - 1);
+        let report = append(&db, 1, floor - 1);
         let refused = Refusal::ALL.into_iter().zip(&report.refused);
         let refused: Vec<_> = refused.filter(|(_, refused)| refused.is_some()).collect();
         assert!(matches!(refused[..], [(Refusal::OutOfBounds, Some((1, _)))]), "{refused:?}");
-        assert_eq!(append(&db, 1, bound).stored, 1);
+        assert_eq!(append(&db, 1, floor).stored, 1);
+    }
+}
+
+/// A floor that moved with the clock let samples in that a later start took for a block's.
+#[test]
+fn what_was_taken_beside_a_block_is_there_after_every_restart() {
+    let made_at = [NOW - 3 * HOUR, NOW];
+    let ends = [NOW - 4 * HOUR, NOW - HOUR, NOW, NOW + 2 * HOUR];
+    for (made_at, end) in made_at.into_iter().flat_map(|at| ends.map(|end| (at, end))) {
+        let disk = FaultyDisk::new();
+        add_block(&disk, made_at, end);
+        let db = open(&disk);
+        let times = [-2 * HOUR, -HOUR / 2, -1, 0, HOUR].map(|ago| NOW + ago);
+        let stored: u64 = (0..).zip(times).map(|(series, t)| append(&db, series, t).stored).sum();
+        assert!(stored >= 2);
+        let before = dump(&db);
+        for later in [-5 * HOUR, 0, 2 * HOUR, 30 * HOUR] {
+            let again = dump(&open_at(&disk.after_kill(), NOW + later));
+            assert!(again == before, "made at {made_at}, ends at {end}, {later} later");
+        }
+    }
+}
+
+/// As a shutdown of Thanos leaves it, which cuts all but the last sample and keeps the log.
+#[test]
+fn a_log_that_a_block_was_cut_from_keeps_what_the_block_has_not() {
+    let disk = FaultyDisk::new();
+    let db = open(&disk);
+    let times: Vec<i64> = (0..240).map(|i| NOW - 60_000 + i * 250).collect();
+    times.iter().for_each(|t| assert_eq!(append(&db, 1, *t).stored, 1));
+    let killed = disk.after_kill();
+    add_block(&killed, NOW + 1, *times.last().unwrap());
+    for later in [0, 2 * HOUR] {
+        let [(_, samples)] = &dump(&open_at(&killed.after_kill(), NOW + later))[..] else {
+            panic!()
+        };
+        assert_eq!(*samples, [(*times.last().unwrap(), 1)]);
     }
 }
 
@@ -118,7 +165,7 @@ fn one_at_a_time_has_the_lock_unless_there_is_none() {
 #[test]
 fn what_is_not_served_is_found() {
     let disk = FaultyDisk::new();
-    add_block(&disk, NOW - HOUR);
+    add_block(&disk, NOW, NOW - HOUR);
     disk.create_dir_all(Path::new("/t/wbl")).unwrap();
     disk.create(Path::new("/t/wbl/00000000")).unwrap().write_all_at(&[0; 7], 0).unwrap();
     let (shared, clock) = (Arc::new(disk.clone()), Arc::new(ManualClock::at(NOW)));

@@ -304,7 +304,7 @@ impl Head {
             0 => Timestamp::MAX,
             window => now.saturating_add(Timestamp::try_from(window).unwrap_or(Timestamp::MAX)),
         };
-        let lowest = self.min_valid_time.max(LOWEST_TIME);
+        let lowest = self.floor.max(LOWEST_TIME);
         let newest = self.time_range().into_iter().chain(group.time_range());
         let head_max = match newest.map(|(_, maxt)| maxt).max() {
             Some(head_max) => head_max,

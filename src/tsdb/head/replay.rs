@@ -38,7 +38,7 @@ pub struct ReplayReport {
     /// The next ref to give: above every ref seen.
     pub next_ref: u64,
     pub samples: u64,
-    /// Samples not newer than their series' last one, or before the newest block's end.
+    /// Samples not newer than their series' last one, or below the floor of the blocks.
     pub samples_skipped: u64,
     /// Samples and tombstones whose ref no series record names.
     pub unknown_refs: u64,
@@ -69,7 +69,7 @@ struct NamedSeries {
 /// Fills a head from the records that `read` passes on, in order of the log.
 pub fn replay<T: Send>(
     hasher: KeyHasher,
-    min_valid_time: Timestamp,
+    floor: Timestamp,
     block_range: i64,
     read: impl FnOnce(&mut dyn FnMut(Record<'_>)) -> io::Result<T> + Send,
 ) -> io::Result<(T, HeadContents, ReplayReport)> {
@@ -91,7 +91,7 @@ pub fn replay<T: Send>(
         further_refs: HashMap::new(),
         removed: HashSet::new(),
         made: Vec::new(),
-        min_valid_time,
+        floor,
         block_range,
         report: ReplayReport { next_ref: 1, ..ReplayReport::default() },
     };
@@ -243,7 +243,7 @@ struct Builder {
     /// Slots of removed series that no later record announced again: they have no ref.
     removed: HashSet<Slot>,
     made: Vec<(Slot, SeriesKey)>,
-    min_valid_time: Timestamp,
+    floor: Timestamp,
     block_range: i64,
     report: ReplayReport,
 }
@@ -358,7 +358,7 @@ impl Builder {
     #[inline]
     fn add_sample(&mut self, slot: Slot, t: Timestamp, v: u64) {
         let state = self.contents.states.get_mut(slot);
-        if t < self.min_valid_time || state.last().is_some_and(|(last, _)| t <= last) {
+        if t < self.floor || state.last().is_some_and(|(last, _)| t <= last) {
             self.report.samples_skipped += 1;
             return;
         }
