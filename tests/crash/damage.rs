@@ -99,6 +99,31 @@ fn one_damaged_byte_costs_its_record() {
     assert_eq!(node.metric(corruptions), Some(0.0));
 }
 
+/// The last record's length reaches over the end of the file, as of one that was being written when
+/// the process died. But its checksum is right.
+#[test]
+fn a_damaged_length_in_the_last_record_costs_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let start = now() - 600_000;
+    let node = Node::start_ready(dir.path(), &[]);
+    for number in 0..3 {
+        assert_eq!(node.write("hit", &request(start, number)).status, 200);
+    }
+    node.kill();
+    let path = segments(dir.path(), "hit").remove(0);
+    let mut bytes = fs::read(&path).unwrap();
+    let (offset, _) = *records(&bytes).last().unwrap();
+    bytes[offset - 6] ^= 0x40;
+    fs::write(&path, &bytes).unwrap();
+
+    let node = Node::start_ready(dir.path(), &[]);
+    assert_numbers(&node, "hit", start, &[0, 1, 2]);
+    let corruptions = "prometheus_tsdb_wal_corruptions_total{tenant=\"hit\"}";
+    assert_eq!(node.metric(corruptions), Some(1.0));
+    assert!(!node.lines_with(&["level=error", "tenant=hit", "00000000", "Mended"]).is_empty());
+    assert_eq!(fs::read(path.with_extension("damaged")).unwrap(), bytes, "the original is kept");
+}
+
 #[test]
 fn a_damaged_series_record_costs_what_it_named_and_nobody_else() {
     let dir = tempfile::tempdir().unwrap();

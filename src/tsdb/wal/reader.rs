@@ -8,6 +8,10 @@
 //! read from its start. A label value may hold the bytes of a whole record, and would be taken for
 //! one if the record around it were damaged; it could hurt only the tenant that sent it.
 //!
+//! Before that the header itself is mended if it can be: the checksum tells which length the payload
+//! has, or, where type and place do not agree, that the payload is whole. What then decodes is
+//! given like any record, and the damage is told behind it.
+//!
 //! Bytes that a file lacks of its last page are read as zeros, as Prometheus does: a log whose last
 //! zero bytes never reached the disk is whole.
 
@@ -48,9 +52,12 @@ pub enum DamageKind {
     Undecodable,
     /// Longer than any record we read.
     TooLong,
+    /// A length or type byte, of a fragment that its checksum calls whole. It was read, and costs
+    /// nothing.
+    Mended,
 }
 
-/// A part of a segment that gave no record.
+/// A part of a segment that gave no record, but for [`DamageKind::Mended`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Damage {
     pub kind: DamageKind,
@@ -101,6 +108,8 @@ pub struct SegmentReader {
     zeros_from: Option<u64>,
     /// Whether fragments without a start belong to damage already reported.
     is_resuming: bool,
+    /// Damage that was mended, to be told behind what it was found in.
+    mended: Option<Damage>,
 }
 
 #[derive(Clone, Copy)]
@@ -145,6 +154,7 @@ impl SegmentReader {
             unpacker: Unpacker::default(),
             zeros_from: None,
             is_resuming: false,
+            mended: None,
         })
     }
 
@@ -155,6 +165,9 @@ impl SegmentReader {
 
     /// The next record or damage; `None` at the end. An error is the disk's.
     pub fn read_next(&mut self) -> io::Result<Option<Found<'_>>> {
+        if let Some(mended) = self.mended.take() {
+            return Ok(Some(Found::Damage(mended)));
+        }
         let (place, compression, start) = match self.step()? {
             Step::Record { place, compression, start } => (place, compression, start),
             Step::Damage(damage) => return Ok(Some(Found::Damage(damage))),
@@ -165,10 +178,16 @@ impl SegmentReader {
             Place::Block(range) => self.block.get(range).unwrap_or_default(),
             Place::Assembled => &self.assembled,
         };
-        let decoded = self.unpacker.unpack(compression, stored).and_then(|bytes| {
-            let record = Record::parse(bytes).map_err(|_| DamageKind::Undecodable)?;
+        let stored_as = self.unpacker.unpack_any(compression, stored);
+        let decoded = stored_as.and_then(|compression| {
+            let bytes = self.unpacker.unpacked(compression, stored);
+            let record = Record::of_parsed(bytes).map_err(|_| DamageKind::Undecodable)?;
             Ok(FoundRecord { record, bytes, stored, compression, start, end })
         });
+        if decoded.as_ref().is_ok_and(|found| found.compression != compression) {
+            let damage = Damage { kind: DamageKind::Mended, start, end, is_torn: false };
+            self.mended.get_or_insert(damage);
+        }
         Ok(Some(match decoded {
             Ok(record) => Found::Record(record),
             Err(kind) => Found::Damage(Damage { kind, start, end, is_torn: false }),
@@ -216,14 +235,29 @@ impl SegmentReader {
                 return Ok(Step::Damage(self.damage(DamageKind::Zeros, start)));
             }
             let found = read_fragment(bytes, in_page);
-            let fragment = match found.and_then(|fragment| self.in_sequence(fragment, in_page)) {
-                Ok(fragment) => fragment,
-                Err(kind) => return Ok(Step::Damage(self.resynchronize(kind, page))),
-            };
-            if let Some(step) = self.take_fragment(fragment, page.start + in_page) {
+            let start = self.offset;
+            let (fragment, is_mended) =
+                match found.and_then(|fragment| self.in_sequence(fragment, in_page)) {
+                    Ok(fragment) => (fragment, false),
+                    Err(kind) => match self.mend(page.clone(), in_page) {
+                        Some(fragment) => (fragment, true),
+                        None => return Ok(Step::Damage(self.resynchronize(kind, page))),
+                    },
+                };
+            let step = self.take_fragment(fragment, page.start + in_page);
+            // It stays where it is while damage before it is told.
+            if is_mended && self.offset > start {
+                self.note_mended(start, self.offset);
+            }
+            if let Some(step) = step {
                 return Ok(step);
             }
         }
+    }
+
+    fn note_mended(&mut self, start: u64, end: u64) {
+        let damage = Damage { kind: DamageKind::Mended, start, end, is_torn: false };
+        self.mended.get_or_insert(damage);
     }
 
     /// Moves behind a good fragment; a step if it ends a record or reveals damage.
@@ -277,6 +311,32 @@ impl SegmentReader {
         if is_placed { Ok(fragment) } else { Err(DamageKind::FragmentType) }
     }
 
+    /// The fragment at `offset` as its checksum has it, if nothing but its length or its type is
+    /// damaged. An empty one could be anything.
+    fn mend(&mut self, page: Range<usize>, in_page: usize) -> Option<Fragment> {
+        let bytes = self.block.get(page).unwrap_or_default();
+        let header = Header::read(bytes, in_page)?;
+        let behind = bytes.get(in_page + HEADER_BYTES..).unwrap_or_default();
+        let payload = header.payload(behind).or_else(|| header.payload_of_any_length(behind))?;
+        if payload.is_empty() {
+            return None;
+        }
+        let fills_page = payload.len() == behind.len();
+        let (declared, compression) = (header.kind(), header.compression());
+        let is_start = matches!(declared, KIND_FULL | KIND_FIRST);
+        let (kind, compression) = if self.pending.is_some() && in_page == 0 && !is_start {
+            let is_last = !fills_page || declared == KIND_LAST;
+            (if is_last { KIND_LAST } else { KIND_MIDDLE }, compression)
+        } else if let Some(compression) = self.unpacker.known_compression(compression, payload) {
+            (KIND_FULL, compression)
+        } else if fills_page {
+            (KIND_FIRST, compression)
+        } else {
+            return None;
+        };
+        Some(Fragment { kind, compression, payload_bytes: payload.len() })
+    }
+
     /// Looks behind the damage at `offset` for the next start of a record in the page.
     fn resynchronize(&mut self, kind: DamageKind, page: Range<usize>) -> Damage {
         let bytes = self.block.get(page.clone()).unwrap_or_default();
@@ -286,10 +346,14 @@ impl SegmentReader {
         let reaches_over_end = reaches_over(bytes, in_page, self.file_bytes - page_start);
         let next = (in_page + 1..PAGE_BYTES - HEADER_BYTES)
             .find(|at| starts_record(bytes, *at, &mut self.unpacker));
+        // What was written behind something else was not torn when that was.
+        let is_whole = |at| read_fragment(bytes, at).is_ok_and(|found| found.payload_bytes > 0);
+        let has_whole_fragment =
+            next.is_none() && reaches_over_end && (in_page + 1..PAGE_BYTES).any(is_whole);
         let start = self.pending.take().map_or(self.offset, |pending| pending.start);
         self.offset = page_start + next.unwrap_or(PAGE_BYTES) as u64;
         let mut damage = self.damage(kind, start);
-        damage.is_torn = next.is_none() && reaches_over_end;
+        damage.is_torn = next.is_none() && reaches_over_end && !has_whole_fragment;
         damage
     }
 
@@ -344,28 +408,66 @@ impl SegmentReader {
     }
 }
 
+/// What stands before a fragment's payload.
+#[derive(Clone, Copy)]
+struct Header {
+    type_byte: u8,
+    payload_bytes: usize,
+    checksum: u32,
+}
+
+impl Header {
+    fn read(page: &[u8], at: usize) -> Option<Header> {
+        let behind = page.get(at..)?;
+        let [type_byte, len_high, len_low, checksum @ ..] =
+            *behind.first_chunk::<HEADER_BYTES>()?;
+        let payload_bytes = usize::from(u16::from_be_bytes([len_high, len_low]));
+        Some(Header { type_byte, payload_bytes, checksum: u32::from_be_bytes(checksum) })
+    }
+
+    fn kind(self) -> u8 {
+        self.type_byte & KIND_MASK
+    }
+
+    /// Prometheus ignores the three upper bits, and so do we.
+    fn compression(self) -> Compression {
+        match self.type_byte {
+            byte if byte & SNAPPY_FLAG != 0 => Compression::Snappy,
+            byte if byte & ZSTD_FLAG != 0 => Compression::Zstd,
+            _ => Compression::None,
+        }
+    }
+
+    /// The payload at the start of what is behind the header, if it has this checksum.
+    fn payload(self, behind: &[u8]) -> Option<&[u8]> {
+        let payload = behind.get(..self.payload_bytes)?;
+        (crc32c::crc32c(payload) == self.checksum).then_some(payload)
+    }
+
+    /// The same if the length is wrong.
+    fn payload_of_any_length(self, behind: &[u8]) -> Option<&[u8]> {
+        let mut checksum = 0;
+        let len = behind.chunks(1).position(|byte| {
+            checksum = crc32c::crc32c_append(checksum, byte);
+            checksum == self.checksum
+        })?;
+        behind.get(..len + 1)
+    }
+}
+
 /// The fragment at `at` of a page, if it is whole.
 fn read_fragment(page: &[u8], at: usize) -> Result<Fragment, DamageKind> {
-    let behind = page.get(at..).unwrap_or_default();
-    let (header, rest) =
-        behind.split_first_chunk::<HEADER_BYTES>().ok_or(DamageKind::FragmentType)?;
-    let [type_byte, len_high, len_low, crc @ ..] = *header;
-    let kind = type_byte & KIND_MASK;
-    if !(KIND_FULL..=KIND_LAST).contains(&kind) {
+    let header = Header::read(page, at).ok_or(DamageKind::FragmentType)?;
+    if !(KIND_FULL..=KIND_LAST).contains(&header.kind()) {
         return Err(DamageKind::FragmentType);
     }
-    let payload_bytes = usize::from(u16::from_be_bytes([len_high, len_low]));
-    let payload = rest.get(..payload_bytes).ok_or(DamageKind::Length)?;
-    if crc32c::crc32c(payload) != u32::from_be_bytes(crc) {
-        return Err(DamageKind::Checksum);
+    let behind = page.get(at + HEADER_BYTES..).unwrap_or_default();
+    if header.payload_bytes > behind.len() {
+        return Err(DamageKind::Length);
     }
-    // Prometheus ignores the three upper bits, and so do we.
-    let compression = match type_byte {
-        byte if byte & SNAPPY_FLAG != 0 => Compression::Snappy,
-        byte if byte & ZSTD_FLAG != 0 => Compression::Zstd,
-        _ => Compression::None,
-    };
-    Ok(Fragment { kind, compression, payload_bytes })
+    let payload = header.payload(behind).ok_or(DamageKind::Checksum)?;
+    let (kind, compression) = (header.kind(), header.compression());
+    Ok(Fragment { kind, compression, payload_bytes: payload.len() })
 }
 
 /// Whether the header at `at` says that its fragment ends behind the file, of which `page_bytes`
@@ -396,10 +498,7 @@ fn starts_record(page: &[u8], at: usize, unpacker: &mut Unpacker) -> bool {
         return payload_end == PAGE_BYTES;
     }
     let payload = page.get(payload_start..payload_end).unwrap_or_default();
-    match unpacker.unpack(fragment.compression, payload).map(Record::parse) {
-        Ok(Ok(record)) => !matches!(record, Record::Unknown(_)),
-        _ => false,
-    }
+    unpacker.is_known(fragment.compression, payload) == Ok(true)
 }
 
 /// Decompresses records, reusing its memory.
@@ -409,9 +508,58 @@ struct Unpacker {
     zstd: Option<zstd::bulk::Decompressor<'static>>,
     /// Never shorter than the longest record so far, so that it is filled with zeros once.
     plain: Vec<u8>,
+    /// How much of it is the last record.
+    plain_bytes: usize,
 }
 
+/// In the order in which they are tried.
+const COMPRESSIONS: [Compression; 3] = [Compression::Snappy, Compression::None, Compression::Zstd];
+
 impl Unpacker {
+    /// How the record is compressed for it to be one that we know, `declared` before all others.
+    fn known_compression(&mut self, declared: Compression, stored: &[u8]) -> Option<Compression> {
+        let others = COMPRESSIONS.into_iter().filter(|other| *other != declared);
+        [declared].into_iter().chain(others).find(|one| self.is_known(*one, stored) == Ok(true))
+    }
+
+    /// Unpacks a record for [`Unpacker::unpacked`], and says how it is compressed: otherwise than
+    /// declared, if it is a record that we know only so.
+    fn unpack_any(
+        &mut self,
+        declared: Compression,
+        stored: &[u8],
+    ) -> Result<Compression, DamageKind> {
+        match self.is_known(declared, stored) {
+            Ok(true) => return Ok(declared),
+            Ok(false) if stored.is_empty() => return Ok(declared),
+            _ => {}
+        }
+        match self.known_compression(declared, stored) {
+            Some(compression) => Ok(compression),
+            None => self.is_known(declared, stored).map(|_| declared),
+        }
+    }
+
+    /// The record that was unpacked last.
+    fn unpacked<'u>(&'u self, compression: Compression, stored: &'u [u8]) -> &'u [u8] {
+        match compression {
+            Compression::None => stored,
+            _ => self.plain.get(..self.plain_bytes).unwrap_or_default(),
+        }
+    }
+
+    /// Unpacks a record; whether it is of a type that we know.
+    fn is_known(&mut self, compression: Compression, stored: &[u8]) -> Result<bool, DamageKind> {
+        let bytes = self.unpack(compression, stored)?;
+        let plain_bytes = bytes.len();
+        let is_known = match Record::parse(bytes) {
+            Ok(record) => !matches!(record, Record::Unknown(_)),
+            Err(_) => return Err(DamageKind::Undecodable),
+        };
+        self.plain_bytes = plain_bytes;
+        Ok(is_known)
+    }
+
     fn unpack<'u>(
         &'u mut self,
         compression: Compression,

@@ -9,6 +9,7 @@ use super::*;
 use crate::disk::faulty::FaultyDisk;
 use crate::disk::read_file;
 use crate::metrics::Registry;
+use crate::tsdb::wal::reader::DamageKind;
 use crate::tsdb::wal::{Compression, SyncPolicy, Wal, WalOptions};
 
 const DB: &str = "/db";
@@ -540,4 +541,98 @@ fn each_repair_is_counted_under_its_label_and_made_once() {
         let stays: &[RepairCase] = if expected == [WideGap] { &[WideGap] } else { &[] };
         assert_eq!(again, stays, "{edits:?}");
     }
+}
+
+/// A log of these records, as after a kill. Where each fragment starts in its one segment.
+fn killed_log(disk: &FaultyDisk, compression: Compression, records: &[Vec<u8>]) -> Vec<usize> {
+    let options = WalOptions { segment_bytes: 1 << 20, compression, sync: SyncPolicy::Interval };
+    let mut wal = Wal::open(Arc::new(disk.clone()), Path::new(WAL), options, metrics()).unwrap();
+    for record in records {
+        let _ = wal.append(&[record]).unwrap();
+    }
+    let bytes = bytes_of(disk, &Path::new(WAL).join("00000000"));
+    let mut starts = Vec::new();
+    let mut at = 0;
+    while at < bytes.len() {
+        starts.push(at);
+        at += 7 + usize::from(u16::from_be_bytes([bytes[at + 1], bytes[at + 2]]));
+    }
+    assert_eq!(at, bytes.len());
+    starts
+}
+
+fn samples_record(count: u64, seed: u64) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let bits = |i: u64| (i + seed).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let samples = (0..count).map(|i| (crate::model::HeadSeriesRef(i), 1000, bits(i)));
+    crate::tsdb::wal::record::encode_samples(&mut bytes, samples);
+    bytes
+}
+
+fn read_back(disk: &FaultyDisk) -> (Vec<Vec<u8>>, LogContents) {
+    let mut records = Vec::new();
+    let take = |found: LogRecord<'_>| records.push(found.bytes.to_vec());
+    let contents = open_log(disk, Path::new(WAL), &metrics(), take).unwrap();
+    (records, contents)
+}
+
+/// The checksum is the payload's alone. A changed length or type made the last record look like one
+/// that was being written, and it was cut off.
+#[test]
+fn a_header_is_mended_where_the_checksum_calls_the_payload_whole() {
+    let path = Path::new(WAL).join("00000000");
+    // The third reaches over the end of its page, as does the last.
+    let records: Vec<_> = [20, 300, 3000, 7, 3000]
+        .into_iter()
+        .zip(0..)
+        .map(|(count, seed)| samples_record(count, seed << 32))
+        .collect();
+    for compression in [Compression::None, Compression::Snappy, Compression::Zstd] {
+        for (last, fragments, of_interest) in [(4, 5, 4..5), (5, 7, 0..7)] {
+            let records = &records[..last];
+            let written = FaultyDisk::new();
+            let starts = killed_log(&written, compression, records);
+            assert_eq!(starts.len(), fragments);
+            let starts = &starts[of_interest];
+            // Of the type byte all that mean something, of the length some.
+            let bits = [3, 4, 5, 6, 7, 8, 9, 12, 15, 16, 19, 23];
+            for (start, bit) in starts.iter().flat_map(|start| bits.map(|bit| (start, bit))) {
+                let disk = written.after_kill();
+                let mut bytes = bytes_of(&disk, &path);
+                bytes[start + bit / 8] ^= 0x80 >> (bit % 8);
+                put(&disk, &path, &bytes);
+                let (found, contents) = read_back(&disk);
+                let context = format!("{compression:?}, bit {bit} at {start}: {contents:?}");
+                assert!(found == records, "{context}");
+                assert_eq!(contents.cut, None, "{context}");
+                // Both flags of compression mean the first one.
+                if bit >= 8 || contents.damage_count > 0 {
+                    let kinds: Vec<_> =
+                        contents.damage.iter().map(|(_, found)| found.kind).collect();
+                    assert_eq!(kinds, [DamageKind::Mended], "{context}");
+                    assert_eq!(contents.rewritten, [path.as_path()]);
+                    assert_eq!(bytes_of(&disk, &path.with_extension("damaged")), bytes);
+                }
+                let (again, contents) = read_back(&disk);
+                assert!(again == records && contents.damage_count == 0, "{context}");
+            }
+        }
+    }
+}
+
+#[test]
+fn an_end_is_not_torn_where_something_whole_lies_behind() {
+    let path = Path::new(WAL).join("00000000");
+    let records = [samples_record(20, 0), samples_record(20, 1), vec![99, 1, 2, 3]];
+    let disk = FaultyDisk::new();
+    let starts = killed_log(&disk, Compression::None, &records);
+    let mut bytes = bytes_of(&disk, &path);
+    // Nothing tells its length any more.
+    bytes[starts[1] + 1] = 0x70;
+    bytes[starts[1] + 20] ^= 1;
+    put(&disk, &path, &bytes);
+    let (found, contents) = read_back(&disk);
+    assert_eq!(found, [records[0].clone()]);
+    assert_eq!((contents.damage_count, contents.cut), (1, None));
+    assert_eq!(bytes_of(&disk, &path.with_extension("damaged")), bytes);
 }
