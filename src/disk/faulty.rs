@@ -33,6 +33,8 @@ pub struct FaultyDisk(Arc<Mutex<State>>);
 struct State {
     live: Tree,
     durable: Tree,
+    /// Directories that were renamed, and the directory above not synced since: from, to.
+    moves: Vec<(PathBuf, PathBuf)>,
     locks: BTreeSet<PathBuf>,
     /// Changing operations so far.
     operations: u64,
@@ -228,7 +230,8 @@ impl FaultyDisk {
             tree
         };
         let (live, durable) = (copied(&state.live), copied(&state.durable));
-        FaultyDisk(Arc::new(Mutex::new(State { live, durable, ..State::default() })))
+        let moves = state.moves.clone();
+        FaultyDisk(Arc::new(Mutex::new(State { live, durable, moves, ..State::default() })))
     }
 }
 
@@ -289,6 +292,18 @@ impl State {
 }
 
 impl Tree {
+    /// Renames a directory, with what is in it.
+    fn move_dir(&mut self, from: &Path, to: &Path) {
+        let moved = |path: &Path| match path.strip_prefix(from) {
+            Ok(rest) if rest.as_os_str().is_empty() => to.to_owned(),
+            Ok(rest) => to.join(rest),
+            Err(_) => path.to_owned(),
+        };
+        let Tree { dirs, files } = std::mem::take(self);
+        self.dirs = dirs.iter().map(|path| moved(path)).collect();
+        self.files = files.into_iter().map(|(path, file)| (moved(&path), file)).collect();
+    }
+
     /// Takes out what is in directories that are not there. The topmost ones always are.
     fn drop_unreachable(&mut self) {
         let Tree { dirs, files } = self;
@@ -446,7 +461,14 @@ impl OpenDir for FaultyDir {
         self.disk.gate().pass(dir);
         let mut state = self.disk.0.lock();
         state.begin_whole(dir)?;
-        let State { live, durable, .. } = &mut *state;
+        let State { live, durable, moves, .. } = &mut *state;
+        moves.retain(|(from, to)| {
+            let is_here = from.parent() == Some(dir) && to.parent() == Some(dir);
+            if is_here {
+                durable.move_dir(from, to);
+            }
+            !is_here
+        });
         durable.files.retain(|path, _| path.parent() != Some(dir));
         let in_dir = live.files.iter().filter(|(path, _)| path.parent() == Some(dir));
         durable.files.extend(in_dir.map(|(path, file)| (path.clone(), file.clone())));
@@ -533,14 +555,8 @@ impl Disk for FaultyDisk {
         if !state.live.dirs.contains(from) {
             return Err(io::ErrorKind::NotFound.into());
         }
-        let moved = |path: &Path| match path.strip_prefix(from) {
-            Ok(rest) if rest.as_os_str().is_empty() => to.to_owned(),
-            Ok(rest) => to.join(rest),
-            Err(_) => path.to_owned(),
-        };
-        let Tree { dirs, files } = std::mem::take(&mut state.live);
-        state.live.dirs = dirs.iter().map(|path| moved(path)).collect();
-        state.live.files = files.into_iter().map(|(path, file)| (moved(&path), file)).collect();
+        state.live.move_dir(from, to);
+        state.moves.push((from.to_owned(), to.to_owned()));
         Ok(())
     }
 
@@ -630,6 +646,34 @@ mod tests {
         file.write_all_at(b"two", 3).unwrap();
         assert_eq!(bytes_of(&disk.after_power_cut()).unwrap(), b"one");
         assert_eq!(bytes_of(&disk.after_kill()).unwrap(), b"onetwo");
+    }
+
+    #[test]
+    fn a_renamed_directory_keeps_what_is_durable_in_it_and_no_more() {
+        let disk = FaultyDisk::new();
+        let (old, new) = (Path::new("/d/old"), Path::new("/d/new"));
+        disk.create_dir_all(&old.join("inner")).unwrap();
+        let write = |name: &str| {
+            let file = disk.create(&old.join(name)).unwrap();
+            file.write_all_at(name.as_bytes(), 0).unwrap();
+            file.sync().unwrap();
+        };
+        write("a");
+        write("inner/b");
+        disk.sync_dir(&old.join("inner")).unwrap();
+        disk.sync_dir(old).unwrap();
+        write("c");
+        disk.rename(old, new).unwrap();
+        // The new name is not on the medium yet, and neither was the old one.
+        assert!(disk.after_power_cut().list(new).is_err());
+        for disk in [disk.clone(), disk.after_kill()] {
+            disk.sync_dir(Path::new("/d")).unwrap();
+            let after = disk.after_power_cut();
+            let names: Vec<_> = after.list(new).unwrap().into_iter().map(|e| e.name).collect();
+            assert_eq!(names, ["a", "inner"]);
+            assert_eq!(after.open(&new.join("inner/b")).unwrap().len().unwrap(), 7);
+            assert!(after.list(old).is_err());
+        }
     }
 
     #[test]
