@@ -10,6 +10,7 @@ pub mod faulty;
 use std::ffi::OsString;
 use std::fs;
 use std::io;
+use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -27,6 +28,9 @@ pub trait DiskFile: Send + Sync {
     fn truncate(&self, len: u64) -> io::Result<()>;
     /// Makes the file's bytes and length durable.
     fn sync(&self) -> io::Result<()>;
+    /// Tells the kernel that it need not keep these bytes in memory, once they are synced. Whether it
+    /// heeds that changes nothing but what else it can keep.
+    fn drop_cached(&self, _offset: u64, _len: u64) {}
 }
 
 /// A directory that is open: to make its names durable takes no file descriptor more.
@@ -146,6 +150,14 @@ impl DiskFile for SystemFile {
 
     fn sync(&self) -> io::Result<()> {
         self.0.sync_data()
+    }
+
+    fn drop_cached(&self, offset: u64, len: u64) {
+        // To no length the kernel reads "to the end".
+        if let Some(len) = NonZeroU64::new(len) {
+            let advice = rustix::fs::Advice::DontNeed;
+            let _ = rustix::fs::fadvise(&self.0, offset, Some(len), advice);
+        }
     }
 }
 

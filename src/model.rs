@@ -1,5 +1,6 @@
 //! The nouns every layer shares: times, tenants, references, labels, matchers. No I/O here.
 
+pub mod bytes;
 pub mod key_table;
 pub mod labels;
 pub mod matcher;

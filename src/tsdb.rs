@@ -7,8 +7,12 @@
 //! <dir>/<ULID>/meta.json     blocks; this version only heeds where the newest one ends
 //! ```
 
+pub mod block;
 pub mod chunkenc;
+pub mod error;
+pub mod file;
 pub mod head;
+pub mod index;
 pub mod meta;
 pub mod options;
 pub mod querier;

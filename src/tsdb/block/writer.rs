@@ -1,0 +1,160 @@
+//! Making a block: everything is written and on the medium before its name is there.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::disk::Disk;
+use crate::model::Timestamp;
+use crate::tsdb::block::chunks::{CHUNKS_DIR, ChunkWriter, EncodedChunk, SEGMENT_BYTES};
+use crate::tsdb::block::meta::{BlockDesc, BlockMeta, BlockStats, Compaction, FROM_OUT_OF_ORDER};
+use crate::tsdb::block::tombstones::Tombstones;
+use crate::tsdb::block::ulid::Ulid;
+use crate::tsdb::chunkenc;
+use crate::tsdb::error::WriteError;
+use crate::tsdb::index::{BlockSeriesRef, ChunkMeta, INDEX_FILE, IndexWriter, LabelSymbols};
+
+/// What the name of a block ends with while it is made. Prometheus removes such at its start, too.
+pub const CREATION_SUFFIX: &str = ".tmp-for-creation";
+
+const META_VERSION: i64 = 1;
+
+/// Writes a block: all symbols, then all series, then the rest.
+pub struct BlockWriter<'d> {
+    disk: &'d dyn Disk,
+    /// Where the block will be.
+    dir: PathBuf,
+    ulid: Ulid,
+    /// Where it is until then.
+    temporary: PathBuf,
+    index: IndexWriter,
+    chunks: ChunkWriter<'d>,
+    stats: BlockStats,
+    /// Of the last series.
+    metas: Vec<ChunkMeta>,
+}
+
+impl<'d> BlockWriter<'d> {
+    /// Begins a block in the database's directory `parent`. What is left there of one of this name
+    /// that was not finished goes away.
+    pub fn create(
+        disk: &'d dyn Disk,
+        parent: &Path,
+        ulid: Ulid,
+    ) -> Result<BlockWriter<'d>, WriteError> {
+        BlockWriter::with_segments(disk, parent, ulid, SEGMENT_BYTES)
+    }
+
+    /// The same, with segments of so many bytes.
+    pub fn with_segments(
+        disk: &'d dyn Disk,
+        parent: &Path,
+        ulid: Ulid,
+        segment_bytes: u64,
+    ) -> Result<BlockWriter<'d>, WriteError> {
+        let dir = parent.join(ulid.to_string());
+        let temporary = parent.join(format!("{ulid}{CREATION_SUFFIX}"));
+        remove(disk, &temporary)?;
+        let chunks_dir = temporary.join(CHUNKS_DIR);
+        disk.create_dir_all(&chunks_dir).map_err(WriteError::io(&chunks_dir))?;
+        let index = IndexWriter::create(disk, &temporary.join(INDEX_FILE))?;
+        let chunks = ChunkWriter::new(disk, &chunks_dir, segment_bytes);
+        let (stats, metas) = (BlockStats::default(), Vec::new());
+        Ok(BlockWriter { disk, dir, ulid, temporary, index, chunks, stats, metas })
+    }
+
+    /// See [`IndexWriter::add_symbol`].
+    pub fn add_symbol(&mut self, symbol: &[u8]) -> Result<u32, WriteError> {
+        self.index.add_symbol(symbol)
+    }
+
+    /// Adds a series with its chunks, which rise in time. See [`IndexWriter::add_series`].
+    pub fn add_series(
+        &mut self,
+        labels: &[LabelSymbols],
+        chunks: &[EncodedChunk<'_>],
+    ) -> Result<BlockSeriesRef, WriteError> {
+        self.metas.clear();
+        self.chunks.write(chunks, &mut self.metas)?;
+        let series = self.index.add_series(labels, &self.metas)?;
+        self.stats.num_series += 1;
+        self.stats.num_chunks += chunks.len() as u64;
+        for chunk in chunks {
+            let samples = u64::from(chunkenc::sample_count(chunk.encoding, chunk.bytes));
+            self.stats.num_samples += samples;
+            match chunkenc::is_float(chunk.encoding) {
+                true => self.stats.num_float_samples += samples,
+                false => self.stats.num_histogram_samples += samples,
+            }
+        }
+        Ok(series)
+    }
+
+    /// Finishes the block of the samples from `min_time` up to, and without, `max_time`, and gives it
+    /// its name. One without samples is not made: it goes away again, and there is none.
+    ///
+    /// After an error what was written is left under its temporary name, which nobody reads.
+    pub fn finish(
+        self,
+        min_time: Timestamp,
+        max_time: Timestamp,
+        compaction: Compaction,
+    ) -> Result<Option<BlockMeta>, WriteError> {
+        if self.stats.num_samples == 0 {
+            self.abort()?;
+            return Ok(None);
+        }
+        let BlockWriter { disk, dir, ulid, temporary, index, chunks, stats, .. } = self;
+        chunks.finish()?;
+        index.finish()?;
+        let meta = BlockMeta {
+            ulid,
+            min_time,
+            max_time,
+            stats,
+            compaction,
+            version: META_VERSION,
+            thanos: None,
+        };
+        meta.write(disk, &temporary)?;
+        Tombstones::default().write(disk, &temporary)?;
+        let chunks_dir = temporary.join(CHUNKS_DIR);
+        disk.sync_dir(&chunks_dir).map_err(WriteError::io(&chunks_dir))?;
+        disk.sync_dir(&temporary).map_err(WriteError::io(&temporary))?;
+        disk.rename(&temporary, &dir).map_err(WriteError::io(&dir))?;
+        let parent = dir.parent().unwrap_or(&dir);
+        disk.sync_dir(parent).map_err(WriteError::io(parent))?;
+        Ok(Some(meta))
+    }
+
+    /// Removes what was written.
+    pub fn abort(self) -> Result<(), WriteError> {
+        let BlockWriter { disk, temporary, index, chunks, .. } = self;
+        drop((index, chunks));
+        remove(disk, &temporary)
+    }
+}
+
+impl Compaction {
+    /// Of a block that is cut from a head.
+    pub fn of_head(ulid: Ulid) -> Compaction {
+        Compaction { level: 1, sources: vec![ulid], ..Compaction::default() }
+    }
+
+    /// Of a block that is cut from samples out of order: as Prometheus has it, with a parent that is
+    /// no block.
+    pub fn of_out_of_order(ulid: Ulid) -> Compaction {
+        Compaction {
+            parents: vec![BlockDesc::default()],
+            hints: vec![FROM_OUT_OF_ORDER.to_owned()],
+            ..Compaction::of_head(ulid)
+        }
+    }
+}
+
+/// Removes a directory, if it is there.
+fn remove(disk: &dyn Disk, dir: &Path) -> Result<(), WriteError> {
+    match disk.remove_dir_all(dir) {
+        Err(err) if err.kind() != io::ErrorKind::NotFound => Err(WriteError::io(dir)(err)),
+        _ => Ok(()),
+    }
+}
