@@ -2,14 +2,22 @@
 //! (those that once found something), and a few thousand changes of both. `RINGEST_SEED` repeats a run;
 //! `cargo +nightly fuzz run TARGET` goes on from there.
 
+#[path = "../../fuzz/targets/block_meta.rs"]
+mod block_meta;
 #[path = "../../fuzz/targets/capnproto.rs"]
 mod capnproto;
+#[path = "../../fuzz/targets/chunk_segment.rs"]
+mod chunk_segment;
 #[path = "../../fuzz/targets/hashrings.rs"]
 mod hashrings;
+#[path = "../../fuzz/targets/index.rs"]
+mod index;
 #[path = "../../fuzz/targets/peer_message.rs"]
 mod peer_message;
 #[path = "../../fuzz/targets/regex.rs"]
 mod regex;
+#[path = "../../fuzz/targets/tombstones.rs"]
+mod tombstones;
 #[path = "../../fuzz/targets/wal_reader.rs"]
 mod wal_reader;
 #[path = "../../fuzz/targets/write_request.rs"]
@@ -129,4 +137,24 @@ fn write_requests() {
 #[test]
 fn chunks() {
     replay("xor_chunk", xor_chunk::seeds(), xor_chunk::run);
+}
+
+#[test]
+fn indexes() {
+    replay("index", index::seeds(), index::run);
+}
+
+#[test]
+fn segments_of_chunks() {
+    replay("chunk_segment", chunk_segment::seeds(), chunk_segment::run);
+}
+
+#[test]
+fn manifests_of_blocks() {
+    replay("block_meta", block_meta::seeds(), block_meta::run);
+}
+
+#[test]
+fn tombstones_of_blocks() {
+    replay("tombstones", tombstones::seeds(), tombstones::run);
 }
