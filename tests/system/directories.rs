@@ -81,7 +81,7 @@ fn a_killed_plain_directory_opens_in_prometheus() {
 
 /// `promtool tsdb list` and `dump` over a directory, and what else is asked for, which needs a
 /// block.
-fn judge_with_promtool(dir: &Path, content: &Content, also: &[&str]) {
+pub(crate) fn judge_with_promtool(dir: &Path, content: &Content, also: &[&str]) {
     let promtool =
         |command: &str| succeed(debian("promtool", "prometheus").args(["tsdb", command]).arg(dir));
     let list = promtool("list");

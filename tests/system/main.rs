@@ -4,6 +4,7 @@
 //! Prometheus, promtool, node_exporter and vmagent are those of Debian (`prometheus`,
 //! `prometheus-node-exporter`, `victoria-metrics`), found in `PATH`.
 
+mod blocks;
 mod crash;
 mod directories;
 #[path = "../support/http.rs"]

@@ -1,0 +1,112 @@
+//! Blocks that we write, in Prometheus and promtool.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+use std::time::SystemTime;
+
+use ringest::disk::SystemDisk;
+use ringest::tsdb::block::chunks::EncodedChunk;
+use ringest::tsdb::block::meta::Compaction;
+use ringest::tsdb::block::ulid::Ulid;
+use ringest::tsdb::block::writer::BlockWriter;
+use ringest::tsdb::chunkenc::ENCODING_XOR;
+use ringest::tsdb::chunkenc::xor::XorState;
+use thin_vec::ThinVec;
+
+use crate::directories::{NO_TARGETS, judge_with_promtool};
+use crate::programs::Prometheus;
+use crate::remote_read::{Content, Samples, everything};
+
+const BLOCK_MS: i64 = 2 * 60 * 60 * 1000;
+const STEP_MS: i64 = 30_000;
+const CHUNK_SAMPLES: usize = 120;
+const SERIES: i64 = 250;
+
+/// Samples of `[mint, mint + two hours)`: many series of one metric and some others, with texts of
+/// several scripts.
+fn content(mint: i64) -> Content {
+    let mut content = Content::new();
+    for i in 0..SERIES {
+        let name = if i % 9 == 0 { "other_total" } else { "requests_total" };
+        let labels = [
+            ("__name__", name.to_owned()),
+            ("i", i.to_string()),
+            ("job", format!("job-{}", i % 4)),
+            ("text", format!("gr\u{f6}\u{df}e \u{6f22}\n\"{}\"", i % 3)),
+        ];
+        let labels = labels.map(|(name, value)| (name.to_owned(), value)).to_vec();
+        let sample = |n: i64| (mint + n * STEP_MS + i, ((n * i) as f64 / 3.0).to_bits());
+        content.insert(labels, (0..BLOCK_MS / STEP_MS).map(sample).collect());
+    }
+    content
+}
+
+struct Chunk {
+    mint: i64,
+    maxt: i64,
+    bytes: Vec<u8>,
+}
+
+fn chunks_of(samples: &Samples) -> Vec<Chunk> {
+    let chunk = |samples: &[(i64, u64)]| {
+        let (mut state, mut bytes) = (XorState::default(), ThinVec::new());
+        samples.iter().for_each(|(t, v)| state.append(&mut bytes, *t, *v));
+        let (first, last) = (samples[0], samples[samples.len() - 1]);
+        Chunk { mint: first.0, maxt: last.0, bytes: state.snapshot(&bytes).to_vec() }
+    };
+    samples.chunks(CHUNK_SAMPLES).map(chunk).collect()
+}
+
+fn write_block(dir: &Path, mint: i64, content: &Content) {
+    let ulid = Ulid::new((mint + BLOCK_MS) as u64, mint as u128);
+    let mut writer = BlockWriter::create(&SystemDisk, dir, ulid).unwrap();
+    let labels = content.keys().flatten();
+    let texts: BTreeSet<&str> =
+        labels.flat_map(|(name, value)| [&**name, &**value]).chain([""]).collect();
+    let symbols: BTreeMap<&str, u32> =
+        texts.into_iter().map(|text| (text, writer.add_symbol(text.as_bytes()).unwrap())).collect();
+    for (labels, samples) in content {
+        let labels: Vec<_> =
+            labels.iter().map(|(name, value)| (symbols[&**name], symbols[&**value])).collect();
+        let chunks = chunks_of(samples);
+        let chunks: Vec<_> = chunks
+            .iter()
+            .map(|Chunk { mint, maxt, bytes }| EncodedChunk {
+                mint: *mint,
+                maxt: *maxt,
+                encoding: ENCODING_XOR,
+                bytes,
+            })
+            .collect();
+        writer.add_series(&labels, &chunks).unwrap();
+    }
+    writer.finish(mint, mint + BLOCK_MS, Compaction::of_head(ulid)).unwrap().unwrap();
+}
+
+#[test]
+fn a_block_opens_in_prometheus_and_promtool() {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    let end = now.as_millis() as i64 / BLOCK_MS * BLOCK_MS;
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("data");
+    fs::create_dir(&dir).unwrap();
+
+    // One block alone, which promtool counts through.
+    let first = content(end - 2 * BLOCK_MS);
+    write_block(&dir, end - 2 * BLOCK_MS, &first);
+    // `dump` opens the log, too.
+    fs::create_dir(dir.join("wal")).unwrap();
+    judge_with_promtool(&dir, &first, &["analyze"]);
+
+    let second = content(end - BLOCK_MS);
+    write_block(&dir, end - BLOCK_MS, &second);
+    let mut all = first;
+    for (labels, samples) in second {
+        all.get_mut(&labels).unwrap().extend(samples);
+    }
+    let prometheus = Prometheus::start(&dir, NO_TARGETS, &[]);
+    assert_eq!(prometheus.complaints(), [""; 0]);
+    assert!(everything(prometheus.address()) == all, "Prometheus serves something else");
+    prometheus.stop();
+}
