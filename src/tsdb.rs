@@ -16,6 +16,7 @@ pub mod index;
 pub mod meta;
 pub mod options;
 pub mod querier;
+pub mod source;
 pub mod wal;
 
 use std::io;

@@ -11,6 +11,7 @@
 
 mod chars;
 mod classes;
+mod deciding;
 mod syntax;
 mod terms;
 
@@ -23,6 +24,7 @@ use regex_automata::{Anchored, Input};
 use regex_syntax::hir::{Hir, HirKind, Look};
 
 use self::chars::{Chars, TooLarge};
+pub use self::deciding::Deciding;
 use self::terms::{Budget, Term, Terms};
 
 /// Bytes that an automaton over bytes may take. `\pL{100}` takes 2 MiB. What would take more is

@@ -12,9 +12,68 @@
 
 pub mod chunks;
 pub mod meta;
+mod source;
 pub mod tombstones;
 pub mod ulid;
 pub mod writer;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use self::chunks::{CHUNKS_DIR, ChunkReader};
+use self::meta::BlockMeta;
+use self::tombstones::Tombstones;
+use crate::disk::Disk;
+use crate::tsdb::error::{Corruption, ReadError};
+use crate::tsdb::file::PageCache;
+use crate::tsdb::index::{INDEX_FILE, IndexReader};
+
+/// A block, open to be read. It holds its files open, so it goes on where its directory was renamed or
+/// removed meanwhile.
+pub struct Block {
+    dir: PathBuf,
+    meta: BlockMeta,
+    index: IndexReader,
+    chunks: ChunkReader,
+    tombstones: Tombstones,
+}
+
+impl Block {
+    /// Opens the block in `dir`: reads what finds things in it, checking that. Series, postings and
+    /// chunks are checked as they are read.
+    pub fn open(disk: &dyn Disk, dir: &Path, cache: Arc<PageCache>) -> Result<Block, ReadError> {
+        Ok(Block {
+            dir: dir.to_owned(),
+            meta: BlockMeta::read(disk, dir)?,
+            index: IndexReader::open(disk, &dir.join(INDEX_FILE), cache)?,
+            chunks: ChunkReader::open(disk, &dir.join(CHUNKS_DIR))?,
+            tombstones: Tombstones::read(disk, dir)?,
+        })
+    }
+
+    /// Where it was opened.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub fn meta(&self) -> &BlockMeta {
+        &self.meta
+    }
+
+    pub fn index(&self) -> &IndexReader {
+        &self.index
+    }
+
+    /// Segments whose chunks cannot be read; the others are served.
+    pub fn damaged_segments(&self) -> impl Iterator<Item = &Corruption> {
+        self.chunks.damaged()
+    }
+
+    /// Bytes of index and chunks.
+    pub fn bytes(&self) -> u64 {
+        self.index.bytes() + self.chunks.bytes()
+    }
+}
 
 #[cfg(test)]
 pub(crate) mod tests;

@@ -25,6 +25,7 @@
 
 pub mod postings;
 mod reader;
+mod select;
 mod symbols;
 mod toc;
 mod writer;
