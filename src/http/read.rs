@@ -50,6 +50,7 @@ use crate::wire::proto::prometheus::{
     TimeSeries,
 };
 use crate::wire::shape::{Field, Kind, Shape};
+use crate::wire::snappy;
 
 /// The path of the endpoint.
 pub const PATH: &str = "/api/v1/read";
@@ -175,15 +176,13 @@ enum Answer {
 
 /// Holds what the request takes at each step before it takes it.
 fn decode(body: Vec<u8>, held: &mut ReadBudgetGuard) -> Result<ReadRequest, QueryError> {
-    // The declared length is checked before a byte is allocated for it.
-    let len = snap::raw::decompress_len(&body).map_err(|error| invalid("snappy", error))?;
-    if len > REQUEST_BYTES_MAX {
-        let detail = format!("inflated length {len} exceeds {REQUEST_BYTES_MAX} bytes");
-        return Err(QueryError::Invalid { stage: "snappy", detail });
-    }
+    // What the body could not reach is not held for it, however much it declares.
+    let len = snappy::inflated_len(&body, REQUEST_BYTES_MAX as u64)
+        .map_err(|error| invalid("snappy", error))?;
     held.hold(len)?;
-    let inflated = snap::raw::Decoder::new().decompress_vec(&body);
-    let inflated = Bytes::from(inflated.map_err(|error| invalid("snappy", error))?);
+    let mut inflated = Vec::new();
+    snappy::inflate(&body, len, &mut inflated).map_err(|error| invalid("snappy", error))?;
+    let inflated = Bytes::from(inflated);
     drop(body);
     held.hold(REQUEST.judge(&inflated).map_err(|error| invalid("protobuf", error))?)?;
     ReadRequest::decode(inflated).map_err(|error| invalid("protobuf", error))

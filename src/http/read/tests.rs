@@ -190,10 +190,11 @@ async fn bad_requests_are_400_with_the_stage() {
     let unknown_type = ReadRequest { queries: vec![], accepted_response_types: vec![7] };
     let bad_regex = ReadRequest { queries: vec![regex], accepted_response_types: vec![] };
     let many = ReadRequest { queries: vec![query(0, 1); 101], accepted_response_types: vec![] };
-    let cases: [(&str, Vec<u8>, &str); 7] = [
+    let cases: [(&str, Vec<u8>, &str); 8] = [
         ("t", compressed(&many), "more than 100 queries"),
         ("t", b"\xff\xff\xff\xff\xff\xff".to_vec(), "snappy"),
-        ("t", vec![0xff, 0xff, 0xff, 0xff, 0x07, 0], "inflated length"),
+        ("t", vec![0xff, 0xff, 0xff, 0xff, 0x07, 0], "snappy"),
+        ("t", snap::raw::Encoder::new().compress_vec(&vec![0; 9 << 20]).unwrap(), "over the cap"),
         ("t", snap::raw::Encoder::new().compress_vec(b"\x0a\xff").unwrap(), "protobuf"),
         ("t", compressed(&unknown_type), "accepted response types"),
         ("t", compressed(&bad_regex), "regular expression"),
@@ -205,6 +206,23 @@ async fn bad_requests_are_400_with_the_stage() {
         assert_eq!(response.status(), StatusCode::BAD_REQUEST, "{body}");
         assert!(body.contains(said) && body.ends_with('\n'), "{body:?} doesn't say {said}");
     }
+}
+
+/// Seven bytes that declare 8 MiB take no memory and no budget: they are wrong, however little room
+/// there is.
+#[tokio::test]
+async fn what_a_body_declares_and_cannot_reach_is_not_held() {
+    let router = router(RemoteRead {
+        source: Arc::new(source()),
+        budget: ReadBudget::new(1 << 20),
+        tenant_header: HeaderName::from_static("x-scope"),
+        default_tenant: TenantId::parse(b"t").unwrap(),
+        body_timeout: Duration::from_secs(30),
+        stall: Duration::from_secs(30),
+    });
+    let body = vec![0x80, 0x80, 0x80, 0x04, 0, 0, 0];
+    let request = Request::post(PATH).body(Body::from(body)).unwrap();
+    assert_eq!(router.oneshot(request).await.unwrap().status(), StatusCode::BAD_REQUEST);
 }
 
 #[tokio::test]
