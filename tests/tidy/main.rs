@@ -1,5 +1,7 @@
 //! What the house says of itself is true: the layers that `lib.rs` draws are those of the code.
 
+mod dependencies;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
