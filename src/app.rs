@@ -283,6 +283,7 @@ fn lock_directory(dir: &Path, directory: File) -> Result<Option<File>, AppError>
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "before anything is served")]
 fn open_directory(dir: &Path) -> io::Result<File> {
     if let Err(error) = fs::DirBuilder::new().recursive(true).mode(0o755).create(dir) {
         // What stands there is no directory.

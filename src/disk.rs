@@ -5,6 +5,8 @@
 //! a failed sync may have dropped the dirty pages for good, so a later sync that succeeds says
 //! nothing about bytes written before the failed one; a write may be torn at any byte.
 
+#![cfg_attr(not(test), expect(clippy::disallowed_methods, reason = "this is the door"))]
+
 pub mod faulty;
 
 use std::ffi::OsString;

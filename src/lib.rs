@@ -104,6 +104,9 @@
 //! [`Querier`]: tsdb::querier::Querier
 //! [`SyncHandle`]: tsdb::wal::SyncHandle
 
+// Tests may, as may benches and the programs beside the library: clippy.toml has what is banned.
+#![cfg_attr(not(test), warn(clippy::disallowed_methods, clippy::unwrap_used))]
+
 // From the top layer to the bottom one.
 pub mod app;
 pub mod load;

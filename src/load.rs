@@ -23,9 +23,10 @@ use std::pin::pin;
 use std::process::ExitCode;
 use std::sync::Barrier;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub use acked::{AckedFile, AckedFileError, Acknowledged};

@@ -100,6 +100,7 @@ fn sink(format: LogFormat) -> Result<Sink, LogError> {
     Ok(Box::new(move |line| write_whole(&stderr, line)))
 }
 
+#[expect(clippy::disallowed_methods, reason = "the log's own thread waits")]
 fn write_whole(mut file: &File, mut line: &[u8]) -> io::Result<()> {
     while !line.is_empty() {
         match file.write(line) {
@@ -159,6 +160,7 @@ impl LogLines {
         }
     }
 
+    #[expect(clippy::disallowed_methods, reason = "lines tell the machine's time")]
     fn line<'a>(&'a self, event: &Event<'_>) -> Line<'a> {
         let metadata = event.metadata();
         let mut line = Line {

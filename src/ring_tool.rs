@@ -1,5 +1,7 @@
 //! `ringest ring`: where series are, what a change of the ring would move, and how its members are.
 
+#![cfg_attr(not(test), expect(clippy::disallowed_methods, reason = "a tool of its own"))]
+
 mod diff;
 mod series;
 mod status;

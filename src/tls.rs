@@ -227,6 +227,7 @@ fn read_certificates(file: &TlsFile) -> Result<Vec<CertificateDer<'static>>, Tls
     Ok(certificates)
 }
 
+#[expect(clippy::disallowed_methods, reason = "on threads that may wait")]
 fn read(file: &TlsFile) -> Result<Vec<u8>, TlsError> {
     fs::read(&file.path).map_err(|source| TlsError::Read { file: file.clone(), source })
 }
@@ -330,6 +331,7 @@ fn unusable(flags: &'static str, registry: &Registry) -> Gauge {
 }
 
 /// None if a file is not there.
+#[expect(clippy::disallowed_methods, reason = "on threads that may wait")]
 fn versions(files: &[TlsFile]) -> Option<Vec<FileVersion>> {
     let version = |file: &TlsFile| {
         let metadata = fs::metadata(&file.path).ok()?;

@@ -22,10 +22,10 @@ pub mod wal;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
 
 use parking_lot::RwLockReadGuard;
 use rustix::io::Errno;
+use tokio::time::Instant;
 
 use crate::clock::Clock;
 use crate::disk::{DirLock, Disk};
@@ -134,7 +134,7 @@ impl Db {
 
     /// Opens the database in `dir`, whose lock [`Db::lock`] took, and replays its log. Damage in the
     /// log costs what is damaged and is told in the result.
-    #[allow(clippy::too_many_arguments)]
+    #[expect(clippy::too_many_arguments, reason = "each is another owner's")]
     pub fn open(
         dir: &Path,
         lock: Option<Box<dyn DirLock>>,

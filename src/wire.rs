@@ -1,5 +1,8 @@
 //! Bytes to model and back. Generated types stop here.
 
+// Bytes from outside say how long they are; a cast would believe half of it.
+#![cfg_attr(not(test), warn(clippy::cast_possible_truncation))]
+
 pub mod capnproto;
 pub mod grpc;
 pub mod http2;

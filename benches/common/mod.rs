@@ -1,7 +1,7 @@
 //! Requests that look like a fleet's: twelve labels, about 289 bytes of label text a series, a third
 //! of the values zero.
 
-#![allow(dead_code)]
+#![allow(dead_code, reason = "not every bench needs it")]
 
 use std::sync::Arc;
 

@@ -444,6 +444,7 @@ impl Words {
 
     /// Puts the lines of an arguments file in front; blank lines and lines that start with `#` are
     /// left out.
+    #[expect(clippy::disallowed_methods, reason = "before anything is started")]
     fn put_lines_of(&mut self, path: PathBuf) -> Result<(), UsageError> {
         self.argument_files += 1;
         if self.argument_files > ARGUMENT_FILES_MAX {

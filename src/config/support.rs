@@ -85,6 +85,7 @@ fn judge_content(settings: &mut Settings<'_>, pair: &'static ContentPair) {
 }
 
 /// Its `$(VARIABLE)`s expanded; empty when neither was given.
+#[expect(clippy::disallowed_methods, reason = "before anything is started")]
 fn load_content(
     settings: &Settings<'_>,
     pair: &'static ContentPair,

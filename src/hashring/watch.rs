@@ -643,6 +643,7 @@ fn directory_of(path: &Path) -> PathBuf {
 }
 
 /// Reads a hashrings file, which has a greatest size.
+#[expect(clippy::disallowed_methods, reason = "on the watch's own thread")]
 pub fn read_capped(path: &Path) -> Result<Vec<u8>, LoadError> {
     let mut content = Vec::new();
     File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_end(&mut content)?;

@@ -7,7 +7,7 @@
 use std::future::Future;
 use std::mem::Discriminant;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
@@ -19,6 +19,7 @@ use http::request::Parts;
 use http::{HeaderMap, Method};
 use http_body::Body as _;
 use http_body_util::BodyExt;
+use tokio::time::Instant;
 
 use crate::http::metrics::{Observation, TenantEntry, WriteMetrics, Written};
 use crate::http::path::{self, Resolved, Tolerance};

@@ -94,6 +94,7 @@ pub struct AckedFile {
 
 impl AckedFile {
     /// Makes the file; one that exists already is left alone and refused.
+    #[expect(clippy::disallowed_methods, reason = "of the load tool")]
     pub fn create(path: &Path, workload: &Workload) -> Result<AckedFile, AckedFileError> {
         let failed = |source| AckedFileError::Io { path: path.to_owned(), source };
         let mut file =
@@ -113,6 +114,7 @@ impl AckedFile {
 }
 
 /// Reads a file back: the workload, and all that is known of its rounds.
+#[expect(clippy::disallowed_methods, reason = "of the load tool")]
 pub(super) fn read(path: &Path) -> Result<(Workload, Acknowledged), AckedFileError> {
     let bytes = std::fs::read(path)
         .map_err(|source| AckedFileError::Io { path: path.to_owned(), source })?;

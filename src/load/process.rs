@@ -1,5 +1,7 @@
 //! What a process has used, from `/proc`.
 
+#![cfg_attr(not(test), expect(clippy::disallowed_methods, reason = "the kernel's own files"))]
+
 use std::fs;
 use std::time::Duration;
 

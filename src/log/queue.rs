@@ -7,9 +7,10 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
+use tokio::time::Instant;
 
 /// Bytes of lines that wait: some ten thousand of them, as of a node that opens as many tenants.
 const QUEUED_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -66,7 +67,7 @@ impl LineQueue {
 
     /// Waits until the sink has all lines, but no longer than this; whether it has.
     pub(super) fn flush(&self, patience: Duration) -> bool {
-        let until = Instant::now() + patience;
+        let until = (Instant::now() + patience).into_std();
         let mut state = self.0.state.lock();
         while state.is_writing || !state.lines.is_empty() {
             if self.0.emptied.wait_until(&mut state, until).timed_out() {

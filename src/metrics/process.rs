@@ -1,6 +1,8 @@
 //! What the kernel says about this process, under the names that Prometheus' client libraries use,
 //! and the build.
 
+#![cfg_attr(not(test), expect(clippy::disallowed_methods, reason = "the kernel's own files"))]
+
 use std::fs;
 use std::time::Duration;
 

@@ -13,9 +13,10 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
+use tokio::time::Instant;
 
 /// Work that is done piece by piece, by one thread at a time.
 pub(super) trait Lane: Send + Sync + 'static {

@@ -8,6 +8,9 @@
 //! Syncing to the medium is [`SyncHandle`]'s and happens outside the log mutex. [`repair::open_log`]
 //! reads a log back, and repairs it, before it is written again.
 
+// A length cut off by a cast is a record that cannot be read back.
+#![cfg_attr(not(test), warn(clippy::cast_possible_truncation))]
+
 pub mod metrics;
 pub mod reader;
 pub mod record;
@@ -316,6 +319,8 @@ impl Wal {
     fn write(&mut self, scratch: &Scratch, end_offset: u64) -> Result<(), WalError> {
         let sync = self.sync.clone();
         let mut log = sync.lock_for_append().ok_or(WalError::SyncFailed)?;
+        debug_assert_eq!(log.end(), self.end, "the syncs' end is another one");
+        debug_assert!(scratch.parts.first().is_none_or(|part| part.begin() == self.end));
         self.clean(&mut log)?;
         let mut created = Vec::new();
         for part in &scratch.parts {
@@ -356,6 +361,7 @@ impl Wal {
             self.end.offset = part.start + bytes.len() as u64;
         }
         debug_assert_eq!(self.end.offset, end_offset);
+        debug_assert_eq!(log.end(), self.end);
         self.storage_bytes += scratch.framed.len() as u64;
         self.metrics.segment_current.set(self.end.segment.0 as f64);
         self.metrics.storage_size.set(self.storage_bytes as f64);
@@ -369,6 +375,7 @@ impl Wal {
         }
         // From the last one on, so that a crash between leaves no gap in the numbers.
         while let Some(segment) = self.leftover_segments.last() {
+            assert!(*segment > self.end.segment, "segment {segment} holds records");
             match self.disk.remove_file(&segment_path(&self.dir, *segment)) {
                 Err(err) if err.kind() != io::ErrorKind::NotFound => {
                     return Err(WalError::of_write(err));
@@ -380,6 +387,12 @@ impl Wal {
         log.current_file().truncate(self.end.offset).map_err(WalError::of_write)?;
         self.is_unclean = false;
         Ok(())
+    }
+}
+
+impl Part {
+    fn begin(&self) -> LogPosition {
+        LogPosition { segment: self.segment, offset: self.start }
     }
 }
 

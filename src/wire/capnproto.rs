@@ -12,6 +12,14 @@
 //! Messages are read with the capnp crate, which checks every pointer. Those with series in them are
 //! written by hand, word by word: they are the router's work.
 
+#![cfg_attr(
+    not(test),
+    expect(
+        clippy::cast_possible_truncation,
+        reason = "words are taken apart; lengths are below those of messages, which `encode` caps"
+    )
+)]
+
 pub mod decode;
 pub mod encode;
 pub mod frame;
@@ -21,5 +29,8 @@ pub mod rpc;
 
 /// Generated from `proto/write_request.capnp`, which says how.
 #[rustfmt::skip]
-#[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all, clippy::pedantic)]
+#[allow(
+    missing_docs, unreachable_pub, unused_qualifications, clippy::all, clippy::pedantic,
+    clippy::allow_attributes_without_reason, clippy::unwrap_used, reason = "generated"
+)]
 pub mod write_request_capnp;

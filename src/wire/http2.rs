@@ -63,6 +63,7 @@ impl Frames {
                 let passed = bytes.len().min(self.payload_left);
                 self.payload_left -= passed;
                 bytes = &bytes[passed..];
+                debug_assert!(bytes.is_empty() || self.payload_left == 0);
                 tell(self.frame_head(), Part::Payload(passed));
             }
             if self.payload_left == 0 {

@@ -1,7 +1,13 @@
 //! Messages and services generated from `proto/`. They are used in `wire`, `store`, `grpc` and
 //! `http::read`; other layers speak the model.
 
-#![allow(missing_docs, unreachable_pub, clippy::all)]
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    reason = "generated"
+)]
 
 /// Thanos' StoreAPI.
 pub mod thanos {

@@ -61,6 +61,7 @@ impl RefusedSeries {
         let mut bytes = Vec::new();
         let mut end = 0;
         for run in &self.runs {
+            debug_assert!(run.start >= end && run.count > 0, "runs rise, and none is empty");
             push_varint(&mut bytes, u64::from(run.start - end));
             push_varint(&mut bytes, u64::from(run.count));
             push_varint(&mut bytes, u64::from(run.reason));
@@ -73,6 +74,7 @@ impl RefusedSeries {
     }
 
     /// Reads a list about a message of `series_count` series.
+    #[expect(clippy::cast_possible_truncation, reason = "all are at most `series_count`")]
     pub fn decode(mut bytes: &[u8], series_count: u32) -> Result<RefusedSeries, DecodeError> {
         if bytes.len() > LIST_BYTES_MAX {
             return Err(DecodeError::new(NAME, "too long"));
@@ -97,7 +99,6 @@ impl RefusedSeries {
             let (Some(start), Some(next)) = (start, next.filter(is_of_message)) else {
                 return Err(DecodeError::new(NAME, "names series that are not in the message"));
             };
-            // All of them are at most `series_count`.
             end = next as u32;
             let reason = u8::try_from(reason).unwrap_or(u8::MAX);
             runs.push(Run { start: start as u32, count: count as u32, reason });

@@ -58,9 +58,11 @@ pub(super) fn read_field<'a>(
 ) -> Result<(u32, Value<'a>, &'a [u8]), DecodeError> {
     let truncated = DecodeError::new(name, TRUNCATED);
     let (tag, rest) = read_varint(message).ok_or(truncated)?;
-    let number = (tag >> 3) as u32;
-    if number == 0 || tag > u64::from(u32::MAX) {
-        return Err(DecodeError::new(name, "illegal field number"));
+    let illegal = DecodeError::new(name, "illegal field number");
+    let tag = u32::try_from(tag).map_err(|_| illegal)?;
+    let number = tag >> 3;
+    if number == 0 {
+        return Err(illegal);
     }
     let (value, rest) = match (tag & 7) as u8 {
         VARINT => {

@@ -159,7 +159,8 @@ where
 
 impl Drop for InflightGuard {
     fn drop(&mut self) {
-        self.admission.budget.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        let before = self.admission.budget.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        debug_assert!(before >= self.bytes, "{} bytes of {before} are given back", self.bytes);
     }
 }
 

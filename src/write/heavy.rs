@@ -55,6 +55,7 @@ pub async fn off_thread<T: Send + 'static>(
 
 /// The same for work that borrows: when it is large, its thread stops serving meanwhile, and another
 /// serves in its place. On a runtime of one thread it is done here.
+#[expect(clippy::disallowed_methods, reason = "the door for it")]
 pub async fn in_place<T>(bytes: usize, work: impl FnOnce() -> T) -> T {
     let has_threads = || Handle::current().runtime_flavor() == RuntimeFlavor::MultiThread;
     if bytes <= LARGE_BYTES || !has_threads() {

@@ -198,6 +198,7 @@ impl QuorumLedger {
         refused: &[SeriesPosition],
         group_len: impl Fn(u32) -> usize,
     ) {
+        debug_assert!(refused.is_sorted(), "the refused are found by halving");
         for group in groups {
             let start = refused.partition_point(|series| series.group < group);
             let len = refused[start..].partition_point(|series| series.group == group);
@@ -284,6 +285,7 @@ fn note(
     if tally.verdict(quorum).is_some() {
         return;
     }
+    debug_assert!(tally.answers() < quorum.replicas, "a replica answered twice");
     tally.add(outcome);
     if let Some(verdict) = tally.verdict(quorum) {
         *undecided -= 1;

@@ -380,6 +380,7 @@ impl SegmentReader {
     }
 
     /// Where the page that starts at `page_start` lies in the block, read if it must be.
+    #[expect(clippy::cast_possible_truncation, reason = "both are within a block")]
     fn load_page(&mut self, page_start: u64) -> io::Result<Range<usize>> {
         let is_loaded = page_start >= self.block_start
             && page_start - self.block_start < self.block.len() as u64;

@@ -515,6 +515,7 @@ const SAMPLES_A_STRIDE: usize = 64;
 
 /// Writes `value` zigzagged; the number of bytes.
 #[inline]
+#[expect(clippy::cast_possible_truncation, reason = "seven bits at a time")]
 fn put_varint(room: &mut [u8], value: i64) -> usize {
     let mut rest = zigzag(value);
     let mut i = 0;

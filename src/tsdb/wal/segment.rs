@@ -105,7 +105,9 @@ pub(super) struct Framer {
 impl Framer {
     /// `offset` must come from an earlier framer of the same segment.
     pub(super) fn new(segment_bytes: u64, offset: u64) -> Framer {
-        Framer { segment_bytes, offset }
+        let framer = Framer { segment_bytes, offset };
+        debug_assert!(framer.room() >= HEADER_BYTES, "no fragment begins at {offset}");
+        framer
     }
 
     pub(super) fn offset(&self) -> u64 {
@@ -125,6 +127,7 @@ impl Framer {
     }
 
     /// Appends a record's fragments to `out`.
+    #[expect(clippy::cast_possible_truncation, reason = "a fragment is shorter than a page")]
     pub(super) fn push_record(
         &mut self,
         out: &mut Vec<u8>,
@@ -159,6 +162,8 @@ impl Framer {
             if self.offset.is_multiple_of(PAGE_BYTES as u64) {
                 counts.pages_completed += 1;
             }
+            debug_assert!(self.room() >= HEADER_BYTES);
+            debug_assert!(behind.is_empty() || self.room() == PAGE_BYTES, "a page has room left");
             rest = behind;
             is_first = false;
             if rest.is_empty() {
@@ -179,6 +184,7 @@ impl Framer {
     }
 
     /// Bytes left in the page.
+    #[expect(clippy::cast_possible_truncation, reason = "within a page")]
     fn room(&self) -> usize {
         PAGE_BYTES - (self.offset % PAGE_BYTES as u64) as usize
     }

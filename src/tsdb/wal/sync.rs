@@ -20,10 +20,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
 
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
 
 use super::reader::{Found, SegmentReader};
 use super::repair::REWRITE_SUFFIX;
@@ -105,6 +105,7 @@ enum Health {
     TailLost,
 }
 
+/// Invariant: while its tail is kept, that ends where the segment does.
 struct OpenSegment {
     index: SegmentIndex,
     file: Arc<dyn DiskFile>,
@@ -359,6 +360,7 @@ impl SyncHandle {
         written: u64,
         tail: &Tail,
     ) -> Result<Arc<dyn DiskFile>, SyncError> {
+        debug_assert!(tail.ends_at(written));
         let disk = &*self.0.disk;
         let path = segment_path(&self.0.dir, index);
         let temporary = self.0.dir.join(format!("{index}{REWRITE_SUFFIX}"));
@@ -439,6 +441,7 @@ impl OpenDirs {
 }
 
 /// Copies the first `len` bytes. Running into the end is as bad as damage.
+#[expect(clippy::cast_possible_truncation, reason = "at most `COPY_BYTES`")]
 fn copy(from: &dyn DiskFile, to: &dyn DiskFile, len: u64) -> Result<(), SyncError> {
     let mut buffer = vec![0; COPY_BYTES.min(usize::try_from(len).unwrap_or(COPY_BYTES))];
     let mut copied = 0;
@@ -500,11 +503,18 @@ impl LogState {
             && first.index == self.synced.segment
         {
             first.tail.drop_until(self.synced.offset, first.written);
+            debug_assert!(first.tail.ends_at(first.written));
         }
+        debug_assert!(self.synced <= self.written());
     }
 }
 
 impl Tail {
+    /// Whether what is kept ends there.
+    fn ends_at(&self, end: u64) -> bool {
+        self.bytes.as_ref().is_none_or(|bytes| self.start + bytes.len() as u64 == end)
+    }
+
     fn push(&mut self, bytes: &[u8], kept_max: usize) {
         match &mut self.bytes {
             Some(kept) if kept.len().saturating_add(bytes.len()) <= kept_max => {
@@ -530,6 +540,11 @@ impl Tail {
 }
 
 impl LogGuard<'_> {
+    /// The place behind what was written.
+    pub(super) fn end(&self) -> LogPosition {
+        self.log.written()
+    }
+
     /// The file of the segment that is written to.
     pub(super) fn current_file(&self) -> &dyn DiskFile {
         let current = self.log.segments.back().expect("a log has a current segment");
@@ -537,6 +552,7 @@ impl LogGuard<'_> {
     }
 
     pub(super) fn begin_segment(&mut self, index: SegmentIndex, file: Arc<dyn DiskFile>) {
+        debug_assert!(index > self.log.written().segment, "segment {index} is not the next");
         let tail = Tail { start: 0, bytes: Some(Vec::new()) };
         self.log.segments.push_back(OpenSegment { index, file, written: 0, tail });
         self.log.has_new_names = true;
@@ -548,6 +564,7 @@ impl LogGuard<'_> {
         if let Some(current) = self.log.segments.back_mut() {
             current.written += bytes.len() as u64;
             current.tail.push(bytes, tail_bytes_kept);
+            debug_assert!(current.tail.ends_at(current.written));
         }
     }
 }

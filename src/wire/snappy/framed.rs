@@ -133,6 +133,7 @@ impl Deflater {
         }
     }
 
+    #[expect(clippy::cast_possible_truncation, reason = "a chunk's length has 17 bits")]
     fn push_chunk(&mut self, out: &mut Vec<u8>) {
         let block = match self.encoder.compress(&self.plain, &mut self.block) {
             // What saves less than an eighth is not worth the receiver's work.
@@ -141,6 +142,7 @@ impl Deflater {
         };
         let (kind, body) = block.map_or((PLAIN, &self.plain[..]), |block| (COMPRESSED, block));
         // At most 64 KiB and four bytes, so the fourth byte of the length is always zero.
+        debug_assert!(body.len() <= CHUNK_BYTES_MAX);
         let len = ((body.len() + CRC_BYTES) as u32).to_le_bytes();
         out.extend_from_slice(&[kind, len[0], len[1], len[2]]);
         out.extend_from_slice(&masked_crc(&self.plain).to_le_bytes());

@@ -75,6 +75,7 @@ impl<'a> HistogramView<'a> {
         self.custom_values.clone().buckets(true)
     }
 
+    #[expect(clippy::cast_possible_truncation, reason = "Prometheus cuts it off, too")]
     fn read(cursor: &mut Cursor<'a>, is_float: bool) -> Result<HistogramView<'a>, &'static str> {
         let count_of = |cursor: &mut Cursor<'a>| match is_float {
             true => cursor.be64(),
@@ -119,6 +120,7 @@ impl<'a> Numbers<'a> {
         Some(Numbers { cursor: Cursor::new(start.until(cursor)) })
     }
 
+    #[expect(clippy::cast_possible_truncation, reason = "Prometheus cuts them off, too")]
     fn spans(mut self) -> impl Iterator<Item = (i32, u32)> + use<'a> {
         std::iter::from_fn(move || {
             Some((self.cursor.varint()? as i32, self.cursor.uvarint()? as u32))
