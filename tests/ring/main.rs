@@ -1,6 +1,7 @@
 //! Rings of real processes on 127.0.0.1: nodes are killed, stopped, restarted and told different
 //! things under load, and everything acknowledged is counted afterwards.
 
+#[path = "../support/grpc.rs"]
 mod caller;
 mod capnproto;
 #[path = "../support/certificates.rs"]
@@ -14,6 +15,7 @@ mod http;
 mod hung;
 mod load;
 mod membership;
+#[path = "../support/node.rs"]
 mod node;
 mod outages;
 #[path = "../support/ports.rs"]

@@ -14,5 +14,6 @@ mod ports;
 #[path = "../support/process.rs"]
 mod process;
 mod programs;
+#[path = "../support/remote_read.rs"]
 mod remote_read;
 mod senders;
