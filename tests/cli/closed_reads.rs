@@ -1,9 +1,9 @@
 //! Taking the place of `thanos receive` opens nothing: where another listener asks for certificates,
 //! the HTTP port, which cannot, shows neither data nor tenants.
 
-use crate::certificates::Authority;
-use crate::http::{self, Request};
-use crate::program::Receiver;
+use crate::support::certificates::Authority;
+use crate::support::http::{Request, ask};
+use crate::support::node::Node;
 
 #[test]
 fn reads_are_closed_where_writers_need_certificates() {
@@ -27,7 +27,7 @@ fn reads_are_closed_where_writers_need_certificates() {
                 flags.extend(["--http.open-reads".to_owned(), "--no-receive.capnproto".to_owned()]);
             }
             let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
-            let mut receiver = Receiver::start(&flags);
+            let receiver = Node::launch_with(&flags);
             let address = receiver.address("http/server");
             let said = if is_open { "--http.open-reads:" } else { "answer 403" };
             let line = receiver.line_with(&["level=warn", said]);
@@ -35,8 +35,8 @@ fn reads_are_closed_where_writers_need_certificates() {
             let status = |method, path| {
                 let mut request = Request::new(method, path);
                 request.body = (method == "POST").then(|| b"\x00".to_vec());
-                let answer = http::exchange(&address, &request).unwrap();
-                (answer.status, String::from_utf8_lossy(&answer.body).into_owned())
+                let answer = ask(&address, &request);
+                (answer.status, answer.text())
             };
             for (method, path) in
                 [("POST", "/api/v1/read"), ("GET", "/api/v1/ring"), ("POST", "/api/v1/ring/take")]
@@ -54,11 +54,11 @@ fn reads_are_closed_where_writers_need_certificates() {
                 for service in ["gRPC/server", "remote-write/server"] {
                     receiver.address(service);
                 }
-                assert!(!receiver.log.iter().any(|line| line.contains(capnproto)));
+                assert!(!receiver.lines().iter().any(|line| line.contains(capnproto)));
             } else {
                 receiver.line_with(&[capnproto, "address="]);
             }
-            let advised = receiver.log.iter().any(|line| {
+            let advised = receiver.lines().iter().any(|line| {
                 line.contains("level=warn") && line.contains("--no-receive.capnproto closes it")
             });
             assert_eq!(advised, !is_open && listener == "grpc-server-tls");

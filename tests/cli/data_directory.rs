@@ -8,22 +8,17 @@ use std::{fs, io};
 
 use rustix::process::{Signal, geteuid};
 
-use crate::process::wait_for;
-use crate::program::{Receiver, get, run, words};
+use crate::program::{get, run, words};
+use crate::support::node::{Node, on_any_ports};
+use crate::support::process::wait_for;
 
 /// A user that owns nothing.
 const NOBODY: u32 = 65_534;
 
 fn flags(data: &Path) -> Vec<String> {
-    let ports = [
-        "--http-address",
-        "--grpc-address",
-        "--remote-write.address",
-        "--receive.capnproto-address",
-    ];
-    let ports = ports.map(|flag| format!("{flag}=127.0.0.1:0"));
     let data = format!("--tsdb.path={}", data.display());
-    [vec!["receive".to_owned(), "--label=replica=\"a\"".to_owned(), data], ports.to_vec()].concat()
+    [vec!["receive".to_owned(), "--label=replica=\"a\"".to_owned(), data], on_any_ports().to_vec()]
+        .concat()
 }
 
 /// Runs the program to its end as somebody who is not allowed everything.
@@ -93,7 +88,7 @@ fn what_stands_in_the_way_is_told_at_start() {
 fn a_node_whose_data_directory_goes_away_is_not_ready_until_it_is_back() {
     let dir = tempfile::tempdir().unwrap();
     let (data, away) = (dir.path().join("data"), dir.path().join("away"));
-    let mut receiver = Receiver::start(&[&format!("--tsdb.path={}", data.display())]);
+    let receiver = Node::launch_with(&[&format!("--tsdb.path={}", data.display())]);
     let http = receiver.address("http/server");
     receiver.line_with(&["status=ready"]);
     let becomes = |status| wait_for(|| (get(&http, "/-/ready").0 == status).then_some(()));
@@ -108,7 +103,7 @@ fn a_node_whose_data_directory_goes_away_is_not_ready_until_it_is_back() {
     fs::rename(&away, &data).unwrap();
     becomes(200).unwrap();
     receiver.signal(Signal::TERM);
-    assert_eq!(receiver.wait(), Some(0), "{:#?}", receiver.log);
+    assert_eq!(receiver.wait_exit(), Some(0), "{}", receiver.log());
     assert!(!data.join(".ringest-probe").exists());
 }
 
@@ -127,16 +122,14 @@ fn what_is_there_and_not_served_is_told_once_a_tenant() {
     block("01M85ZRFJPEBJ4BHYM21MP7HFY", 20);
     fs::create_dir_all(data.join("b/wbl")).unwrap();
     fs::write(data.join("b/wbl/00000000"), "samples").unwrap();
-    let mut receiver = Receiver::start(&[&format!("--tsdb.path={}", data.display())]);
+    let receiver = Node::launch_with(&[&format!("--tsdb.path={}", data.display())]);
     receiver.line_with(&["status=ready"]);
     for parts in [
         ["tenant=a count=2 example=01M85ZRFJPEBJ4BHYM21MP7HFW", "mint=7 maxt=30", "not served"],
         ["count=1", "01M85ZRFJPEBJ4BHYM21MP7HFY", "not served"],
         ["tenant=b", "bytes=7", "not served"],
     ] {
-        let told = receiver.log.iter();
-        let told = told.filter(|line| parts.iter().all(|part| line.contains(part)));
-        assert_eq!(told.count(), 1, "{parts:?}: {:#?}", receiver.log);
+        assert_eq!(receiver.lines_with(&parts).len(), 1, "{parts:?}: {}", receiver.log());
     }
     let http = receiver.address("http/server");
     let page = get(&http, "/metrics").1;

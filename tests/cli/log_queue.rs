@@ -8,13 +8,13 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use prost::Message as _;
-use ringest::wire::proto::prometheus::{Label, QueryResult, Sample, TimeSeries};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::http::{Request, exchange};
-use crate::process::wait_for;
 use crate::program::get;
+use crate::support::http::ask;
+use crate::support::messages::{WriteRequest, write_request};
+use crate::support::node::on_any_ports;
+use crate::support::process::wait_for;
 
 /// Refused writes, each a line.
 const REFUSED: usize = 50;
@@ -29,16 +29,10 @@ struct Receiver {
 
 impl Receiver {
     fn start(data: &Path) -> Receiver {
-        let ports = [
-            "--http-address",
-            "--grpc-address",
-            "--remote-write.address",
-            "--receive.capnproto-address",
-        ];
         let (reader, pipe) = io::pipe().unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_ringest"))
             .args(["receive", "--label=replica=\"a\"", "--log.level=debug"])
-            .args(ports.map(|flag| format!("{flag}=127.0.0.1:0")))
+            .args(on_any_ports())
             .arg(format!("--tsdb.path={}", data.display()))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -96,14 +90,8 @@ impl Drop for Receiver {
 
 /// Status of a write of one sample.
 fn write(address: &str, timestamp: i64, value: f64) -> u16 {
-    let label = Label { name: "__name__".into(), value: "m".into() };
-    let samples = vec![Sample { value, timestamp }];
-    let series = TimeSeries { labels: vec![label], samples };
-    // The same on the wire as a write request.
-    let body = QueryResult { timeseries: vec![series] }.encode_to_vec();
-    let mut request = Request::new("POST", "/api/v1/receive");
-    request.body = Some(snap::raw::Encoder::new().compress_vec(&body).unwrap());
-    exchange(address, &request).unwrap().status
+    let body = WriteRequest::of(&[("__name__", "m")], timestamp, value).compressed();
+    ask(address, &write_request(b"a", &body)).status
 }
 
 #[test]
@@ -139,9 +127,8 @@ fn the_last_lines_come_out_before_the_end() {
     let dir = tempfile::tempdir().unwrap();
     File::create(dir.path().join("f")).unwrap();
     let output = Command::new(env!("CARGO_BIN_EXE_ringest"))
-        .args(["receive", "--label=replica=\"a\"", "--http-address=127.0.0.1:0"])
-        .args(["--grpc-address=127.0.0.1:0", "--remote-write.address=127.0.0.1:0"])
-        .arg("--receive.capnproto-address=127.0.0.1:0")
+        .args(["receive", "--label=replica=\"a\""])
+        .args(on_any_ports())
         .arg(format!("--tsdb.path={}", dir.path().join("f").display()))
         .output()
         .unwrap();

@@ -4,7 +4,8 @@ use std::ffi::OsString;
 
 use rustix::process::Signal;
 
-use crate::program::{Receiver, get, run, words};
+use crate::program::{get, run, words};
+use crate::support::node::Node;
 
 fn data_in(dir: &tempfile::TempDir) -> String {
     format!("--tsdb.path={}", dir.path().join("data").display())
@@ -13,9 +14,9 @@ fn data_in(dir: &tempfile::TempDir) -> String {
 #[test]
 fn a_receiver_starts_becomes_ready_and_stops() {
     let dir = tempfile::tempdir().unwrap();
-    let mut receiver = Receiver::start(&[&data_in(&dir), "--debug.name=n"]);
+    let receiver = Node::launch_with(&[&data_in(&dir), "--debug.name=n"]);
     let first = receiver.line_with(&["mode=IngestorOnly"]);
-    assert_eq!(first, receiver.log[0]);
+    assert_eq!(first, receiver.lines()[0]);
     assert!(first.contains(" name=n level=info component=receive msg="), "{first}");
     receiver.line_with(&["external label is replica="]);
     let http = receiver.address("http/server");
@@ -33,11 +34,11 @@ fn a_receiver_starts_becomes_ready_and_stops() {
     assert_eq!(get(&http, "/-/ready").0, 200);
 
     receiver.signal(Signal::TERM);
-    assert_eq!(receiver.wait(), Some(0), "{:#?}", receiver.log);
+    assert_eq!(receiver.wait_exit(), Some(0), "{}", receiver.log());
     receiver.line_with(&["signal=terminated"]);
     receiver.line_with(&["status=not-ready"]);
     receiver.line_with(&["storage is synced and closed"]);
-    let last = receiver.log.last().unwrap();
+    let last = receiver.lines().pop().unwrap();
     assert!(last.ends_with(" level=info msg=exiting"), "{last}");
     assert!(dir.path().join("data").is_dir());
 }
@@ -46,12 +47,12 @@ fn a_receiver_starts_becomes_ready_and_stops() {
 fn an_interrupt_stops_it_too_and_a_json_log_is_json() {
     let dir = tempfile::tempdir().unwrap();
     let args = [&data_in(&dir), "--log.format=json", "--label=replica=\"a\""];
-    let mut receiver = Receiver::start(&args);
+    let receiver = Node::launch_with(&args);
     receiver.line_with(&["\"status\":\"ready\""]);
     receiver.signal(Signal::INT);
-    assert_eq!(receiver.wait(), Some(0), "{:#?}", receiver.log);
-    for line in &receiver.log {
-        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+    assert_eq!(receiver.wait_exit(), Some(0), "{}", receiver.log());
+    for line in receiver.lines() {
+        let line: serde_json::Value = serde_json::from_str(&line).unwrap();
         for key in ["ts", "caller", "level", "msg"] {
             assert!(line[key].is_string(), "{key} in {line}");
         }
@@ -61,7 +62,7 @@ fn an_interrupt_stops_it_too_and_a_json_log_is_json() {
 #[test]
 fn a_second_process_is_kept_out_of_the_data_directory() {
     let dir = tempfile::tempdir().unwrap();
-    let mut first = Receiver::start(&[&data_in(&dir)]);
+    let first = Node::launch_with(&[&data_in(&dir)]);
     first.line_with(&["status=ready"]);
     let mut args = words(&["receive", "--http-address=", "--grpc-address="]);
     args.extend(words(&["--remote-write.address=", "--receive.capnproto-address="]));
@@ -74,7 +75,7 @@ fn a_second_process_is_kept_out_of_the_data_directory() {
     assert!(last.contains("--tsdb.path="), "{said}");
 
     first.signal(Signal::KILL);
-    assert_eq!(first.wait(), Some(-9));
-    let mut third = Receiver::start(&[&data_in(&dir)]);
+    assert_eq!(first.wait_exit(), Some(-9));
+    let third = Node::launch_with(&[&data_in(&dir)]);
     third.line_with(&["status=ready"]);
 }

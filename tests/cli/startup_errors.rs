@@ -11,8 +11,8 @@ use std::path::Path;
 use ringest::config::Config;
 use ringest::config::command_line::{Invocation, parse};
 
-use crate::certificates::Authority;
 use crate::program::{free_port, run, words};
+use crate::support::certificates::Authority;
 
 const RECORDED: &str = include_str!("../data/flags/startup-errors.tsv");
 

@@ -10,9 +10,9 @@ use sha2::{Digest, Sha256};
 
 use crate::chunks::{self, Points};
 use crate::grpc::Called;
-use crate::http::Answer;
 use crate::proto;
 use crate::suite::{self, Step};
+use crate::support::http::Answer;
 
 /// What differs; empty if nothing does.
 pub(crate) type Differences = Vec<String>;

@@ -6,19 +6,16 @@
 mod chunks;
 mod compare;
 mod grpc;
-#[path = "../support/http.rs"]
-mod http;
 mod node;
 mod ours;
-#[path = "../support/ports.rs"]
-mod ports;
-#[path = "../support/process.rs"]
-mod process;
 mod proto;
 mod requests;
 mod runner;
 mod stub;
 mod suite;
+#[allow(dead_code, reason = "no suite needs all of what they share")]
+#[path = "../support/mod.rs"]
+mod support;
 mod tls;
 
 macro_rules! suites {

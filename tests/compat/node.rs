@@ -4,21 +4,21 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::process::{Process, wait_for};
-use crate::suite::{self, Server};
-use crate::{http, ports, runner};
+use crate::support::node::Node;
+use crate::support::ports;
+use crate::support::process::wait_for;
+use crate::{runner, suite};
 
-pub(crate) struct Node {
+pub(crate) struct Server {
     root: tempfile::TempDir,
-    args: Vec<String>,
+    node: Node,
     /// The values of `{{name}}`.
     pub places: BTreeMap<String, String>,
-    process: Option<Process>,
+    was_spawned: bool,
 }
 
 /// How a start went.
@@ -29,10 +29,10 @@ pub(crate) enum Start {
     NeverReady,
 }
 
-impl Node {
+impl Server {
     /// Prepares the directory and gives every listener a port, in the order that placement by
     /// address relies on.
-    pub(crate) fn new(server: &Server) -> Node {
+    pub(crate) fn new(server: &suite::Server) -> Server {
         let root = tempfile::tempdir().expect("temporary directory");
         let dir = root.path().join("dir");
         fs::create_dir(&dir).expect("working directory");
@@ -48,16 +48,17 @@ impl Node {
         for (name, content) in &server.files {
             fs::write(dir.join(name), suite::fill_text(content, &places)).expect("file");
         }
-        let listeners = [
-            ("http-address", "http"),
-            ("grpc-address", "grpc"),
-            ("remote-write.address", "write"),
-            ("receive.capnproto-address", "capnp"),
-        ]
-        .map(|(flag, name)| format!("--{flag}={}", places[name]));
-        let given = server.args.iter().map(|arg| suite::fill_text(arg, &places));
-        let args = listeners.into_iter().chain(given).collect();
-        Node { root, args, places, process: None }
+        let addresses = ["http", "grpc", "write", "capnp"].map(|name| places[name].clone());
+        let mut node = server
+            .args
+            .iter()
+            .fold(Node::bare("the server", addresses, &dir), |node, arg| {
+                node.with_arg(&suite::fill_text(arg, &places))
+            })
+            .with_working_dir(root.path())
+            .with_any_end();
+        node.set_binary(&runner::binary());
+        Server { root, node, places, was_spawned: false }
     }
 
     pub(crate) fn address(&self, name: &str) -> &str {
@@ -68,39 +69,28 @@ impl Node {
         self.root.path().join("dir")
     }
 
-    fn log_path(&self) -> PathBuf {
-        self.root.path().join("log")
-    }
-
     /// What the process has written, for a failure's report.
     pub(crate) fn log(&self) -> String {
-        self.process.as_ref().map(Process::log).unwrap_or_default()
+        if self.was_spawned { self.node.log() } else { String::new() }
     }
 
     pub(crate) fn spawn(&mut self) {
-        let mut command = Command::new(runner::binary());
-        command.arg("receive").args(&self.args).current_dir(self.root.path());
         // A suite starts a server again that died where it was recorded. Ours lives, and has to
         // give its ports back first.
-        self.process = None;
-        self.process = Some(Process::start(&mut command, &self.log_path()));
+        self.node.launch();
+        self.was_spawned = true;
     }
 
-    pub(crate) fn wait_ready(&mut self) -> Start {
-        let address = self.address("http").to_owned();
-        let request = http::Request::new("GET", "/-/ready");
+    pub(crate) fn wait_ready(&self) -> Start {
         let start = wait_for(|| {
-            if let Some(code) = self.exited() {
-                return Some(Start::Exited(code));
-            }
-            let answer = http::exchange(&address, &request)?;
-            (answer.status == 200).then_some(Start::Ready)
+            let exited = self.exited().map(Start::Exited);
+            exited.or_else(|| self.node.is_ready().then_some(Start::Ready))
         });
         start.unwrap_or(Start::NeverReady)
     }
 
     /// Waits until gRPC and remote write are served, ready or not.
-    pub(crate) fn wait_listening(&mut self) -> Start {
+    pub(crate) fn wait_listening(&self) -> Start {
         let addresses = ["http", "grpc", "write"].map(|name| self.address(name).to_owned());
         let start = wait_for(|| {
             if let Some(code) = self.exited() {
@@ -113,16 +103,16 @@ impl Node {
     }
 
     /// As [`Process::exited`].
-    pub(crate) fn exited(&mut self) -> Option<i32> {
-        self.process.as_mut()?.exited()
+    pub(crate) fn exited(&self) -> Option<i32> {
+        self.node.process().exited()
     }
 
-    pub(crate) fn wait_exit(&mut self) -> Option<i32> {
-        self.process.as_mut()?.wait_exit()
+    pub(crate) fn wait_exit(&self) -> Option<i32> {
+        self.node.wait_exit()
     }
 
     /// The same, but not for longer than `patience`.
-    pub(crate) fn wait_exit_for(&mut self, patience: Duration) -> Option<i32> {
+    pub(crate) fn wait_exit_for(&self, patience: Duration) -> Option<i32> {
         let begun = Instant::now();
         wait_for(|| match self.exited() {
             None if begun.elapsed() < patience => None,
@@ -141,7 +131,7 @@ impl Node {
             "SIGKILL" => Signal::KILL,
             other => panic!("unknown signal {other}"),
         };
-        self.process.as_ref().expect("a process was started").signal(signal);
+        self.node.signal(signal);
     }
 }
 

@@ -1,11 +1,13 @@
 //! The requests of `http` steps.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::http::Request;
 use crate::suite::{self, Step};
+use crate::support::http::Request;
+use crate::support::messages::{compressed, field, push_varint};
+use crate::support::now;
 
 pub(crate) fn request(step: &Step) -> Request {
     let header = |pair: &Value| {
@@ -26,42 +28,20 @@ pub(crate) fn request(step: &Step) -> Request {
 
 fn body_of_step(step: &Step) -> Option<Vec<u8>> {
     if let Some(rule) = step.0.get("gen") {
-        return Some(snappy(&generated(rule)));
+        return Some(compressed(&generated(rule)));
     }
     if let Some(mut plain) = step.bytes("plain_b64") {
         for patch in step.list("now_patches") {
             let offset = patch[0].as_u64().expect("offset") as usize;
             let time = now() + patch[1].as_i64().expect("milliseconds");
-            let varint = varint(time as u64);
+            let mut varint = Vec::new();
+            push_varint(&mut varint, time as u64);
             assert_eq!(varint.len(), 6, "times of now take six bytes");
             plain[offset..offset + 6].copy_from_slice(&varint);
         }
-        return Some(snappy(&plain));
+        return Some(compressed(&plain));
     }
     step.bytes("body_b64")
-}
-
-fn now() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
-    i64::try_from(since.as_millis()).expect("before the year 292 million")
-}
-
-fn snappy(bytes: &[u8]) -> Vec<u8> {
-    snap::raw::Encoder::new().compress_vec(bytes).expect("below 4 GiB")
-}
-
-fn varint(mut value: u64) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    while value >= 0x80 {
-        bytes.push(value as u8 | 0x80);
-        value >>= 7;
-    }
-    bytes.push(value as u8);
-    bytes
-}
-
-fn field(number: u8, content: &[u8]) -> Vec<u8> {
-    [vec![number << 3 | 2], varint(content.len() as u64), content.to_vec()].concat()
 }
 
 /// One series of many samples, which spares the recording megabytes: sample i is at t0 + i·dt and
@@ -80,7 +60,7 @@ fn generated(rule: &Value) -> Vec<u8> {
             sample.extend_from_slice(&value.to_le_bytes());
         }
         sample.push(2 << 3);
-        sample.extend(varint(int("t0") + i * int("dt")));
+        push_varint(&mut sample, int("t0") + i * int("dt"));
         series.extend(field(2, &sample));
     }
     field(1, &series)

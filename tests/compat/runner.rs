@@ -12,11 +12,12 @@ use rustix::fs::{CWD, FileType, Mode, OFlags};
 use serde_json::{Value, json};
 
 use crate::compare::{self, Differences};
-use crate::node::{self, Node, Start};
-use crate::process::wait_for;
+use crate::node::{self, Server, Start};
 use crate::stub::Stub;
 use crate::suite::{self, Step};
-use crate::{grpc, http, ours, requests, tls};
+use crate::support::http;
+use crate::support::process::wait_for;
+use crate::{grpc, ours, requests, tls};
 
 /// How much of the server's log a failure shows.
 const LOG_BYTES_MAX: usize = 4000;
@@ -29,7 +30,7 @@ pub(crate) const OTHER_BINARY: &str = "RINGEST_COMPAT_BINARY";
 pub(crate) fn play(name: &str) {
     let suite = suite::load(name);
     let is_ours = std::env::var_os(OTHER_BINARY).is_none();
-    let mut node = Node::new(&suite.server);
+    let mut node = Server::new(&suite.server);
     let stubs: Stubs = suite
         .server
         .stubs
@@ -71,7 +72,7 @@ pub(crate) fn play(name: &str) {
 /// Peers of the server under test, by name.
 type Stubs = BTreeMap<String, Stub>;
 
-fn take(node: &mut Node, stubs: &Stubs, step: &Step) -> Differences {
+fn take(node: &mut Server, stubs: &Stubs, step: &Step) -> Differences {
     match step.kind() {
         "stub" => {
             stubs[step.text("stub").expect("name of a stub")].set(step);
@@ -129,7 +130,7 @@ fn one_of(step: &Step, key: &str, found: Value) -> Differences {
     vec![format!("{key}: {found}, expected {}", compare::shown(step.expected(key)))]
 }
 
-fn take_http(node: &Node, step: &Step) -> Differences {
+fn take_http(node: &Server, step: &Step) -> Differences {
     let address = node.address(step.text("to").expect("listener"));
     let request = requests::request(step);
     let until = step.int("until_status");
@@ -147,7 +148,7 @@ fn take_http(node: &Node, step: &Step) -> Differences {
     }
 }
 
-fn take_start(node: &mut Node, step: &Step) -> Differences {
+fn take_start(node: &mut Server, step: &Step) -> Differences {
     if step.0.get("args").is_some() {
         return vec!["starts with other arguments are not supported yet".into()];
     }
@@ -165,7 +166,7 @@ fn take_start(node: &mut Node, step: &Step) -> Differences {
     one_of(step, key, found)
 }
 
-fn take_signal(node: &mut Node, step: &Step) -> Differences {
+fn take_signal(node: &mut Server, step: &Step) -> Differences {
     if step.flag("stays") {
         return vec!["signals that a process survives are not supported yet".into()];
     }
@@ -178,7 +179,7 @@ fn take_signal(node: &mut Node, step: &Step) -> Differences {
 }
 
 /// Sends half of a write, the signal, and then the rest.
-fn take_inflight(node: &mut Node, step: &Step) -> Differences {
+fn take_inflight(node: &mut Server, step: &Step) -> Differences {
     let body = step.bytes("body_b64").expect("a body");
     let address = node.address("write").to_owned();
     let mut request = http::Request::new("POST", "/api/v1/receive");
@@ -198,7 +199,7 @@ fn take_inflight(node: &mut Node, step: &Step) -> Differences {
 }
 
 /// Makes a named pipe, which stands for a log that takes long to read.
-fn take_fifo(node: &Node, step: &Step) -> Differences {
+fn take_fifo(node: &Server, step: &Step) -> Differences {
     let path = node.dir().join(step.text("path").expect("path of a pipe"));
     fs::create_dir_all(path.parent().expect("a directory")).expect("the pipe's directory");
     rustix::fs::mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)
@@ -207,7 +208,7 @@ fn take_fifo(node: &Node, step: &Step) -> Differences {
 }
 
 /// Gives the reader of a named pipe its end.
-fn take_release(node: &Node, step: &Step) -> Differences {
+fn take_release(node: &Server, step: &Step) -> Differences {
     let path = node.dir().join(step.text("path").expect("path of a pipe"));
     // Fails instead of waiting if nobody reads.
     match rustix::fs::open(&path, OFlags::WRONLY | OFlags::NONBLOCK, Mode::empty()) {
@@ -216,7 +217,7 @@ fn take_release(node: &Node, step: &Step) -> Differences {
     }
 }
 
-fn take_ls(node: &Node, step: &Step) -> Differences {
+fn take_ls(node: &Server, step: &Step) -> Differences {
     let pattern =
         |pattern: &Value| meta::Regex::new(pattern.as_str().expect("pattern")).expect("pattern");
     let skipped: Vec<meta::Regex> = step.list("skip").iter().map(pattern).collect();

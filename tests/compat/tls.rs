@@ -9,7 +9,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use serde_json::{Value, json};
 
-use crate::http::{self, Answer, Request};
+use crate::support::http::{self, Answer, Request};
 
 /// No certificate.
 const NOBODY: &str = "plain";
@@ -24,7 +24,7 @@ pub(crate) fn exchange(
     let stream = TcpStream::connect(address).ok()?;
     stream.set_read_timeout(Some(request.timeout)).expect("read timeout");
     let client = connection(config(dir, client));
-    http::exchange_over(&mut StreamOwned::new(client, stream), address, request)
+    http::exchange_over(&mut StreamOwned::new(client, stream), request)
 }
 
 /// What a server makes of an offer of protocols.

@@ -2,14 +2,16 @@
 
 use std::io::Write as _;
 
-use crate::support::{
-    Node, WriteRequest, connect, exchange, now, push_field, read_answer, request, wait_until,
-};
+use crate::support::http::{Request, connect, read_answer};
+use crate::support::messages::{WriteRequest, push_field, write_request};
+use crate::support::node::Node;
+use crate::support::now;
+use crate::support::process::wait_until;
 
 #[test]
 fn a_series_with_a_million_labels_is_refused_and_the_rest_is_stored() {
     let dir = tempfile::tempdir().unwrap();
-    let mut node = Node::start_ready(dir.path(), &[]);
+    let node = Node::start_ready(dir.path(), &[]);
     let names: Vec<String> = (0..1_000_000).map(|i| format!("label_{i:07}")).collect();
     let mut labels = vec![("__name__", "storm")];
     labels.extend(names.iter().map(|name| (name.as_str(), "x")));
@@ -40,7 +42,7 @@ fn a_series_with_a_million_labels_is_refused_and_the_rest_is_stored() {
 #[test]
 fn labels_that_are_refused_are_not_collected() {
     let dir = tempfile::tempdir().unwrap();
-    let mut node = Node::start_ready(dir.path(), &[]);
+    let node = Node::start_ready(dir.path(), &[]);
     let mut series = Vec::new();
     push_field(&mut series, 1, &[0x0a, 1, b'a', 0x12, 1, b'b']);
     for _ in 0..15_000_000 {
@@ -99,9 +101,9 @@ fn every_refusal_says_which_stage_tenant_reason_and_series() {
     assert!(node.read("team").contains_key("{__name__=\"valid\"}"));
 
     let post = |headers: &[(&str, &[u8])], body: &[u8]| {
-        let mut all: Vec<(&str, &[u8])> = vec![("THANOS-TENANT", b"team")];
-        all.extend_from_slice(headers);
-        exchange(&node.remote_write, &request("POST", "/api/v1/receive", &all, body))
+        let request = write_request(b"team", body);
+        let request = headers.iter().fold(request, |all, (name, value)| all.header(name, value));
+        node.ask(&node.remote_write, &request)
     };
     let valid = up(t, 1.0).compressed();
     let bomb = snap::raw::Encoder::new().compress_vec(&vec![0; 200 << 10]).unwrap();
@@ -123,7 +125,7 @@ fn every_refusal_says_which_stage_tenant_reason_and_series() {
         assert!(text.starts_with(stage), "{stage}: {text}");
         assert!(text.contains("tenant \"team\""), "{text}");
     }
-    let answer = node.send(b"a/b", &valid);
+    let answer = node.post(b"a/b", &valid);
     assert_eq!(answer.status, 400);
     assert!(answer.text().starts_with("tenant: "), "{}", answer.text());
     assert!(answer.text().contains("\"a/b\""), "{}", answer.text());
@@ -140,18 +142,18 @@ fn answers_arrive_though_the_body_was_not_read() {
         "--receive.inflight-bytes-max=2MB",
         "--receive.body-read-timeout=10m",
     ];
-    let mut node = Node::start_ready(dir.path(), &args);
-    let gzip = "Content-Encoding: gzip\r\n";
+    let node = Node::start_ready(dir.path(), &args);
+    let gzip = Some(("Content-Encoding", "gzip"));
     for (status, address, tenant, bytes, path, header) in [
-        (400, &node.remote_write, "a/b", 1 << 20, "/api/v1/receive", ""),
-        (404, &node.remote_write, "a", 1 << 20, "/nowhere", ""),
+        (400, &node.remote_write, "a/b", 1 << 20, "/api/v1/receive", None),
+        (404, &node.remote_write, "a", 1 << 20, "/nowhere", None),
         (415, &node.remote_write, "a", 100 << 10, "/api/v1/write", gzip),
         (415, &node.remote_write, "a", 900 << 10, "/api/v1/write", gzip),
-        (413, &node.remote_write, "a", 2 << 20, "/api/v1/receive", ""),
-        (413, &node.remote_write, "a", 2 << 20, "/api/v1/write", ""),
-        (404, &node.http, "a", 1 << 20, "/nowhere", ""),
-        (400, &node.http, "a/b", 1 << 20, "/api/v1/read", ""),
-        (400, &node.http, "a", 9 << 20, "/api/v1/read", ""),
+        (413, &node.remote_write, "a", 2 << 20, "/api/v1/receive", None),
+        (413, &node.remote_write, "a", 2 << 20, "/api/v1/write", None),
+        (404, &node.http, "a", 1 << 20, "/nowhere", None),
+        (400, &node.http, "a/b", 1 << 20, "/api/v1/read", None),
+        (400, &node.http, "a", 9 << 20, "/api/v1/read", None),
     ] {
         assert_answers_arrive(address, status, tenant, bytes, path, header);
     }
@@ -160,16 +162,17 @@ fn answers_arrive_though_the_body_was_not_read() {
     let held: Vec<_> = [(1 << 20) - 1, 900 << 10]
         .map(|bytes| {
             let mut stream = connect(&node.remote_write);
-            stream.write_all(&write_head("a", 1 << 20, "/api/v1/receive", "")).unwrap();
+            let head = write_head("a", 1 << 20, "/api/v1/receive", None);
+            stream.write_all(&head.bytes()).unwrap();
             stream.write_all(&vec![0; bytes]).unwrap();
             stream
         })
         .into();
     wait_until("the budget is held", || {
-        node.metric("ringest_inflight_bytes").unwrap() >= 1900.0 * 1024.0
+        node.exposed("ringest_inflight_bytes").unwrap() >= 1900.0 * 1024.0
     });
     for bytes in [200 << 10, 1 << 20] {
-        assert_answers_arrive(&node.remote_write, 503, "a", bytes, "/api/v1/receive", "");
+        assert_answers_arrive(&node.remote_write, 503, "a", bytes, "/api/v1/receive", None);
     }
     drop(held);
     node.assert_alive();
@@ -181,20 +184,19 @@ fn assert_answers_arrive(
     tenant: &str,
     bytes: usize,
     path: &str,
-    header: &str,
+    header: Option<(&str, &str)>,
 ) {
     let body = vec![0xff; bytes];
     for i in 0..30 {
         let mut stream = connect(address);
         let what = format!("{status} {path} {bytes}, the {i}th");
-        stream.write_all(&write_head(tenant, bytes, path, header)).unwrap();
+        stream.write_all(&write_head(tenant, bytes, path, header).bytes()).unwrap();
         if let Err(error) = stream.write_all(&body) {
             panic!("{what}: {error}");
         }
         let answer = read_answer(&mut stream).unwrap_or_else(|error| panic!("{what}: {error}"));
         assert_eq!(answer.status, status, "{what}: {}", answer.text());
-        let closes = answer.headers.get("connection").is_some_and(|value| value == "close");
-        assert!(closes || bytes < 256 << 10, "{what}: {answer:?}");
+        assert!(answer.closes() || bytes < 256 << 10, "{what}: {answer:?}");
         if status == 503 {
             answer.assert_come_again();
         }
@@ -202,10 +204,8 @@ fn assert_answers_arrive(
 }
 
 /// The head of a write whose connection is to stay.
-fn write_head(tenant: &str, bytes: usize, path: &str, header: &str) -> Vec<u8> {
-    let head = format!(
-        "POST {path} HTTP/1.1\r\nHost: x\r\nTHANOS-TENANT: {tenant}\r\nContent-Length: {bytes}\r\n\
-         {header}\r\n"
-    );
-    head.into_bytes()
+fn write_head(tenant: &str, bytes: usize, path: &str, header: Option<(&str, &str)>) -> Request {
+    let request = Request::new("POST", path).header("THANOS-TENANT", tenant);
+    let request = request.declaring(bytes).kept_alive();
+    header.into_iter().fold(request, |request, (name, value)| request.header(name, value))
 }

@@ -4,7 +4,11 @@ use std::io::{ErrorKind, Read, Write as _};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use crate::support::{Node, WriteRequest, connect, now, raise_file_limit, read_answer, wait_until};
+use crate::support::http::{Request, connect, read_answer};
+use crate::support::messages::{WriteRequest, write_request};
+use crate::support::node::Node;
+use crate::support::now;
+use crate::support::process::wait_until;
 
 const HALF_SENT: usize = 500;
 const IDLE_WANTED: u64 = 10_000;
@@ -29,9 +33,9 @@ fn is_closed(stream: &mut TcpStream) -> bool {
 
 #[test]
 fn half_sent_requests_are_closed_and_others_served_meanwhile() {
-    raise_file_limit();
+    crate::raise_file_limit();
     let dir = tempfile::tempdir().unwrap();
-    let mut node = Node::start_ready(dir.path(), &["--receive.body-read-timeout=2s"]);
+    let node = Node::start_ready(dir.path(), &["--receive.body-read-timeout=2s"]);
     let body = valid().compressed();
     let mut half_sent = Vec::new();
     for i in 0..HALF_SENT {
@@ -40,11 +44,8 @@ fn half_sent_requests_are_closed_and_others_served_meanwhile() {
         match i % 5 {
             0 => stream.write_all(b"POST /api/v1/receive HTTP/1.1\r\nHost: x\r\nTHANOS-").unwrap(),
             _ => {
-                let declared = body.len() + 1000;
-                let head = format!(
-                    "POST /api/v1/receive HTTP/1.1\r\nHost: x\r\nContent-Length: {declared}\r\n\r\n"
-                );
-                stream.write_all(&[head.as_bytes(), &body].concat()).unwrap();
+                let request = write_request(b"a", &body).declaring(body.len() + 1000);
+                stream.write_all(&request.kept_alive().bytes()).unwrap();
             }
         }
         stream.set_nonblocking(true).unwrap();
@@ -60,7 +61,7 @@ fn half_sent_requests_are_closed_and_others_served_meanwhile() {
     node.assert_alive();
     let inflight =
         "http_inflight_requests{handler=\"receive\",method=\"POST\",tenant=\"/unknown\"}";
-    wait_until("nothing is left of them", || node.metric(inflight) == Some(0.0));
+    wait_until("nothing is left of them", || node.exposed(inflight) == Some(0.0));
 }
 
 #[test]
@@ -68,8 +69,8 @@ fn a_body_that_stalls_is_told_so() {
     let dir = tempfile::tempdir().unwrap();
     let node = Node::start_ready(dir.path(), &["--receive.body-read-timeout=1s"]);
     let mut stream = connect(&node.remote_write);
-    let head = "POST /api/v1/receive HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nx";
-    stream.write_all(head.as_bytes()).unwrap();
+    let request = Request::new("POST", "/api/v1/receive").body(*b"x").declaring(1000);
+    stream.write_all(&request.kept_alive().bytes()).unwrap();
     let answer = read_answer(&mut stream).unwrap();
     answer.assert_come_again();
     assert!(answer.text().starts_with("unavailable: request body did not arrive"), "{answer:?}");
@@ -78,12 +79,12 @@ fn a_body_that_stalls_is_told_so() {
 
 #[test]
 fn thousands_of_idle_connections_cost_little() {
-    let files = raise_file_limit();
+    let files = crate::raise_file_limit();
     // This process and the receiver have the same limit each, and other files besides.
     let count = IDLE_WANTED.min(files.saturating_sub(500));
     assert!(count >= IDLE_MIN, "{files} open files allow too few connections to tell anything");
     let dir = tempfile::tempdir().unwrap();
-    let mut node = Node::start_ready(dir.path(), &[]);
+    let node = Node::start_ready(dir.path(), &[]);
     assert_eq!(node.write("a", &valid()).status, 200);
     let before = node.resident_bytes();
     let mut idle = Vec::new();
@@ -92,15 +93,7 @@ fn thousands_of_idle_connections_cost_little() {
         let mut stream = connect(&node.remote_write);
         // Half of them have been of use before.
         if i % 2 == 0 {
-            let body = valid().compressed();
-            let head = format!(
-                "POST /api/v1/receive HTTP/1.1\r\nHost: x\r\nTHANOS-TENANT: a\r\n\
-                 Content-Length: {}\r\n\r\n",
-                body.len()
-            );
-            stream.write_all(&[head.as_bytes(), &body].concat()).unwrap();
-            let answer = read_answer(&mut stream).unwrap();
-            assert_eq!(answer.status, 200, "{}", answer.text());
+            write_over(&mut stream);
         }
         idle.push(stream);
     }
@@ -111,12 +104,14 @@ fn thousands_of_idle_connections_cost_little() {
     // The first of them still works, past the thirty seconds after which HTTP libraries give up
     // on a head by default: senders keep connections for minutes.
     wait_until("thirty seconds are over", || idle_since.elapsed() > Duration::from_secs(32));
-    let body = valid().compressed();
-    let head = format!(
-        "POST /api/v1/receive HTTP/1.1\r\nHost: x\r\nTHANOS-TENANT: a\r\nContent-Length: {}\r\n\r\n",
-        body.len()
-    );
-    idle[0].write_all(&[head.as_bytes(), &body].concat()).unwrap();
-    assert_eq!(read_answer(&mut idle[0]).unwrap().status, 200);
+    write_over(&mut idle[0]);
     node.assert_alive();
+}
+
+/// Writes over a connection that is to stay.
+fn write_over(stream: &mut TcpStream) {
+    let request = write_request(b"a", &valid().compressed()).kept_alive();
+    stream.write_all(&request.bytes()).unwrap();
+    let answer = read_answer(stream).unwrap();
+    assert_eq!(answer.status, 200, "{}", answer.text());
 }

@@ -4,7 +4,10 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use crate::support::{Node, WriteRequest, now, wait_until};
+use crate::support::messages::WriteRequest;
+use crate::support::node::Node;
+use crate::support::now;
+use crate::support::process::wait_until;
 
 const SERIES: usize = 20;
 
@@ -82,12 +85,12 @@ fn one_damaged_byte_costs_its_record() {
     let kept = middle.with_extension("damaged");
     assert_eq!(fs::read(&kept).unwrap(), damaged, "the original is kept");
     let counter = |tenant: &str| {
-        node.metric(&format!("prometheus_tsdb_wal_corruptions_total{{tenant=\"{tenant}\"}}"))
+        node.exposed(&format!("prometheus_tsdb_wal_corruptions_total{{tenant=\"{tenant}\"}}"))
     };
     assert_eq!((counter("hit"), counter("well")), (Some(1.0), Some(0.0)));
     let name = middle.file_name().unwrap().to_str().unwrap();
     assert!(!node.lines_with(&["level=error", "tenant=hit", name]).is_empty());
-    assert_eq!(node.metric("ringest_tenants_quarantined"), Some(0.0));
+    assert_eq!(node.exposed("ringest_tenants_quarantined"), Some(0.0));
     assert_eq!(node.write("hit", &request(start, 30)).status, 200);
     node.kill();
 
@@ -96,7 +99,7 @@ fn one_damaged_byte_costs_its_record() {
     let left: Vec<i64> = (0..31).filter(|number| *number != 14).collect();
     assert_numbers(&node, "hit", start, &left);
     let corruptions = "prometheus_tsdb_wal_corruptions_total{tenant=\"hit\"}";
-    assert_eq!(node.metric(corruptions), Some(0.0));
+    assert_eq!(node.exposed(corruptions), Some(0.0));
 }
 
 /// The last record's length reaches over the end of the file, as of one that was being written when
@@ -119,7 +122,7 @@ fn a_damaged_length_in_the_last_record_costs_nothing() {
     let node = Node::start_ready(dir.path(), &[]);
     assert_numbers(&node, "hit", start, &[0, 1, 2]);
     let corruptions = "prometheus_tsdb_wal_corruptions_total{tenant=\"hit\"}";
-    assert_eq!(node.metric(corruptions), Some(1.0));
+    assert_eq!(node.exposed(corruptions), Some(1.0));
     assert!(!node.lines_with(&["level=error", "tenant=hit", "00000000", "Mended"]).is_empty());
     assert_eq!(fs::read(path.with_extension("damaged")).unwrap(), bytes, "the original is kept");
 }
@@ -169,8 +172,8 @@ fn a_tenant_that_cannot_be_opened_is_quarantined_until_it_is_mended() {
     fs::write(&wal, "this is no directory").unwrap();
 
     // Retried under every sync policy.
-    let mut node = Node::start_ready(dir.path(), &["--tsdb.wal-sync=segment"]);
-    assert_eq!(node.metric("ringest_tenants_quarantined"), Some(1.0));
+    let node = Node::start_ready(dir.path(), &["--tsdb.wal-sync=segment"]);
+    assert_eq!(node.exposed("ringest_tenants_quarantined"), Some(1.0));
     let answer = node.write("hit", &request(start, 2));
     answer.assert_come_again();
     assert!(answer.text().contains("\"hit\"") && answer.text().contains("quarantined"));
@@ -181,7 +184,7 @@ fn a_tenant_that_cannot_be_opened_is_quarantined_until_it_is_mended() {
     node.assert_alive();
     assert_eq!(fs::read(&wal).unwrap(), b"this is no directory", "nothing is removed");
 
-    let retries = || node.metric("ringest_tenant_open_retries_total").unwrap();
+    let retries = || node.exposed("ringest_tenant_open_retries_total").unwrap();
     wait_until("retried in vain", || retries() >= 1.0);
     assert_eq!(
         node.lines_with(&["tenant=hit", "level=error", "quarantined"]).len(),
@@ -192,7 +195,7 @@ fn a_tenant_that_cannot_be_opened_is_quarantined_until_it_is_mended() {
     fs::remove_file(&wal).unwrap();
     fs::rename(&away, &wal).unwrap();
     wait_until("served again", || node.write("hit", &request(start, 3)).status == 200);
-    assert_eq!(node.metric("ringest_tenants_quarantined"), Some(0.0));
+    assert_eq!(node.exposed("ringest_tenants_quarantined"), Some(0.0));
     assert_numbers(&node, "hit", start, &[1, 3]);
 }
 
@@ -204,10 +207,10 @@ fn directories_that_are_no_tenants_hinder_nobody() {
     fs::create_dir(&lost).unwrap();
     fs::set_permissions(&lost, fs::Permissions::from_mode(0o700)).unwrap();
     fs::write(dir.path().join("file"), "a file where a tenant could be").unwrap();
-    let mut node = Node::start_ready(dir.path(), &[]);
+    let node = Node::start_ready(dir.path(), &[]);
     assert_eq!(node.write("well", &request(start, 1)).status, 200);
     node.write("file", &request(start, 1)).assert_come_again();
     node.assert_alive();
     assert_eq!(fs::read_dir(&lost).unwrap().count(), 0);
-    assert_eq!(node.metric("ringest_tenants_quarantined"), Some(0.0));
+    assert_eq!(node.exposed("ringest_tenants_quarantined"), Some(0.0));
 }

@@ -4,9 +4,11 @@
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpStream};
 
-use crate::support::{
-    Node, STUCK, WriteRequest, connect, now, raise_file_limit, read_answer, wait_until,
-};
+use crate::support::http::{connect, read_answer};
+use crate::support::messages::{WriteRequest, write_request};
+use crate::support::node::Node;
+use crate::support::now;
+use crate::support::process::{STUCK, wait_until};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const HEADERS: u8 = 1;
@@ -57,12 +59,12 @@ fn begun() -> Vec<u8> {
 /// A flood of silent connections on each port but that of the probes.
 #[test]
 fn floods_of_silent_connections_shut_neither_probes_nor_storage() {
-    raise_file_limit();
+    crate::raise_file_limit();
     let dir = tempfile::tempdir().unwrap();
-    let mut node = Node::start_with_files(dir.path(), &["--tsdb.wal-sync=always"], 512);
-    wait_until("ready", || node.get("/-/ready").status == 200);
+    let mut node = Node::anywhere(dir.path(), &["--tsdb.wal-sync=always"]).with_files_max(512);
+    node.start();
     let max = |listener| {
-        node.metric(&format!("ringest_connections_max{{listener=\"{listener}\"}}")).unwrap()
+        node.exposed(&format!("ringest_connections_max{{listener=\"{listener}\"}}")).unwrap()
     };
     // 384 for connections: 24 for each listener alone, 288 for any.
     assert_eq!([max("grpc"), max("remote_write")], [312.0, 312.0]);
@@ -70,12 +72,8 @@ fn floods_of_silent_connections_shut_neither_probes_nor_storage() {
     let mut sender = connect(&node.remote_write);
     let mut write = |tenant: &str| {
         let written = WriteRequest::of(&[("__name__", "up")], now(), 1.0).compressed();
-        let head = format!(
-            "POST /api/v1/receive HTTP/1.1\r\nHost: x\r\nTHANOS-TENANT: {tenant}\r\n\
-             Content-Length: {}\r\n\r\n",
-            written.len()
-        );
-        sender.write_all(&[head.as_bytes(), &written].concat()).unwrap();
+        let request = write_request(tenant.as_bytes(), &written).kept_alive();
+        sender.write_all(&request.bytes()).unwrap();
         let answer = read_answer(&mut sender).unwrap();
         assert_eq!(answer.status, 200, "{}", answer.text());
     };
@@ -87,7 +85,7 @@ fn floods_of_silent_connections_shut_neither_probes_nor_storage() {
         }
     }
     let waited = |listener| {
-        node.metric(&format!("ringest_connections_waited_total{{listener=\"{listener}\"}}"))
+        node.exposed(&format!("ringest_connections_waited_total{{listener=\"{listener}\"}}"))
     };
     wait_until("the flood is held back", || {
         waited("grpc") > Some(0.0) && waited("capnproto") > Some(0.0)
@@ -134,7 +132,7 @@ const BUDGET_BYTES: u64 = 16 << 20;
 const CONNECTION_BYTES: u64 = 96 << 10;
 
 fn with_small_budget(dir: &std::path::Path) -> Node {
-    raise_file_limit();
+    crate::raise_file_limit();
     let args = [
         "--receive.request-bytes-max=1MB",
         "--receive.decoded-bytes-max=4MB",
@@ -165,7 +163,7 @@ fn assert_heads_stay_under_the_budget(node: &mut Node, address: &str, unfinished
 
 fn heads_refused(node: &Node, listener: &str, reason: &str) -> f64 {
     let name = "ringest_request_heads_refused_total";
-    node.metric(&format!("{name}{{listener=\"{listener}\",reason=\"{reason}\"}}")).unwrap()
+    node.exposed(&format!("{name}{{listener=\"{listener}\",reason=\"{reason}\"}}")).unwrap()
 }
 
 #[test]
@@ -210,7 +208,7 @@ fn a_thousand_unfinished_heads_of_calls_stay_under_the_budget() {
 #[test]
 fn a_mebibyte_of_short_lines_is_refused_without_a_panic() {
     let dir = tempfile::tempdir().unwrap();
-    let mut node = Node::start_ready(dir.path(), &[]);
+    let node = Node::start_ready(dir.path(), &[]);
     let mut head = b"POST /api/v1/receive HTTP/1.1\r\nHost: x\r\n".to_vec();
     while head.len() < 1 << 20 {
         head.extend_from_slice(b"a:b\r\n");
@@ -243,7 +241,7 @@ enum Ends {
 #[test]
 fn whatever_is_half_sent_is_ended() {
     let dir = tempfile::tempdir().unwrap();
-    let (authority, ca) = (crate::certificates::Authority::new(), dir.path().join("ca"));
+    let (authority, ca) = (crate::support::certificates::Authority::new(), dir.path().join("ca"));
     authority.write(&ca);
     let (cert, key) = authority.issue(dir.path(), "localhost");
     let data = dir.path().join("data");
@@ -257,7 +255,7 @@ fn whatever_is_half_sent_is_ended() {
             &format!("--grpc-server-tls-client-ca={}", ca.display()),
         ],
     );
-    let mut node = Node::start_ready(&data, &["--receive.body-read-timeout=1s"]);
+    let node = Node::start_ready(&data, &["--receive.body-read-timeout=1s"]);
 
     let mut begun_with: Vec<(String, &str, Vec<u8>, Ends)> = Vec::new();
     let mut add = |what: &str, address, bytes: &[u8], ends| {

@@ -7,7 +7,10 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-use crate::support::{Node, WriteRequest, now, wait_until};
+use crate::support::messages::WriteRequest;
+use crate::support::node::Node;
+use crate::support::now;
+use crate::support::process::wait_until;
 
 /// A file system of its own, small enough to be filled. Needs root, or the right to mount.
 struct SmallDisk {
@@ -89,7 +92,7 @@ fn a_full_disk_refuses_and_loses_nothing_and_recovers_by_itself() {
     for sync in ["--tsdb.wal-sync=interval", "--tsdb.wal-sync=always"] {
         let disk = SmallDisk::mount("size=2m");
         let data = disk.path().join("data");
-        let mut node = Node::start_ready(&data, &[sync]);
+        let node = Node::start_ready(&data, &[sync]);
         let mut acknowledged = Vec::new();
         let mut number = 0;
         let mut write = |node: &Node, acknowledged: &mut Vec<u64>| {
@@ -130,7 +133,7 @@ fn a_full_disk_refuses_and_loses_nothing_and_recovers_by_itself() {
 
         let node = Node::start_ready(&data, &[sync]);
         assert_stored(&node, "a", &acknowledged);
-        assert_eq!(node.metric("prometheus_tsdb_wal_corruptions_total{tenant=\"a\"}"), Some(0.0));
+        assert_eq!(node.exposed("prometheus_tsdb_wal_corruptions_total{tenant=\"a\"}"), Some(0.0));
         assert!(node.lines_with(&["damage"]).is_empty());
     }
 }
@@ -156,7 +159,7 @@ fn killed_while_the_disk_is_full_nothing_is_lost() {
     node.kill();
 
     // It starts on the full disk, too, and serves what there is.
-    let mut node = Node::start_ready(&data, &[]);
+    let node = Node::start_ready(&data, &[]);
     assert_stored(&node, "a", &acknowledged);
     node.write("a", &numbered("a", 5000)).assert_come_again();
     node.assert_alive();
@@ -172,7 +175,7 @@ fn a_tenant_whose_making_met_a_full_disk_is_made_by_a_later_write() {
     for (options, out_of_names) in [("size=1m", false), ("size=1m,nr_inodes=32", true)] {
         let disk = SmallDisk::mount(options);
         let data = disk.path().join("data");
-        let mut node = Node::start_ready(&data, &[]);
+        let node = Node::start_ready(&data, &[]);
         assert_eq!(node.write("old", &numbered("old", 1)).status, 200);
         let ballast = disk.path().join("names");
         fs::create_dir(&ballast).unwrap();
@@ -203,6 +206,6 @@ fn a_tenant_whose_making_met_a_full_disk_is_made_by_a_later_write() {
         node.kill();
         let node = Node::start_ready(&data, &[]);
         assert_stored(&node, "new", &[6]);
-        assert_eq!(node.metric("ringest_tenants_quarantined"), Some(0.0));
+        assert_eq!(node.exposed("ringest_tenants_quarantined"), Some(0.0));
     }
 }

@@ -2,10 +2,12 @@
 
 use std::io::Write as _;
 
-use crate::support::{
-    Node, Random, WriteRequest, connect, exchange, now, push_varint, read_answer, seed,
-    write_request_bytes,
-};
+use crate::support::http::{Request, ask, connect, read_answer};
+use crate::support::messages::{WriteRequest, push_varint, write_request};
+use crate::support::node::Node;
+use crate::support::now;
+use crate::support::random::{Random, seed};
+use crate::support::same::assert_same;
 
 const MIB: u64 = 1 << 20;
 
@@ -26,7 +28,7 @@ fn zeros_block(len: u64) -> Vec<u8> {
 #[test]
 fn a_declared_length_takes_no_memory() {
     let dir = tempfile::tempdir().unwrap();
-    let mut node = Node::start_ready(dir.path(), &[]);
+    let node = Node::start_ready(dir.path(), &[]);
     let valid = WriteRequest::of(&[("__name__", "up")], now(), 1.0);
     assert_eq!(node.write("a", &valid).status, 200);
     let before = node.resident_bytes_peak();
@@ -39,7 +41,7 @@ fn a_declared_length_takes_no_memory() {
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(move || {
-                    let answer = exchange(address, &write_request_bytes(b"a", body));
+                    let answer = ask(address, &write_request(b"a", body));
                     assert!(matches!(answer.status, 400 | 413), "{answer:?}");
                 });
             }
@@ -55,19 +57,19 @@ fn a_declared_length_takes_no_memory() {
 fn bombs_are_refused_by_what_they_inflate_to() {
     let dir = tempfile::tempdir().unwrap();
     let args = ["--receive.decoded-bytes-max=32MB", "--receive.inflight-bytes-max=100MB"];
-    let mut node = Node::start_ready(dir.path(), &args);
+    let node = Node::start_ready(dir.path(), &args);
     // Over the cap, by their declaration.
     for len in [33 * MIB, 512 * MIB] {
-        let answer = node.send(b"a", &zeros_block(len));
+        let answer = node.post(b"a", &zeros_block(len));
         assert_eq!(answer.status, 413, "{}", answer.text());
     }
     // Within the cap, many at once: the budget holds.
     let bomb = zeros_block(31 * MIB);
-    let (address, bytes) = (&node.remote_write, &write_request_bytes(b"a", &bomb));
+    let (address, request) = (&node.remote_write, &write_request(b"a", &bomb));
     std::thread::scope(|scope| {
         for _ in 0..16 {
             scope.spawn(move || {
-                let answer = exchange(address, bytes);
+                let answer = ask(address, request);
                 assert!(matches!(answer.status, 400 | 503), "{answer:?}");
             });
         }
@@ -136,7 +138,7 @@ fn mutate(bytes: &mut Vec<u8>, random: &mut Random) {
 fn noise_gets_an_answer_that_is_not_our_fault() {
     const BODIES: usize = 1500;
     let dir = tempfile::tempdir().unwrap();
-    let mut node = Node::start_ready(dir.path(), &[]);
+    let node = Node::start_ready(dir.path(), &[]);
     let mut random = Random(seed());
     let mut statuses = std::collections::BTreeMap::<u16, u32>::new();
     // On kept connections, as senders have them: only an answer keeps one open.
@@ -151,19 +153,16 @@ fn noise_gets_an_answer_that_is_not_our_fault() {
             mutate(&mut body, &mut random);
         }
         let path = ["/api/v1/receive", "/api/v1/write"][random.below(2)];
-        let head = format!(
-            "POST {path} HTTP/1.1\r\nHost: x\r\nTHANOS-TENANT: t{}\r\nContent-Length: {}\r\n\r\n",
-            random.below(3),
-            body.len()
-        );
-        stream.write_all(&[head.as_bytes(), &body].concat()).unwrap();
+        let tenant = format!("t{}", random.below(3));
+        let request = Request::new("POST", path).header("THANOS-TENANT", tenant).body(body);
+        stream.write_all(&request.kept_alive().bytes()).unwrap();
         let answer = read_answer(&mut stream).unwrap_or_else(|error| {
             panic!("body {number}: {error}, {:?}: {bytes:02x?}", node.lines_with(&["panicked"]))
         });
         let allowed = [200, 204, 400, 409, 413];
         assert!(allowed.contains(&answer.status), "body {number}, {bytes:02x?}: {answer:?}");
         *statuses.entry(answer.status).or_default() += 1;
-        if answer.headers.get("connection").is_some_and(|value| value == "close") {
+        if answer.closes() {
             stream = connect(&node.remote_write);
         }
     }
@@ -175,29 +174,21 @@ fn noise_gets_an_answer_that_is_not_our_fault() {
     // Whatever was taken can be read, and the log of it replayed.
     let stored: Vec<_> = (0..3).map(|i| node.read(&format!("t{i}"))).collect();
     node.kill();
-    let mut node = Node::start_ready(dir.path(), &[]);
+    let node = Node::start_ready(dir.path(), &[]);
     for (i, stored) in stored.iter().enumerate() {
-        let again = node.read(&format!("t{i}"));
-        assert_eq!(bits(&again), bits(stored));
+        let tenant = format!("t{i}");
+        assert_same(&tenant, &node.read(&tenant), stored);
     }
     node.assert_alive();
-}
-
-/// NaN is like itself.
-fn bits(stored: &crate::support::Stored) -> Vec<(&str, Vec<(i64, u64)>)> {
-    let samples = |samples: &std::collections::BTreeMap<i64, f64>| {
-        samples.iter().map(|(t, v)| (*t, v.to_bits())).collect()
-    };
-    stored.iter().map(|(name, series)| (name.as_str(), samples(series))).collect()
 }
 
 #[test]
 fn noise_instead_of_http_ends_a_connection_and_nothing_else() {
     let dir = tempfile::tempdir().unwrap();
-    let mut node = Node::start_ready(dir.path(), &[]);
+    let node = Node::start_ready(dir.path(), &[]);
     let mut random = Random(seed());
     for _ in 0..200 {
-        let mut bytes = write_request_bytes(b"a", b"x");
+        let mut bytes = write_request(b"a", b"x").bytes();
         bytes.truncate(bytes.len() - random.below(40));
         mutate(&mut bytes, &mut random);
         let mut stream = connect(&node.remote_write);

@@ -6,9 +6,11 @@ use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::support::{
-    Node, WriteRequest, connect, now, read_answer, wait_until, write_request_bytes,
-};
+use crate::support::http::{connect, read_answer};
+use crate::support::messages::{WriteRequest, write_request};
+use crate::support::node::Node;
+use crate::support::now;
+use crate::support::process::wait_until;
 
 const CONNECTIONS: usize = 64;
 const SERIES: usize = 500;
@@ -38,7 +40,7 @@ fn overload_is_refused_and_what_is_accepted_is_stored() {
         "--receive.decoded-bytes-max=150KB",
         "--receive.inflight-bytes-max=250KB",
     ];
-    let mut node = Node::start_ready(dir.path(), &args);
+    let node = Node::start_ready(dir.path(), &args);
     let clock = AtomicI64::new(now());
     let refused = AtomicUsize::new(0);
     let accepted: Mutex<Vec<(usize, i64)>> = Mutex::default();
@@ -52,7 +54,7 @@ fn overload_is_refused_and_what_is_accepted_is_stored() {
                 let mut accepted_here = 0;
                 for round in 0.. {
                     let t = clock.fetch_add(1, Ordering::Relaxed);
-                    let bytes = write_request_bytes(b"a", &request(connection, t).compressed());
+                    let bytes = write_request(b"a", &request(connection, t).compressed()).bytes();
                     let (last, rest) = bytes.split_last().unwrap();
                     let mut stream = connect(address);
                     // A refusal may come, and the connection close, before all is sent.
@@ -79,7 +81,7 @@ fn overload_is_refused_and_what_is_accepted_is_stored() {
         // Nothing is done before its last byte is here, so the budget is exceeded for certain.
         all_begun.wait();
         let refusals = "http_requests_total{code=\"503\",handler=\"receive\",method=\"post\",tenant=\"/unknown\"}";
-        wait_until("refused", || node.metric(refusals).is_some_and(|count| count > 0.0));
+        wait_until("refused", || node.exposed(refusals).is_some_and(|count| count > 0.0));
         go_on.wait();
     });
     node.assert_alive();
@@ -87,7 +89,7 @@ fn overload_is_refused_and_what_is_accepted_is_stored() {
     // Some while they come in, and some as batches that have to wait for the log.
     let counted = ["http", "append"].map(|door| {
         let family = "ringest_overload_refused_requests_total";
-        let counted = node.metric(&format!("{family}{{budget=\"write\",door=\"{door}\"}}"));
+        let counted = node.exposed(&format!("{family}{{budget=\"write\",door=\"{door}\"}}"));
         counted.unwrap_or_else(|| panic!("{door} is not counted"))
     });
     println!("refused at the door and at the log: {counted:?}");
@@ -101,11 +103,11 @@ fn overload_is_refused_and_what_is_accepted_is_stored() {
     // 32,000 series, some requests and the threads that serve them.
     assert!(peak < 100 << 20, "{peak}");
     let samples = "prometheus_tsdb_head_samples_appended_total{tenant=\"a\",type=\"float\"}";
-    assert_eq!(node.metric(samples), Some((accepted.len() * SERIES) as f64));
+    assert_eq!(node.exposed(samples), Some((accepted.len() * SERIES) as f64));
     node.kill();
     let node = Node::start_ready(dir.path(), &args);
     assert_eq!(
-        node.metric("prometheus_tsdb_head_series{tenant=\"a\"}"),
+        node.exposed("prometheus_tsdb_head_series{tenant=\"a\"}"),
         Some((CONNECTIONS * SERIES) as f64)
     );
     let stored = node.read("a");
@@ -148,18 +150,18 @@ fn every_budget_is_on_the_page() {
         ("ringest_capnproto_calls_under_way", 0.0),
         ("ringest_connection_calls_max{listener=\"capnproto\"}", 1000.0),
     ] {
-        assert_eq!(node.metric(name), Some(value), "{name}");
+        assert_eq!(node.exposed(name), Some(value), "{name}");
     }
     // This question's own.
-    assert!(node.metric("ringest_connections{listener=\"http\"}") >= Some(1.0));
+    assert!(node.exposed("ringest_connections{listener=\"http\"}") >= Some(1.0));
     for pool in ["http_bodies", "http_inflated", "grpc_messages", "capnproto_words"] {
-        let used = node.metric(&format!("ringest_buffer_pool_bytes{{pool=\"{pool}\"}}"));
-        let limit = node.metric(&format!("ringest_buffer_pool_bytes_max{{pool=\"{pool}\"}}"));
+        let used = node.exposed(&format!("ringest_buffer_pool_bytes{{pool=\"{pool}\"}}"));
+        let limit = node.exposed(&format!("ringest_buffer_pool_bytes_max{{pool=\"{pool}\"}}"));
         assert!(used.is_some() && used <= limit, "{pool}: {used:?} of {limit:?}");
     }
     for (budget, door) in [("write", "http"), ("write", "grpc"), ("read", "grpc")] {
         let name = "ringest_overload_refused_requests_total";
-        let refused = node.metric(&format!("{name}{{budget=\"{budget}\",door=\"{door}\"}}"));
+        let refused = node.exposed(&format!("{name}{{budget=\"{budget}\",door=\"{door}\"}}"));
         assert_eq!(refused, Some(0.0), "{budget} {door}");
     }
 }
@@ -174,17 +176,17 @@ fn declared_bytes_are_not_held() {
         "--receive.decoded-bytes-max=1MB",
         "--receive.inflight-bytes-max=2MB",
     ];
-    let mut node = Node::start_ready(dir.path(), &args);
+    let node = Node::start_ready(dir.path(), &args);
     let mut slow = Vec::new();
     for _ in 0..50 {
         let mut stream = connect(&node.remote_write);
-        let head = "POST /api/v1/receive HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\nx";
-        stream.write_all(head.as_bytes()).unwrap();
+        let request = write_request(b"a", b"x").declaring(1_000_000);
+        stream.write_all(&request.bytes()).unwrap();
         slow.push(stream);
     }
     let inflight =
         "http_inflight_requests{handler=\"receive\",method=\"POST\",tenant=\"/unknown\"}";
-    wait_until("all are being read", || node.metric(inflight) == Some(50.0));
+    wait_until("all are being read", || node.exposed(inflight) == Some(50.0));
     for number in 0..10 {
         assert_eq!(node.write("a", &request(number, now())).status, 200);
     }

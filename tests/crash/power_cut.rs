@@ -19,7 +19,10 @@ use ringest::write::admission::Admission;
 use ringest::write::label_rules::LabelCaps;
 use ringest::write::local::LocalWriter;
 
-use crate::support::{Random, WriteRequest, name_of, seed, wait_until};
+use crate::support::messages::WriteRequest;
+use crate::support::process::wait_until;
+use crate::support::random::{Random, seed};
+use crate::support::remote_read::name_of;
 
 /// More than are synced one by one, so that the file system is synced for all.
 const TENANTS: usize = 8;

@@ -4,27 +4,29 @@
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 
-use bytes::{BufMut as _, Bytes, BytesMut};
-use http_body_util::{BodyExt as _, Full};
-use hyper_util::client::legacy::Client;
-use hyper_util::rt::TokioExecutor;
-
-use crate::support::{
-    Node, WriteRequest, connect, exchange, now, push_field, push_varint, request, wait_until,
-};
+use crate::support::grpc::call;
+use crate::support::http::{Request, connect};
+use crate::support::messages::{WriteRequest, push_field, push_varint};
+use crate::support::node::Node;
+use crate::support::now;
+use crate::support::process::wait_until;
 
 const MIB: u64 = 1 << 20;
 
 /// What a node takes beside what it holds: buffers of connections and of the allocator.
 const SLACK: u64 = 24 * MIB;
 
+fn question(body: Vec<u8>) -> Request {
+    Request::new("POST", "/api/v1/read").body(body)
+}
+
 #[test]
 fn half_sent_questions_are_held_against_the_budget() {
     let dir = tempfile::tempdir().unwrap();
-    let mut node = Node::start_ready(dir.path(), &["--query.inflight-bytes-max=16MB"]);
+    let node = Node::start_ready(dir.path(), &["--query.inflight-bytes-max=16MB"]);
     let before = node.resident_bytes();
     let declared = vec![0; 8 << 20];
-    let whole = request("POST", "/api/v1/read", &[], &declared);
+    let whole = question(declared).bytes();
     let half = &whole[..whole.len() - 1];
     let address = &node.http;
     let streams: Vec<TcpStream> = std::thread::scope(|scope| {
@@ -37,14 +39,14 @@ fn half_sent_questions_are_held_against_the_budget() {
         let senders: Vec<_> = (0..40).map(|_| scope.spawn(send)).collect();
         senders.into_iter().map(|sender| sender.join().unwrap()).collect()
     });
-    let held = || node.metric("ringest_query_inflight_bytes").unwrap();
+    let held = || node.exposed("ringest_query_inflight_bytes").unwrap();
     assert!(held() <= 16.0 * MIB as f64, "{} bytes are held", held());
     // A buffer that grew leaves its smaller ones to the allocator, which keeps them for a while.
     let growth = node.resident_bytes().saturating_sub(before);
     assert!(growth < 4 * 16 * MIB + SLACK, "{growth} bytes for 40 halves of 8 MiB");
     // Those that found no room were told so.
     let refused = "ringest_overload_refused_requests_total{budget=\"read\",door=\"http\"}";
-    assert!(node.metric(refused).unwrap() >= 38.0, "{:?}", node.metric(refused));
+    assert!(node.exposed(refused).unwrap() >= 38.0, "{:?}", node.exposed(refused));
     drop(streams);
     wait_until("nothing is held", || held() == 0.0);
     node.assert_alive();
@@ -58,7 +60,7 @@ fn empty_fields(number: u8, bytes: usize) -> Vec<u8> {
 #[test]
 fn a_small_body_that_decodes_large_is_refused_before_it_is_decoded() {
     let dir = tempfile::tempdir().unwrap();
-    let mut node = Node::start_ready(dir.path(), &[]);
+    let node = Node::start_ready(dir.path(), &[]);
     const BYTES: usize = 8 << 20;
     let inside = |fields: Vec<u8>| {
         let mut message = Vec::new();
@@ -81,7 +83,7 @@ fn a_small_body_that_decodes_large_is_refused_before_it_is_decoded() {
     for (what, message) in cases {
         let body = snap::raw::Encoder::new().compress_vec(&message).unwrap();
         assert!(body.len() < 512 << 10, "{what}: {} bytes", body.len());
-        let answer = exchange(&node.http, &request("POST", "/api/v1/read", &[], &body));
+        let answer = node.ask(&node.http, &question(body));
         assert_eq!(answer.status, 400, "{what}: {}", answer.text());
         assert!(answer.text().contains(&format!(" {what}")), "{what}: {}", answer.text());
         let growth = node.resident_bytes_peak() - peak;
@@ -90,36 +92,14 @@ fn a_small_body_that_decodes_large_is_refused_before_it_is_decoded() {
     node.assert_alive();
 }
 
-/// Sends one message, and returns the status and its text.
-async fn call(address: &str, method: &str, message: Vec<u8>) -> (String, String) {
-    let client = Client::builder(TokioExecutor::new()).http2_only(true).build_http();
-    let mut frame = BytesMut::with_capacity(message.len() + 5);
-    frame.put_u8(0);
-    frame.put_u32(message.len() as u32);
-    frame.put_slice(&message);
-    let request = hyper::Request::post(format!("http://{address}{method}"))
-        .header("content-type", "application/grpc")
-        .header("te", "trailers")
-        .body(Full::new(Bytes::from(frame)))
-        .unwrap();
-    let (head, body) = client.request(request).await.unwrap().into_parts();
-    let body = body.collect().await.unwrap();
-    let trailers = body.trailers().cloned().unwrap_or_default();
-    let text = |name| {
-        let value = head.headers.get(name).or(trailers.get(name));
-        value.map(|value| value.to_str().unwrap().to_owned()).unwrap_or_default()
-    };
-    (text("grpc-status"), text("grpc-message"))
-}
+const OK: i32 = 0;
+const INVALID_ARGUMENT: i32 = 3;
+const INTERNAL: i32 = 13;
 
-const OK: &str = "0";
-const INVALID_ARGUMENT: &str = "3";
-const INTERNAL: &str = "13";
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_small_message_that_decodes_large_is_refused_before_it_is_decoded() {
+#[test]
+fn a_small_message_that_decodes_large_is_refused_before_it_is_decoded() {
     let dir = tempfile::tempdir().unwrap();
-    let mut node = Node::start_ready(dir.path(), &[]);
+    let node = Node::start_ready(dir.path(), &[]);
     const BYTES: usize = 4 << 20;
     // Below the cap of a message, with what stands around it.
     let nested = |path: &[u8], field: u8| {
@@ -152,8 +132,8 @@ async fn a_small_message_that_decodes_large_is_refused_before_it_is_decoded() {
     ];
     let peak = node.resident_bytes_peak();
     for (method, message, expected) in cases {
-        let (status, text) = call(&node.grpc, method, message).await;
-        assert_eq!(status, expected, "{method}: {text}");
+        let called = call(&node.grpc, method, &[], &message);
+        assert_eq!(called.code, expected, "{method}: {called:?}");
         let growth = node.resident_bytes_peak() - peak;
         assert!(growth < 3 * BYTES as u64 + SLACK, "{growth} bytes for {method}");
     }
@@ -163,7 +143,7 @@ async fn a_small_message_that_decodes_large_is_refused_before_it_is_decoded() {
 #[test]
 fn matchers_are_held_by_what_they_are_compiled_to() {
     let dir = tempfile::tempdir().unwrap();
-    let mut node = Node::start_ready(dir.path(), &["--query.inflight-bytes-max=64MB"]);
+    let node = Node::start_ready(dir.path(), &["--query.inflight-bytes-max=64MB"]);
     let query = |patterns: &[Vec<u8>]| {
         let mut query = Vec::new();
         for pattern in patterns {
@@ -184,7 +164,7 @@ fn matchers_are_held_by_what_they_are_compiled_to() {
     for (what, patterns, statuses) in
         [("classes", classes, [503, 503]), ("a text", vec![text], [200, 503])]
     {
-        let answer = exchange(&node.http, &request("POST", "/api/v1/read", &[], &query(&patterns)));
+        let answer = node.ask(&node.http, &question(query(&patterns)));
         assert!(statuses.contains(&answer.status), "{what}: {}", answer.text());
         let growth = node.resident_bytes_peak() - peak;
         assert!(growth < 64 * MIB + 4 * SLACK, "{growth} bytes for {what}");
@@ -195,7 +175,7 @@ fn matchers_are_held_by_what_they_are_compiled_to() {
 #[test]
 fn a_small_write_that_decodes_large_stays_small() {
     let dir = tempfile::tempdir().unwrap();
-    let mut node = Node::start_ready(dir.path(), &[]);
+    let node = Node::start_ready(dir.path(), &[]);
     let valid = WriteRequest::of(&[("__name__", "up")], now(), 1.0);
     assert_eq!(node.write("a", &valid).status, 200);
     const BYTES: usize = 8 << 20;
@@ -214,7 +194,7 @@ fn a_small_write_that_decodes_large_stays_small() {
         ("unknown fields", 200, empty_fields(9, BYTES)),
     ] {
         let body = snap::raw::Encoder::new().compress_vec(&message).unwrap();
-        let answer = node.send(b"a", &body);
+        let answer = node.post(b"a", &body);
         assert_eq!(answer.status, status, "{what}: {}", answer.text());
         // A sample of nine bytes, the least that one has in earnest, takes three times as many.
         let growth = node.resident_bytes_peak() - peak;
@@ -226,14 +206,14 @@ fn a_small_write_that_decodes_large_stays_small() {
 #[test]
 fn unknown_paths_take_nothing_of_a_body() {
     let dir = tempfile::tempdir().unwrap();
-    let mut node = Node::start_ready(dir.path(), &[]);
+    let node = Node::start_ready(dir.path(), &[]);
     let before = node.resident_bytes();
     let body = vec![0; 8 << 20];
     let streams: Vec<TcpStream> = [&node.http, &node.remote_write]
         .into_iter()
         .flat_map(|address| ["/", "/metrics", "/api/v1/ring/take"].map(|path| (address, path)))
         .flat_map(|(address, path)| {
-            let whole = request("POST", path, &[], &body);
+            let whole = Request::new("POST", path).body(&body[..]).bytes();
             (0..5).map(move |_| {
                 let mut stream = connect(address);
                 let _ = stream.write_all(&whole[..whole.len() - 1]);

@@ -5,7 +5,11 @@ use std::fs;
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::Path;
 
-use crate::support::{Node, WriteRequest, exchange, now, wait_until, write_request_bytes};
+use crate::support::http::{Request, ask};
+use crate::support::messages::{WriteRequest, write_request};
+use crate::support::node::Node;
+use crate::support::now;
+use crate::support::process::wait_until;
 
 const TENANTS: usize = 200;
 
@@ -22,7 +26,7 @@ fn first_write() -> WriteRequest {
 #[test]
 fn a_burst_of_new_tenants_succeeds_and_costs_little() {
     let dir = tempfile::tempdir().unwrap();
-    let mut node = Node::start_ready(dir.path(), &[]);
+    let node = Node::start_ready(dir.path(), &[]);
     // What the first request makes once for all is no tenant's.
     assert_eq!(node.write("warm-up", &first_write()).status, 200);
     let before = node.resident_bytes();
@@ -31,8 +35,8 @@ fn a_burst_of_new_tenants_succeeds_and_costs_little() {
     std::thread::scope(|scope| {
         for i in 0..TENANTS {
             let tenant = format!("tenant-{i}");
-            let bytes = write_request_bytes(tenant.as_bytes(), &body);
-            scope.spawn(move || assert_eq!(exchange(address, &bytes).status, 200, "{tenant}"));
+            let request = write_request(tenant.as_bytes(), &body);
+            scope.spawn(move || assert_eq!(ask(address, &request).status, 200, "{tenant}"));
         }
     });
     node.assert_alive();
@@ -47,7 +51,7 @@ fn a_burst_of_new_tenants_succeeds_and_costs_little() {
     node.kill();
     let node = Node::start_ready(dir.path(), &[]);
     assert_eq!(node.read("tenant-7").len(), 10);
-    assert_eq!(node.metric("ringest_tenants_quarantined"), Some(0.0));
+    assert_eq!(node.exposed("ringest_tenants_quarantined"), Some(0.0));
 }
 
 /// Every path below a directory.
@@ -67,7 +71,7 @@ fn tree(dir: &Path) -> BTreeSet<Vec<u8>> {
 fn hostile_names_are_refused_and_touch_no_path() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("a/b/data");
-    let mut node = Node::start_ready(&data, &[]);
+    let node = Node::start_ready(&data, &[]);
     let before = tree(dir.path());
     let long = "x".repeat(256);
     let mut names: Vec<&[u8]> = vec![
@@ -100,13 +104,12 @@ fn hostile_names_are_refused_and_touch_no_path() {
     names.extend(control.iter().map(Vec::as_slice));
     let body = first_write().compressed();
     for name in names {
-        let answer = node.send(name, &body);
+        let answer = node.post(name, &body);
         assert_eq!(answer.status, 400, "{name:?}: {}", answer.text());
         for path in ["/api/v1/write", "/api/v1/read"] {
             let address = if path.ends_with("read") { &node.http } else { &node.remote_write };
-            let headers = [("THANOS-TENANT", name)];
-            let request = crate::support::request("POST", path, &headers, &body);
-            assert_eq!(exchange(address, &request).status, 400, "{path} {name:?}");
+            let request = Request::new("POST", path).header("THANOS-TENANT", name).body(&body[..]);
+            assert_eq!(node.ask(address, &request).status, 400, "{path} {name:?}");
         }
     }
     node.assert_alive();

@@ -1,6 +1,8 @@
 //! One client with a wrong clock is its own problem.
 
-use crate::support::{Node, WriteRequest, now};
+use crate::support::messages::WriteRequest;
+use crate::support::node::Node;
+use crate::support::now;
 
 const HOUR: i64 = 60 * 60 * 1000;
 
@@ -44,7 +46,7 @@ fn a_client_two_hours_ahead_costs_the_good_ones_nothing() {
     let stored = node.read("a");
     assert_eq!(stored["{__name__=\"up\",instance=\"ahead\"}"].len(), 3, "kept, not refused");
     assert_eq!(
-        node.metric("prometheus_tsdb_out_of_bound_samples_total{tenant=\"a\",type=\"float\"}"),
+        node.exposed("prometheus_tsdb_out_of_bound_samples_total{tenant=\"a\",type=\"float\"}"),
         None
     );
 }

@@ -6,23 +6,24 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ringest::metrics::Registry;
-use ringest::model::labels::push_label;
 use ringest::peer::message::{ForwardMessage, Protocol};
 use ringest::peer::{PeerOptions, PeerPool};
 use ringest::wire::capnproto::encode::SeriesTable;
 use ringest::wire::capnproto::rpc::WriteError;
 
 use crate::load::Load;
-use crate::node::{self, Node, Ring, assert_unavailable};
-use crate::process::wait_for;
+use crate::node::{self, Node, Ring, new_node};
 use crate::released::{self, Released, Write};
+use crate::support::messages::{WriteRequest, field};
+use crate::support::now;
+use crate::support::process::wait_for;
 
 #[test]
 fn every_copy_arrives_and_a_killed_node_is_used_again() {
     let mut ring = Ring::start_with(3, 3, Node::with_capnproto);
     // One that only routes, and one that is of the ring.
     let mut router =
-        Node::new(ring.root.path(), "router").with_ring(&ring.hashrings, 3).with_capnproto();
+        new_node(ring.root.path(), "router").with_ring(&ring.hashrings, 3).with_capnproto();
     router.start();
     router.wait_others();
     let mut through_router = Load::start(ring.root.path(), "router", &router);
@@ -52,20 +53,20 @@ fn every_copy_arrives_and_a_killed_node_is_used_again() {
 fn a_conflict_arrives_as_one() {
     let ring = Ring::start_with(3, 3, Node::with_capnproto);
     let mut router =
-        Node::new(ring.root.path(), "router").with_ring(&ring.hashrings, 3).with_capnproto();
+        new_node(ring.root.path(), "router").with_ring(&ring.hashrings, 3).with_capnproto();
     router.start();
     router.wait_others();
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("a clock");
-    let now = u64::try_from(now.as_millis()).expect("milliseconds");
-    assert_eq!(router.send(&write_request(now, 1.0)).status, 200);
+    let now = now();
+    let write_request = |value| WriteRequest::of(&[("__name__", "m")], now, value).0;
+    assert_eq!(router.send(&write_request(1.0)).status, 200);
     // All have it, so that none takes the other value.
     for node in &ring.nodes {
         let has_one = || (node.metric("prometheus_tsdb_head_series") == 1.0).then_some(());
         wait_for(has_one).expect("a copy on each node");
     }
-    assert_eq!(router.send(&write_request(now, 1.0)).status, 200);
+    assert_eq!(router.send(&write_request(1.0)).status, 200);
     for writer in [&router, &ring.nodes[1]] {
-        let answer = writer.send(&write_request(now, 2.0));
+        let answer = writer.send(&write_request(2.0));
         let said = String::from_utf8(answer.body).expect("UTF-8");
         assert_eq!(answer.status, 409, "{said}");
         assert!(said.contains("duplicate sample for timestamp"), "{said}");
@@ -90,9 +91,9 @@ fn store_at(node: &Node, request: &[u8]) {
 
 #[test]
 fn a_verdict_is_per_series() {
-    let mut ring = Ring::start_with(3, 3, Node::with_capnproto);
+    let ring = Ring::start_with(3, 3, Node::with_capnproto);
     let mut router =
-        Node::new(ring.root.path(), "router").with_ring(&ring.hashrings, 3).with_capnproto();
+        new_node(ring.root.path(), "router").with_ring(&ring.hashrings, 3).with_capnproto();
     router.start();
     router.wait_others();
     let both = |t: i64| [node::write_request(0, t), node::write_request(1, t)].concat();
@@ -111,7 +112,7 @@ fn a_verdict_is_per_series() {
     assert_eq!(answer.status, 200, "{}", String::from_utf8_lossy(&answer.body));
     // Without the third node each has one copy, and a later try may find another.
     ring.nodes[0].kill();
-    assert_unavailable(&router.send(&both(6)));
+    router.send(&both(6)).assert_come_again();
     // Two that are ahead in the same series refuse it for good.
     store_at(&ring.nodes[2], &node::write_request(0, 9));
     assert_eq!(router.send(&node::write_request(0, 7)).status, 409);
@@ -121,7 +122,7 @@ fn a_verdict_is_per_series() {
 fn custom_buckets_go_over_grpc() {
     let ring = Ring::start_with(3, 3, Node::with_capnproto);
     let mut router =
-        Node::new(ring.root.path(), "router").with_ring(&ring.hashrings, 3).with_capnproto();
+        new_node(ring.root.path(), "router").with_ring(&ring.hashrings, 3).with_capnproto();
     router.start();
     router.wait_others();
     assert_eq!(router.send(&node::write_request(0, 1)).status, 200);
@@ -129,11 +130,9 @@ fn custom_buckets_go_over_grpc() {
     // Schema -53 and two bounds.
     let mut histogram = vec![0x20, 105, 0x82, 0x01, 16];
     histogram.extend_from_slice(&[1.0f64.to_le_bytes(), 2.0f64.to_le_bytes()].concat());
-    let mut series = Vec::new();
-    push_label(&mut series, 0x0a, b"__name__", b"h");
-    series.extend_from_slice(&[0x22, histogram.len() as u8]);
-    series.extend_from_slice(&histogram);
-    let request = [&[0x0a, series.len() as u8], &series[..], &node::write_request(1, 1)].concat();
+    let label = field(1, &[field(1, b"__name__"), field(2, b"h")].concat());
+    let series = [label, field(4, &histogram)].concat();
+    let request = [field(1, &series), node::write_request(1, 1)].concat();
     let answer = router.send(&request);
     let said = String::from_utf8_lossy(&answer.body);
     // The nodes get it whole, and what they make of it is final.
@@ -152,7 +151,7 @@ fn custom_buckets_go_over_grpc() {
 fn router_before(root: &std::path::Path, nodes: &[Released]) -> Node {
     let hashrings = root.join("hashrings.json");
     fs::write(&hashrings, released::ring_of(nodes)).expect("the ring's file");
-    let mut router = Node::new(root, "router").with_ring(&hashrings, 3).with_capnproto();
+    let mut router = new_node(root, "router").with_ring(&hashrings, 3).with_capnproto();
     router.start();
     router.wait_others();
     router
@@ -222,20 +221,4 @@ fn what_a_release_refuses_costs_no_other_replica() {
     // Refused by two, one of them has no quorum any more.
     *refused[2].lock().expect("no panic") = "0".to_owned();
     assert_eq!(router.send(&both).status, 409);
-}
-
-/// One series with one sample.
-fn write_request(t: u64, value: f64) -> Vec<u8> {
-    let mut series = Vec::new();
-    push_label(&mut series, 0x0a, b"__name__", b"m");
-    let mut sample = vec![0x09];
-    sample.extend_from_slice(&value.to_le_bytes());
-    sample.push(0x10);
-    ringest::model::varint::push_varint(&mut sample, t);
-    series.extend_from_slice(&[0x12, sample.len() as u8]);
-    series.extend_from_slice(&sample);
-    let mut request = vec![0x0a];
-    ringest::model::varint::push_varint(&mut request, series.len() as u64);
-    request.extend_from_slice(&series);
-    request
 }

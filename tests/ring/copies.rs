@@ -1,26 +1,26 @@
 //! Copies that fall short of what was acknowledged are counted, to the sample.
 
 use std::fs;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::load::{Acked, Load};
-use crate::node::{Node, ketama};
-use crate::process::wait_for;
+use crate::node::{Node, ketama, new_node};
+use crate::support::now;
+use crate::support::process::wait_for;
 
 #[test]
 fn copies_that_are_counted_as_missing_are_those_that_cannot_be_read() {
     let root = tempfile::tempdir().expect("temporary directory");
     let file = root.path().join("hashrings.json");
     // They know of no ring: what is written to one of them directly is there and nowhere else.
-    let mut nodes = [0, 1, 2].map(|i| Node::new(root.path(), &format!("node-{i}")));
+    let mut nodes = [0, 1, 2].map(|i| new_node(root.path(), &format!("node-{i}")));
     fs::write(&file, ketama(&nodes)).expect("the ring's file");
     nodes.iter_mut().for_each(Node::start);
-    let mut router = Node::new(root.path(), "router").with_ring(&file, 3);
+    let mut router = new_node(root.path(), "router").with_ring(&file, 3);
     router.start();
     router.wait_others();
 
     // One node is ahead in some of the series, and refuses them.
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock").as_millis();
+    let now = now();
     let earlier = now - 60_000;
     Load::start_at(root.path(), "ahead", "mixed", &nodes[1], 1000, now).finish();
     let refused = Load::start_at(root.path(), "behind", "mixed", &router, 2000, earlier).finish();

@@ -1,89 +1,64 @@
 //! Nodes that are told to stop while senders have connections open to them.
 
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
-use std::time::Duration;
 
 use rustix::process::Signal;
 
-use crate::node::{Node, Ring, write_request};
-use crate::process::wait_for;
+use crate::node::{Node, Ring, new_node, write_request};
+use crate::support::http::{Answer, Request, connect, read_answer, try_connect};
+use crate::support::messages::compressed;
+use crate::support::process::wait_for;
 
-/// A write of a sender that keeps its connections: head and body.
-fn kept_alive(address: &str, message: &[u8]) -> (Vec<u8>, Vec<u8>) {
-    let body = snap::raw::Encoder::new().compress_vec(message).expect("snappy");
-    let head = format!(
-        "POST /api/v1/receive HTTP/1.1\r\nHost: {address}\r\nContent-Length: {}\r\n\r\n",
-        body.len()
-    );
-    (head.into_bytes(), body)
+/// A write of a sender that keeps its connections.
+fn kept_alive(message: &[u8]) -> Request {
+    Request::new("POST", "/api/v1/receive").body(compressed(message)).kept_alive()
 }
 
-/// An answer's head, its body being read as well; `None` if the connection ended before a byte came.
-fn answer(stream: &mut TcpStream) -> Option<String> {
-    let mut received = Vec::new();
-    loop {
-        let text = String::from_utf8_lossy(&received).to_ascii_lowercase();
-        if let Some((head, body)) = text.split_once("\r\n\r\n") {
-            let len = head.lines().find_map(|line| line.strip_prefix("content-length: "));
-            if body.len() >= len.map_or(0, |len| len.parse().expect("a length")) {
-                return Some(text);
-            }
-        }
-        let mut chunk = [0; 4096];
-        match stream.read(&mut chunk) {
-            Ok(bytes) if bytes > 0 => received.extend_from_slice(&chunk[..bytes]),
-            ended if received.is_empty() => {
-                drop(ended);
-                return None;
-            }
-            ended => panic!("cut short: {ended:?} after {text}"),
-        }
+/// The next answer; `None` if the connection ended before a byte of it came.
+fn answer(stream: &mut TcpStream) -> Option<Answer> {
+    match read_answer(stream) {
+        Ok(answer) => Some(answer),
+        Err(error) if error.kind() == ErrorKind::InvalidData => panic!("no whole answer: {error}"),
+        Err(_) => None,
     }
-}
-
-fn connect(address: &str) -> Option<TcpStream> {
-    let stream = TcpStream::connect(address).ok()?;
-    stream.set_read_timeout(Some(Duration::from_secs(60))).expect("read timeout");
-    stream.set_nodelay(true).expect("no delay");
-    Some(stream)
 }
 
 #[test]
 fn a_stopping_node_takes_what_open_connections_still_send() {
     let root = tempfile::tempdir().unwrap();
-    let mut node = Node::new(root.path(), "node");
+    let mut node = new_node(root.path(), "node");
     node.start();
     let mut half_sent = Vec::new();
     // Cut within the head, and within the body.
     for (i, cut) in [(0, 30), (1, 90)] {
-        let (head, body) = kept_alive(&node.write, &write_request(i, 0));
-        assert!((30..90).contains(&head.len()));
-        let request = [head, body].concat();
-        let mut stream = connect(&node.write).expect("a connection");
+        let request = kept_alive(&write_request(i, 0)).bytes();
+        let head = request.windows(4).position(|bytes| bytes == b"\r\n\r\n").unwrap() + 4;
+        assert!((30..90).contains(&head), "{head}");
+        let mut stream = connect(&node.remote_write);
         stream.write_all(&request[..cut]).unwrap();
         half_sent.push((stream, request[cut..].to_vec()));
     }
-    let mut probe = connect(&node.http).expect("a connection");
+    let mut probe = connect(&node.http);
     let ready = format!("GET /-/ready HTTP/1.1\r\nHost: {}\r\n", node.http);
     probe.write_all(ready.as_bytes()).unwrap();
 
     node.signal(Signal::TERM);
-    for address in [&node.write, &node.http, &node.grpc] {
+    for address in [&node.remote_write, &node.http, &node.grpc] {
         let closes = wait_for(|| TcpStream::connect(address).is_err().then_some(()));
         assert!(closes.is_some(), "{address} is open");
     }
     probe.write_all(b"\r\n").unwrap();
     let unready = answer(&mut probe).expect("an answer");
-    assert!(unready.starts_with("http/1.1 503"), "{unready}");
+    assert_eq!(unready.status, 503, "{unready:?}");
     for (mut stream, rest) in half_sent {
         stream.write_all(&rest).unwrap();
         let answer = answer(&mut stream).expect("an answer");
-        assert!(answer.starts_with("http/1.1 200"), "{answer}");
-        assert!(answer.contains("\r\nconnection: close\r\n"), "{answer}");
+        assert_eq!(answer.status, 200, "{answer:?}");
+        assert!(answer.closes(), "{answer:?}");
         assert_eq!(stream.read(&mut [0]).unwrap(), 0, "it is closed");
     }
     node.wait_end();
@@ -96,7 +71,7 @@ fn a_rolling_restart_answers_no_sender_with_a_failure() {
     const SENDERS: usize = 12;
     // Over gRPC the peers of a node are restarted in `outages`.
     let mut ring = Ring::start_with(3, 3, Node::with_capnproto);
-    let addresses: Vec<String> = ring.nodes.iter().map(|node| node.write.clone()).collect();
+    let addresses: Vec<String> = ring.nodes.iter().map(|node| node.remote_write.clone()).collect();
     let (stop, sent) = (AtomicBool::new(false), AtomicUsize::new(0));
     let failures = Mutex::new(Vec::new());
 
@@ -112,13 +87,12 @@ fn a_rolling_restart_answers_no_sender_with_a_failure() {
                     return;
                 }
                 let address = &addresses[node % addresses.len()];
-                let Some(stream) = connection.take().or_else(|| connect(address)) else {
+                let Some(stream) = connection.take().or_else(|| try_connect(address)) else {
                     node += 1;
                     continue;
                 };
                 let stream = connection.insert(stream);
-                let (head, body) = kept_alive(address, &message);
-                let written = stream.write_all(&[head, body].concat());
+                let written = stream.write_all(&kept_alive(&message).bytes());
                 match written.ok().and_then(|()| answer(stream)) {
                     Some(answer) => break answer,
                     None => {
@@ -127,12 +101,12 @@ fn a_rolling_restart_answers_no_sender_with_a_failure() {
                     }
                 }
             };
-            if answer.contains("\r\nconnection: close\r\n") {
+            if answer.closes() {
                 connection = None;
                 node += 1;
             }
             sent.fetch_add(1, Ordering::Relaxed);
-            if !answer.starts_with("http/1.1 200") {
+            if answer.status != 200 {
                 failures.lock().unwrap().push(answer);
             }
         }
@@ -162,7 +136,7 @@ fn a_rolling_restart_answers_no_sender_with_a_failure() {
         drop(stopped);
     });
     let failures = failures.into_inner().unwrap();
-    assert!(failures.is_empty(), "{} of {sent:?}: {}", failures.len(), failures[0]);
+    assert!(failures.is_empty(), "{} of {sent:?}: {}", failures.len(), failures[0].text());
 }
 
 /// Ends the senders also when the test fails, which would wait for them for ever.

@@ -79,7 +79,7 @@ fn every_swap_of_a_mounted_file_is_seen_and_a_ring_that_shrinks_loses_nothing() 
         map.swap(&ketama(&nodes[..count]));
     }
     let content = ketama(&nodes);
-    nodes.iter_mut().for_each(|node| node.wait_content(&content));
+    nodes.iter().for_each(|node| node.wait_content(&content));
     loads.iter_mut().for_each(Load::wait_stretch);
     for load in loads {
         load.stop().verify_all_copies(&nodes, 2);
@@ -118,7 +118,7 @@ fn a_file_that_is_no_good_changes_nothing() {
         load.wait_stretch();
         // Back, and a change at the same time.
         replace(&ring.hashrings, &rings[i % 2]);
-        for node in &mut ring.nodes {
+        for node in &ring.nodes {
             node.wait_content(&rings[i % 2]);
             node.wait_until("is content", |node| node.ring()["error"].is_null());
             assert_eq!(node.metric(is_good), 1.0);
@@ -128,12 +128,12 @@ fn a_file_that_is_no_good_changes_nothing() {
     // A good file again is told, though it is the same as before.
     replace(&ring.hashrings, "nonsense");
     let refused = "failed to load configuration file";
-    for node in &mut ring.nodes {
-        let count = |node: &mut Node| node.log().matches(refused).count();
+    for node in &ring.nodes {
+        let count = |node: &Node| node.log().matches(refused).count();
         node.wait_until("refuses the last", |node| count(node) > bad.len());
     }
     replace(&ring.hashrings, &rings[(bad.len() - 1) % 2]);
-    for node in &mut ring.nodes {
+    for node in &ring.nodes {
         node.wait_until("tells of it", |node| {
             node.log().contains("hashrings file is good again, and as it was")
         });
@@ -153,20 +153,20 @@ fn a_file_that_is_no_good_changes_nothing() {
     load.wait_stretch();
     file.write_all(good.as_bytes()).unwrap();
     drop(file);
-    ring.nodes.iter_mut().for_each(|node| node.wait_content(&good));
+    ring.nodes.iter().for_each(|node| node.wait_content(&good));
     load.wait_stretch();
     load.stop().verify_all_copies(&ring.nodes, 2);
 }
 
 #[test]
 fn a_ring_of_five_that_shrinks_to_three_needs_its_leavers_no_more() {
-    let mut ring = Ring::start(5, 3);
+    let ring = Ring::start(5, 3);
     let mut loads =
         [0, 4].map(|i| Load::start_wide(ring.root.path(), &format!("load-{i}"), &ring.nodes[i]));
     loads.iter_mut().for_each(Load::wait_stretch);
     let content = ketama(&ring.nodes[..3]);
     replace(&ring.hashrings, &content);
-    ring.nodes.iter_mut().for_each(|node| node.wait_content(&content));
+    ring.nodes.iter().for_each(|node| node.wait_content(&content));
     loads.iter_mut().for_each(Load::wait_stretch);
     let [first, last] = loads;
     let of_leaver = last.stop();
@@ -174,7 +174,7 @@ fn a_ring_of_five_that_shrinks_to_three_needs_its_leavers_no_more() {
 
     // Two of three copies can be on leavers, the third is not.
     let mut first = first;
-    ring.nodes[3..].iter_mut().for_each(Node::stop);
+    ring.nodes[3..].iter().for_each(Node::stop);
     first.wait_stretch();
     let of_member = first.stop();
     of_leaver.read_back(&ring.nodes[..3]);
@@ -183,13 +183,13 @@ fn a_ring_of_five_that_shrinks_to_three_needs_its_leavers_no_more() {
 
 #[test]
 fn a_ring_without_copies_that_shrinks_from_three_to_two_fails_no_write() {
-    let mut ring = Ring::start(3, 1);
+    let ring = Ring::start(3, 1);
     let mut load = Load::start_wide(ring.root.path(), "load", &ring.nodes[0]);
     load.wait_stretch();
     for count in [2, 3, 2] {
         let content = ketama(&ring.nodes[..count]);
         replace(&ring.hashrings, &content);
-        ring.nodes.iter_mut().for_each(|node| node.wait_content(&content));
+        ring.nodes.iter().for_each(|node| node.wait_content(&content));
         load.wait_stretch();
     }
     load.stop().verify_all_copies(&ring.nodes, 1);

@@ -3,9 +3,9 @@
 
 use std::fs;
 
-use crate::http::{self, Request};
 use crate::load::Load;
 use crate::node::{Node, ketama, members, start_all};
+use crate::support::http::Request;
 
 /// Whether the ring's page says that rings are held back, and why.
 fn held(node: &Node) -> Option<String> {
@@ -13,7 +13,7 @@ fn held(node: &Node) -> Option<String> {
     (held["state"] == "held").then(|| held["reason"].as_str().expect("a reason").to_owned())
 }
 
-fn wait_held(node: &mut Node) {
+fn wait_held(node: &Node) {
     node.wait_until("holds the file back", |node| held(node).is_some());
     let reason = held(node).expect("still held");
     assert!(reason.contains("reaches its quorum of 2: 0 of its 3 members"), "{reason}");
@@ -21,7 +21,7 @@ fn wait_held(node: &mut Node) {
     assert!(node.metric("ringest_ring_held_since_timestamp_seconds") > 0.0);
 }
 
-fn wait_taken(node: &mut Node, content: &str) {
+fn wait_taken(node: &Node, content: &str) {
     node.wait_content(content);
     assert_eq!(held(node), None);
     assert_eq!(node.metric("ringest_ring_held"), 0.0);
@@ -30,8 +30,7 @@ fn wait_taken(node: &mut Node, content: &str) {
 
 /// Asks a node to take what it holds back. Returns the status.
 fn take(node: &Node) -> u16 {
-    let request = Request::new("POST", "/api/v1/ring/take");
-    http::exchange(&node.http, &request).expect("an answer").status
+    node.ask(&node.http, &Request::new("POST", "/api/v1/ring/take")).status
 }
 
 #[test]
@@ -47,13 +46,13 @@ fn a_ring_of_other_nodes_is_taken_when_they_come_up_and_no_write_fails() {
     load.wait_stretch();
 
     fs::write(&file, &later).unwrap();
-    nodes[..3].iter_mut().for_each(wait_held);
+    nodes[..3].iter().for_each(wait_held);
     load.wait_stretch();
     // A node that starts has nothing better, and must not wait for the others.
     nodes[0].stop();
     nodes[0].start();
-    wait_taken(&mut nodes[0], &later);
-    nodes[1..3].iter_mut().for_each(wait_held);
+    wait_taken(&nodes[0], &later);
+    nodes[1..3].iter().for_each(wait_held);
     load.wait_stretch();
     let hash = nodes[1].ring()["ring_hash"].clone();
     assert_ne!(nodes[0].ring()["ring_hash"], hash);
@@ -61,14 +60,14 @@ fn a_ring_of_other_nodes_is_taken_when_they_come_up_and_no_write_fails() {
 
     // One of three is no quorum, two are.
     nodes[3].start();
-    for node in &mut nodes[1..3] {
+    for node in &nodes[1..3] {
         node.wait_until("reaches the first", |node| {
             held(node).is_some_and(|reason| reason.contains("1 of its 3 members"))
         });
     }
     load.wait_stretch();
     nodes[4].start();
-    nodes[1..3].iter_mut().for_each(|node| wait_taken(node, &later));
+    nodes[1..3].iter().for_each(|node| wait_taken(node, &later));
     load.wait_stretch();
     nodes[5].start();
     load.stop().read_back(&nodes);
@@ -90,15 +89,15 @@ fn a_held_ring_is_taken_on_request_and_not_held_where_that_is_off() {
     assert_eq!(take(&nodes[0]), 409, "nothing is held");
 
     fs::write(&file, &later).unwrap();
-    wait_taken(&mut nodes[2], &later);
-    nodes[..2].iter_mut().for_each(wait_held);
+    wait_taken(&nodes[2], &later);
+    nodes[..2].iter().for_each(wait_held);
     assert_eq!(take(&nodes[0]), 200);
-    wait_taken(&mut nodes[0], &later);
+    wait_taken(&nodes[0], &later);
     assert_eq!(take(&nodes[0]), 409);
-    wait_held(&mut nodes[1]);
+    wait_held(&nodes[1]);
     // Back again: what was held is forgotten.
     fs::write(&file, &now).unwrap();
-    nodes[..3].iter_mut().for_each(|node| wait_taken(node, &now));
+    nodes[..3].iter().for_each(|node| wait_taken(node, &now));
     assert_eq!(nodes[1].metric("thanos_receive_hashrings_file_changes_total"), 1.0);
 }
 
@@ -112,21 +111,21 @@ fn pods_that_start_one_after_the_other_wait_for_none_that_is_to_come() {
     fs::write(&file, &content).unwrap();
     for i in 0..3 {
         nodes[i].start();
-        nodes[..=i].iter_mut().for_each(|node| wait_taken(node, &content));
+        nodes[..=i].iter().for_each(|node| wait_taken(node, &content));
     }
-    nodes.iter_mut().for_each(Node::wait_others);
+    nodes.iter().for_each(Node::wait_others);
     let load = Load::start_brief(root.path(), "load", &nodes[0]);
     load.finish().verify_all_copies(&nodes, 3);
 
     // Or each when it is ready: a ring that is too small for three copies has its tenants wait.
-    nodes.iter_mut().for_each(Node::stop);
+    nodes.iter().for_each(Node::stop);
     for i in 0..3 {
         let content = ketama(&nodes[..=i]);
         fs::write(&file, &content).unwrap();
         nodes[i].start();
-        nodes[..=i].iter_mut().for_each(|node| wait_taken(node, &content));
+        nodes[..=i].iter().for_each(|node| wait_taken(node, &content));
     }
-    nodes.iter_mut().for_each(Node::wait_others);
+    nodes.iter().for_each(Node::wait_others);
     let load = Load::start_brief(root.path(), "again", &nodes[0]);
     load.finish().verify_all_copies(&nodes, 3);
 }

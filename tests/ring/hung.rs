@@ -6,9 +6,9 @@ use std::fs;
 use serde_json::json;
 
 use crate::load::Load;
-use crate::node::Node;
-use crate::process::wait_for;
+use crate::node::new_node;
 use crate::stand_in::{Program, StandIn, Stored};
+use crate::support::process::wait_for;
 
 #[test]
 fn ten_hung_peers_hold_no_more_than_their_budget_and_no_write() {
@@ -36,7 +36,7 @@ fn ten_hung_peers_hold_no_more_than_their_budget_and_no_write() {
     let root = tempfile::tempdir().expect("temporary directory");
     let file = root.path().join("hashrings.json");
     fs::write(&file, json!(rings).to_string()).expect("the ring's file");
-    let mut router = Node::new(root.path(), "router")
+    let mut router = new_node(root.path(), "router")
         .with_ring(&file, 3)
         // Longer than the test takes: nothing is given up meanwhile.
         .with_forward_timeout("600s")
@@ -46,10 +46,10 @@ fn ten_hung_peers_hold_no_more_than_their_budget_and_no_write() {
     let start = |name, requests| Load::start_single(root.path(), name, &router, requests);
     // What the router takes with some traffic, whoever is hung.
     start("warm-up", 300).finish();
-    let before = router.peak_resident_bytes();
+    let before = router.resident_bytes_peak();
     // Each is acknowledged the first time.
     let acknowledged = start("tenant", 3000).finish();
-    let grown = router.peak_resident_bytes() - before;
+    let grown = router.resident_bytes_peak() - before;
     assert!(
         grown <= CEILING,
         "{} writes of one series made the router grow by {} MiB, more than {}",

@@ -1,23 +1,13 @@
 //! `ringest load` towards a ring, and its count of what the ring kept.
 
-use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::node::Node;
-use crate::process::{Process, wait_for};
-
-/// Size of the record that a stretch of load fills: 40 requests, sent and acknowledged.
-const STRETCH_BYTES: u64 = 40 * 2 * 24;
-
-/// A sender, and its record of what was acknowledged.
-pub(crate) struct Load {
-    process: Process,
-    acked_file: PathBuf,
-}
+pub(crate) use crate::support::load::Load;
+use crate::support::load::verify_command;
+use crate::support::process::wait_for;
 
 /// What was acknowledged.
 pub(crate) struct Acked {
@@ -68,7 +58,7 @@ impl Load {
         prefix: &str,
         node: &Node,
         series: usize,
-        milliseconds: u128,
+        milliseconds: i64,
     ) -> Load {
         let (series, start) = (format!("--series={series}"), format!("--start={milliseconds}"));
         let requests = ["--rounds=1", "--timestamps=synthetic", "--series-per-request=100"];
@@ -88,46 +78,22 @@ impl Load {
         tenants: usize,
         requests: &[&str],
     ) -> Load {
-        let acked_file = root.join(format!("{name}.acked"));
-        let mut command = Command::new(env!("CARGO_BIN_EXE_ringest"));
-        command
-            .arg("load")
-            .arg(format!("--url=http://{}", node.write))
-            .args(requests)
-            .args(["--connections=2", "--stale=5", "--json"])
-            .arg(format!("--tenants={tenants}"))
-            .arg(format!("--tenant-prefix={prefix}-"))
-            .arg("--acked-file")
-            .arg(&acked_file);
-        let process = Process::start(&mut command, &root.join(format!("{name}.log")));
-        Load { process, acked_file }
-    }
-
-    fn recorded(&self) -> u64 {
-        fs::metadata(&self.acked_file).map_or(0, |metadata| metadata.len())
-    }
-
-    /// Waits until a stretch of requests has been acknowledged.
-    pub(crate) fn wait_stretch(&mut self) {
-        let began = self.recorded();
-        let went_on = wait_for(|| {
-            assert_eq!(self.process.exited(), None, "{}", self.process.log());
-            (self.recorded() > began + STRETCH_BYTES).then_some(())
-        });
-        assert!(went_on.is_some(), "the load is stuck: {}", self.process.log());
+        let tenants = format!("--tenants={tenants}");
+        let prefix = format!("--tenant-prefix={prefix}-");
+        let own = ["--connections=2", "--stale=5", "--json", &tenants, &prefix];
+        Load::launch(root, name, node, &[requests, &own].concat())
     }
 
     /// Stops it, and expects what [`Load::finish`] does.
     pub(crate) fn stop(self) -> Acked {
-        self.process.signal(Signal::INT);
+        self.tell_to_stop();
         self.finish()
     }
 
     /// Waits for its end, and expects that each of its requests was answered with a 2xx the first
     /// time.
-    pub(crate) fn finish(mut self) -> Acked {
-        assert_eq!(self.process.wait_exit(), Some(0), "{}", self.process.log());
-        let log = self.process.log();
+    pub(crate) fn finish(self) -> Acked {
+        let (file, log) = self.end();
         let summary: Value = serde_json::from_str(log.lines().last().expect("a summary"))
             .unwrap_or_else(|error| panic!("{error}: {log}"));
         let statuses = summary["statuses"].as_object().expect("statuses");
@@ -137,7 +103,7 @@ impl Load {
         }
         let samples = summary["samples"].as_u64().expect("samples");
         assert!(samples > 0, "{summary}");
-        Acked { file: self.acked_file, samples }
+        Acked { file, samples }
     }
 }
 
@@ -182,11 +148,7 @@ impl Acked {
 
     /// What `ringest load verify` finds, and what it says besides.
     fn ask<'a>(&self, nodes: impl IntoIterator<Item = &'a Node>) -> (Value, String) {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_ringest"));
-        command.args(["load", "verify", "--json", "--acked-file"]).arg(&self.file);
-        for node in nodes {
-            command.arg(format!("--read-url=http://{}/api/v1/read", node.http));
-        }
+        let mut command = verify_command(&self.file, nodes);
         let output = command.output().expect("verify starts");
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         let found = serde_json::from_slice(&output.stdout)

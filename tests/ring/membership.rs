@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::load::Load;
-use crate::node::{Node, assert_unavailable, ketama, start_all, write_request};
+use crate::node::{Node, ketama, new_node, start_all, write_request};
 
 #[test]
 fn two_nodes_that_hold_each_other_responsible_answer_all_writes() {
@@ -33,7 +33,7 @@ fn nodes_with_different_rings_see_it_and_the_status_tool_tells() {
     let root = tempfile::tempdir().unwrap();
     let (mut nodes, files) = members(root.path(), 2);
     // Never started.
-    let third = Node::new(root.path(), "third");
+    let third = new_node(root.path(), "third");
     let both = ketama(&nodes);
     fs::write(&files[0], &both).unwrap();
     fs::write(&files[1], ketama(nodes.iter().chain([&third]))).unwrap();
@@ -99,7 +99,7 @@ fn status(nodes: &[Node]) -> (i32, String) {
 fn members(root: &Path, count: usize) -> (Vec<Node>, Vec<PathBuf>) {
     let member = |i| {
         let file = root.join(format!("hashrings-{i}.json"));
-        (Node::new(root, &format!("node-{i}")).with_ring(&file, 1).with_local_endpoint(), file)
+        (new_node(root, &format!("node-{i}")).with_ring(&file, 1).with_local_endpoint(), file)
     };
     (0..count).map(member).unzip()
 }
@@ -118,17 +118,17 @@ fn answers_all_writes(root: &Path, nodes: &mut [Node], written: usize) {
     for node in &*nodes {
         assert!(node.metric("prometheus_tsdb_head_series") > 0.0, "a node took no part");
     }
-    nodes.iter_mut().for_each(Node::stop);
+    nodes.iter().for_each(Node::stop);
 }
 
 #[test]
 fn a_router_stores_nothing_and_touches_no_data_directory() {
     let root = tempfile::tempdir().unwrap();
     let file = root.path().join("hashrings.json");
-    let mut ingestors = [0, 1].map(|i| Node::new(root.path(), &format!("ingestor-{i}")));
+    let mut ingestors = [0, 1].map(|i| new_node(root.path(), &format!("ingestor-{i}")));
     fs::write(&file, ketama(&ingestors)).unwrap();
     ingestors.iter_mut().for_each(Node::start);
-    let mut router = Node::new(root.path(), "router").with_ring(&file, 2);
+    let mut router = new_node(root.path(), "router").with_ring(&file, 2);
     router.start();
     assert_eq!(router.ring()["mode"], "RouterOnly");
     assert_eq!(ingestors[0].ring()["mode"], "IngestorOnly");
@@ -150,14 +150,14 @@ fn nodes_that_were_not_told_their_own_endpoint_call_each_other_a_few_times_only(
     let root = tempfile::tempdir().unwrap();
     let file = root.path().join("hashrings.json");
     // A router each, which stores nothing.
-    let node = |i| Node::new(root.path(), &format!("node-{i}")).with_ring(&file, 3);
+    let node = |i| new_node(root.path(), &format!("node-{i}")).with_ring(&file, 3);
     let mut nodes: Vec<Node> = (0..3).map(node).collect();
     nodes = nodes.into_iter().map(|node| node.with_forward_timeout("600s")).collect();
     fs::write(&file, ketama(&nodes)).unwrap();
     start_all(&mut nodes);
 
     // Long before that time out is over, at which each would give up.
-    assert_unavailable(&nodes[0].send(&write_request(0, 0)));
+    nodes[0].send(&write_request(0, 0)).assert_come_again();
     let calls = || nodes.iter().map(|node| node.metric("grpc_server_started_total")).sum::<f64>();
     assert!(calls() <= CALLS_MAX, "{} calls for one sample", calls());
     let log = nodes[0].log();

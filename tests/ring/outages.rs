@@ -8,7 +8,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::load::Load;
-use crate::node::{Node, Ring, assert_unavailable, ketama, request_of, write_request};
+use crate::node::{Node, Ring, ketama, new_node, request_of, write_request};
 
 #[test]
 fn a_killed_node_costs_no_write_and_no_sample() {
@@ -47,7 +47,7 @@ fn with_two_replicas_a_killed_node_costs_no_write_and_no_sample() {
 
 #[test]
 fn a_hung_node_holds_no_writer_and_is_shut_out() {
-    let mut ring = Ring::start_with(3, 3, |node| node.with_forward_timeout("2s"));
+    let ring = Ring::start_with(3, 3, |node| node.with_forward_timeout("2s"));
     let hung = ring.nodes[2].grpc.clone();
     let mut load = Load::start(ring.root.path(), "load", &ring.nodes[0]);
     load.wait_stretch();
@@ -75,7 +75,7 @@ fn a_hung_node_holds_no_writer_and_is_shut_out() {
 
 #[test]
 fn a_hung_node_is_known_for_what_it_is_before_any_call_times_out() {
-    let mut ring = Ring::start(3, 3);
+    let ring = Ring::start(3, 3);
     let hung = ring.nodes[2].grpc.clone();
     let worker = format!("worker=\"{hung}\"");
     let mut load = Load::start(ring.root.path(), "load", &ring.nodes[0]);
@@ -88,7 +88,7 @@ fn a_hung_node_is_known_for_what_it_is_before_any_call_times_out() {
     assert_eq!(ring.nodes[0].metric_with("ringest_peer_available", &worker), 0.0);
     let unanswered = ring.nodes[0].metric_with("ringest_peer_unanswered_seconds", &worker);
     assert!(unanswered >= 2.0, "{unanswered}");
-    let told = |node: &mut Node, words: &str| {
+    let told = |node: &Node, words: &str| {
         let log = node.log();
         log.lines().filter(|line| line.contains(words) && line.contains(&hung)).count()
     };
@@ -96,7 +96,7 @@ fn a_hung_node_is_known_for_what_it_is_before_any_call_times_out() {
     ring.nodes[2].signal(Signal::CONT);
     ring.nodes[0].wait_member(&hung, "open");
     ring.nodes[0].wait_until("says that it answers", |node| told(node, "peer answers again") == 1);
-    assert_eq!(told(&mut ring.nodes[0], "peer does not answer"), 1);
+    assert_eq!(told(&ring.nodes[0], "peer does not answer"), 1);
     load.wait_stretch();
     load.stop().verify(&ring.nodes, 3);
 }
@@ -125,7 +125,7 @@ fn what_is_under_way_to_a_hung_node_is_bounded_and_arrives_in_the_end() {
     let patient = |node| patient(node).with_arg("--receive.grpc-compression=none");
     let budget = format!("--receive.forward.inflight-bytes-max={}MB", BUDGET >> 20);
     let patient = |node| patient(node).with_arg(&budget);
-    let mut ring = Ring::start_with(3, 3, patient);
+    let ring = Ring::start_with(3, 3, patient);
     let hung = ring.nodes[2].grpc.clone();
     ring.nodes[2].signal(Signal::STOP);
     let under_way = |node: &Node| node.member(&hung)["inflight_bytes"].as_u64().expect("bytes");
@@ -151,7 +151,7 @@ fn what_is_under_way_to_a_hung_node_is_bounded_and_arrives_in_the_end() {
 fn a_rolling_restart_fails_no_write_and_loses_no_sample() {
     let mut ring = Ring::start(3, 3);
     // Stands for the service in front of the nodes, which sends nothing to one that is not ready.
-    let mut router = Node::new(ring.root.path(), "router").with_ring(&ring.hashrings, 3);
+    let mut router = new_node(ring.root.path(), "router").with_ring(&ring.hashrings, 3);
     router.start();
     let mut load = Load::start(ring.root.path(), "load", &router);
     load.wait_stretch();
@@ -178,13 +178,13 @@ fn with_one_replica_a_dead_node_fails_its_own_series_only() {
     ring.nodes[2].kill();
     each_series_by_its_owner(&ring.nodes[0], &owners, &dead, 0);
     ring.nodes[0].wait_member(&dead, "unreachable");
-    assert_unavailable(&ring.nodes[1].send(&everything(1)));
+    ring.nodes[1].send(&everything(1)).assert_come_again();
     // The answer need not wait for the series that are stored.
     let kept = 2.0 * (owners.len() - lost) as f64;
     wait_samples(&mut ring, kept);
 
     fs::write(&ring.hashrings, "[{\"hashring\": \"default\", \"endpoints\": [").unwrap();
-    for node in &mut ring.nodes[..2] {
+    for node in &ring.nodes[..2] {
         node.wait_until("notices the bad file", |node| node.ring()["error"].is_string());
         assert_eq!(node.ring()["hashrings"][0]["members"].as_array().unwrap().len(), 3);
     }
@@ -192,7 +192,7 @@ fn with_one_replica_a_dead_node_fails_its_own_series_only() {
     wait_samples(&mut ring, 1.5 * kept);
 
     fs::write(&ring.hashrings, ketama(&ring.nodes)).unwrap();
-    for node in &mut ring.nodes[..2] {
+    for node in &ring.nodes[..2] {
         node.wait_until("takes the good file", |node| node.ring()["error"].is_null());
     }
     ring.nodes[2].start();
@@ -211,7 +211,7 @@ fn each_series_by_its_owner(node: &Node, owners: &[String], dead: &str, t: i64) 
     for (i, owner) in owners.iter().enumerate() {
         let answer = node.send(&write_request(i, t));
         if owner == dead {
-            assert_unavailable(&answer);
+            answer.assert_come_again();
         } else {
             assert_eq!(answer.status, 200, "{owner}: {}", String::from_utf8_lossy(&answer.body));
         }

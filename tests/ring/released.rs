@@ -14,7 +14,7 @@ use ringest::wire::capnproto::rpc::{self, Concern, WriteAnswer, WriteError};
 use ringest::wire::capnproto::write_request_capnp::writer::write_params;
 use serde_json::{Value, json};
 
-use crate::ports;
+use crate::support::ports;
 
 /// Labels of a series.
 pub(crate) type Labels = BTreeMap<String, String>;

@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use crate::caller::call;
 use crate::load::Load;
-use crate::node::{Node, members, request_of, start_all};
-use crate::process::wait_for;
+use crate::node::{Node, members, new_node, request_of, start_all};
 use crate::stand_in::{MERGED_WRITE, Program, REMOTE_WRITE, StandIn, Stored};
+use crate::support::grpc::call;
+use crate::support::messages::field;
+use crate::support::process::wait_for;
 
 const COMPRESSIONS: [&str; 2] = ["none", "snappy"];
 const TENANTS: [&str; 2] = ["team-a", "team-b"];
@@ -76,8 +77,8 @@ fn tenants_that_come_in_one_request_reach_a_released_thanos_apart() {
         let mut expected = BTreeSet::new();
         let mut request = Vec::new();
         for (i, tenant) in TENANTS.into_iter().enumerate() {
-            let name = prost_field(2, tenant.as_bytes());
-            request.extend(prost_field(4, &[series(i, 0), name].concat()));
+            let name = field(2, tenant.as_bytes());
+            request.extend(field(4, &[series(i, 0), name].concat()));
             expected.insert((tenant.to_owned(), labels(i), time(0)));
         }
         let called = call(&ring.node.grpc, REMOTE_WRITE, &[], &request);
@@ -89,12 +90,12 @@ fn tenants_that_come_in_one_request_reach_a_released_thanos_apart() {
 #[test]
 fn an_older_release_of_ours_is_told_of_what_is_refused_as_it_knows_it() {
     let root = tempfile::tempdir().expect("temporary directory");
-    let mut node = Node::new(root.path(), "node");
+    let mut node = new_node(root.path(), "node");
     node.start();
     // So that it has a newer sample of one of two series.
     assert_eq!(node.send_as(TENANTS[0], &series(0, 10)).status, 200);
     let merged = |t| {
-        let head = [&[3 << 3, 1][..], &prost_field(2, TENANTS[0].as_bytes())].concat();
+        let head = [&[3 << 3, 1][..], &field(2, TENANTS[0].as_bytes())].concat();
         [head, series(0, t), series(1, t)].concat()
     };
 
@@ -115,12 +116,6 @@ fn wait_series(node: &Node, count: f64) {
     assert!(wait_for(has_them).is_some(), "not {count} series");
 }
 
-fn prost_field(number: u32, content: &[u8]) -> Vec<u8> {
-    let mut field = Vec::new();
-    prost::encoding::bytes::encode(number, &content.to_vec(), &mut field);
-    field
-}
-
 /// A node that only routes, before peers of another program, each of which gets a copy of
 /// everything.
 struct Router {
@@ -137,7 +132,7 @@ impl Router {
         let endpoints: Vec<_> = peers.iter().map(|peer| &peer.address).collect();
         let ring = json!([{"algorithm": "ketama", "endpoints": endpoints}]);
         fs::write(&file, ring.to_string()).expect("the ring's file");
-        let mut node = Node::new(root.path(), "router")
+        let mut node = new_node(root.path(), "router")
             .with_ring(&file, count)
             .with_arg(&format!("--receive.grpc-compression={compression}"));
         node.start();
@@ -217,7 +212,7 @@ fn mixes_with(older: &Path, protocol: &str, is_router_older: bool) {
         compression => node.with_arg(&format!("--receive.grpc-compression={compression}")),
     };
     let mut nodes: Vec<Node> = members(root.path(), &file, 3, 3).into_iter().map(speak).collect();
-    let mut router = speak(Node::new(root.path(), "router").with_ring(&file, 3));
+    let mut router = speak(new_node(root.path(), "router").with_ring(&file, 3));
     fs::write(&file, crate::node::ketama(&nodes)).expect("the ring's file");
     for (i, node) in nodes.iter_mut().enumerate() {
         if (i == 1) != is_router_older {

@@ -5,10 +5,9 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
-use crate::http::{self, Request};
 use crate::load::Load;
 use crate::node::{Node, Ring, request_of};
-use crate::process::wait_for;
+use crate::support::process::wait_for;
 
 /// What makes the disk of a node hang.
 struct Disk {
@@ -59,8 +58,7 @@ impl Disk {
 
 fn assert_healthy(node: &Node) {
     for path in ["/-/healthy", "/-/ready", "/metrics"] {
-        let answer = http::exchange(&node.http, &Request::new("GET", path));
-        assert_eq!(answer.map(|answer| answer.status), Some(200), "{path}");
+        assert_eq!(node.get(path).status, 200, "{path}");
     }
 }
 
@@ -101,7 +99,7 @@ fn hangs_and_goes_on(sync: &str) {
     });
     load.wait_stretch();
     load.stop().verify(&ring.nodes, 3);
-    for node in &mut ring.nodes {
+    for node in &ring.nodes {
         node.wait_until("has a copy of everything", |node| {
             node.metric_with("prometheus_tsdb_head_series", "default-tenant") == 30.0
         });

@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 use prost::Message as _;
 use tokio::sync::oneshot;
 
-use crate::ports;
+use crate::support::ports;
 
 /// The method by which nodes of a ring hand series to one another.
 pub(crate) const REMOTE_WRITE: &str = "/thanos.WriteableStore/RemoteWrite";

@@ -9,10 +9,10 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
 
-use crate::certificates::Authority;
-use crate::http::{self, Request};
 use crate::load::Load;
-use crate::node::{Node, Ring, ketama, write_request};
+use crate::node::{Node, Ring, ketama, new_node, write_request};
+use crate::support::certificates::Authority;
+use crate::support::http::{self, Request};
 
 /// The name in all certificates, which is also the host of all endpoints.
 const HOST: &str = "127.0.0.1";
@@ -87,7 +87,7 @@ fn a_ring_with_certificates_of_clients_renews_them_under_load() {
     let args =
         [&SERVER[..], &[SERVER_CLIENT_CA, OPEN_PAGES], &CLIENT, &CLIENT_IDENTITY, &every].concat();
     let args = flags(&args, dir.path());
-    let mut ring = Ring::start_with(3, 3, |node| with_args(node, &args));
+    let ring = Ring::start_with(3, 3, |node| with_args(node, &args));
     let mut load = Load::start(ring.root.path(), "load", &ring.nodes[0]);
     load.wait_stretch();
     let before = shown(&ring.nodes[1].grpc, dir.path());
@@ -95,7 +95,7 @@ fn a_ring_with_certificates_of_clients_renews_them_under_load() {
     authority.issue(dir.path(), HOST);
     let after = shown(&ring.nodes[1].grpc, dir.path());
     assert_ne!(before, after);
-    for node in &mut ring.nodes {
+    for node in &ring.nodes {
         node.wait_until("is called over connections of the new certificate", |node| {
             let log = node.log();
             let renewed = |flags: &str| {
@@ -118,12 +118,12 @@ fn a_peer_of_another_authority_costs_its_own_series_and_says_why() {
         let dir = root.path().join(format!("{name}-tls"));
         std::fs::create_dir(&dir).unwrap();
         certificates(&dir);
-        with_args(Node::new(root.path(), name), &flags(&SERVER, &dir))
+        with_args(new_node(root.path(), name), &flags(&SERVER, &dir))
     });
     std::fs::write(&file, ketama(&ingestors)).unwrap();
     ingestors.iter_mut().for_each(Node::start);
     let client = flags(&CLIENT, &root.path().join("known-tls"));
-    let router = Node::new(root.path(), "router").with_ring(&file, 1);
+    let router = new_node(root.path(), "router").with_ring(&file, 1);
     let mut router = with_args(router, &client);
     router.start();
     router.wait_member(&ingestors[0].grpc, "open");
@@ -150,7 +150,7 @@ fn who_shows_no_certificate_or_speaks_plain_text_is_refused() {
     certificates(root.path());
     let file = root.path().join("hashrings.json");
     let args = flags(&[&SERVER[..], &[SERVER_CLIENT_CA]].concat(), root.path());
-    let mut ingestor = with_args(Node::new(root.path(), "ingestor"), &args);
+    let mut ingestor = with_args(new_node(root.path(), "ingestor"), &args);
     std::fs::write(&file, ketama([&ingestor])).unwrap();
     ingestor.start();
 
@@ -158,7 +158,7 @@ fn who_shows_no_certificate_or_speaks_plain_text_is_refused() {
         [("anonymous", &CLIENT[..], "wants a certificate"), ("plain", &[], "wants TLS")]
     {
         let args = flags(args, root.path());
-        let router = Node::new(root.path(), name).with_ring(&file, 1);
+        let router = new_node(root.path(), name).with_ring(&file, 1);
         let mut router = with_args(router, &args);
         router.start();
         router.wait_until("says why", |router| {
@@ -178,7 +178,7 @@ fn who_shows_no_certificate_or_speaks_plain_text_is_refused() {
     stalled.write_all(&[0x16, 3, 1]).unwrap();
     let identity = [&CLIENT[..], &CLIENT_IDENTITY].concat();
     let args = flags(&identity, root.path());
-    let router = Node::new(root.path(), "known").with_ring(&file, 1);
+    let router = new_node(root.path(), "known").with_ring(&file, 1);
     let mut router = with_args(router, &args);
     router.start();
     router.wait_others();

@@ -1,4 +1,4 @@
-//! A stand-in for routers: calls as programs of other versions make them.
+//! Calls as programs of other versions make them.
 
 use std::convert::Infallible;
 

@@ -1,97 +1,120 @@
-//! Receivers that form a ring.
+//! The receiver under test.
 
 use std::ffi::OsString;
-use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::Command;
 
 use rustix::process::Signal;
-use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
 
-use crate::http::{self, Answer, Request};
-use crate::ports;
-use crate::process::{Process, wait_for};
+use crate::support::http::{self, Answer, Request};
+use crate::support::messages::{WriteRequest, compressed, write_request};
+use crate::support::ports;
+use crate::support::process::{Ends, Process, wait_for};
+use crate::support::remote_read::{self, Stored};
 
-/// A receiver with a directory and ports of its own, which it keeps when it is started again.
-/// Killed when dropped.
+/// The tenant of writes that name none.
+pub(crate) const DEFAULT_TENANT: &str = "default-tenant";
+
+/// Any free port of this machine, whose number the log tells.
+const ANY: &str = "127.0.0.1:0";
+
+/// The flags of the listeners: HTTP, gRPC, remote write and Cap'n Proto.
+const LISTENERS: [&str; 4] =
+    ["http-address", "grpc-address", "remote-write.address", "receive.capnproto-address"];
+
+/// What each of them is called in the log.
+const SERVICES: [&str; 4] =
+    ["http/server", "gRPC/server", "remote-write/server", "capnproto/server"];
+
+/// Flags that put each listener on a free port.
+pub(crate) fn on_any_ports() -> [String; 4] {
+    LISTENERS.map(|flag| format!("--{flag}={ANY}"))
+}
+
+/// A receiver with a directory of its own. Killed when dropped.
 pub(crate) struct Node {
     name: String,
-    args: Vec<String>,
+    pub(crate) args: Vec<String>,
     env: Vec<(String, OsString)>,
-    forward_timeout: &'static str,
     /// This build's, if not another's.
     binary: PathBuf,
+    /// How many files it may have open, if fewer than others.
+    files_max: Option<u32>,
+    working_dir: Option<PathBuf>,
+    ends: Ends,
     pub(crate) data: PathBuf,
-    log: PathBuf,
+    /// Dropped before its log, of which it may have to show the end.
+    process: Option<Process>,
+    logs: tempfile::TempDir,
     /// `host:port` of metrics, probes, remote read and the ring's page.
     pub(crate) http: String,
-    /// `host:port` of gRPC, by which the ring's file names the node.
+    /// `host:port` of gRPC, by which a ring's file names the node.
     pub(crate) grpc: String,
     /// `host:port` of remote write.
-    pub(crate) write: String,
+    pub(crate) remote_write: String,
     /// `host:port` of Cap'n Proto replication.
     pub(crate) capnproto: String,
-    process: Option<Process>,
 }
 
 impl Node {
-    /// A node that is still to be [started](Node::start).
+    /// One that is still to be [started](Node::start), with its data in `root/name`, and on ports
+    /// that it keeps when it is started again.
     pub(crate) fn new(root: &Path, name: &str) -> Node {
         let ports = ports::free(4);
-        let address = |i: usize| format!("127.0.0.1:{}", ports[i]);
+        let addresses = [0, 1, 2, 3].map(|i| format!("127.0.0.1:{}", ports[i]));
         let data = root.join(name);
-        let args = vec![
-            format!("--http-address={}", address(0)),
-            format!("--grpc-address={}", address(1)),
-            format!("--remote-write.address={}", address(2)),
-            format!("--receive.capnproto-address={}", address(3)),
-            format!("--tsdb.path={}", data.display()),
-            format!("--label=replica=\"{name}\""),
-        ];
+        Node::bare(name, addresses, &data)
+            .with_arg(&format!("--tsdb.path={}", data.display()))
+            .with_arg(&format!("--label=replica=\"{name}\""))
+    }
+
+    /// One with no other flags than those of its addresses, which are in the order of `http`,
+    /// `grpc`, `remote_write` and `capnproto`.
+    pub(crate) fn bare(name: &str, addresses: [String; 4], data: &Path) -> Node {
+        let listeners = LISTENERS.iter().zip(&addresses);
+        let args = listeners.map(|(flag, address)| format!("--{flag}={address}")).collect();
+        let [http, grpc, remote_write, capnproto] = addresses;
         Node {
             name: name.to_owned(),
             args,
             env: Vec::new(),
-            forward_timeout: "20s",
             binary: env!("CARGO_BIN_EXE_ringest").into(),
-            log: data.with_extension("log"),
-            data,
-            http: address(0),
-            grpc: address(1),
-            write: address(2),
-            capnproto: address(3),
+            files_max: None,
+            working_dir: None,
+            ends: Ends::WhenTold,
+            data: data.to_owned(),
+            logs: tempfile::tempdir().expect("temporary directory"),
+            http,
+            grpc,
+            remote_write,
+            capnproto,
             process: None,
         }
     }
 
-    /// Makes it follow a ring's file.
-    pub(crate) fn with_ring(mut self, hashrings: &Path, factor: usize) -> Node {
-        self.args.push(format!("--receive.hashrings-file={}", hashrings.display()));
-        self.args.push(format!("--receive.replication-factor={factor}"));
-        self
+    /// Starts one with just these flags and on any free ports, and waits for nothing.
+    pub(crate) fn launch_with(args: &[&str]) -> Node {
+        let anywhere = [ANY; 4].map(str::to_owned);
+        let mut node = args
+            .iter()
+            .fold(Node::bare("receiver", anywhere, Path::new("")), |node, arg| node.with_arg(arg));
+        node.launch();
+        node
     }
 
-    /// Makes it call its peers over Cap'n Proto.
-    pub(crate) fn with_capnproto(mut self) -> Node {
-        self.args.push("--receive.replication-protocol=capnproto".to_owned());
-        self
+    /// Starts one on `data` and any free ports, and waits until it is ready.
+    pub(crate) fn start_ready(data: &Path, args: &[&str]) -> Node {
+        let mut node = Node::anywhere(data, args);
+        node.start();
+        node
     }
 
-    /// Makes it a member of its ring.
-    pub(crate) fn with_local_endpoint(mut self) -> Node {
-        self.args.push(format!("--receive.local-endpoint={}", self.grpc));
-        self
-    }
-
-    /// Makes it wait so long for peers, instead of longer than any that are merely busy take.
-    pub(crate) fn with_forward_timeout(self, forward_timeout: &'static str) -> Node {
-        Node { forward_timeout, ..self }
-    }
-
-    /// Makes it another program when it is started next.
-    pub(crate) fn set_binary(&mut self, binary: &Path) {
-        binary.clone_into(&mut self.binary);
+    /// One on `data` and any free ports, still to be started.
+    pub(crate) fn anywhere(data: &Path, args: &[&str]) -> Node {
+        let node = Node::bare("receiver", [ANY; 4].map(str::to_owned), data)
+            .with_arg(&format!("--tsdb.path={}", data.display()))
+            .with_arg("--label=replica=\"a\"");
+        args.iter().fold(node, |node, arg| node.with_arg(arg))
     }
 
     /// Gives it another flag.
@@ -106,116 +129,185 @@ impl Node {
         self
     }
 
+    /// Lets it have so many files open at most.
+    pub(crate) fn with_files_max(self, files: u32) -> Node {
+        Node { files_max: Some(files), ..self }
+    }
+
+    /// Starts it in this directory.
+    pub(crate) fn with_working_dir(self, dir: &Path) -> Node {
+        Node { working_dir: Some(dir.to_owned()), ..self }
+    }
+
+    /// Lets it die as it likes: the test asks for its end by itself.
+    pub(crate) fn with_any_end(self) -> Node {
+        Node { ends: Ends::Anyhow, ..self }
+    }
+
+    /// Makes it another program when it is started next.
+    pub(crate) fn set_binary(&mut self, binary: &Path) {
+        binary.clone_into(&mut self.binary);
+    }
+
     /// Starts it, for the first time or again, and waits until it is ready.
     pub(crate) fn start(&mut self) {
         self.launch();
+        self.find_ports();
         self.wait_ready();
     }
 
     /// Starts it without waiting.
     pub(crate) fn launch(&mut self) {
-        let mut command = Command::new(&self.binary);
+        // One that runs still has to give its ports back first.
+        self.process = None;
+        let mut command = match self.files_max {
+            None => Command::new(&self.binary),
+            Some(files) => {
+                let mut shell = Command::new("sh");
+                let limited = format!("ulimit -n {files}; exec \"$0\" \"$@\"");
+                shell.args(["-c", &limited]).arg(&self.binary);
+                shell
+            }
+        };
         command.arg("receive").args(&self.args).envs(self.env.iter().cloned());
-        command.arg(format!("--receive-forward-timeout={}", self.forward_timeout));
-        self.process = Some(Process::start(&mut command, &self.log));
+        if let Some(dir) = &self.working_dir {
+            command.current_dir(dir);
+        }
+        let log = self.logs.path().join("log");
+        self.process = Some(Process::start(&self.name, &mut command, &log, self.ends));
     }
 
-    pub(crate) fn wait_ready(&mut self) {
-        self.wait_until("is ready", |node| {
-            assert_eq!(node.process().exited(), None, "{}", node.process().log());
-            let answer = http::exchange(&node.http, &Request::new("GET", "/-/ready"));
-            answer.is_some_and(|answer| answer.status == 200)
-        });
+    /// Reads from the log where it listens, if it was told any port.
+    fn find_ports(&mut self) {
+        if !self.args.iter().any(|arg| arg.ends_with(ANY)) {
+            return;
+        }
+        let [http, grpc, remote_write, capnproto] = SERVICES.map(|service| self.address(service));
+        (self.http, self.grpc) = (http, grpc);
+        (self.remote_write, self.capnproto) = (remote_write, capnproto);
+    }
+
+    /// Where the service of this name listens.
+    pub(crate) fn address(&self, service: &str) -> String {
+        let line = self.line_with(&[&format!("service={service} "), "address="]);
+        let (_, address) = line.split_once("address=").expect("an address");
+        address.split(' ').next().expect("an address").to_owned()
+    }
+
+    pub(crate) fn wait_ready(&self) {
+        self.wait_until("is ready", Node::is_ready);
+    }
+
+    pub(crate) fn is_ready(&self) -> bool {
+        let answer = http::exchange(&self.http, &Request::new("GET", "/-/ready"));
+        answer.is_some_and(|answer| answer.status == 200)
+    }
+
+    /// The process that was started last, which may have ended.
+    pub(crate) fn process(&self) -> &Process {
+        self.process.as_ref().expect("a node that was started")
     }
 
     /// SIGTERM, and waits for the end, which must be a clean one.
-    pub(crate) fn stop(&mut self) {
+    pub(crate) fn stop(&self) {
         self.signal(Signal::TERM);
         self.wait_end();
     }
 
     /// Waits for the end of one that was told to stop, which must be a clean one.
-    pub(crate) fn wait_end(&mut self) {
-        let mut process = self.process.take().expect("a node that runs");
-        assert_eq!(process.wait_exit(), Some(0), "exit code of {}: {}", self.name, process.log());
+    pub(crate) fn wait_end(&self) {
+        assert_eq!(self.wait_exit(), Some(0), "exit code of {}: {}", self.name, self.log());
     }
 
     /// kill -9, and waits until the process is gone.
-    pub(crate) fn kill(&mut self) {
+    pub(crate) fn kill(&self) {
+        self.assert_alive();
         self.signal(Signal::KILL);
-        let mut process = self.process.take().expect("a node that runs");
-        assert_eq!(process.wait_exit(), Some(-9), "{} ended: {}", self.name, process.log());
+        assert_eq!(self.wait_exit(), Some(-9), "{} ended: {}", self.name, self.log());
     }
 
     /// Sends it a signal.
-    pub(crate) fn signal(&mut self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         self.process().signal(signal);
     }
 
-    /// What it has logged.
-    pub(crate) fn log(&mut self) -> String {
+    /// Waits for its end, and returns its exit code.
+    pub(crate) fn wait_exit(&self) -> Option<i32> {
+        self.process().wait_exit()
+    }
+
+    /// Expects that it runs, and that nothing in it has panicked.
+    #[track_caller]
+    pub(crate) fn assert_alive(&self) {
+        assert_eq!(self.process().exited(), None, "{} has ended: {}", self.name, self.log());
+        let panics = self.lines_with(&["panicked at"]);
+        assert!(panics.is_empty(), "{panics:#?}");
+    }
+
+    /// What it has logged since it was started last.
+    pub(crate) fn log(&self) -> String {
         self.process().log()
     }
 
-    /// The most memory that it has had resident.
-    pub(crate) fn peak_resident_bytes(&self) -> u64 {
-        let process: &Child = self.process.as_ref().expect("a node that runs").as_ref();
-        let status = format!("/proc/{}/status", process.id());
-        let status = fs::read_to_string(status).expect("state of the process");
-        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-        let peak = peak.expect("a peak").trim().strip_suffix(" kB").expect("in kB");
-        peak.parse::<u64>().expect("a number") << 10
+    /// The lines of that, as far as they are whole.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        let log = self.log();
+        let whole = log.rfind('\n').map_or("", |end| &log[..end]);
+        whole.lines().map(str::to_owned).collect()
     }
 
-    fn process(&mut self) -> &mut Process {
-        self.process.as_mut().expect("a node that runs")
+    /// Lines with all of these parts.
+    pub(crate) fn lines_with(&self, parts: &[&str]) -> Vec<String> {
+        let mut lines = self.lines();
+        lines.retain(|line| parts.iter().all(|part| line.contains(part)));
+        lines
+    }
+
+    /// The first line with all of these parts, once it is there.
+    #[track_caller]
+    pub(crate) fn line_with(&self, parts: &[&str]) -> String {
+        let found = wait_for(|| self.lines_with(parts).into_iter().next());
+        found.unwrap_or_else(|| panic!("no line with {parts:?}: {}", self.log()))
     }
 
     /// Waits for a condition.
-    pub(crate) fn wait_until(&mut self, what: &str, mut holds: impl FnMut(&mut Node) -> bool) {
+    #[track_caller]
+    pub(crate) fn wait_until(&self, what: &str, mut holds: impl FnMut(&Node) -> bool) {
         let held = wait_for(|| holds(self).then_some(()));
-        if held.is_none() {
-            let log = self.process().log();
-            panic!("never: {} {what}: {log}", self.name);
-        }
+        assert!(held.is_some(), "never: {} {what}: {}", self.name, self.log());
     }
 
-    /// The ring's page.
-    pub(crate) fn ring(&self) -> Value {
-        let answer = self.get("/api/v1/ring");
-        serde_json::from_slice(&answer.body).expect("JSON")
+    /// Resident bytes, from the kernel. Those of files are not counted.
+    pub(crate) fn resident_bytes(&self) -> u64 {
+        self.process().status_bytes("RssAnon")
     }
 
-    /// What the ring's page says about a member of its only ring.
-    pub(crate) fn member(&self, address: &str) -> Value {
-        let ring = self.ring();
-        let members = ring["hashrings"][0]["members"].as_array().expect("members");
-        let member = members.iter().find(|member| member["address"] == address);
-        member.unwrap_or_else(|| panic!("{address} is not in {ring}")).clone()
+    /// Most bytes that were ever resident.
+    pub(crate) fn resident_bytes_peak(&self) -> u64 {
+        self.process().status_bytes("VmHWM")
     }
 
-    /// Waits until the ring's page calls a member so.
-    pub(crate) fn wait_member(&mut self, address: &str, state: &str) {
-        self.wait_until(&format!("calls {address} {state}"), |node| {
-            node.member(address)["state"] == state
-        });
+    /// The answer to a request at this of its addresses, which must come.
+    #[track_caller]
+    pub(crate) fn ask(&self, address: &str, request: &Request) -> Answer {
+        let answer = http::exchange(address, request);
+        let asked = || format!("{} {}", request.method, request.path);
+        answer.unwrap_or_else(|| panic!("{}: no answer to {}: {}", self.name, asked(), self.log()))
     }
 
-    /// Waits until the ring's file in force has this content, of which the ring's page shows the
-    /// first 48 bits of its SHA-256, the lowest byte first.
-    pub(crate) fn wait_content(&mut self, content: &str) {
-        let digest = Sha256::digest(content);
-        let hash = digest[..6].iter().rev().fold(0, |hash, byte| hash << 8 | u64::from(*byte));
-        self.wait_until(&format!("takes {content}"), |node| node.ring()["hash"] == hash);
+    /// A GET to the HTTP address.
+    #[track_caller]
+    pub(crate) fn get(&self, path: &str) -> Answer {
+        self.ask(&self.http, &Request::new("GET", path))
     }
 
-    /// Waits until it is connected to all other members that it knows of.
-    pub(crate) fn wait_others(&mut self) {
-        self.wait_until("finds the others", |node| {
-            let ring = node.ring();
-            let members = ring["hashrings"][0]["members"].as_array().expect("members");
-            members.iter().all(|member| member["state"] == "local" || member["state"] == "open")
-        });
+    /// The value of a series on the metrics page, by name and labels as they stand there.
+    pub(crate) fn exposed(&self, series: &str) -> Option<f64> {
+        let page = self.get("/metrics").text();
+        let line = page
+            .lines()
+            .find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')));
+        line.map(|line| line.rsplit_once(' ').expect(line).1.parse().expect("a number"))
     }
 
     /// The sum over all series of a metric.
@@ -225,7 +317,9 @@ impl Node {
 
     /// The sum over those whose labels, as they are exposed, hold `label`.
     pub(crate) fn metric_with(&self, name: &str, label: &str) -> f64 {
-        let page = String::from_utf8(self.get("/metrics").body).expect("UTF-8");
+        let answer = self.get("/metrics");
+        assert_eq!(answer.status, 200, "/metrics of {}", self.name);
+        let page = answer.text();
         let is_asked_for = |line: &&str| {
             let rest = line.strip_prefix(name);
             rest.is_some_and(|rest| rest.starts_with([' ', '{']) && rest.contains(label))
@@ -235,103 +329,42 @@ impl Node {
         values.map(|value| value.parse::<f64>().expect("a number")).sum()
     }
 
-    fn get(&self, path: &str) -> Answer {
-        let answer = http::exchange(&self.http, &Request::new("GET", path));
-        let answer = answer.unwrap_or_else(|| panic!("{} does not answer", self.name));
-        assert_eq!(answer.status, 200, "{path} of {}", self.name);
-        answer
+    /// Writes for a tenant.
+    #[track_caller]
+    pub(crate) fn write(&self, tenant: &str, request: &WriteRequest) -> Answer {
+        self.post(tenant.as_bytes(), &request.compressed())
+    }
+
+    /// Posts a body, compressed already, for a tenant that may be any bytes.
+    #[track_caller]
+    pub(crate) fn post(&self, tenant: &[u8], body: &[u8]) -> Answer {
+        self.ask(&self.remote_write, &write_request(tenant, body))
     }
 
     /// Posts a `prometheus.WriteRequest` of the default tenant.
+    #[track_caller]
     pub(crate) fn send(&self, message: &[u8]) -> Answer {
-        self.send_as("default-tenant", message)
+        self.send_as(DEFAULT_TENANT, message)
     }
 
     /// Posts a `prometheus.WriteRequest` of any tenant.
+    #[track_caller]
     pub(crate) fn send_as(&self, tenant: &str, message: &[u8]) -> Answer {
-        let mut request = Request::new("POST", "/api/v1/receive");
-        request.headers.push(("THANOS-TENANT".to_owned(), tenant.as_bytes().to_vec()));
-        request.body = Some(snap::raw::Encoder::new().compress_vec(message).expect("snappy"));
-        http::exchange(&self.write, &request).expect("an answer to a write")
-    }
-}
-
-/// Nodes that are all members of one ring and share its file.
-pub(crate) struct Ring {
-    pub(crate) nodes: Vec<Node>,
-    pub(crate) hashrings: PathBuf,
-    pub(crate) root: tempfile::TempDir,
-}
-
-impl Ring {
-    /// Starts all, and waits until they are ready and have found each other.
-    pub(crate) fn start(count: usize, factor: usize) -> Ring {
-        Ring::start_with(count, factor, |node| node)
+        self.post(tenant.as_bytes(), &compressed(message))
     }
 
-    /// The same with nodes that are changed before.
-    pub(crate) fn start_with(count: usize, factor: usize, change: impl Fn(Node) -> Node) -> Ring {
-        let root = tempfile::tempdir().expect("temporary directory");
-        let hashrings = root.path().join("hashrings.json");
-        let mut nodes = members(root.path(), &hashrings, count, factor);
-        nodes = nodes.into_iter().map(change).collect();
-        fs::write(&hashrings, ketama(&nodes)).expect("the ring's file");
-        start_all(&mut nodes);
-        Ring { nodes, hashrings, root }
+    /// Everything that a tenant has, by remote read.
+    #[track_caller]
+    pub(crate) fn read(&self, tenant: &str) -> Stored {
+        let answer = self.read_answer(tenant);
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        remote_read::by_name(remote_read::content(&answer))
     }
-}
 
-/// Nodes that follow one file and may be members of its ring. Neither is there yet.
-pub(crate) fn members(root: &Path, hashrings: &Path, count: usize, factor: usize) -> Vec<Node> {
-    let node = |i| Node::new(root, &format!("node-{i}"));
-    (0..count).map(|i| node(i).with_ring(hashrings, factor).with_local_endpoint()).collect()
-}
-
-/// Starts all nodes, and waits until they are ready and have found the members they know of.
-pub(crate) fn start_all(nodes: &mut [Node]) {
-    nodes.iter_mut().for_each(Node::launch);
-    nodes.iter_mut().for_each(Node::wait_ready);
-    nodes.iter_mut().for_each(Node::wait_others);
-}
-
-/// A ring's file.
-pub(crate) fn ketama<'a>(nodes: impl IntoIterator<Item = &'a Node>) -> String {
-    hashrings("ketama", nodes)
-}
-
-/// A ring's file with an algorithm of choice.
-pub(crate) fn hashrings<'a>(algorithm: &str, nodes: impl IntoIterator<Item = &'a Node>) -> String {
-    let endpoint = |node: &Node| json!({"address": node.grpc, "capnproto_address": node.capnproto});
-    let endpoints: Vec<Value> = nodes.into_iter().map(endpoint).collect();
-    json!([{"hashring": "default", "algorithm": algorithm, "endpoints": endpoints}]).to_string()
-}
-
-/// Expects a 503 that says when to come back.
-pub(crate) fn assert_unavailable(answer: &Answer) {
-    assert_eq!(answer.status, 503, "{}", String::from_utf8_lossy(&answer.body));
-    let retry_after = answer.header("retry-after").expect("Retry-After");
-    assert!(retry_after.parse::<u64>().is_ok_and(|seconds| seconds > 0), "{retry_after}");
-}
-
-/// `up{instance="i"}` with the sample 1, `t` ms after a time of long ago.
-pub(crate) fn write_request(i: usize, t: i64) -> Vec<u8> {
-    request_of(&[("__name__", "up"), ("instance", &i.to_string())], t)
-}
-
-/// One series with such a sample. Several of them in a row are a request, too.
-pub(crate) fn request_of(labels: &[(&str, &str)], t: i64) -> Vec<u8> {
-    let mut series = Vec::new();
-    for (name, value) in labels {
-        let mut label = Vec::new();
-        prost::encoding::string::encode(1, &(*name).to_owned(), &mut label);
-        prost::encoding::string::encode(2, &(*value).to_owned(), &mut label);
-        prost::encoding::bytes::encode(1, &label, &mut series);
+    /// What it answers to whoever asks for everything that a tenant has.
+    #[track_caller]
+    pub(crate) fn read_answer(&self, tenant: &str) -> Answer {
+        let times = i64::MIN / 2..=i64::MAX / 2;
+        self.ask(&self.http, &remote_read::request(Some(tenant), ".+", times))
     }
-    let mut sample = Vec::new();
-    prost::encoding::double::encode(1, &1.0, &mut sample);
-    prost::encoding::int64::encode(2, &(1_000_000 + t), &mut sample);
-    prost::encoding::bytes::encode(2, &sample, &mut series);
-    let mut request = Vec::new();
-    prost::encoding::bytes::encode(1, &series, &mut request);
-    request
 }

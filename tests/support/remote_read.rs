@@ -1,15 +1,19 @@
 //! Remote read of raw samples, the same from a receiver and from a Prometheus.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 use prost::Message;
 
-use crate::http::{self, Request};
+use crate::support::http::{self, Answer, Request};
+use crate::support::messages::compressed;
 
 /// Time and bits of the value.
 pub(crate) type Samples = Vec<(i64, u64)>;
 /// Samples by label set.
 pub(crate) type Content = BTreeMap<Vec<(String, String)>, Samples>;
+/// The bits of values by time, by series, named as in `{a="1",b="2"}`.
+pub(crate) type Stored = BTreeMap<String, BTreeMap<i64, u64>>;
 
 /// The bits of Prometheus' staleness marker, a NaN.
 pub(crate) const STALE: u64 = 0x7ff0_0000_0000_0002;
@@ -66,10 +70,10 @@ struct Series {
 
 #[derive(Clone, PartialEq, Message)]
 struct Label {
-    #[prost(string, tag = "1")]
-    name: String,
-    #[prost(string, tag = "2")]
-    value: String,
+    #[prost(bytes = "vec", tag = "1")]
+    name: Vec<u8>,
+    #[prost(bytes = "vec", tag = "2")]
+    value: Vec<u8>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -80,28 +84,65 @@ struct Sample {
     time: i64,
 }
 
-/// Everything that `address` has of a tenant, in metrics whose name matches `names`.
-pub(crate) fn read(address: &str, tenant: Option<&str>, names: &str) -> Content {
+/// Asks for everything between two times in metrics whose name matches `names`.
+pub(crate) fn request(tenant: Option<&str>, names: &str, times: RangeInclusive<i64>) -> Request {
     let name = Matcher { kind: 2, name: "__name__".into(), value: names.into() };
-    let query = Query { mint: 0, maxt: END, matchers: vec![name] };
+    let query = Query { mint: *times.start(), maxt: *times.end(), matchers: vec![name] };
     let message = ReadRequest { queries: vec![query] }.encode_to_vec();
-    let body = snap::raw::Encoder::new().compress_vec(&message).expect("snappy");
-    let mut headers = vec![
-        ("Content-Type".to_owned(), b"application/x-protobuf".to_vec()),
-        ("Content-Encoding".to_owned(), b"snappy".to_vec()),
-        ("X-Prometheus-Remote-Read-Version".to_owned(), b"0.1.0".to_vec()),
-    ];
-    if let Some(tenant) = tenant {
-        headers.push(("THANOS-TENANT".to_owned(), tenant.as_bytes().to_vec()));
+    let request = Request::new("POST", "/api/v1/read")
+        .header("Content-Type", "application/x-protobuf")
+        .header("Content-Encoding", "snappy")
+        .header("X-Prometheus-Remote-Read-Version", "0.1.0")
+        .body(compressed(&message));
+    match tenant {
+        Some(tenant) => request.header("THANOS-TENANT", tenant),
+        None => request,
     }
-    let request = Request { headers, body: Some(body), ..Request::new("POST", "/api/v1/read") };
-    let answer = http::exchange(address, &request).expect("an answer to a remote read");
-    let text = String::from_utf8_lossy(&answer.body);
-    assert_eq!(answer.status, 200, "remote read of {address}: {text}");
+}
+
+/// What such an answer holds.
+pub(crate) fn content(answer: &Answer) -> Content {
     let message = snap::raw::Decoder::new().decompress_vec(&answer.body).expect("snappy");
     let response = ReadResponse::decode(&message[..]).expect("a remote read response");
     let [result] = &response.results[..] else { panic!("one result for one query") };
-    result.series.iter().map(of_series).collect()
+    let mut content = Content::new();
+    for series in &result.series {
+        let labels = series.labels.iter().map(|label| (text(&label.name), text(&label.value)));
+        let samples = series.samples.iter().map(|sample| (sample.time, sample.value.to_bits()));
+        assert!(content.insert(labels.collect(), samples.collect()).is_none(), "each series once");
+    }
+    content
+}
+
+/// The same by names of series.
+pub(crate) fn by_name(content: Content) -> Stored {
+    let named = |(labels, samples): (Vec<_>, Samples)| {
+        let by_time: BTreeMap<i64, u64> = samples.iter().copied().collect();
+        assert_eq!(by_time.len(), samples.len(), "a sample for each time");
+        (name_of(labels.into_iter()), by_time)
+    };
+    content.into_iter().map(named).collect()
+}
+
+/// Bytes that are no text are told apart.
+fn text(bytes: &[u8]) -> String {
+    match str::from_utf8(bytes) {
+        Ok(text) => text.to_owned(),
+        Err(_) => bytes.escape_ascii().to_string(),
+    }
+}
+
+/// `{a="1",b="2"}`
+pub(crate) fn name_of(labels: impl Iterator<Item = (String, String)>) -> String {
+    let pairs: Vec<String> = labels.map(|(name, value)| format!("{name}={value:?}")).collect();
+    format!("{{{}}}", pairs.join(","))
+}
+
+/// Everything that `address` has of a tenant, in metrics whose name matches `names`.
+pub(crate) fn read(address: &str, tenant: Option<&str>, names: &str) -> Content {
+    let answer = http::ask(address, &request(tenant, names, 0..=END));
+    assert_eq!(answer.status, 200, "remote read of {address}: {}", answer.text());
+    content(&answer)
 }
 
 /// Everything of the default tenant.
@@ -109,12 +150,6 @@ pub(crate) fn everything(address: &str) -> Content {
     read(address, None, ".+")
 }
 
-fn of_series(series: &Series) -> (Vec<(String, String)>, Samples) {
-    let labels = series.labels.iter().map(|label| (label.name.clone(), label.value.clone()));
-    let samples = series.samples.iter().map(|sample| (sample.time, sample.value.to_bits()));
-    (labels.collect(), samples.collect())
-}
-
 pub(crate) fn sample_count(content: &Content) -> usize {
-    content.values().map(Vec::len).sum()
+    content.values().map(Samples::len).sum()
 }

@@ -16,7 +16,8 @@ use thin_vec::ThinVec;
 
 use crate::directories::{NO_TARGETS, judge_with_promtool};
 use crate::programs::Prometheus;
-use crate::remote_read::{Content, Samples, everything};
+use crate::support::remote_read::{Content, Samples, everything};
+use crate::support::same::assert_same;
 
 const BLOCK_MS: i64 = 2 * 60 * 60 * 1000;
 const STEP_MS: i64 = 30_000;
@@ -107,6 +108,6 @@ fn a_block_opens_in_prometheus_and_promtool() {
     }
     let prometheus = Prometheus::start(&dir, NO_TARGETS, &[]);
     assert_eq!(prometheus.complaints(), [""; 0]);
-    assert!(everything(prometheus.address()) == all, "Prometheus serves something else");
+    assert_same("what Prometheus serves", &everything(prometheus.address()), &all);
     prometheus.stop();
 }

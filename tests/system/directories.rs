@@ -2,10 +2,12 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
-use crate::programs::{DEFAULT_TENANT, Prometheus, Ringest, debian, succeed};
-use crate::remote_read::{Content, STALE, everything, sample_count};
+use crate::programs::{Prometheus, debian, start_node, succeed};
+use crate::support::load::load_command;
+use crate::support::node::DEFAULT_TENANT;
+use crate::support::remote_read::{Content, STALE, everything, sample_count};
+use crate::support::same::assert_same;
 
 /// Scrapes nothing, so that what is in the directory stays as it is.
 pub(crate) const NO_TARGETS: &str = "global: {}\n";
@@ -28,9 +30,10 @@ enum End {
 /// Fills a tenant's directory, ends the process, and lets Prometheus and promtool judge.
 fn opens_in_prometheus(compression: &str, end: &End) {
     let root = tempfile::tempdir().unwrap();
-    let mut ringest = Ringest::start(root.path(), &[compression]);
-    succeed(ringest.load(&WORKLOAD).arg("--verify"));
-    let content = everything(ringest.http());
+    let mut ringest = start_node(root.path(), &[compression]);
+    let read_url = format!("--read-url=http://{}/api/v1/read", ringest.http);
+    load_to(&ringest.remote_write, &[&WORKLOAD[..], &[&read_url, "--verify"]].concat());
+    let content = everything(&ringest.http);
     assert_eq!(sample_count(&content), 300 * 250);
     assert!(content.values().flatten().any(|(_, value)| *value == STALE));
     match end {
@@ -38,7 +41,7 @@ fn opens_in_prometheus(compression: &str, end: &End) {
         End::Kill => ringest.kill(),
     }
 
-    let dir = ringest.tenant_dir(DEFAULT_TENANT);
+    let dir = ringest.data.join(DEFAULT_TENANT);
     let copy = root.path().join("for-promtool");
     copy_dir(&dir, &copy);
     judge_with_promtool(&copy, &content, &[]);
@@ -47,7 +50,7 @@ fn opens_in_prometheus(compression: &str, end: &End) {
     copy_dir(&dir, &copy);
     let prometheus = Prometheus::start(&copy, NO_TARGETS, &["--web.enable-admin-api"]);
     assert_eq!(prometheus.complaints(), [""; 0]);
-    assert!(everything(prometheus.address()) == content, "Prometheus serves something else");
+    assert_same("what Prometheus serves", &everything(prometheus.address()), &content);
     let snapshot = copy.join("snapshots").join(prometheus.snapshot());
     prometheus.stop();
     // `dump` opens the log, too, which a snapshot has none of.
@@ -55,8 +58,8 @@ fn opens_in_prometheus(compression: &str, end: &End) {
     judge_with_promtool(&snapshot, &content, &["analyze"]);
 
     // None of that is in our way.
-    ringest.start_again();
-    assert!(everything(ringest.http()) == content, "we serve something else after a restart");
+    ringest.start();
+    assert_same("what we serve after a restart", &everything(&ringest.http), &content);
 }
 
 #[test]
@@ -102,14 +105,14 @@ pub(crate) fn judge_with_promtool(dir: &Path, content: &Content, also: &[&str]) 
 /// Lets a Prometheus receive, ends it, and opens its directory as a tenant's; then the other way.
 fn opens_prometheus_directory(flags: &[&str], end: &End) {
     let root = tempfile::tempdir().unwrap();
-    let mut ringest = Ringest::start(root.path(), &[]);
-    let dir = ringest.tenant_dir(DEFAULT_TENANT);
+    let mut ringest = start_node(root.path(), &[]);
+    let dir = ringest.data.join(DEFAULT_TENANT);
     ringest.stop();
     fs::remove_dir_all(&dir).unwrap();
 
     let flags = [flags, &["--web.enable-remote-write-receiver"]].concat();
     let prometheus = Prometheus::start(&dir, NO_TARGETS, &flags);
-    load_to(&prometheus, &WORKLOAD);
+    load_to_prometheus(&prometheus, &WORKLOAD);
     let content = everything(prometheus.address());
     assert_eq!(sample_count(&content), 300 * 250);
     match end {
@@ -117,23 +120,23 @@ fn opens_prometheus_directory(flags: &[&str], end: &End) {
         End::Kill => prometheus.kill(),
     }
 
-    ringest.start_again();
-    assert!(everything(ringest.http()) == content, "we serve something else than Prometheus");
+    ringest.start();
+    assert_same("what we serve of Prometheus", &everything(&ringest.http), &content);
     // Later samples of known series, and new series.
-    succeed(&mut ringest.load(&["--series=400", "--rounds=5"]));
-    let content = everything(ringest.http());
+    load_to(&ringest.remote_write, &["--series=400", "--rounds=5"]);
+    let content = everything(&ringest.http);
     assert_eq!(sample_count(&content), 300 * 250 + 400 * 5);
     ringest.kill();
 
     let prometheus = Prometheus::start(&dir, NO_TARGETS, &flags);
-    assert!(everything(prometheus.address()) == content, "Prometheus serves something else");
-    load_to(&prometheus, &["--series=400", "--rounds=5"]);
+    assert_same("what Prometheus serves", &everything(prometheus.address()), &content);
+    load_to_prometheus(&prometheus, &["--series=400", "--rounds=5"]);
     let content = everything(prometheus.address());
     assert_eq!(sample_count(&content), 300 * 250 + 400 * 10);
     prometheus.stop();
 
-    ringest.start_again();
-    assert!(everything(ringest.http()) == content, "we serve something else than Prometheus");
+    ringest.start();
+    assert_same("what we serve of Prometheus", &everything(&ringest.http), &content);
 }
 
 #[test]
@@ -146,14 +149,12 @@ fn a_killed_prometheus_directory_opens_here_and_goes_back() {
     opens_prometheus_directory(&["--no-storage.tsdb.wal-compression"], &End::Kill);
 }
 
-fn load_to(prometheus: &Prometheus, workload: &[&str]) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_ringest"));
-    command
-        .arg("load")
-        .arg(format!("--url=http://{}", prometheus.address()))
-        .arg("--path=/api/v1/write")
-        .args(workload);
-    succeed(&mut command);
+fn load_to_prometheus(prometheus: &Prometheus, workload: &[&str]) {
+    load_to(prometheus.address(), &[&["--path=/api/v1/write"], workload].concat());
+}
+
+fn load_to(address: &str, workload: &[&str]) {
+    succeed(load_command().arg(format!("--url=http://{address}")).args(workload));
 }
 
 pub(crate) fn copy_dir(from: &Path, to: &Path) {

@@ -7,13 +7,8 @@
 mod blocks;
 mod crash;
 mod directories;
-#[path = "../support/http.rs"]
-mod http;
-#[path = "../support/ports.rs"]
-mod ports;
-#[path = "../support/process.rs"]
-mod process;
 mod programs;
-#[path = "../support/remote_read.rs"]
-mod remote_read;
 mod senders;
+#[allow(dead_code, reason = "no suite needs all of what they share")]
+#[path = "../support/mod.rs"]
+mod support;

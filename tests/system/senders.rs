@@ -4,11 +4,11 @@ use std::fs;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::http::{self, Request};
-use crate::ports;
-use crate::process::{Process, wait_for};
-use crate::programs::{DEFAULT_TENANT, Prometheus, Ringest, debian};
-use crate::remote_read::{self, STALE};
+use crate::programs::{Prometheus, debian, start_node};
+use crate::support::node::DEFAULT_TENANT;
+use crate::support::ports;
+use crate::support::process::{Ends, Process, wait_for, wait_until};
+use crate::support::remote_read::{self, STALE};
 
 fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64()
@@ -21,18 +21,13 @@ fn start_target(address: &str, log: &Path) -> Process {
         .arg(format!("--web.listen-address={address}"))
         .args(["--collector.disable-defaults", "--collector.loadavg"])
         .args(["--collector.uname", "--web.disable-exporter-metrics"]);
-    Process::start(&mut command, log)
-}
-
-/// Waits until `condition` holds, which `what` describes.
-fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    assert!(wait_for(|| condition().then_some(())).is_some(), "it never happens that {what}");
+    Process::start("node_exporter", &mut command, log, Ends::WhenTold)
 }
 
 #[test]
 fn prometheus_reads_back_what_prometheus_wrote() {
     let root = tempfile::tempdir().unwrap();
-    let ringest = Ringest::start(root.path(), &[]);
+    let ringest = start_node(root.path(), &[]);
     let target = format!("127.0.0.1:{}", ports::free(1)[0]);
     let exporter = start_target(&target, &root.path().join("exporter.log"));
     let writer = Prometheus::start(
@@ -44,8 +39,7 @@ fn prometheus_reads_back_what_prometheus_wrote() {
              - job_name: ringest\n  static_configs: [{{targets: ['{}']}}]\n\
              remote_write:\n\
              - url: http://{}/api/v1/receive\n  queue_config: {{batch_send_deadline: 1s}}\n",
-            ringest.http(),
-            ringest.write(),
+            ringest.http, ringest.remote_write,
         ),
         &[],
     );
@@ -55,20 +49,20 @@ fn prometheus_reads_back_what_prometheus_wrote() {
             "global: {{}}\n\
              remote_read:\n\
              - url: http://{}/api/v1/read\n  read_recent: true\n  filter_external_labels: false\n",
-            ringest.http(),
+            ringest.http,
         ),
         &[],
     );
 
     let scrapes = "sum(count_over_time(up[5m]))";
-    until("a few scrapes of both targets are read back", || {
+    wait_until("a few scrapes of both targets are read back", || {
         let result = reader.query(scrapes, now()).unwrap_or_default();
         let count = result.first().and_then(|series| series["value"][1].as_str()?.parse().ok());
         count.is_some_and(|count: u32| count >= 6)
     });
     let alive = now();
     drop(exporter);
-    until("the dead target's series are stale in what is read back", || {
+    wait_until("the dead target's series are stale in what is read back", || {
         let at = now();
         let found = |query: &str| reader.query(query, at).map_or(usize::MAX, |found| found.len());
         found("node_load1") == 0 && found("up{job=\"node\"} == 0") == 1
@@ -90,7 +84,7 @@ fn prometheus_reads_back_what_prometheus_wrote() {
     let own = reader.query("thanos_build_info", alive).expect("an answer of the reader");
     assert_eq!(own.len(), 1, "our own metrics: {own:?}");
 
-    let of_target = remote_read::read(ringest.http(), None, "node_.+");
+    let of_target = remote_read::read(&ringest.http, None, "node_.+");
     assert!(of_target.len() > 3, "{of_target:?}");
     for (labels, samples) in &of_target {
         assert_eq!(samples.last().map(|sample| sample.1), Some(STALE), "{labels:?}");
@@ -100,13 +94,13 @@ fn prometheus_reads_back_what_prometheus_wrote() {
 #[test]
 fn vmagent_writes_for_a_tenant_and_only_that_tenant_reads_it() {
     let root = tempfile::tempdir().unwrap();
-    let ringest = Ringest::start(root.path(), &[]);
+    let ringest = start_node(root.path(), &[]);
     let config = root.path().join("vmagent.yml");
     let text = format!(
         "global: {{scrape_interval: 1s}}\n\
          scrape_configs:\n\
          - job_name: ringest\n  static_configs: [{{targets: ['{}']}}]\n",
-        ringest.http(),
+        ringest.http,
     );
     fs::write(&config, text).unwrap();
     let address = format!("127.0.0.1:{}", ports::free(1)[0]);
@@ -114,14 +108,15 @@ fn vmagent_writes_for_a_tenant_and_only_that_tenant_reads_it() {
     command
         .arg(format!("-httpListenAddr={address}"))
         .arg(format!("-promscrape.config={}", config.display()))
-        .arg(format!("-remoteWrite.url=http://{}/api/v1/receive", ringest.write()))
+        .arg(format!("-remoteWrite.url=http://{}/api/v1/receive", ringest.remote_write))
         .arg("-remoteWrite.headers=THANOS-TENANT: team-a")
         .arg(format!("-remoteWrite.tmpDataPath={}", root.path().join("vmagent").display()));
-    let vmagent = Process::start(&mut command, &root.path().join("vmagent.log"));
+    let vmagent =
+        Process::start("vmagent", &mut command, &root.path().join("vmagent.log"), Ends::WhenTold);
 
     let mut content = remote_read::Content::new();
     let arrived = wait_for(|| {
-        content = remote_read::read(ringest.http(), Some("team-a"), "up|thanos_build_info");
+        content = remote_read::read(&ringest.http, Some("team-a"), "up|thanos_build_info");
         let is_up = |samples: &remote_read::Samples| {
             samples.len() >= 3 && samples.iter().all(|sample| sample.1 == 1f64.to_bits())
         };
@@ -132,14 +127,13 @@ fn vmagent_writes_for_a_tenant_and_only_that_tenant_reads_it() {
         assert!(labels.contains(&("job".to_owned(), "ringest".to_owned())), "{labels:?}");
     }
 
-    assert!(ringest.tenant_dir("team-a").join("wal").is_dir());
+    assert!(ringest.data.join("team-a").join("wal").is_dir());
     for other in [None, Some("team-b"), Some(DEFAULT_TENANT)] {
-        assert_eq!(remote_read::read(ringest.http(), other, ".+"), [].into(), "{other:?}");
+        assert_eq!(remote_read::read(&ringest.http, other, ".+"), [].into(), "{other:?}");
     }
     // Reading makes no directories.
-    assert!(!ringest.tenant_dir("team-b").exists());
-    let page = http::exchange(ringest.http(), &Request::new("GET", "/metrics")).unwrap();
-    let page = String::from_utf8(page.body).unwrap();
+    assert!(!ringest.data.join("team-b").exists());
+    let page = ringest.get("/metrics").text();
     let series = "prometheus_tsdb_head_series{tenant=\"team-a\"}";
     assert!(page.contains(series), "{series} is not in {page}");
 }
