@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::model::Timestamp;
+use crate::peer::Peer;
 use crate::peer::breaker::State;
 use crate::peer::error::ForwardError;
 use crate::peer::health::UNANSWERED_MAX;
@@ -40,6 +41,48 @@ pub struct PeerSnapshot {
     pub lag: Duration,
     pub last_error: Option<ForwardError>,
     pub last_error_at: Option<Timestamp>,
+}
+
+impl Peer {
+    /// The peer as it is now.
+    pub fn snapshot(&self) -> PeerSnapshot {
+        let now = Instant::now();
+        let inflight = self.inflight.seen(now);
+        let (breaker, breaker_since, tenants_shut) = {
+            let breaker = self.see_return(now);
+            (breaker.state(), breaker.since(), breaker.tenants_shut(now))
+        };
+        let (unanswered_for, answering_since, failing_for) = {
+            let health = self.health.lock();
+            (health.unanswered_for(now), health.answering_since(), health.failing_for(now))
+        };
+        let seen = Seen {
+            link: self.link.state(),
+            link_since: self.link.since(),
+            breaker,
+            breaker_since,
+            unanswered_for,
+            answering_since,
+        };
+        let (last_error, last_error_at) = self.last_error.lock().clone().unzip();
+        PeerSnapshot {
+            address: self.address.clone(),
+            dialled: self.dialled.clone(),
+            state: seen.state(now),
+            state_for: seen.state_for(now),
+            unavailable_for: seen.unavailable_for(now),
+            unanswered_for,
+            failing_for,
+            tenants_shut,
+            is_connected: seen.is_connected(),
+            ring: self.told_ring.last(),
+            inflight_requests: inflight.calls,
+            inflight_bytes: inflight.bytes,
+            lag: inflight.oldest,
+            last_error,
+            last_error_at,
+        }
+    }
 }
 
 /// Whether a peer would be called now, and answers.
