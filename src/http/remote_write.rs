@@ -4,25 +4,28 @@
 //! receiver. Both take remote write 1.0. Remote write 2.0 is not taken by this version: 415, which
 //! tells a sender that negotiates to fall back to 1.0.
 
+mod body;
+mod negotiation;
+
 use std::future::Future;
 use std::mem::Discriminant;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
 use axum::response::Response;
 use axum::routing::any;
-use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderName, InvalidHeaderName};
+use http::Method;
+use http::header::{HeaderName, InvalidHeaderName};
 use http::request::Parts;
-use http::{HeaderMap, Method};
 use http_body::Body as _;
-use http_body_util::BodyExt;
 use tokio::time::Instant;
 
 use crate::http::metrics::{Observation, TenantEntry, WriteMetrics, Written};
 use crate::http::path::{self, Resolved, Tolerance};
+use crate::http::remote_write::body::{REQUEST_BYTES_MIN, too_large};
+use crate::http::remote_write::negotiation::{check_media_type, check_version, replica};
 use crate::http::respond::RequestError;
 use crate::http::tenant::TenantRules;
 use crate::http::{Probe, respond, status};
@@ -30,74 +33,22 @@ use crate::log::throttle::Throttle;
 use crate::metrics::Registry;
 use crate::model::tenant::{TenantId, TenantNameError};
 use crate::wire::snappy::{self, BufferPool, SnappyError};
-use crate::write::admission::{Admission, InflightGuard, share};
+use crate::write::admission::{Admission, share};
 use crate::write::error::WriteError;
 use crate::write::fanout::{Fanout, Forward, LocalStore};
 use crate::write::local::LocalWriter;
 use crate::write::{Manners, WriteOutcome, heavy};
 
+pub use crate::http::remote_write::body::RequestLimits;
+
 pub const RECEIVE_PATH: &str = "/api/v1/receive";
 pub const WRITE_PATH: &str = "/api/v1/write";
 const PATHS: &[&str] = &[RECEIVE_PATH, WRITE_PATH];
-
-const VERSION_HEADER: HeaderName = HeaderName::from_static("x-prometheus-remote-write-version");
-const VERSION_2: &[u8] = b"2.0.0";
-const PROTOBUF: &str = "application/x-protobuf";
-const MESSAGE_1: &str = "prometheus.WriteRequest";
-const MESSAGE_2: &str = "io.prometheus.write.v2.Request";
-
-/// A body's buffer grows from here, doubling up to its declared length, so that a declaration
-/// alone takes no more than this.
-const BODY_STEP_BYTES: u64 = 64 * 1024;
-
-/// What a request counts for at least: its head, its task, its answer.
-const REQUEST_BYTES_MIN: u64 = 4 * 1024;
 
 /// What is kept of idle buffers: as many as requests can be decoded at once by any machine we
 /// know, and no more than usual requests need (2,000 series: 100 KB snappy, 800 KB inflated).
 const POOLED_BUFFERS_MAX: usize = 64;
 const POOLED_BYTES_MAX: usize = 64 << 20;
-
-/// How large a request may be, and how slow.
-#[derive(Clone, Copy, Debug)]
-pub struct RequestLimits {
-    /// Of one body as sent.
-    pub request_bytes_max: u64,
-    /// Of one body inflated.
-    pub decoded_bytes_max: u64,
-    /// Of all requests in flight, bodies as sent and inflated together.
-    pub inflight_bytes_max: u64,
-    /// From a request's head to its body's last byte.
-    pub body_read_timeout: Duration,
-}
-
-impl RequestLimits {
-    /// A body must fit the whole budget too, or it would be told to come again for ever.
-    fn body_bytes_max(&self) -> u64 {
-        self.request_bytes_max.min(self.inflight_bytes_max.saturating_sub(REQUEST_BYTES_MIN))
-    }
-
-    /// What a body of `block_bytes` may inflate to, which must fit beside it.
-    fn inflated_bytes_max(&self, block_bytes: u64) -> u64 {
-        let room = self.inflight_bytes_max.saturating_sub(REQUEST_BYTES_MIN + block_bytes);
-        self.decoded_bytes_max.min(room)
-    }
-}
-
-impl Default for RequestLimits {
-    /// Thanos has no caps. The largest bodies that senders make by themselves are vmagent's, 32 MiB
-    /// inflated; ours allow eight times that. The budget lets two of the largest be in flight, or
-    /// 500 of the usual ones. Prometheus gives a request up after 30 seconds, so nobody is waiting
-    /// for the answer to a body that takes longer.
-    fn default() -> RequestLimits {
-        RequestLimits {
-            request_bytes_max: 64 << 20,
-            decoded_bytes_max: 256 << 20,
-            inflight_bytes_max: 640 << 20,
-            body_read_timeout: Duration::from_secs(30),
-        }
-    }
-}
 
 /// What the endpoints are made from.
 pub struct RemoteWriteOptions {
@@ -238,7 +189,7 @@ impl<S: WriteSink> WriteService<S> {
 
         // Read.
         let mut block = self.bodies.take();
-        self.read_body(body, declared, block.as_mut_vec(), &mut inflight).await?;
+        limits.read(body, declared, block.as_mut_vec(), &mut inflight).await?;
 
         // Snappy, and the decoded size as far as the block declares it: memory is taken only then.
         let block_bytes = block.as_mut_vec().len() as u64;
@@ -283,46 +234,6 @@ impl<S: WriteSink> WriteService<S> {
             self.metrics.count_stored(success);
         }
         Ok(result?)
-    }
-
-    /// Collects a body into `block`. What the buffer holds is held in `inflight`, too.
-    async fn read_body(
-        &self,
-        mut body: Body,
-        declared: Option<u64>,
-        block: &mut Vec<u8>,
-        inflight: &mut InflightGuard,
-    ) -> Result<(), RequestError> {
-        const STAGE: &str = "read";
-        let body_bytes_max = self.options.limits.body_bytes_max();
-        let body_read_timeout = self.options.limits.body_read_timeout;
-        block.clear();
-        let read = async {
-            while let Some(frame) = body.frame().await {
-                let frame = frame.map_err(|error| WriteError::Invalid {
-                    stage: STAGE,
-                    detail: format!("request body: {error}"),
-                })?;
-                // Trailers say nothing about a write.
-                let Ok(chunk) = frame.into_data() else { continue };
-                let len = block.len() as u64 + chunk.len() as u64;
-                if len > body_bytes_max {
-                    return Err(too_large(STAGE, len, body_bytes_max));
-                }
-                inflight.resize(REQUEST_BYTES_MIN + len).map_err(WriteError::from)?;
-                reserve(block, chunk.len(), declared);
-                block.extend_from_slice(&chunk);
-            }
-            Ok(())
-        };
-        match tokio::time::timeout(body_read_timeout, read).await {
-            Ok(result) => Ok(result?),
-            // Not the sender's fault for certain, so it may try again.
-            Err(_) => {
-                let detail = format!("request body did not arrive within {body_read_timeout:?}");
-                Err(WriteError::Unavailable(detail).into())
-            }
-        }
     }
 
     /// Serves one request to a path that takes only POST, and measures it.
@@ -431,118 +342,12 @@ async fn other_path<S: WriteSink>(
     }
 }
 
-/// Doubles the buffer, but not beyond what the body declares.
-fn reserve(block: &mut Vec<u8>, more: usize, declared: Option<u64>) {
-    if block.capacity() - block.len() >= more {
-        return;
-    }
-    let doubled = (block.len() as u64).max(BODY_STEP_BYTES);
-    let missing = declared.unwrap_or(u64::MAX).saturating_sub(block.len() as u64);
-    let step = usize::try_from(doubled.min(missing)).unwrap_or(more);
-    block.reserve_exact(step.max(more));
-}
-
 /// The head's size as client_golang estimates it: without separators.
 fn head_size(head: &Parts) -> u64 {
     let line = head.method.as_str().len() + head.uri.path().len() + "HTTP/1.1".len();
     let headers: usize =
         head.headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
     (line + headers) as u64
-}
-
-/// What Prometheus' receiver looks at: absent headers mean remote write 1.0 with snappy.
-fn check_media_type(headers: &HeaderMap) -> Result<(), RequestError> {
-    const STAGE: &str = "media type";
-    let encoding = headers.get(CONTENT_ENCODING).map(|value| value.as_bytes().trim_ascii());
-    if let Some(encoding) = encoding
-        && !encoding.is_empty()
-        && !encoding.eq_ignore_ascii_case(b"snappy")
-    {
-        let encoding = String::from_utf8_lossy(encoding);
-        let detail = format!("content encoding {encoding:?}, only snappy is taken");
-        return Err(RequestError::UnsupportedMediaType { stage: STAGE, detail });
-    }
-    match MediaType::of(headers) {
-        MediaType::Absent | MediaType::Version1 => Ok(()),
-        other => Err(other.unsupported(STAGE)),
-    }
-}
-
-/// What Thanos looks at: without a version header of exactly 2.0.0 it is 1.0, whatever the type.
-/// Ours also takes a 2.0 type at its word, rather than find no series in such a body.
-fn check_version(headers: &HeaderMap) -> Result<(), RequestError> {
-    const STAGE: &str = "version";
-    let says_2 = headers.get(VERSION_HEADER).is_some_and(|version| version == VERSION_2);
-    match MediaType::of(headers) {
-        MediaType::Version1 => Ok(()),
-        MediaType::Version2 => Err(MediaType::Version2.unsupported(STAGE)),
-        MediaType::Absent if says_2 => {
-            let detail = "missing Content-Type header".into();
-            Err(WriteError::Invalid { stage: STAGE, detail }.into())
-        }
-        other @ MediaType::Other(_) if says_2 => Err(other.unsupported(STAGE)),
-        MediaType::Absent | MediaType::Other(_) => Ok(()),
-    }
-}
-
-/// A content type, as far as remote write tells them apart.
-enum MediaType {
-    Absent,
-    Version1,
-    Version2,
-    Other(String),
-}
-
-impl MediaType {
-    fn of(headers: &HeaderMap) -> MediaType {
-        let Some(value) = headers.get(CONTENT_TYPE).filter(|value| !value.is_empty()) else {
-            return MediaType::Absent;
-        };
-        let text = String::from_utf8_lossy(value.as_bytes());
-        let mut parts = text.split(';').map(str::trim);
-        if !parts.next().is_some_and(|media| media.eq_ignore_ascii_case(PROTOBUF)) {
-            return MediaType::Other(text.into_owned());
-        }
-        let proto = parts
-            .filter_map(|part| part.split_once('='))
-            .find(|(name, _)| name.trim().eq_ignore_ascii_case("proto"))
-            .map(|(_, message)| message.trim().trim_matches('"'));
-        match proto {
-            None | Some(MESSAGE_1) => MediaType::Version1,
-            Some(MESSAGE_2) => MediaType::Version2,
-            Some(_) => MediaType::Other(text.into_owned()),
-        }
-    }
-
-    fn unsupported(self, stage: &'static str) -> RequestError {
-        let detail = match self {
-            MediaType::Version2 => "remote write 2.0 is not taken by this version, send 1.0".into(),
-            MediaType::Other(text) => format!("content type {text:?}, only {PROTOBUF} is taken"),
-            MediaType::Absent | MediaType::Version1 => format!("send {PROTOBUF}"),
-        };
-        RequestError::UnsupportedMediaType { stage, detail }
-    }
-}
-
-/// A replica number must be one even where it is then ignored, as it is on a node without a ring.
-/// Digits only, in 64 bits; an empty header counts as absent.
-fn replica(headers: &HeaderMap, header: &HeaderName) -> Result<u64, WriteError> {
-    let Some(value) = headers.get(header) else { return Ok(0) };
-    let digits = value.as_bytes().trim_ascii();
-    let all_digits = digits.iter().all(u8::is_ascii_digit);
-    let number = std::str::from_utf8(digits).ok().and_then(|text| text.parse::<u64>().ok());
-    if digits.is_empty() {
-        return Ok(0);
-    }
-    if let Some(number) = number.filter(|_| all_digits) {
-        return Ok(number);
-    }
-    let detail = format!("{:?} is no replica number", String::from_utf8_lossy(digits));
-    Err(WriteError::Invalid { stage: "replica header", detail })
-}
-
-fn too_large(stage: &'static str, bytes: u64, max: u64) -> WriteError {
-    WriteError::TooLarge { stage, detail: format!("{bytes} bytes are over the cap of {max}") }
 }
 
 fn snappy_error(error: SnappyError) -> WriteError {

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use axum::body::{Bytes, to_bytes};
 use http::HeaderValue;
 use http::header::RETRY_AFTER;
