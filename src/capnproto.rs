@@ -38,7 +38,7 @@ use crate::write::decode::example_of;
 use crate::write::error::{Reason, WriteError};
 use crate::write::heavy;
 use crate::write::label_rules::LabelCaps;
-use crate::write::service::{PeerOrigin, PeerSink, PeerWriteError, not_understood, rank};
+use crate::write::peer_writes::{PeerOrigin, PeerSink, PeerWriteError, not_understood, rank};
 
 /// Series of a large message are written out so many bytes at a time. Those of a usual one are a
 /// piece, too, which is done where it was read.
@@ -192,9 +192,11 @@ impl<S: PeerSink> Server<S> {
             }
             _ => None,
         };
-        let untold = told.and_then(|told| self.told.pass(told));
-        match untold {
-            Some(untold) => tracing::warn!(%peer, err = %error, untold, "write of a peer failed"),
+        let suppressed = told.and_then(|told| self.told.pass(told));
+        match suppressed {
+            Some(suppressed) => {
+                tracing::warn!(%peer, err = %error, suppressed, "write of a peer failed")
+            }
             None => tracing::debug!(%peer, err = %error, "write of a peer failed"),
         }
     }
@@ -269,9 +271,10 @@ struct Written {
     bytes: u64,
     series: u32,
     worst: Option<PeerWriteError>,
-    /// Of all pieces, and whether they are all there are.
+    /// Of all pieces.
     refused: RefusedSeries,
-    has_untold: bool,
+    /// A piece was refused in part, and it is not known which of its series.
+    has_unnamed: bool,
 }
 
 impl Written {
@@ -280,7 +283,7 @@ impl Written {
         self.series = self.series.saturating_add(series_count);
         let Err(error) = result else { return };
         if let PeerWriteError::Refused { series, .. } = &error {
-            self.has_untold |= series.is_empty();
+            self.has_unnamed |= series.is_empty();
             for (place, reason) in series.iter() {
                 self.refused.push(before.saturating_add(place), reason);
             }
@@ -289,7 +292,7 @@ impl Written {
     }
 
     fn into_result(self) -> Result<(), CallError> {
-        let told = if self.has_untold { RefusedSeries::default() } else { self.refused };
+        let told = if self.has_unnamed { RefusedSeries::default() } else { self.refused };
         match self.worst {
             None => Ok(()),
             Some(PeerWriteError::Refused { tenant, refusals, .. }) => {

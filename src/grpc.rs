@@ -1,5 +1,6 @@
 //! The gRPC listener: which services there are, their message limits, health, reflection, drain.
 
+mod bounded_body;
 pub mod codec;
 pub mod compression;
 pub mod exemplars;
@@ -8,7 +9,6 @@ pub mod health;
 mod incoming;
 pub mod info;
 pub mod metrics;
-mod question;
 pub mod reflection;
 pub mod remote_write;
 pub mod respond;

@@ -26,11 +26,31 @@
 //!
 //! [`tsdb`] knows no tenant, no HTTP and no Thanos.
 //!
+//! # Words
+//!
+//! - *key*: a series' labels, sorted, in the one encoding by which they are compared and kept;
+//!   *alias*: other bytes that mean the same labels under the rules of one endpoint.
+//! - *slot*: a series' index in a head's memory; *ref*: its number in the log, for good.
+//! - *manners*: whose rules an endpoint follows, Thanos' or Prometheus'.
+//! - *place* of a series: its number in the request, by which a refusal names it. *To place* it is to
+//!   look up which endpoints of the ring have it.
+//! - *group*: series of a request that have the same endpoints, and are counted as one until they are
+//!   answered differently.
+//! - *batch*: what is handed on at once. To an endpoint it is groups as one replica
+//!   ([`write::distribute`]), to a head samples by slot ([`tsdb::head::batch`]).
+//! - *piece*: as much of something long as is made at a time, of an answer or of a message.
+//! - *lane*: a tenant's queue of batches for its log. *Door*: where a listener takes connections.
+//! - *shape*: what is kept of a request when its bytes are gone: groups, and samples of each series.
+//! - *verdict*: what replicas' answers come to, of a series or of a request, once no other can change
+//!   it. *Short* is a node that lacks its copy of what was acknowledged.
+//! - *told*: said in the log or to the sender; *suppressed*: lines of a kind that were left out of the
+//!   log since the last one.
+//!
 //! # The path of a write
 //!
 //! 1. [`http::remote_write`] holds the stages of a request in their order: tenant, admission by
 //!    bytes, size caps, body, snappy, version. Writes of peers come through [`grpc`] or
-//!    [`capnproto`] and [`write::service`] and join here.
+//!    [`capnproto`] and [`write::peer_writes`] and join here.
 //!    In a ring, [`write::distribute`] then gives each series its endpoints, and [`write::fanout`]
 //!    hands batches to this node and to [`peer`]s, and answers once [`write::quorum`] has a verdict.
 //! 2. [`write::local`] finds the tenant and has [`write::decode`] decode the request against the

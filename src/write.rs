@@ -8,8 +8,8 @@ pub mod fanout;
 pub mod heavy;
 pub mod label_rules;
 pub mod local;
+pub mod peer_writes;
 pub mod quorum;
-pub mod service;
 
 use crate::wire::refused::RefusedSeries;
 use crate::write::error::{Reason, Refusals};

@@ -33,7 +33,7 @@ use crate::write::fanout::{Fanout, FanoutOptions, LocalNode};
 use crate::write::heavy;
 use crate::write::label_rules::LabelCaps;
 use crate::write::local::LocalWriter;
-use crate::write::service::{PeerSink, PeerWrites};
+use crate::write::peer_writes::{PeerSink, PeerWrites};
 
 /// Serves on all listeners until `draining`, then ends each within its grace period.
 pub(super) fn spawn(

@@ -20,7 +20,7 @@ use crate::door::{FIRST_BYTE_TIMEOUT, closing};
 use crate::wire::capnproto::frame::{FrameReader, Message, SegmentTable, WORD_BYTES};
 use crate::wire::capnproto::rpc::{self, Incoming, Target, WRITER_EXPORT};
 use crate::write::admission::InflightGuard;
-use crate::write::service::PeerSink;
+use crate::write::peer_writes::PeerSink;
 
 /// Calls under way on one connection, as for gRPC. More are not read.
 pub(super) const CALLS_MAX: usize = 1000;

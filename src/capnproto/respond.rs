@@ -3,7 +3,7 @@
 use crate::capnproto::CallError;
 use crate::wire::capnproto::rpc::{Concern, WriteAnswer, WriteError as Answer};
 use crate::write::error::{Class, WriteError};
-use crate::write::service::PeerWriteError;
+use crate::write::peer_writes::PeerWriteError;
 
 /// What a peer is told that writes to us.
 pub fn written(result: &Result<(), CallError>) -> WriteAnswer {

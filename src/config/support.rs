@@ -105,7 +105,7 @@ fn load_content(
     Ok(Content { flag, text })
 }
 
-/// Thanos knows one feature and overlooks the names of others.
+/// Thanos knows one feature and ignores the names of others.
 fn judge_features(settings: &mut Settings<'_>) {
     for feature in settings.values.texts("enable-feature") {
         if feature == "metric-names-filter" {

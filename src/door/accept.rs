@@ -245,20 +245,20 @@ impl Door {
     }
 
     fn tell(&self, trouble: Trouble, error: Option<&io::Error>) {
-        let Some(untold) = self.0.told.pass(trouble) else { return };
+        let Some(suppressed) = self.0.told.pass(trouble) else { return };
         let (listener, open) = (self.0.listener, self.0.open.value());
         match (trouble, error) {
             (Trouble::Full, _) => {
-                tracing::warn!(listener, open, untold, "no more connections are taken for now");
+                tracing::warn!(listener, open, suppressed, "no more connections are taken for now");
             }
             (Trouble::FewDescriptors, _) => tracing::warn!(
                 listener,
                 open,
-                untold,
+                suppressed,
                 "few file descriptors are left, no more connections are taken for now"
             ),
             (Trouble::Failed, Some(err)) => {
-                tracing::warn!(listener, open, %err, untold, "cannot accept a connection");
+                tracing::warn!(listener, open, %err, suppressed, "cannot accept a connection");
             }
             (Trouble::Failed, None) => {}
         }

@@ -140,9 +140,9 @@ impl Heads {
         let is_overload = matches!(error, HeadError::Overloaded(_));
         let counter = if is_overload { &self.overloaded } else { &self.too_large };
         counter.inc();
-        if let Some(untold) = self.told.pass(is_overload) {
+        if let Some(suppressed) = self.told.pass(is_overload) {
             let client = client.map(|client| client.to_string());
-            tracing::warn!(listener = self.listener, client, err = %error, untold, "request refused");
+            tracing::warn!(listener = self.listener, client, err = %error, suppressed, "request refused");
         }
     }
 }

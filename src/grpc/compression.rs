@@ -1,6 +1,6 @@
 //! Encoded messages for services that know of none: questions are inflated before the service sees
 //! them, and answered in the encoding they came in, as grpc-go does. What they take meanwhile is
-//! held, see [`question`](crate::grpc::question).
+//! held, see [`bounded_body`](crate::grpc::bounded_body).
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -17,8 +17,8 @@ use tonic::body::Body;
 use tonic::server::NamedService;
 use tower::Service;
 
+use crate::grpc::bounded_body::{BoundedBody, Held};
 use crate::grpc::incoming::ConnectionEnd;
-use crate::grpc::question::{Held, Question};
 use crate::grpc::{READ_REQUEST_BYTES_MAX, respond};
 use crate::store::budget::{HeldAnswer, ReadBudget};
 use crate::store::error::QueryError;
@@ -78,7 +78,7 @@ where
         let patience = self.patience(&request);
         let taken = patience.taken.clone();
         let (held, inflated) = (Held::new(&self.budget), Held::new(&self.budget));
-        let mut request = request.map(|body| Question::wrap(body, held.clone()));
+        let mut request = request.map(|body| BoundedBody::wrap(body, held.clone()));
         request.extensions_mut().insert(patience);
         let encoding = match Encoding::of(request.headers()) {
             Ok(encoding) => encoding,

@@ -36,7 +36,7 @@ use crate::wire::snappy::{BufferPool, PooledBuffer};
 use crate::write::admission::{Admission, InflightGuard, Overloaded, share};
 use crate::write::error::WriteError;
 use crate::write::heavy;
-use crate::write::service::{PeerOrigin, PeerSink, PeerWriteError, PeerWrites, not_understood};
+use crate::write::peer_writes::{PeerOrigin, PeerSink, PeerWriteError, PeerWrites, not_understood};
 
 /// The methods, one of each service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -241,7 +241,7 @@ impl<S: PeerSink> Inner<S> {
             _ => None,
         };
         match kind.and_then(|kind| self.told.pass(kind)) {
-            Some(untold) => tracing::warn!(err = %error, untold, "write of a peer failed"),
+            Some(suppressed) => tracing::warn!(err = %error, suppressed, "write of a peer failed"),
             None => tracing::debug!(err = %error, "write of a peer failed"),
         }
     }
@@ -256,7 +256,7 @@ impl<S: PeerSink> Inner<S> {
         let admission = &self.options.admission;
         let mut inflight = admission.admit(REQUEST_BYTES_MIN)?;
 
-        // Read. What comes behind the message is overlooked, as it is by Thanos.
+        // Read. What comes behind the message is ignored, as it is by Thanos.
         let timeout = self.options.body_read_timeout;
         let read = self.read_message(body, encoding, &mut inflight);
         let (head, message) =

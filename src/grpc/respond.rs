@@ -9,7 +9,7 @@ use crate::store::error::QueryError;
 use crate::wire::grpc::{MessageError, TENANT_NOT_READY};
 use crate::wire::shape::ShapeError;
 use crate::write::error::{Class, WriteError};
-use crate::write::service::PeerWriteError;
+use crate::write::peer_writes::PeerWriteError;
 
 /// What a querier is told.
 pub fn query(error: &QueryError) -> Status {

@@ -296,8 +296,8 @@ impl<S> WriteService<S> {
         let tenant = String::from_utf8_lossy(tenant);
         match error {
             RequestError::Write(cause) if cause.is_ours() => {
-                if let Some(untold) = self.told.pass(std::mem::discriminant(cause)) {
-                    tracing::warn!(%tenant, err = %error, untold, "write failed");
+                if let Some(suppressed) = self.told.pass(std::mem::discriminant(cause)) {
+                    tracing::warn!(%tenant, err = %error, suppressed, "write failed");
                     return;
                 }
             }

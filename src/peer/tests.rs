@@ -26,7 +26,7 @@ use crate::peer::message::{Compression, Envelope};
 use crate::write::WriteOutcome;
 use crate::write::admission::Admission;
 use crate::write::error::{Reason, WriteError};
-use crate::write::service::{PeerOrigin, PeerSink, PeerWrites};
+use crate::write::peer_writes::{PeerOrigin, PeerSink, PeerWrites};
 
 /// Long enough for anything that is to succeed.
 const PATIENCE: Duration = Duration::from_secs(30);

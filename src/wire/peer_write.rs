@@ -7,7 +7,7 @@
 //!
 //! `TimeSeries` is Prometheus' message, under the field number that it has in
 //! `prometheus.WriteRequest`: tag, length and body of a series are the same bytes everywhere.
-//! Fields 1 and 2 of the request are its older form, for one tenant. Thanos overlooks them where
+//! Fields 1 and 2 of the request are its older form, for one tenant. Thanos ignores them where
 //! field 4 is there, and so do we, or the two would store different samples.
 //!
 //! That older form is what we send: it is the only one that a released Thanos reads. Nodes of ours

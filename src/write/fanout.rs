@@ -47,8 +47,8 @@ use crate::write::fanout::capnproto::InCapnProto;
 use crate::write::heavy::off_thread;
 use crate::write::label_rules::LabelCaps;
 use crate::write::local::LocalWriter;
+use crate::write::peer_writes::{PeerOrigin, PeerSink};
 use crate::write::quorum::{QuorumLedger, ReplicaOutcome, WriteQuorum};
-use crate::write::service::{PeerOrigin, PeerSink};
 use crate::write::{Manners, WriteOutcome};
 
 /// Writes of peers that a node which only routes hands on at a time: what is left of a loop through
@@ -282,11 +282,11 @@ impl<F: Forward, L: LocalStore> Fanout<F, L> {
 
     /// Another router took this node for one that stores.
     fn tell_misplaced(&self, tenant: &TenantId) {
-        if let Some(untold) = self.misplaced_told.pass(()) {
+        if let Some(suppressed) = self.misplaced_told.pass(()) {
             tracing::warn!(
                 component = "receive-handler",
                 tenant = %tenant,
-                untold,
+                suppressed,
                 "a peer has placed series on this node, which only routes: is \
                  --receive.local-endpoint missing here?"
             );

@@ -292,13 +292,13 @@ impl CopiesMissing {
             return;
         }
         self.0.samples.with(&[worker, reason.as_str()]).add(samples);
-        if let Some(untold) = self.0.told.pass((worker.clone(), reason)) {
+        if let Some(suppressed) = self.0.told.pass((worker.clone(), reason)) {
             tracing::warn!(
                 component = "receive-handler",
                 worker = %worker,
                 reason = reason.as_str(),
                 samples,
-                untold,
+                suppressed,
                 "a node is short of copies of acknowledged samples"
             );
         }

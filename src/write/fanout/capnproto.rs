@@ -194,7 +194,7 @@ struct PartAnswers {
 impl PartAnswers {
     fn add(&mut self, part: &Part, result: Result<(), ForwardError>) {
         /// No reason has this number.
-        const UNTOLD: u8 = 0;
+        const UNKNOWN: u8 = 0;
         let (Part::CapnProto(places) | Part::Other(places)) = part;
         match result {
             Ok(()) => {}
@@ -205,7 +205,7 @@ impl PartAnswers {
                             Some((*places.get(place as usize)?, reason))
                         }))
                     }
-                    None => self.refused.extend(places.iter().map(|place| (*place, UNTOLD))),
+                    None => self.refused.extend(places.iter().map(|place| (*place, UNKNOWN))),
                 }
                 self.conflict.get_or_insert((peer, detail));
             }

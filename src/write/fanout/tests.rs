@@ -28,7 +28,7 @@ const SILENT: Duration = Duration::from_secs(3600);
 /// The smallest step of the clock.
 const TICK: Duration = Duration::from_millis(1);
 
-/// A delay of calls that overlook their deadline.
+/// A delay of calls that ignore their deadline.
 const STUCK: Duration = Duration::MAX;
 
 /// What a node does with all it is sent.

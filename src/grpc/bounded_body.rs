@@ -44,22 +44,22 @@ impl Held {
     }
 }
 
-/// The body of a question.
-pub(super) struct Question {
+/// The body of a question, which is bounded in bytes and in time.
+pub(super) struct BoundedBody {
     inner: Body,
     bytes: usize,
     held: Held,
     timeout: Pin<Box<Sleep>>,
 }
 
-impl Question {
+impl BoundedBody {
     pub(super) fn wrap(inner: Body, held: Held) -> Body {
         let timeout = Box::pin(tokio::time::sleep(READ_TIMEOUT));
-        Body::new(Question { inner, bytes: 0, held, timeout })
+        Body::new(BoundedBody { inner, bytes: 0, held, timeout })
     }
 }
 
-impl HttpBody for Question {
+impl HttpBody for BoundedBody {
     type Data = Bytes;
     type Error = Status;
 
@@ -118,7 +118,7 @@ mod tests {
         // Long ones hold what they may be decoded to as well.
         let decoded = decoded_bytes_most(usize::MAX);
         let budget = ReadBudget::new(decoded + (2 << 20));
-        let question = |len| Question::wrap(half_sent([len]), Held::new(&budget));
+        let question = |len| BoundedBody::wrap(half_sent([len]), Held::new(&budget));
         let mut first = question(1 << 20);
         assert_eq!(read_frame(&mut first).await, Ok(1 << 20));
         assert_eq!(read_frame(&mut question(1 << 20)).await, Err(Code::ResourceExhausted));
@@ -136,7 +136,7 @@ mod tests {
         let bytes = 6 << 10;
         let budget = ReadBudget::new(bytes + decoded_bytes_most(bytes));
         let frames = half_sent(std::iter::repeat_n(1, bytes));
-        let mut question = Question::wrap(frames, Held::new(&budget));
+        let mut question = BoundedBody::wrap(frames, Held::new(&budget));
         for _ in 0..bytes {
             assert_eq!(read_frame(&mut question).await, Ok(1));
         }
@@ -145,7 +145,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn half_a_question_is_not_waited_for() {
         let budget = ReadBudget::new(64 << 10);
-        let mut question = Question::wrap(half_sent([10]), Held::new(&budget));
+        let mut question = BoundedBody::wrap(half_sent([10]), Held::new(&budget));
         assert_eq!(read_frame(&mut question).await, Ok(10));
         assert_eq!(read_frame(&mut question).await, Err(Code::DeadlineExceeded));
     }
