@@ -12,3 +12,14 @@ pub fn io_cause(error: &io::Error) -> String {
         None => String::new(),
     }
 }
+
+/// An error with its causes, as a log line tells it.
+pub fn chain(err: &dyn std::error::Error) -> String {
+    let mut text = err.to_string();
+    let mut source = err.source();
+    while let Some(cause) = source {
+        text.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    text
+}

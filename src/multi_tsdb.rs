@@ -27,6 +27,7 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::clock::Clock;
 use crate::disk::{DirLock, Disk};
+use crate::error::chain;
 use crate::hashring::CurrentHashring;
 use crate::metrics::{Counter, Gauge, Registry};
 use crate::model::key_table::KeyHasher;
@@ -636,17 +637,6 @@ fn show_appends(registry: &Registry, threads: &Arc<DiskThreads>, metrics: &Arc<A
 
 fn next(queue: &Mutex<Vec<Found>>) -> Option<Found> {
     queue.lock().pop()
-}
-
-/// An error with its causes.
-fn chain(err: &dyn std::error::Error) -> String {
-    let mut text = err.to_string();
-    let mut source = err.source();
-    while let Some(cause) = source {
-        text.push_str(&format!(": {cause}"));
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -1,38 +1,16 @@
-//! The `meta.json` of blocks, as far as this version heeds it.
+//! The blocks in a database's directory, as far as this version heeds them.
 
 use std::io;
 use std::path::Path;
 
-use serde::Deserialize;
-
-use crate::disk::{Disk, lacks_descriptors, read_file};
+use crate::disk::{Disk, lacks_descriptors};
+use crate::error::chain;
 use crate::model::Timestamp;
-
-#[derive(Deserialize)]
-struct BlockMeta {
-    #[serde(rename = "minTime", default)]
-    min_time: Timestamp,
-    #[serde(rename = "maxTime")]
-    max_time: Timestamp,
-    #[serde(default)]
-    compaction: Compaction,
-}
-
-#[derive(Default, Deserialize)]
-struct Compaction {
-    #[serde(default)]
-    hints: Option<Vec<String>>,
-}
-
-/// Hints of blocks that hold only some of their time's samples: the head still has the others.
-const PARTIAL: [&str; 3] = ["from-out-of-order", "from-stale-series", "from-selected-series"];
+use crate::tsdb::block::meta::BlockMeta;
+use crate::tsdb::block::ulid::Ulid;
+use crate::tsdb::error::ReadError;
 
 impl BlockMeta {
-    fn is_partial(&self) -> bool {
-        let hints = self.compaction.hints.iter().flatten();
-        hints.into_iter().any(|hint| PARTIAL.contains(&hint.as_str()))
-    }
-
     /// Where the block ends (not included in it), for what it may shut out. One that ends later than
     /// it was made at holds samples of a clock that ran ahead, and others of that time are still to
     /// come. What it has of them may then be in the log, too: rather twice than not at all, until
@@ -41,9 +19,6 @@ impl BlockMeta {
         self.max_time.min(made_at)
     }
 }
-
-/// A `meta.json` is a few kilobytes.
-const META_BYTES_MAX: u64 = 16 << 20;
 
 /// The blocks in a database's directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,51 +42,34 @@ pub fn find_blocks(disk: &dyn Disk, dir: &Path) -> io::Result<Blocks> {
     let mut blocks = Blocks { floor: Timestamp::MIN, count: 0, example: None, range: None };
     for entry in disk.list(dir)?.into_iter().filter(|entry| entry.is_dir) {
         let Some(name) = entry.name.to_str() else { continue };
-        let Some(made_at) = ulid_time(name) else { continue };
+        let Ok(ulid) = name.parse::<Ulid>() else { continue };
         blocks.count += 1;
         blocks.example.get_or_insert_with(|| name.to_owned());
-        let path = dir.join(name).join("meta.json");
-        let meta = read_file(disk, &path, META_BYTES_MAX)
-            .and_then(|bytes| Ok(serde_json::from_slice::<BlockMeta>(&bytes)?));
-        let meta = match meta {
+        let block = dir.join(name);
+        let meta = match BlockMeta::read(disk, &block) {
             Ok(meta) => meta,
             // It can be read later, and the floor would be another one then.
-            Err(err) if lacks_descriptors(&err) => return Err(err),
+            Err(ReadError::Io { source, .. }) if lacks_descriptors(&source) => return Err(source),
             Err(err) => {
-                tracing::warn!(path = %path.display(), %err, "a block has no readable meta.json");
+                let err = chain(&err);
+                tracing::warn!(block = %block.display(), err, "a block has no readable meta.json");
                 continue;
             }
         };
         let (mint, maxt) = blocks.range.unwrap_or((meta.min_time, meta.max_time));
         blocks.range = Some((mint.min(meta.min_time), maxt.max(meta.max_time)));
         if !meta.is_partial() {
-            blocks.floor = blocks.floor.max(meta.effective_end(made_at));
+            blocks.floor = blocks.floor.max(meta.effective_end(ulid.millis() as Timestamp));
         }
     }
     Ok(blocks)
-}
-
-/// When a block was made, by its directory's name: a ULID, the first ten of whose 26 digits of
-/// Crockford's base 32 are milliseconds since 1970. `None` for other names. As for Prometheus, small
-/// letters are digits, too.
-fn ulid_time(name: &str) -> Option<Timestamp> {
-    const DIGITS: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
-    const TIME_DIGITS: usize = 10;
-    let value = |byte: u8| DIGITS.iter().position(|digit| *digit == byte.to_ascii_uppercase());
-    // 26 digits are two bits more than the 128 there are.
-    if name.len() != 26 || name.as_bytes().first().and_then(|byte| value(*byte))? > 7 {
-        return None;
-    }
-    name.bytes().enumerate().try_fold(0, |time, (i, byte)| {
-        let digit = value(byte)? as Timestamp;
-        Some(if i < TIME_DIGITS { time << 5 | digit } else { time })
-    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::disk::SystemDisk;
+    use crate::tsdb::block::meta::PARTIAL;
 
     fn add_block(dir: &Path, name: &str, meta: &str) {
         let block = dir.join(name);
@@ -149,12 +107,6 @@ mod tests {
     #[test]
     fn a_block_shuts_out_nothing_later_than_it_was_made_at() {
         let made_at = 1_795_497_410_134;
-        assert_eq!(ulid_time("01M85ZRFJPEBJ4BHYM21MP7HFW"), Some(made_at));
-        assert_eq!(ulid_time("01m85zrfjpebj4bhym21mp7hfw"), Some(made_at));
-        assert_eq!(ulid_time("7ZZZZZZZZZEBJ4BHYM21MP7HFW"), Some((1 << 48) - 1));
-        for name in ["01M85ZRFJPEBJ4BHYM21MP7HF", "01M85ZRFJPEBJ4BHYM21MP7HFU", "8ZZZZZZZZZ"] {
-            assert_eq!(ulid_time(name), None, "{name}");
-        }
         for (end, floor) in [(made_at - 1, made_at - 1), (made_at + 1, made_at)] {
             let dir = tempfile::tempdir().unwrap();
             let meta = format!(r#"{{"maxTime": {end}}}"#);

@@ -29,6 +29,9 @@ pub const FROM_STALE_SERIES: &str = "from-stale-series";
 /// The hint of a block of series that somebody chose.
 pub const FROM_SELECTED_SERIES: &str = "from-selected-series";
 
+/// Hints of blocks that hold only some of their time's samples.
+pub const PARTIAL: [&str; 3] = [FROM_OUT_OF_ORDER, FROM_STALE_SERIES, FROM_SELECTED_SERIES];
+
 /// A manifest. The order of fields here and below is that in the file.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -193,11 +196,17 @@ pub struct IndexStats {
 }
 
 impl BlockMeta {
-    /// Reads the manifest in a block's directory.
+    /// Reads the manifest in a block's directory. Prometheus does not look at Thanos' section, so
+    /// whatever stands there does not keep a block from being read: it is left out if it is none.
     pub fn read(disk: &dyn Disk, dir: &Path) -> Result<BlockMeta, ReadError> {
         let path = dir.join(META_FILE);
         let bytes = read_file(disk, &path, META_BYTES_MAX).map_err(ReadError::io(&path))?;
-        BlockMeta::from_bytes(&bytes).map_err(|source| ReadError::Meta { path, source })
+        let read = BlockMeta::from_bytes(&bytes).or_else(|err| {
+            let mut fields: serde_json::Map<String, Value> = serde_json::from_slice(&bytes)?;
+            fields.remove("thanos").ok_or(err)?;
+            serde_json::from_value(Value::Object(fields))
+        });
+        read.map_err(|source| ReadError::Meta { path, source })
     }
 
     pub fn from_bytes(bytes: &[u8]) -> Result<BlockMeta, serde_json::Error> {
@@ -227,7 +236,6 @@ impl BlockMeta {
 
     /// Whether it holds some of its time's samples only: the head had, or has, others.
     pub fn is_partial(&self) -> bool {
-        const PARTIAL: [&str; 3] = [FROM_OUT_OF_ORDER, FROM_STALE_SERIES, FROM_SELECTED_SERIES];
         self.compaction.hints.iter().any(|hint| PARTIAL.contains(&hint.as_str()))
     }
 }
@@ -405,6 +413,11 @@ mod tests {
             assert_eq!(path, dir.path().join(META_FILE));
             assert_eq!((source.line(), source.column()), (line, column), "{bytes}");
         }
+        // What Prometheus does not look at does no harm.
+        let odd = r#"{"maxTime": 7, "thanos": {"files": 5}}"#;
+        std::fs::write(dir.path().join(META_FILE), odd).unwrap();
+        let meta = BlockMeta::read(&SystemDisk, dir.path()).unwrap();
+        assert_eq!((meta.max_time, meta.thanos), (7, None));
         let meta = BlockMeta { max_time: 3, ..BlockMeta::default() };
         meta.write(&SystemDisk, dir.path()).unwrap();
         assert_eq!(BlockMeta::read(&SystemDisk, dir.path()).unwrap(), meta);

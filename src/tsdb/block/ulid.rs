@@ -107,5 +107,7 @@ mod tests {
         assert_eq!(ulid.millis(), 1_700_000_000_123);
         assert!(ulid < Ulid::new(1_700_000_000_124, 0));
         assert_eq!(Ulid::new(u64::MAX, 0).millis(), (1 << 48) - 1);
+        let named: Ulid = "01M85ZRFJPEBJ4BHYM21MP7HFW".parse().unwrap();
+        assert_eq!(named.millis(), 1_795_497_410_134);
     }
 }
