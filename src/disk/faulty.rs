@@ -43,6 +43,8 @@ struct State {
     failing_from: Option<u64>,
     /// What changes below a directory fail with.
     refused: BTreeMap<PathBuf, io::ErrorKind>,
+    /// What reads of files below a directory fail with.
+    unreadable: BTreeMap<PathBuf, io::ErrorKind>,
     failing_syncs: Option<(u64, FailedSync)>,
     bytes_max: Option<u64>,
     /// What happens at the end of the next sync of the file system.
@@ -152,6 +154,16 @@ impl FaultyDisk {
         self.0.lock().refused.remove(dir);
     }
 
+    /// Lets every read of a file at or below `path` fail from now on, as of a medium that is worn out.
+    pub fn fail_reads(&self, path: &Path, kind: io::ErrorKind) {
+        self.0.lock().unreadable.insert(path.to_owned(), kind);
+    }
+
+    /// Lets them succeed again.
+    pub fn allow_reads(&self, path: &Path) {
+        self.0.lock().unreadable.remove(path);
+    }
+
     /// Lets the next `count` syncs of files or the file system fail.
     pub fn fail_syncs(&self, count: u64, how: FailedSync) {
         self.0.lock().failing_syncs = Some((count, how));
@@ -255,8 +267,7 @@ impl State {
 
     /// What a change at this path is refused with.
     fn refusal(&self, path: &Path) -> Option<io::Error> {
-        let (_, kind) = self.refused.iter().find(|(dir, _)| path.starts_with(dir))?;
-        Some((*kind).into())
+        find_above(&self.refused, path).map(io::Error::from)
     }
 
     /// Counts a changing operation that cannot be torn.
@@ -289,6 +300,11 @@ impl State {
     fn find(&self, path: &Path) -> io::Result<Arc<Mutex<Content>>> {
         self.live.files.get(path).cloned().ok_or_else(|| io::ErrorKind::NotFound.into())
     }
+}
+
+/// What is said of a path or of a directory above it.
+fn find_above(said: &BTreeMap<PathBuf, io::ErrorKind>, path: &Path) -> Option<io::ErrorKind> {
+    said.iter().find(|(above, _)| path.starts_with(above)).map(|(_, kind)| *kind)
 }
 
 impl Tree {
@@ -374,6 +390,11 @@ impl DiskFile for FaultyFile {
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        let disk = self.disk.lock();
+        if let Some(kind) = find_above(&disk.unreadable, &self.path) {
+            return Err(kind.into());
+        }
+        drop(disk);
         let content = self.content.lock();
         let behind = content.live.get(offset as usize..).unwrap_or_default();
         let n = behind.len().min(buf.len());

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use super::Block;
 use super::chunks::{CHUNKS_DIR, ChunkReader, EncodedChunk, RawChunk, SEGMENT_BYTES};
 use super::meta::{BlockMeta, Compaction};
 use super::tombstones::Tombstones;
@@ -13,6 +15,7 @@ use super::ulid::Ulid;
 use super::writer::BlockWriter;
 use crate::disk::faulty::FaultyDisk;
 use crate::disk::{Disk, SystemDisk};
+use crate::model::TimeRange;
 use crate::model::labels::LabelIter;
 use crate::tsdb::chunkenc::{ENCODING_XOR, sample_count, xor::XorIterator};
 use crate::tsdb::error::{ReadError, WriteError};
@@ -20,6 +23,7 @@ use crate::tsdb::file::PageCache;
 use crate::tsdb::index::{
     BlockChunkRef, BlockSeriesRef, ChunkMeta, INDEX_FILE, IndexReader, LabelSymbols,
 };
+use crate::tsdb::source::Source;
 
 pub(crate) fn data_dir() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tsdb/blocks")
@@ -477,6 +481,49 @@ fn a_full_disk_is_told_and_leaves_no_block() {
     assert!(disk.list(&parent.join(meta.ulid.to_string())).is_err());
     disk.limit_bytes(None);
     write_block(&disk, parent, &meta, &contents, 5120).unwrap().unwrap();
+}
+
+/// A medium that cannot be read is another thing than bytes that are wrong, and it may pass.
+#[test]
+fn a_read_that_fails_is_no_damage_and_leaves_nothing_behind() {
+    let (meta, contents) = small_block();
+    let disk = FaultyDisk::new();
+    disk.create_dir_all(Path::new("/db")).unwrap();
+    write_block(&disk, Path::new("/db"), &meta, &contents, 5120).unwrap().unwrap();
+    let block = Path::new("/db").join(meta.ulid.to_string());
+    let is_io = |err: ReadError, file: &Path| match err {
+        ReadError::Io { path, source } => {
+            assert_eq!((&*path, source.kind()), (file, std::io::ErrorKind::TimedOut));
+        }
+        err => panic!("{err}"),
+    };
+    // While it is opened.
+    for file in [INDEX_FILE, "meta.json", "tombstones", "chunks/000002"] {
+        let file = block.join(file);
+        disk.fail_reads(&file, std::io::ErrorKind::TimedOut);
+        is_io(Block::open(&disk, &block, PageCache::new(1 << 20)).err().unwrap(), &file);
+        disk.allow_reads(&file);
+    }
+    // And once it is open.
+    let opened = Block::open(&disk, &block, PageCache::new(1 << 20)).unwrap();
+    let all = TimeRange { mint: i64::MIN, maxt: i64::MAX };
+    let read = || -> Result<usize, ReadError> {
+        let mut series = Vec::new();
+        opened.select(&[], all, &mut |found| {
+            series.push(found.series);
+            ControlFlow::Continue(())
+        })?;
+        let mut chunks = Vec::new();
+        series.into_iter().try_for_each(|found| opened.chunks(found, all, &mut chunks))?;
+        Ok(chunks.len())
+    };
+    let segment = block.join("chunks/000002");
+    disk.fail_reads(&segment, std::io::ErrorKind::TimedOut);
+    is_io(read().unwrap_err(), &segment);
+    disk.allow_reads(&segment);
+    // So small an index is in the cache by now.
+    disk.fail_reads(&block.join(INDEX_FILE), std::io::ErrorKind::TimedOut);
+    assert_eq!(read().unwrap(), 30);
 }
 
 #[test]

@@ -152,6 +152,16 @@ impl IndexReader {
         Ok(postings)
     }
 
+    /// No more series than these have room in the file.
+    pub(super) fn series_at_most(&self) -> u64 {
+        (self.toc.series_end() - self.toc.series) / SERIES_ALIGN + 1
+    }
+
+    pub(super) fn too_many_postings(&self) -> ReadError {
+        self.file
+            .corrupt(self.toc.postings_table, "a label has more postings than there are series")
+    }
+
     /// To read series with.
     pub fn series(&self) -> SeriesReader<'_> {
         SeriesReader {

@@ -47,7 +47,7 @@ impl IndexReader {
         if matcher.name.is_empty() {
             return Ok(Postings::empty());
         }
-        let mut lists = Vec::new();
+        let mut lists = Lists { of: Vec::new(), left: self.series_at_most() };
         match matcher.deciding() {
             Deciding::No => {}
             Deciding::These(values) => {
@@ -55,10 +55,7 @@ impl IndexReader {
                     if stop::is_asked() {
                         break;
                     }
-                    let list = self.postings(&matcher.name, value)?;
-                    if !list.is_empty() {
-                        lists.push(list);
-                    }
+                    self.keep(self.postings(&matcher.name, value)?, &mut lists)?;
                 }
             }
             Deciding::Every => self.collect(matcher, &mut lists, |_| true)?,
@@ -67,14 +64,14 @@ impl IndexReader {
                 self.collect(matcher, &mut lists, |value| matcher.matches(value) == unlike)?;
             }
         }
-        Ok(Postings::union(lists))
+        Ok(Postings::union(lists.of))
     }
 
     /// The postings of all values that are wanted.
     fn collect(
         &self,
         matcher: &Matcher,
-        lists: &mut Vec<Vec<u32>>,
+        lists: &mut Lists,
         is_wanted: impl Fn(&[u8]) -> bool,
     ) -> Result<(), ReadError> {
         let mut values = self.values(&matcher.name);
@@ -85,9 +82,28 @@ impl IndexReader {
             }
             walked += 1;
             if is_wanted(value) {
-                lists.push(self.postings_at(place)?);
+                self.keep(self.postings_at(place)?, lists)?;
             }
         }
         Ok(())
     }
+
+    /// Adds the postings of one more value. A series has one value of a label, so all of them come to
+    /// no more than there are series; else values share postings, and few bytes of a damaged file could
+    /// take any amount of memory.
+    fn keep(&self, list: Vec<u32>, lists: &mut Lists) -> Result<(), ReadError> {
+        let left = lists.left.checked_sub(list.len() as u64);
+        lists.left = left.ok_or_else(|| self.too_many_postings())?;
+        if !list.is_empty() {
+            lists.of.push(list);
+        }
+        Ok(())
+    }
+}
+
+/// Postings of values of one label.
+struct Lists {
+    of: Vec<Vec<u32>>,
+    /// How many more there can be.
+    left: u64,
 }

@@ -8,6 +8,7 @@ use super::*;
 use crate::disk::faulty::FaultyDisk;
 use crate::disk::{Disk, SystemDisk};
 use crate::model::labels::LabelIter;
+use crate::model::matcher::{MatchOp, Matcher};
 use crate::tsdb::block::tests::{data_dir, labels_of, open_index, recorded};
 use crate::tsdb::error::{ReadError, WriteError};
 use crate::tsdb::file::PageCache;
@@ -382,6 +383,34 @@ fn forged_numbers_are_errors() {
     forged[entry..entry + 2].copy_from_slice(&[0xff, 0x7f]);
     forge(&mut forged, toc.postings_table as usize);
     fails(forged);
+}
+
+/// A table in which two hundred values share the postings of all series.
+#[test]
+fn values_that_share_postings_take_no_more_memory_than_series() {
+    let (disk, index) = written(&many(40));
+    let (whole, toc) = (bytes_of(&disk), index.toc());
+    let entry = |name: &str, value: &str| {
+        let place = toc.postings.next_multiple_of(4);
+        let text = |text: &str| [&[text.len() as u8], text.as_bytes()].concat();
+        let mut entry = [&[2][..], &text(name), &text(value)].concat();
+        crate::model::varint::push_varint(&mut entry, place);
+        entry
+    };
+    let entries: Vec<u8> = (0..200).flat_map(|i| entry("v", &format!("{i:03}"))).collect();
+    let table = [&201_u32.to_be_bytes()[..], &entry("", ""), &entries].concat();
+    let mut forged = whole[..toc.postings_table as usize].to_vec();
+    forged.extend((table.len() as u32).to_be_bytes());
+    forged.extend(&table);
+    forged.extend(crc32c::crc32c(&table).to_be_bytes());
+    forged.extend(toc.encode());
+    let index = open_bytes(&forged).unwrap();
+    let select = |op, value: &[u8]| index.select(&[Matcher::new(op, b"v", value).unwrap()]);
+    assert_eq!(select(MatchOp::Equal, b"000").unwrap().into_iter().count(), 40);
+    for (op, value) in [(MatchOp::Regex, ".+"), (MatchOp::Regex, "0.*"), (MatchOp::Equal, "")] {
+        let err = select(op, value.as_bytes()).unwrap_err();
+        assert!(matches!(err, ReadError::Corrupt(_)), "{err}");
+    }
 }
 
 #[test]
