@@ -1,6 +1,7 @@
 //! The nouns every layer shares: times, tenants, references, labels, matchers. No I/O here.
 
 pub mod bytes;
+pub mod fingerprint;
 pub mod key_table;
 pub mod labels;
 pub mod matcher;

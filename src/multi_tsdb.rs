@@ -30,7 +30,7 @@ use crate::disk::{DirLock, Disk};
 use crate::error::chain;
 use crate::hashring::CurrentHashring;
 use crate::metrics::{Counter, Gauge, Registry};
-use crate::model::key_table::KeyHasher;
+use crate::model::fingerprint::Fingerprinter;
 use crate::model::tenant::TenantId;
 use crate::multi_tsdb::append_lane::AppendMetrics;
 pub use crate::multi_tsdb::append_lane::{AppendError, AppendLane};
@@ -88,7 +88,7 @@ pub struct MultiTsdb {
     disk: Arc<dyn Disk>,
     clock: Arc<dyn Clock>,
     registry: Registry,
-    hasher: KeyHasher,
+    fingerprinter: Fingerprinter,
     tenants: RwLock<HashMap<TenantId, Entry>>,
     /// Tenants found at start that are neither open nor quarantined yet.
     unopened: AtomicUsize,
@@ -200,7 +200,7 @@ impl MultiTsdb {
             disk,
             clock,
             registry: registry.clone(),
-            hasher: KeyHasher::random(),
+            fingerprinter: Fingerprinter::random(),
             tenants: RwLock::new(entries),
             unopened: AtomicUsize::new(found.len()),
             data_dir,
@@ -528,7 +528,7 @@ impl MultiTsdb {
                 &self.dir_of(id),
                 lock,
                 self.options.db.clone(),
-                self.hasher.clone(),
+                self.fingerprinter.clone(),
                 self.disk.clone(),
                 self.clock.clone(),
                 &self.registry,
@@ -556,8 +556,8 @@ impl MultiTsdb {
     }
 
     /// What decodes requests for tenants that do not exist yet hashes keys with.
-    pub fn hasher(&self) -> &KeyHasher {
-        &self.hasher
+    pub fn fingerprinter(&self) -> &Fingerprinter {
+        &self.fingerprinter
     }
 }
 

@@ -23,7 +23,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use parking_lot::RwLockReadGuard;
 use rustix::io::Errno;
 use tokio::time::Instant;
 
@@ -31,13 +30,13 @@ use crate::clock::Clock;
 use crate::disk::{DirLock, Disk};
 use crate::metrics::Registry;
 use crate::model::Timestamp;
-use crate::model::key_table::KeyHasher;
+use crate::model::fingerprint::Fingerprinter;
+use crate::model::key_table::Lookup;
 use crate::tsdb::head::Head;
 use crate::tsdb::head::append::{AppendReport, AppendResults, LogSide};
 use crate::tsdb::head::batch::Batch;
 use crate::tsdb::head::metrics::HeadMetrics;
 use crate::tsdb::head::replay::{ReplayReport, replay};
-use crate::tsdb::head::series::SeriesSet;
 use crate::tsdb::meta::Blocks;
 use crate::tsdb::options::DbOptions;
 use crate::tsdb::querier::Querier;
@@ -139,7 +138,7 @@ impl Db {
         dir: &Path,
         lock: Option<Box<dyn DirLock>>,
         options: DbOptions,
-        hasher: KeyHasher,
+        fingerprinter: Fingerprinter,
         disk: Arc<dyn Disk>,
         clock: Arc<dyn Clock>,
         registry: &Registry,
@@ -152,7 +151,7 @@ impl Db {
         let wal_dir = dir.join("wal");
         disk.create_dir_all(&wal_dir).map_err(OpenError::io("making", &wal_dir))?;
         let wal_metrics = WalMetrics::new(registry, tenant);
-        let (log, contents, report) = replay(hasher, floor, options.block_range, |take| {
+        let (log, contents, report) = replay(fingerprinter, floor, options.block_range, |take| {
             open_log(&*disk, &wal_dir, &wal_metrics, |found| take(found.record))
         })
         .map_err(OpenError::io("reading the log in", &wal_dir))?;
@@ -175,7 +174,7 @@ impl Db {
     }
 
     /// The series known now, to look a request up in.
-    pub fn lookup(&self) -> RwLockReadGuard<'_, SeriesSet> {
+    pub fn lookup(&self) -> Lookup {
         self.head.lookup()
     }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use ringest::clock::SystemClock;
 use ringest::disk::SystemDisk;
 use ringest::metrics::Registry;
-use ringest::model::key_table::KeyHasher;
+use ringest::model::fingerprint::Fingerprinter;
 use ringest::model::labels::push_label;
 use ringest::model::varint::push_varint;
 use ringest::tsdb::Db;
@@ -112,8 +112,10 @@ pub(crate) fn open(options: &DbOptions) -> BenchDb {
 pub(crate) fn open_in(dir: &std::path::Path, options: &DbOptions) -> Db {
     let lock = Db::lock(&SystemDisk, dir, options).expect("the lock");
     let (disk, clock) = (Arc::new(SystemDisk), Arc::new(SystemClock));
-    let (hasher, registry) = (KeyHasher::random(), Registry::new());
-    Db::open(dir, lock, options.clone(), hasher, disk, clock, &registry, "bench").expect("opens").db
+    let (fingerprinter, registry) = (Fingerprinter::random(), Registry::new());
+    Db::open(dir, lock, options.clone(), fingerprinter, disk, clock, &registry, "bench")
+        .expect("opens")
+        .db
 }
 
 /// Decodes a request against what the database knows.

@@ -3,10 +3,9 @@
 //!
 //! Input: one byte for the endpoint's manners, then the inflated body.
 
-use ringest::model::key_table::KeyHasher;
-use ringest::model::labels::SeriesKey;
+use ringest::model::fingerprint::Fingerprinter;
+use ringest::model::key_table::{KeyTable, Slot};
 use ringest::tsdb::head::batch::Batch;
-use ringest::tsdb::head::series::{Rules, SeriesSet};
 use ringest::write::Manners;
 use ringest::write::decode::decode_request;
 use ringest::write::label_rules::LabelCaps;
@@ -14,24 +13,42 @@ use ringest::write::label_rules::LabelCaps;
 /// Samples as (key, time, bits), and what was refused; `None` for a broken request.
 type Meaning = Option<(Vec<(Vec<u8>, i64, u64)>, Vec<(&'static str, u64)>)>;
 
+/// Series as a head knows them: their keys by slot.
+struct Known {
+    table: KeyTable,
+    keys: Vec<Vec<u8>>,
+}
+
+impl Known {
+    fn new(fingerprinter: Fingerprinter) -> Known {
+        Known { table: KeyTable::new(fingerprinter), keys: Vec::new() }
+    }
+}
+
 /// Decodes, and makes the new series as a head would.
-fn decode(request: &[u8], known: &mut SeriesSet, manners: Manners) -> Meaning {
+fn decode(request: &[u8], known: &mut Known, manners: Manners) -> Meaning {
     let mut batch = Batch::default();
-    let outcome = decode_request(request, known, manners, LabelCaps::default(), &mut batch).ok()?;
+    let lookup = known.table.lookup();
+    let outcome =
+        decode_request(request, &lookup, manners, LabelCaps::default(), &mut batch).ok()?;
     let mut slots = Vec::new();
+    let mut adder = known.table.adder();
     for new in &batch.new_series {
-        let key = batch.key(new);
-        let slot = known.find(new.hash, key, Rules::CANONICAL);
-        let slot = slot.unwrap_or_else(|| known.insert(new.hash, SeriesKey::from_canonical(key)));
+        let slot = adder.find_canonical(new.fingerprint).unwrap_or_else(|| {
+            let slot = known.keys.len() as Slot;
+            adder.add(new.fingerprint, slot);
+            known.keys.push(batch.key(new).to_vec());
+            slot
+        });
         slots.push(Some(slot));
     }
     for alias in &batch.aliases {
         let slot = Batch::slot_of(alias.series, &slots).expect("a new series has a slot");
-        known.insert_alias(batch.raw(alias), slot, alias.rules);
+        adder.add_alias(batch.raw(alias), slot, alias.rules);
     }
     let samples = batch.samples.iter().map(|sample| {
         let slot = Batch::slot_of(sample.series, &slots).expect("a sample has a series");
-        (known.key(slot).as_bytes().to_vec(), sample.t, sample.v)
+        (known.keys[slot as usize].clone(), sample.t, sample.v)
     });
     let refused = outcome.refusals.iter().map(|(reason, count, _)| (reason.as_str(), count));
     Some((samples.collect(), refused.collect()))
@@ -44,8 +61,8 @@ pub(crate) fn run(input: &[u8]) {
         0 => Manners::Thanos,
         _ => Manners::Prometheus,
     };
-    let hasher = KeyHasher::random();
-    let mut known = SeriesSet::new(hasher.clone());
+    let fingerprinter = Fingerprinter::random();
+    let mut known = Known::new(fingerprinter.clone());
     let first = decode(request, &mut known, manners);
     let again = decode(request, &mut known, manners);
     assert_eq!(first, again, "known and unknown");
@@ -53,7 +70,7 @@ pub(crate) fn run(input: &[u8]) {
     if first.is_some() {
         let twice = [request, request].concat();
         let warm = decode(&twice, &mut known, manners);
-        let cold = decode(&twice, &mut SeriesSet::new(hasher), manners);
+        let cold = decode(&twice, &mut Known::new(fingerprinter), manners);
         assert_eq!(warm, cold, "known and unknown, twice");
     }
 }

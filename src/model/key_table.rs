@@ -1,17 +1,27 @@
-//! Raw label bytes to slot.
+//! Fingerprints of label bytes to slots, read without a lock.
 //!
-//! An open-addressing table of 8-byte entries: 32 bits of the key's hash and the slot. It holds no
-//! keys; a hit is always confirmed by comparing the bytes the caller keeps for that slot. Entries
-//! are ordered by hash (the index is the hash's top bits), so growing is one streaming pass.
+//! An open-addressing table of 16-byte entries:
 //!
-//! The hash is keyed with secrets drawn per process: whoever can choose labels cannot choose
-//! collisions.
+//! ```text
+//! ┌───────────────────┬──────────────────┬─────────────────┐
+//! │ high, all 64 bits │ low, all 32 bits │ slot + 1, 32 b. │   slot + 1 = 0: empty
+//! └───────────────────┴──────────────────┴─────────────────┘
+//! ```
+//!
+//! The place of an entry is taken from the upper bits of `high`, so entries lie in its order and
+//! growing is one streaming pass, by half each time: 21 to 32 bytes an entry.
+//!
+//! One thread at a time adds entries, any number look up meanwhile. An entry is never moved or
+//! overwritten where a look-up can see it: its slot is written last, and a table that is full is
+//! copied into a larger one aside, which look-ups that begin later see.
 
-use rapidhash::v3::{RapidSecrets, rapidhash_v3_inline};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-/// 32 bits of a keyed hash of label bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct KeyHash(u32);
+use arc_swap::ArcSwap;
+use parking_lot::{Mutex, MutexGuard};
+
+use crate::model::fingerprint::{Fingerprint, Fingerprinter};
 
 /// An index of a series within a head. Unlike a series ref it may be used again.
 pub type Slot = u32;
@@ -19,153 +29,316 @@ pub type Slot = u32;
 /// The largest number of slots: entries hold `slot + 1` in 32 bits.
 pub const SLOTS_MAX: usize = u32::MAX as usize - 1;
 
-const EMPTY: u64 = 0;
-const ENTRIES_MIN_BITS: u32 = 6;
+const ENTRIES_MIN: usize = 64;
 
-/// Secrets of one process. One table's hash of a key means nothing to another process.
-#[derive(Clone)]
-pub struct KeyHasher(RapidSecrets);
+/// The rules that label bytes were judged by.
+///
+/// A canonical key means its series under all rules, but for one weakness: a series without metric
+/// name, or not UTF-8, that `/api/v1/receive` made is then taken on `/api/v1/write`, too. Other
+/// bytes, an *alias*, mean it under the rules that accepted them, and nothing under others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rules(pub u8);
 
-impl KeyHasher {
-    pub fn random() -> KeyHasher {
-        KeyHasher(RapidSecrets::random())
-    }
+/// What tells an alias' entry from one of the same bytes under other rules: a part of a secret, by
+/// which its `low` differs.
+#[derive(Clone, Copy)]
+pub struct RulesMark(u32);
 
-    #[inline]
-    pub fn hash(&self, key: &[u8]) -> KeyHash {
-        KeyHash((rapidhash_v3_inline::<true, false, false>(key, &self.0) >> 32) as u32)
-    }
-}
-
+/// Which bytes mean which slot.
 pub struct KeyTable {
-    entries: Box<[u64]>,
-    /// log2 of the number of entries.
-    bits: u32,
-    len: usize,
+    entries: ArcSwap<Entries>,
+    /// Who adds. Not taken to look up.
+    counts: Mutex<Counts>,
 }
 
-impl Default for KeyTable {
-    fn default() -> KeyTable {
-        KeyTable { entries: empty(ENTRIES_MIN_BITS), bits: ENTRIES_MIN_BITS, len: 0 }
-    }
+#[derive(Clone, Copy, Default)]
+struct Counts {
+    series: usize,
+    aliases: usize,
 }
+
+/// A table as it was when the look-up began, and what has been added to it since.
+#[derive(Clone)]
+pub struct Lookup(Arc<Entries>);
+
+/// Adds entries, alone.
+pub struct Adder<'t> {
+    table: &'t KeyTable,
+    entries: Arc<Entries>,
+    counts: MutexGuard<'t, Counts>,
+}
+
+struct Entries {
+    fingerprinter: Fingerprinter,
+    /// Odd, so that no two rules have one mark and none has the mark 0.
+    mark_factor: u32,
+    entries: Box<[Entry]>,
+}
+
+#[derive(Default)]
+struct Entry {
+    high: AtomicU64,
+    low_and_slot: AtomicU64,
+}
+
+/// Aliases per series, on average: beyond it the slow path serves.
+const ALIASES_PER_SERIES: usize = 1;
 
 impl KeyTable {
-    pub fn len(&self) -> usize {
-        self.len
+    pub fn new(fingerprinter: Fingerprinter) -> KeyTable {
+        let secret = fingerprinter.of(b"marks of rules").low;
+        let entries = Entries::empty(fingerprinter, secret | 1, ENTRIES_MIN);
+        KeyTable { entries: ArcSwap::from_pointee(entries), counts: Mutex::default() }
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
+    /// Sees what was added before, and may see what is added meanwhile.
+    pub fn lookup(&self) -> Lookup {
+        Lookup(self.entries.load_full())
     }
 
-    /// Bytes of memory the entries take.
+    /// Waits for whoever adds now.
+    pub fn adder(&self) -> Adder<'_> {
+        let counts = self.counts.lock();
+        Adder { table: self, entries: self.entries.load_full(), counts }
+    }
+
+    /// Bytes of memory that the entries take.
     pub fn bytes(&self) -> usize {
-        self.entries.len() * size_of::<u64>()
+        self.entries.load().entries.len() * size_of::<Entry>()
+    }
+}
+
+impl Lookup {
+    #[inline]
+    pub fn fingerprint(&self, key: &[u8]) -> Fingerprint {
+        self.0.fingerprinter.of(key)
     }
 
-    /// The slot that the hash likely means, if any: reading it for many keys in a row brings their
-    /// table lines at once. [`KeyTable::find`] judges.
-    #[inline]
-    pub fn likely_slot(&self, hash: KeyHash) -> Option<Slot> {
-        let index = self.index(hash);
-        // Entries are eight to a line; nearly every key is at its first place or the next.
-        let next = (index + 1) & (self.entries.len() - 1);
-        let is_likely = |entry: &u64| (entry >> 32) as u32 == hash.0;
-        [self.entries[index], self.entries[next]].into_iter().find(is_likely).and_then(slot_of)
+    /// What [`Lookup::find`] takes for these rules.
+    pub fn mark(&self, rules: Rules) -> RulesMark {
+        RulesMark((u32::from(rules.0) + 1).wrapping_mul(self.0.mark_factor))
     }
 
-    /// The slot under this hash whose key the caller says is the one sought.
+    /// Brings the line of a key's entry. For many keys in a row their misses overlap, while look-ups
+    /// alone would wait for each.
     #[inline]
-    pub fn find(&self, hash: KeyHash, mut is_key: impl FnMut(Slot) -> bool) -> Option<Slot> {
-        let mask = self.entries.len() - 1;
-        let mut index = self.index(hash);
+    pub fn touch(&self, key: Fingerprint) -> u64 {
+        self.0.entries[self.0.place(key.high)].high.load(Ordering::Relaxed)
+    }
+
+    /// The slot that label bytes mean under the rules of a mark.
+    #[inline]
+    pub fn find(&self, key: Fingerprint, rules: RulesMark) -> Option<Slot> {
+        self.0.find(key.high, |low| low == key.low || low == key.low ^ rules.0)
+    }
+
+    /// The slot of a canonical key.
+    #[inline]
+    pub fn find_canonical(&self, key: Fingerprint) -> Option<Slot> {
+        self.0.find(key.high, |low| low == key.low)
+    }
+}
+
+impl Adder<'_> {
+    /// How many series have an entry.
+    pub fn series_count(&self) -> usize {
+        self.counts.series
+    }
+
+    /// See [`Lookup::touch`].
+    pub fn touch(&self, key: Fingerprint) -> u64 {
+        self.entries.entries[self.entries.place(key.high)].high.load(Ordering::Relaxed)
+    }
+
+    pub fn find_canonical(&self, key: Fingerprint) -> Option<Slot> {
+        self.entries.find(key.high, |low| low == key.low)
+    }
+
+    /// Adds a series. The caller upholds that its key is not in the table.
+    pub fn add(&mut self, key: Fingerprint, slot: Slot) {
+        self.counts.series += 1;
+        self.place(key.high, key.low, slot);
+    }
+
+    /// Lets `raw`, which is not the canonical key of `slot`, mean it under the rules, unless there
+    /// are too many aliases already.
+    pub fn add_alias(&mut self, raw: &[u8], slot: Slot, rules: Rules) {
+        let lookup = Lookup(self.entries.clone());
+        let (key, mark) = (lookup.fingerprint(raw), lookup.mark(rules));
+        drop(lookup);
+        let has_room = self.counts.aliases < self.counts.series * ALIASES_PER_SERIES;
+        let is_known = |low| low == key.low || low == key.low ^ mark.0;
+        if has_room && self.entries.find(key.high, is_known).is_none() {
+            self.counts.aliases += 1;
+            self.place(key.high, key.low ^ mark.0, slot);
+        }
+    }
+
+    fn place(&mut self, high: u64, low: u32, slot: Slot) {
+        assert!((slot as usize) < SLOTS_MAX);
+        let count = self.counts.series + self.counts.aliases;
+        if count * 4 > self.entries.entries.len() * 3 {
+            self.entries = Arc::new(self.entries.grown());
+            self.table.entries.store(self.entries.clone());
+        }
+        self.entries.add(high, (u64::from(low) << 32) | (u64::from(slot) + 1));
+    }
+}
+
+impl Entries {
+    fn empty(fingerprinter: Fingerprinter, mark_factor: u32, len: usize) -> Entries {
+        let entries = std::iter::repeat_with(Entry::default).take(len).collect();
+        Entries { fingerprinter, mark_factor, entries }
+    }
+
+    fn grown(&self) -> Entries {
+        let len = self.entries.len() / 2 * 3;
+        let grown = Entries::empty(self.fingerprinter.clone(), self.mark_factor, len);
+        for entry in &self.entries {
+            let low_and_slot = entry.low_and_slot.load(Ordering::Relaxed);
+            if low_and_slot != 0 {
+                grown.add(entry.high.load(Ordering::Relaxed), low_and_slot);
+            }
+        }
+        grown
+    }
+
+    /// Writes an entry at the first empty place of its key.
+    fn add(&self, high: u64, low_and_slot: u64) {
+        let mut place = self.place(high);
+        while self.entries[place].low_and_slot.load(Ordering::Relaxed) != 0 {
+            place = self.place_behind(place);
+        }
+        self.entries[place].high.store(high, Ordering::Relaxed);
+        // Whoever sees it sees all of the entry.
+        self.entries[place].low_and_slot.store(low_and_slot, Ordering::Release);
+    }
+
+    #[inline]
+    fn find(&self, high: u64, is_low: impl Fn(u32) -> bool) -> Option<Slot> {
+        let mut place = self.place(high);
         loop {
-            let entry = self.entries[index];
-            let slot = slot_of(entry)?;
-            if (entry >> 32) as u32 == hash.0 && is_key(slot) {
+            let entry = &self.entries[place];
+            let low_and_slot = entry.low_and_slot.load(Ordering::Acquire);
+            let slot = (low_and_slot as u32).checked_sub(1)?;
+            if is_low((low_and_slot >> 32) as u32) && entry.high.load(Ordering::Relaxed) == high {
                 return Some(slot);
             }
-            index = (index + 1) & mask;
+            place = self.place_behind(place);
         }
     }
 
-    /// Adds an entry. The caller upholds that the key is not in the table.
-    pub fn insert(&mut self, hash: KeyHash, slot: Slot) {
-        assert!((slot as usize) < SLOTS_MAX);
-        if (self.len + 1) * 4 > self.entries.len() * 3 {
-            self.grow();
-        }
-        self.place(u64::from(hash.0) << 32 | (u64::from(slot) + 1));
-        self.len += 1;
-    }
-
-    fn place(&mut self, entry: u64) {
-        let mask = self.entries.len() - 1;
-        let mut index = self.index(KeyHash((entry >> 32) as u32));
-        while self.entries[index] != EMPTY {
-            index = (index + 1) & mask;
-        }
-        self.entries[index] = entry;
-    }
-
-    fn grow(&mut self) {
-        self.bits += 1;
-        let old = std::mem::replace(&mut self.entries, empty(self.bits));
-        for entry in old {
-            if entry != EMPTY {
-                self.place(entry);
-            }
-        }
+    /// Where the search for a key begins.
+    #[inline]
+    fn place(&self, high: u64) -> usize {
+        ((u128::from(high) * self.entries.len() as u128) >> 64) as usize
     }
 
     #[inline]
-    fn index(&self, hash: KeyHash) -> usize {
-        (hash.0 >> (32 - self.bits)) as usize & (self.entries.len() - 1)
+    fn place_behind(&self, place: usize) -> usize {
+        let behind = place + 1;
+        if behind == self.entries.len() { 0 } else { behind }
     }
-}
-
-fn empty(bits: u32) -> Box<[u64]> {
-    assert!(bits <= 32, "the index is taken from 32 bits of hash");
-    vec![EMPTY; 1 << bits].into_boxed_slice()
-}
-
-#[inline]
-fn slot_of(entry: u64) -> Option<Slot> {
-    (entry as u32).checked_sub(1)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicUsize;
+
     use super::*;
+
+    const RULES: Rules = Rules(1);
+
+    fn table() -> KeyTable {
+        KeyTable::new(Fingerprinter::random())
+    }
 
     #[test]
     fn every_key_is_found_and_no_other() {
-        let hasher = KeyHasher::random();
-        let mut table = KeyTable::default();
+        let table = table();
         let keys: Vec<String> = (0..10_000).map(|i| format!("key {i}")).collect();
-        let find = |table: &KeyTable, key: &str| {
-            table.find(hasher.hash(key.as_bytes()), |slot| keys[slot as usize] == key)
+        let find = |key: &str| {
+            let lookup = table.lookup();
+            lookup.find(lookup.fingerprint(key.as_bytes()), lookup.mark(RULES))
         };
         for (slot, key) in keys.iter().enumerate() {
-            assert_eq!(find(&table, key), None);
-            table.insert(hasher.hash(key.as_bytes()), slot as Slot);
+            assert_eq!(find(key), None);
+            table.adder().add(table.lookup().fingerprint(key.as_bytes()), slot as Slot);
         }
         for (slot, key) in keys.iter().enumerate() {
-            assert_eq!(find(&table, key), Some(slot as Slot));
+            assert_eq!(find(key), Some(slot as Slot));
         }
-        assert_eq!(table.len(), keys.len());
+        assert_eq!(table.adder().series_count(), keys.len());
         assert!(table.bytes() <= 32 * keys.len());
     }
 
     #[test]
-    fn keys_of_one_hash_are_told_apart() {
-        let mut table = KeyTable::default();
-        for slot in 0..40 {
-            table.insert(KeyHash(u32::MAX), slot);
+    fn keys_of_one_place_are_told_apart() {
+        let table = table();
+        let key = |low| Fingerprint { high: u64::MAX, low };
+        for slot in 0..200 {
+            table.adder().add(key(slot), slot);
         }
-        for slot in 0..40 {
-            assert_eq!(table.find(KeyHash(u32::MAX), |found| found == slot), Some(slot));
+        for slot in 0..200 {
+            assert_eq!(table.lookup().find_canonical(key(slot)), Some(slot));
         }
+        assert_eq!(table.lookup().find_canonical(key(200)), None);
+    }
+
+    #[test]
+    fn an_alias_means_its_series_under_its_rules_alone() {
+        let table = table();
+        let add = |key: &[u8], slot| table.adder().add(table.lookup().fingerprint(key), slot);
+        let find = |key: &[u8], rules| {
+            let lookup = table.lookup();
+            lookup.find(lookup.fingerprint(key), lookup.mark(Rules(rules)))
+        };
+        add(b"canonical", 3);
+        table.adder().add_alias(b"other", 3, RULES);
+        table.adder().add_alias(b"one too many", 3, RULES);
+        for rules in 0..=u8::MAX {
+            assert_eq!(find(b"canonical", rules), Some(3));
+            assert_eq!(find(b"other", rules), (rules == RULES.0).then_some(3));
+            assert_eq!(find(b"one too many", rules), None);
+        }
+        assert_eq!(table.lookup().find_canonical(table.lookup().fingerprint(b"other")), None);
+        add(b"second", 4);
+        table.adder().add_alias(b"other", 4, Rules(2));
+        assert_eq!((find(b"other", 1), find(b"other", 2)), (Some(3), Some(4)));
+    }
+
+    #[test]
+    fn look_ups_see_whole_entries_while_the_table_grows() {
+        const KEYS: usize = 20_000;
+        let table = table();
+        // Of each key both halves and the slot say the same number.
+        let key = |i: usize| {
+            let high = (i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            Fingerprint { high, low: i as u32 }
+        };
+        let added = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    loop {
+                        let known = added.load(Ordering::Acquire);
+                        let lookup = table.lookup();
+                        let from = known.saturating_sub(50);
+                        for i in from..known {
+                            assert_eq!(lookup.find_canonical(key(i)), Some(i as Slot));
+                        }
+                        let next = lookup.find_canonical(key(known));
+                        assert!(next.is_none_or(|slot| slot as usize == known));
+                        if known == KEYS {
+                            break;
+                        }
+                    }
+                });
+            }
+            for i in 0..KEYS {
+                table.adder().add(key(i), i as Slot);
+                added.store(i + 1, Ordering::Release);
+            }
+        });
     }
 }

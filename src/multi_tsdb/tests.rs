@@ -7,7 +7,7 @@ use crate::clock::ManualClock;
 use crate::disk::faulty::{FailedSync, FaultyDisk};
 use crate::model::labels::KeyBuilder;
 use crate::tsdb::head::batch::Batch;
-use crate::tsdb::head::series::Rules;
+use crate::tsdb::head::tests::series_number;
 
 const NOW: i64 = 1_700_000_000_000;
 
@@ -159,11 +159,7 @@ fn append(tenant: &Tenant, t: i64) {
     let mut key = KeyBuilder::default();
     key.push(b"__name__", b"m");
     let mut batch = Batch::default();
-    let known = tenant.db.lookup();
-    let hash = known.hash(key.as_bytes());
-    let found = known.find(hash, key.as_bytes(), Rules::CANONICAL);
-    drop(known);
-    let series = found.unwrap_or_else(|| batch.push_new_series(hash, key.as_bytes()));
+    let series = series_number(&tenant.db, &mut batch, key.as_bytes());
     batch.push(series, NOW + t, 1);
     assert_eq!(tenant.db.append(&batch).unwrap().stored, 1);
 }

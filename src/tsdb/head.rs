@@ -1,10 +1,10 @@
 //! The head: everything of a tenant that is in no block yet, in memory and in the log.
 //!
-//! A series has a *slot*, its index here, and a *ref*, which the log knows it by. Three locks, always
-//! taken in this order:
+//! A series has a *slot*, its index here, and a *ref*, which the log knows it by. A request finds the
+//! slots of its series without a lock. Three locks are always taken in this order:
 //!
 //! 1. `log`: one request at a time is checked, logged and applied (see [`append`]);
-//! 2. `series`: keys by bytes and by slot; a request looks its series up under a shared guard;
+//! 2. `keys`: labels by slot;
 //! 3. `states`: the samples; readers copy a few hundred series' open chunks at a time under a shared
 //!    guard, so an append waits for microseconds at most.
 
@@ -19,15 +19,17 @@ pub mod series;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
-use parking_lot::{Mutex, RwLock, RwLockReadGuard};
+use parking_lot::{Mutex, RwLock};
 
 use crate::clock::Clock;
 use crate::model::Timestamp;
-use crate::model::key_table::KeyHasher;
+use crate::model::fingerprint::Fingerprinter;
+use crate::model::key_table::{KeyTable, Lookup};
+use crate::model::labels::SeriesKey;
 use crate::tsdb::head::append::LogSide;
 use crate::tsdb::head::metrics::HeadMetrics;
 use crate::tsdb::head::postings::MemPostings;
-use crate::tsdb::head::series::{SeriesSet, States};
+use crate::tsdb::head::series::States;
 use crate::tsdb::options::DbOptions;
 
 pub struct Head {
@@ -41,16 +43,18 @@ pub struct Head {
     /// Times of the oldest and newest sample; reversed while there is none.
     min_time: AtomicI64,
     max_time: AtomicI64,
+    known: KeyTable,
     postings: MemPostings,
 
     log: Mutex<LogSide>,
-    series: RwLock<SeriesSet>,
+    keys: RwLock<Vec<SeriesKey>>,
     states: RwLock<States>,
 }
 
 /// What a head is made of before it has a log: replay fills it alone, without locks.
 pub struct HeadContents {
-    pub series: SeriesSet,
+    pub known: KeyTable,
+    pub keys: Vec<SeriesKey>,
     pub states: States,
     pub postings: MemPostings,
     pub min_time: Timestamp,
@@ -58,9 +62,10 @@ pub struct HeadContents {
 }
 
 impl HeadContents {
-    pub fn new(hasher: KeyHasher) -> HeadContents {
+    pub fn new(fingerprinter: Fingerprinter) -> HeadContents {
         HeadContents {
-            series: SeriesSet::new(hasher),
+            known: KeyTable::new(fingerprinter),
+            keys: Vec::new(),
             states: States::default(),
             postings: MemPostings::new(),
             min_time: Timestamp::MAX,
@@ -78,7 +83,7 @@ impl Head {
         contents: HeadContents,
         log: LogSide,
     ) -> Head {
-        metrics.series.set(contents.series.len() as f64);
+        metrics.series.set(contents.keys.len() as f64);
         // Counted as an integer: no floats at all add up to -0.
         let chunk_count: usize = contents.states.iter().map(|state| state.chunk_count()).sum();
         metrics.chunks.set(chunk_count as f64);
@@ -89,9 +94,10 @@ impl Head {
             floor,
             min_time: AtomicI64::new(contents.min_time),
             max_time: AtomicI64::new(contents.max_time),
+            known: contents.known,
             postings: contents.postings,
             log: Mutex::new(log),
-            series: RwLock::new(contents.series),
+            keys: RwLock::new(contents.keys),
             states: RwLock::new(contents.states),
         };
         head.show_time_range();
@@ -99,12 +105,12 @@ impl Head {
     }
 
     /// The series known now, to look a request up in.
-    pub fn lookup(&self) -> RwLockReadGuard<'_, SeriesSet> {
-        self.series.read()
+    pub fn lookup(&self) -> Lookup {
+        self.known.lookup()
     }
 
     pub fn series_count(&self) -> usize {
-        self.series.read().len()
+        self.keys.read().len()
     }
 
     /// Times of the oldest and the newest sample held.

@@ -27,8 +27,8 @@ fn open_at(disk: &FaultyDisk, now: i64) -> Db {
     let dir = Path::new(DIR);
     let lock = Db::lock(disk, dir, &options()).unwrap();
     let (disk, clock) = (Arc::new(disk.clone()), Arc::new(ManualClock::at(now)));
-    let hasher = KeyHasher::random();
-    Db::open(dir, lock, options(), hasher, disk, clock, &Registry::new(), "t").unwrap().db
+    let fingerprinter = Fingerprinter::random();
+    Db::open(dir, lock, options(), fingerprinter, disk, clock, &Registry::new(), "t").unwrap().db
 }
 
 /// Appends a sample of a series with a long name of its own.
@@ -130,9 +130,10 @@ fn a_log_that_cannot_be_made_durable_is_not_served() {
     killed.fail_syncs(1, crate::disk::faulty::FailedSync::KeepsBytes);
     let lock = Db::lock(&killed, Path::new(DIR), &options()).unwrap();
     let (shared, clock) = (Arc::new(killed.clone()), Arc::new(ManualClock::at(NOW)));
-    let hasher = KeyHasher::random();
+    let fingerprinter = Fingerprinter::random();
     let registry = Registry::new();
-    let opened = Db::open(Path::new(DIR), lock, options(), hasher, shared, clock, &registry, "t");
+    let opened =
+        Db::open(Path::new(DIR), lock, options(), fingerprinter, shared, clock, &registry, "t");
     let error = opened.err().unwrap();
     assert_eq!(error.to_string(), "syncing the log in /t/wal");
 }
@@ -169,9 +170,10 @@ fn what_is_not_served_is_found() {
     disk.create_dir_all(Path::new("/t/wbl")).unwrap();
     disk.create(Path::new("/t/wbl/00000000")).unwrap().write_all_at(&[0; 7], 0).unwrap();
     let (shared, clock) = (Arc::new(disk.clone()), Arc::new(ManualClock::at(NOW)));
-    let hasher = KeyHasher::random();
+    let fingerprinter = Fingerprinter::random();
     let registry = Registry::new();
-    let opened = Db::open(Path::new(DIR), None, options(), hasher, shared, clock, &registry, "t");
+    let opened =
+        Db::open(Path::new(DIR), None, options(), fingerprinter, shared, clock, &registry, "t");
     let Opened { blocks, out_of_order_log_bytes, .. } = opened.unwrap();
     assert_eq!((blocks.count, blocks.range, out_of_order_log_bytes), (1, Some((0, NOW - HOUR)), 7));
 }

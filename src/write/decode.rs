@@ -1,18 +1,13 @@
 //! A remote write 1.0 request into a batch: known series by their bytes, others by a full read.
 //!
-//! A known series costs one comparison of its label bytes. Messages are taken sixteen at a time, so
-//! that the cache misses of their look-ups overlap. Where the sender repeats its order, the next
-//! series is guessed to be the next slot, and a right guess skips hash and table.
+//! A known series costs a fingerprint of its label bytes and one line of the table. Messages are
+//! taken sixteen at a time, so that the cache misses of their look-ups overlap.
 
-use std::ops::Deref;
-
-use parking_lot::RwLockReadGuard;
-
-use crate::model::key_table::{KeyHash, Slot};
+use crate::model::fingerprint::Fingerprint;
+use crate::model::key_table::{Lookup, Rules, RulesMark};
 use crate::model::labels::KeyBuilder;
 use crate::model::varint::split_len_prefixed;
 use crate::tsdb::head::batch::Batch;
-use crate::tsdb::head::series::{Rules, SeriesSet};
 use crate::wire::remote_write_v1::{
     DecodeError, RequestField, RequestFields, SeriesField, SeriesFields, check_message,
     split_tail_sample,
@@ -23,10 +18,6 @@ use crate::write::{Manners, WriteOutcome};
 
 /// Messages looked up together.
 const WINDOW: usize = 16;
-
-/// Windows looked up before those who make series have their turn: half a millisecond, as they keep
-/// all other requests of the tenant waiting that come behind them.
-const WINDOWS_PER_HOLD: usize = 128;
 
 /// The shortest sample with a time after 1971: two bytes of header, a tag and six of time.
 const SAMPLE_BYTES_MIN: usize = 9;
@@ -47,12 +38,11 @@ pub(super) fn samples_max(bytes: usize) -> usize {
 /// label rules refuse are counted in the outcome, their samples are not in the batch.
 pub fn decode_request(
     request: &[u8],
-    known: &SeriesSet,
+    known: &Lookup,
     manners: Manners,
     caps: LabelCaps,
     batch: &mut Batch,
 ) -> Result<WriteOutcome, DecodeError> {
-    let known = Known::Alone(known);
     decode_fields(RequestFields::new(request), request.len(), known, manners, caps, batch)
 }
 
@@ -61,19 +51,19 @@ pub fn decode_request(
 pub fn decode_fields<'r>(
     fields: impl IntoIterator<Item = Result<RequestField<'r>, DecodeError>>,
     bytes: usize,
-    known: Known<'_>,
+    known: &Lookup,
     manners: Manners,
     caps: LabelCaps,
     batch: &mut Batch,
 ) -> Result<WriteOutcome, DecodeError> {
     let mut decoder = Decoder {
         known,
+        rules: known.mark(rules(manners)),
         manners,
         caps,
         samples_max: samples_max(bytes),
         batch,
         outcome: WriteOutcome::default(),
-        guess: Guess::default(),
         place: 0,
         labels: Vec::new(),
         label_count: 0,
@@ -81,7 +71,6 @@ pub fn decode_fields<'r>(
     };
     let mut window = [&[][..]; WINDOW];
     let mut filled = 0;
-    let mut windows = 0;
     for field in fields {
         match field? {
             RequestField::TimeSeries(series) => {
@@ -90,10 +79,6 @@ pub fn decode_fields<'r>(
                 if filled == WINDOW {
                     decoder.decode_window(&window)?;
                     filled = 0;
-                    windows += 1;
-                    if windows % WINDOWS_PER_HOLD == 0 {
-                        decoder.known.let_others_in();
-                    }
                 }
             }
             RequestField::Metadata(metadata) => {
@@ -106,36 +91,14 @@ pub fn decode_fields<'r>(
     Ok(decoder.outcome)
 }
 
-/// The series that a request is looked up in.
-pub enum Known<'k> {
-    /// Nobody makes series in it meanwhile.
-    Alone(&'k SeriesSet),
-    /// Others wait to make some. They keep their slots, so the lock may change hands in between.
-    Shared(RwLockReadGuard<'k, SeriesSet>),
-}
-
-impl Known<'_> {
-    fn let_others_in(&mut self) {
-        if let Known::Shared(guard) = self {
-            RwLockReadGuard::bump(guard);
-        }
-    }
-}
-
-impl Deref for Known<'_> {
-    type Target = SeriesSet;
-
-    #[inline]
-    fn deref(&self) -> &SeriesSet {
-        match self {
-            Known::Alone(set) => set,
-            Known::Shared(guard) => guard,
-        }
-    }
+/// The rules under which an alias holds. Caps do not change while the process runs.
+fn rules(manners: Manners) -> Rules {
+    Rules(manners as u8)
 }
 
 struct Decoder<'r, 'k> {
-    known: Known<'k>,
+    known: &'k Lookup,
+    rules: RulesMark,
     manners: Manners,
     caps: LabelCaps,
     /// A sample takes 72 bytes on its way to the log, and two of a request if it is all zero. So
@@ -143,7 +106,6 @@ struct Decoder<'r, 'k> {
     samples_max: usize,
     batch: &'k mut Batch,
     outcome: WriteOutcome,
-    guess: Guess,
     /// The place of the series at hand in the request.
     place: u32,
     /// Labels of the series at hand, reused; of too many only as many as prove it.
@@ -152,65 +114,37 @@ struct Decoder<'r, 'k> {
     key: KeyBuilder,
 }
 
-/// Which slot the next series is likely to have.
-#[derive(Default)]
-struct Guess {
-    next: Slot,
-    /// Windows in a row whose first guess was wrong.
-    wrong: u32,
-    windows: u32,
-}
-
-impl Guess {
-    /// After this many wrong windows a guess is only tried now and then.
-    const WRONG_MAX: u32 = 4;
-    const RETRY_EVERY: u32 = 32;
-
-    fn is_worth_trying(&mut self) -> bool {
-        self.windows = self.windows.wrapping_add(1);
-        self.wrong < Self::WRONG_MAX || self.windows.is_multiple_of(Self::RETRY_EVERY)
-    }
-}
-
-/// Hash and bytes of a series' labels, and its one sample.
-type Sought<'r> = (KeyHash, &'r [u8], i64, u64);
+/// Fingerprint and bytes of a series' labels, and its one sample.
+type Sought<'r> = (Fingerprint, &'r [u8], i64, u64);
 
 impl<'r> Decoder<'r, '_> {
     fn decode_window(&mut self, window: &[&'r [u8]]) -> Result<(), DecodeError> {
         let before = self.outcome.series;
         self.outcome.series += window.len() as u64;
-        let guessed = if self.guess.is_worth_trying() { self.take_guessed(window) } else { 0 };
-        let window = &window[guessed..];
         let mut sought: [Option<Sought<'r>>; WINDOW] = [None; WINDOW];
-        let mut touched = 0u8;
+        let mut touched = 0;
         for (series, sought) in window.iter().zip(&mut sought) {
             if let Some((raw, t, v)) = split_tail_sample(series) {
-                let hash = self.known.hash(raw);
-                *sought = Some((hash, raw, t, v));
+                let key = self.known.fingerprint(raw);
+                touched ^= self.known.touch(key);
+                *sought = Some((key, raw, t, v));
             }
-        }
-        for (hash, ..) in sought.iter().flatten() {
-            touched = touched.wrapping_add(self.known.touch(*hash));
         }
         std::hint::black_box(touched);
         for (i, (series, sought)) in window.iter().zip(&sought).enumerate() {
-            let found = sought.and_then(|(hash, raw, t, v)| {
-                Some((self.known.find(hash, raw, self.rules())?, t, v))
-            });
+            let found =
+                sought.and_then(|(key, _, t, v)| Some((self.known.find(key, self.rules)?, t, v)));
             match (found, sought) {
-                (Some((slot, t, v)), _) => {
-                    self.batch.push(slot, t, v);
-                    self.guess.next = slot + 1;
-                }
+                (Some((slot, t, v)), _) => self.batch.push(slot, t, v),
                 (None, sought) => {
                     // A request has fewer series than it has bytes, of which there are fewer than
                     // 2^32.
-                    self.place = (before + (guessed + i) as u64) as u32;
+                    self.place = (before + i as u64) as u32;
                     let first_sample = self.batch.samples.len();
                     match sought {
                         // Labels and one sample: the series is new.
-                        Some((hash, raw, ..)) if split_labels(raw).1.is_empty() => {
-                            self.decode_fully(series, *hash, raw)?;
+                        Some((key, raw, ..)) if split_labels(raw).1.is_empty() => {
+                            self.decode_fully(series, *key, raw)?;
                         }
                         _ => self.decode_unusual(series)?,
                     }
@@ -225,27 +159,11 @@ impl<'r> Decoder<'r, '_> {
         Ok(())
     }
 
-    /// Takes series from the window's front for as long as each is the one guessed.
-    fn take_guessed(&mut self, window: &[&'r [u8]]) -> usize {
-        let mut taken = 0;
-        for series in window {
-            let Some((raw, t, v)) = split_tail_sample(series) else { break };
-            if !self.known.is_key(self.guess.next, raw) {
-                break;
-            }
-            self.batch.push(self.guess.next, t, v);
-            self.guess.next += 1;
-            taken += 1;
-        }
-        self.guess.wrong = if taken == 0 { self.guess.wrong.saturating_add(1) } else { 0 };
-        taken
-    }
-
     /// A series with another number of samples than one, or an unusual encoding.
     fn decode_unusual(&mut self, series: &'r [u8]) -> Result<(), DecodeError> {
         let (raw, rest) = split_labels(series);
-        let hash = self.known.hash(raw);
-        if let Some(slot) = self.known.find(hash, raw, self.rules()) {
+        let key = self.known.fingerprint(raw);
+        if let Some(slot) = self.known.find(key, self.rules) {
             let first_sample = self.batch.samples.len();
             let mut fields = SeriesFields::new(rest);
             let mut others = Others::default();
@@ -255,18 +173,15 @@ impl<'r> Decoder<'r, '_> {
                     SeriesField::Label { .. } => {
                         // Labels behind samples: the bytes before do not name the series.
                         self.batch.samples.truncate(first_sample);
-                        return self.decode_fully(series, hash, raw);
+                        return self.decode_fully(series, key, raw);
                     }
                     other => others.count(other)?,
                 }
             }
-            let known = &self.known;
-            let labels = || known.key(slot).labels().collect();
-            others.add_to(&mut self.outcome, self.place, labels);
-            self.guess.next = slot + 1;
+            others.add_to(&mut self.outcome, self.place, || labels_of(raw));
             return Ok(());
         }
-        self.decode_fully(series, hash, raw)
+        self.decode_fully(series, key, raw)
     }
 
     fn push_sample(&mut self, series: u32, t: i64, v: u64) -> Result<(), DecodeError> {
@@ -282,7 +197,7 @@ impl<'r> Decoder<'r, '_> {
     fn decode_fully(
         &mut self,
         series: &'r [u8],
-        raw_hash: KeyHash,
+        raw_fingerprint: Fingerprint,
         raw: &[u8],
     ) -> Result<(), DecodeError> {
         self.labels.clear();
@@ -321,11 +236,11 @@ impl<'r> Decoder<'r, '_> {
         let key = self.key.as_bytes();
         let number = if key == raw {
             // The usual encoding of a series that is new.
-            self.batch.push_new_series(raw_hash, key)
+            self.batch.push_new_series(raw_fingerprint, key)
         } else {
-            let hash = self.known.hash(key);
-            let found = self.known.find(hash, key, self.rules());
-            let number = found.unwrap_or_else(|| self.batch.push_new_series(hash, key));
+            let fingerprint = self.known.fingerprint(key);
+            let found = self.known.find(fingerprint, self.rules);
+            let number = found.unwrap_or_else(|| self.batch.push_new_series(fingerprint, key));
             self.push_alias(number, series);
             number
         };
@@ -341,13 +256,8 @@ impl<'r> Decoder<'r, '_> {
         // Unknown fields may make an encoding as long as they like; such a one is not kept.
         let is_usual = raw.len() <= self.key.as_bytes().len() * 2;
         if is_usual && raw != self.key.as_bytes() && has_no_label(rest) {
-            self.batch.push_alias(number, raw, self.rules());
+            self.batch.push_alias(number, raw, rules(self.manners));
         }
-    }
-
-    /// The rules under which an alias holds. Caps do not change while the process runs.
-    fn rules(&self) -> Rules {
-        Rules(self.manners as u8)
     }
 }
 
@@ -414,6 +324,18 @@ fn has_no_label(fields: &[u8]) -> bool {
     true
 }
 
+/// The labels among the fields of a series.
+fn labels_of(fields: &[u8]) -> Vec<(&[u8], &[u8])> {
+    let mut fields = SeriesFields::new(fields);
+    let mut labels = Vec::new();
+    while let Ok(Some(field)) = fields.next_field() {
+        if let SeriesField::Label { name, value } = field {
+            labels.push((name, value));
+        }
+    }
+    labels
+}
+
 /// The labels of the series at `place` of a peer's message, as a refusal's example.
 #[cold]
 pub fn example_of(message: &[u8], place: u32) -> String {
@@ -421,15 +343,7 @@ pub fn example_of(message: &[u8], place: u32) -> String {
         Ok(RequestField::TimeSeries(series)) => Some(series),
         _ => None,
     });
-    let mut labels = Vec::new();
-    for series in series.skip(place as usize).take(1) {
-        let mut fields = SeriesFields::new(series);
-        while let Ok(Some(field)) = fields.next_field() {
-            if let SeriesField::Label { name, value } = field {
-                labels.push((name, value));
-            }
-        }
-    }
+    let labels = series.skip(place as usize).take(1).flat_map(labels_of).collect::<Vec<_>>();
     display(&labels, labels.len())
 }
 

@@ -6,16 +6,16 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::timeout;
 
+use crate::model::key_table::{KeyTable, Lookup};
 use crate::model::tenant::TenantId;
 use crate::multi_tsdb::{AppendError, MultiTsdb, Tenant, TenantError};
 use crate::tsdb::head::append::{AppendReport, Refusal};
 use crate::tsdb::head::batch::Batch;
-use crate::tsdb::head::series::SeriesSet;
 use crate::tsdb::wal::{SyncPolicy, WalError};
 use crate::wire::refused::RefusedSeries;
 use crate::wire::remote_write_v1::{DecodeError, RequestField, RequestFields};
 use crate::write::admission::{Admission, InflightGuard, Overloaded};
-use crate::write::decode::{Known, decode_fields};
+use crate::write::decode::decode_fields;
 use crate::write::distribute::PlacedSeries;
 use crate::write::error::{Reason, WriteError};
 use crate::write::heavy::in_place;
@@ -36,7 +36,7 @@ pub struct LocalWriter {
     /// What batches are counted against while they are on their way into the log.
     admission: Arc<Admission>,
     /// What requests of tenants that do not exist yet are looked up in.
-    nothing_known: SeriesSet,
+    nothing_known: Lookup,
     batches: Mutex<Vec<Batch>>,
 }
 
@@ -47,7 +47,7 @@ impl LocalWriter {
         sync: SyncPolicy,
         admission: Arc<Admission>,
     ) -> LocalWriter {
-        let nothing_known = SeriesSet::new(tenants.hasher().clone());
+        let nothing_known = KeyTable::new(tenants.fingerprinter().clone()).lookup();
         LocalWriter { tenants, caps, sync, admission, nothing_known, batches: Mutex::default() }
     }
 
@@ -114,8 +114,8 @@ impl LocalWriter {
         let existing = self.tenants.find(id).map_err(|err| not_ready(id, err))?;
         let decode = || {
             let known = match &existing {
-                Some(tenant) => Known::Shared(tenant.db.lookup()),
-                None => Known::Alone(&self.nothing_known),
+                Some(tenant) => &tenant.db.lookup(),
+                None => &self.nothing_known,
             };
             decode_fields(request, bytes, known, manners, self.caps, batch)
         };

@@ -8,12 +8,11 @@ use std::sync::Arc;
 use ringest::clock::ManualClock;
 use ringest::disk::SystemDisk;
 use ringest::metrics::Registry;
-use ringest::model::key_table::KeyHasher;
+use ringest::model::fingerprint::Fingerprinter;
 use ringest::model::labels::KeyBuilder;
 use ringest::tsdb::chunkenc::xor::XorIterator;
 use ringest::tsdb::head::append::AppendReport;
 use ringest::tsdb::head::batch::Batch;
-use ringest::tsdb::head::series::Rules;
 use ringest::tsdb::options::DbOptions;
 use ringest::tsdb::{Db, Opened};
 
@@ -54,7 +53,7 @@ impl Copy {
         let (dir, options) = (self.dir.path(), DbOptions::default());
         let lock = Db::lock(&SystemDisk, dir, &options).unwrap();
         let (disk, clock) = (Arc::new(SystemDisk), Arc::new(ManualClock::at(NOW)));
-        let (hasher, registry) = (KeyHasher::random(), Registry::new());
+        let (hasher, registry) = (Fingerprinter::random(), Registry::new());
         Db::open(dir, lock, options, hasher, disk, clock, &registry, "t").unwrap()
     }
 
@@ -101,9 +100,9 @@ pub(crate) fn try_append(db: &Db, series: &[Labels], t: i64) -> AppendReport {
             key.push(name.as_bytes(), value.as_bytes());
         }
         let key = key.as_bytes();
-        let hash = known.hash(key);
-        let number = known.find(hash, key, Rules::CANONICAL);
-        let number = number.unwrap_or_else(|| batch.push_new_series(hash, key));
+        let fingerprint = known.fingerprint(key);
+        let number = known.find_canonical(fingerprint);
+        let number = number.unwrap_or_else(|| batch.push_new_series(fingerprint, key));
         batch.push(number, t, t as u64);
     }
     drop(known);

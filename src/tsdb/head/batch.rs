@@ -1,8 +1,8 @@
 //! A request on its way into a head: samples of known series by slot, and the keys of others.
 
 use crate::model::Timestamp;
-use crate::model::key_table::{KeyHash, Slot};
-use crate::tsdb::head::series::Rules;
+use crate::model::fingerprint::Fingerprint;
+use crate::model::key_table::{Rules, Slot};
 
 /// One float sample. `series` is a slot, or with [`NEW_BIT`] an index of the batch's new series.
 #[derive(Clone, Copy, Debug)]
@@ -17,9 +17,9 @@ pub struct BatchSample {
 pub const NEW_BIT: u32 = 1 << 31;
 
 /// A series that the look-up did not know, or knew only by other bytes.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct NewSeries {
-    pub hash: KeyHash,
+    pub fingerprint: Fingerprint,
     key: (u32, u32),
 }
 
@@ -115,10 +115,10 @@ impl Batch {
 
     /// Adds a series that is not known yet and gives the number its samples use. The request is
     /// smaller than 2^32 bytes, so its keys are, too.
-    pub fn push_new_series(&mut self, hash: KeyHash, key: &[u8]) -> u32 {
+    pub fn push_new_series(&mut self, fingerprint: Fingerprint, key: &[u8]) -> u32 {
         let index = self.new_series.len() as u32;
         let key = self.keep(key);
-        self.new_series.push(NewSeries { hash, key });
+        self.new_series.push(NewSeries { fingerprint, key });
         index | NEW_BIT
     }
 

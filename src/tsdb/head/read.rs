@@ -25,13 +25,13 @@ impl Head {
             if stop::is_asked() {
                 break;
             }
-            let series = self.series.read();
+            let keys = self.keys.read();
             let states = self.states.read();
             // Postings come last when a series is made, so each slot has its state.
             let overlapping = slots.iter().filter(|slot| {
                 (**slot as usize) < states.len() && states.get(**slot).overlaps(mint, maxt)
             });
-            selected.extend(overlapping.map(|slot| (*slot, series.key(*slot).clone())));
+            selected.extend(overlapping.map(|slot| (*slot, keys[*slot as usize].clone())));
         }
         selected
     }

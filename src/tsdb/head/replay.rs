@@ -15,12 +15,13 @@ use std::io;
 use std::sync::mpsc;
 use std::thread;
 
-use crate::model::key_table::{KeyHash, KeyHasher, Slot};
+use crate::model::fingerprint::{Fingerprint, Fingerprinter};
+use crate::model::key_table::Slot;
 use crate::model::labels::{KeyBuilder, SeriesKey};
 use crate::model::{HeadSeriesRef, Timestamp};
 use crate::tsdb::head::HeadContents;
 use crate::tsdb::head::append::RefSample;
-use crate::tsdb::head::series::{Rules, SERIES_MAX, SeriesState};
+use crate::tsdb::head::series::{SERIES_MAX, SeriesState};
 use crate::tsdb::wal::record::{Record, RecordTombstone};
 
 /// Samples handed over together.
@@ -61,25 +62,26 @@ struct SeriesBatch {
 
 struct NamedSeries {
     series_ref: HeadSeriesRef,
-    hash: KeyHash,
+    fingerprint: Fingerprint,
     /// Where its key ends in `keys`.
     key_end: usize,
 }
 
 /// Fills a head from the records that `read` passes on, in order of the log.
 pub fn replay<T: Send>(
-    hasher: KeyHasher,
+    fingerprinter: Fingerprinter,
     floor: Timestamp,
     block_range: i64,
     read: impl FnOnce(&mut dyn FnMut(Record<'_>)) -> io::Result<T> + Send,
 ) -> io::Result<(T, HeadContents, ReplayReport)> {
-    let contents = HeadContents::new(hasher.clone());
+    let contents = HeadContents::new(fingerprinter.clone());
     let (steps_in, steps_out) = mpsc::sync_channel(QUEUE_BATCHES);
     let (made_in, made_out) = mpsc::sync_channel::<Vec<(Slot, SeriesKey)>>(QUEUE_BATCHES);
-    let HeadContents { series, states, postings, min_time, max_time } = contents;
+    let HeadContents { known, keys, states, postings, min_time, max_time } = contents;
     let mut builder = Builder {
         contents: HeadContents {
-            series,
+            known,
+            keys,
             states,
             // The postings thread fills the real ones.
             postings: Default::default(),
@@ -99,7 +101,7 @@ pub fn replay<T: Send>(
         let sort = move || {
             let mut sorter = Sorter {
                 steps: steps_in,
-                hasher,
+                fingerprinter,
                 key: KeyBuilder::default(),
                 samples: Vec::new(),
                 found: Found::default(),
@@ -139,7 +141,7 @@ fn join<T>(handle: thread::ScopedJoinHandle<'_, T>) -> T {
 /// The reading thread's half: records to steps.
 struct Sorter {
     steps: mpsc::SyncSender<Step>,
-    hasher: KeyHasher,
+    fingerprinter: Fingerprinter,
     key: KeyBuilder,
     samples: Vec<RefSample>,
     found: Found,
@@ -161,8 +163,8 @@ impl Sorter {
                     self.build_key(labels);
                     let key = self.key.as_bytes();
                     batch.keys.extend_from_slice(key);
-                    let (hash, key_end) = (self.hasher.hash(key), batch.keys.len());
-                    batch.series.push(NamedSeries { series_ref, hash, key_end });
+                    let (fingerprint, key_end) = (self.fingerprinter.of(key), batch.keys.len());
+                    batch.series.push(NamedSeries { series_ref, fingerprint, key_end });
                 }
                 self.send(Step::Series(batch));
             }
@@ -253,8 +255,8 @@ impl Builder {
         match step {
             Step::Series(SeriesBatch { keys, series }) => {
                 let mut start = 0;
-                for NamedSeries { series_ref, hash, key_end } in series {
-                    self.add_series(series_ref, hash, &keys[start..key_end]);
+                for NamedSeries { series_ref, fingerprint, key_end } in series {
+                    self.add_series(series_ref, fingerprint, &keys[start..key_end]);
                     start = key_end;
                 }
                 if self.made.len() >= BATCH_SERIES {
@@ -296,7 +298,7 @@ impl Builder {
         }
     }
 
-    fn add_series(&mut self, series_ref: HeadSeriesRef, hash: KeyHash, key: &[u8]) {
+    fn add_series(&mut self, series_ref: HeadSeriesRef, fingerprint: Fingerprint, key: &[u8]) {
         if series_ref.0 >= HeadSeriesRef::LIMIT {
             self.report.unknown_refs += 1;
             return;
@@ -310,21 +312,24 @@ impl Builder {
             state.set_logged();
             state
         };
-        let set = &mut self.contents.series;
-        let slot = match set.find(hash, key, Rules::CANONICAL) {
+        let contents = &mut self.contents;
+        let mut known = contents.known.adder();
+        let slot = match known.find_canonical(fingerprint) {
             Some(slot) => {
                 if self.removed.remove(&slot) {
-                    *self.contents.states.get_mut(slot) = logged_state();
+                    *contents.states.get_mut(slot) = logged_state();
                 } else {
                     self.further_refs.entry(slot).or_default().push(series_ref);
                 }
                 slot
             }
-            None if set.len() >= SERIES_MAX => return,
+            None if known.series_count() >= SERIES_MAX => return,
             None => {
                 let key = SeriesKey::from_canonical(key);
-                let slot = set.insert(hash, key.clone());
-                self.contents.states.push(logged_state());
+                let slot = known.series_count() as Slot;
+                known.add(fingerprint, slot);
+                contents.keys.push(key.clone());
+                contents.states.push(logged_state());
                 self.made.push((slot, key));
                 slot
             }
@@ -464,7 +469,7 @@ mod tests {
             log.iter().for_each(|bytes| take(Record::parse(bytes).unwrap()));
             Ok(())
         };
-        let ((), contents, report) = replay(KeyHasher::random(), 0, 1000, read).unwrap();
+        let ((), contents, report) = replay(Fingerprinter::random(), 0, 1000, read).unwrap();
         let state = contents.states.get(0);
         assert_eq!((state.last(), state.series_ref()), (Some((40, 1)), HeadSeriesRef(9)));
         assert!(!state.is_unlogged());
@@ -499,7 +504,7 @@ mod tests {
             log.iter().for_each(|bytes| take(Record::parse(bytes).unwrap()));
             Ok(())
         };
-        let ((), contents, report) = replay(KeyHasher::random(), 0, 1000, read).unwrap();
+        let ((), contents, report) = replay(Fingerprinter::random(), 0, 1000, read).unwrap();
         assert_eq!(contents.states.get(0).last(), None);
         assert_eq!(report.unknown_refs, 3, "none of its refs is known any more");
     }

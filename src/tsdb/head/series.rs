@@ -1,11 +1,10 @@
-//! The series of a head: keys by slot, and the state that appending touches.
+//! The series of a head: the state that appending touches, by slot.
 
 use std::sync::Arc;
 
 use thin_vec::ThinVec;
 
-use crate::model::key_table::{KeyHash, KeyHasher, KeyTable, Slot};
-use crate::model::labels::SeriesKey;
+use crate::model::key_table::Slot;
 use crate::model::{HeadSeriesRef, Timestamp};
 use crate::tsdb::chunkenc::xor::{XorIterator, XorState};
 
@@ -15,117 +14,8 @@ const SAMPLES_PER_CHUNK: u16 = 120;
 /// A chunk is cut before its size can pass 1024 bytes, a sample taking at most 19.
 const CHUNK_BYTES_MAX: usize = 1024 - 19;
 
-/// Which bytes mean which slot, and the labels of each slot. Guarded by one lock that a request
-/// holds shared while it looks its series up, and that only the making of series takes alone.
-pub struct SeriesSet {
-    hasher: KeyHasher,
-    table: KeyTable,
-    keys: Vec<SeriesKey>,
-    aliases: Vec<Alias>,
-}
-
-/// Another order or encoding of a series' labels, valid under the rules it was accepted with.
-struct Alias {
-    bytes: SeriesKey,
-    slot: Slot,
-    rules: Rules,
-}
-
-/// The rules a raw key was validated with: a hit under others is a miss. Canonical keys hold under
-/// all rules, but for one weakness: a series without metric name, or not UTF-8, that
-/// `/api/v1/receive` made is then taken on `/api/v1/write`, too.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rules(pub u8);
-
-impl Rules {
-    /// Of a look-up that has a canonical key in hand and wants no alias.
-    pub const CANONICAL: Rules = Rules(u8::MAX);
-}
-
-/// Slots have this bit clear; a table entry that has it set is an index of `aliases`.
-const ALIAS_BIT: Slot = 1 << 31;
-
-/// Slots a head can have.
-pub const SERIES_MAX: usize = ALIAS_BIT as usize;
-
-/// Aliases per series, on average: beyond it the slow path serves.
-const ALIASES_PER_SERIES: usize = 1;
-
-impl SeriesSet {
-    pub fn new(hasher: KeyHasher) -> SeriesSet {
-        SeriesSet { hasher, table: KeyTable::default(), keys: Vec::new(), aliases: Vec::new() }
-    }
-
-    pub fn len(&self) -> usize {
-        self.keys.len()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.keys.is_empty()
-    }
-
-    pub fn key(&self, slot: Slot) -> &SeriesKey {
-        &self.keys[slot as usize]
-    }
-
-    /// Whether `slot` exists and its canonical key is `raw`.
-    #[inline]
-    pub fn is_key(&self, slot: Slot, raw: &[u8]) -> bool {
-        self.keys.get(slot as usize).is_some_and(|key| key.as_bytes() == raw)
-    }
-
-    #[inline]
-    pub fn hash(&self, raw: &[u8]) -> KeyHash {
-        self.hasher.hash(raw)
-    }
-
-    /// Brings the lines of the key that the hash likely means; see [`KeyTable::likely_slot`]. For
-    /// many keys in a row their misses overlap, while a comparison alone would wait for each line.
-    #[inline]
-    pub fn touch(&self, hash: KeyHash) -> u8 {
-        const LINE_BYTES: usize = 64;
-        let Some(slot) = self.table.likely_slot(hash) else { return 0 };
-        let Some(key) = self.keys.get(slot as usize) else { return 0 };
-        key.as_bytes().iter().step_by(LINE_BYTES).fold(0, |sum: u8, byte| sum.wrapping_add(*byte))
-    }
-
-    /// The slot that these label bytes mean under `rules`.
-    #[inline]
-    pub fn find(&self, hash: KeyHash, raw: &[u8], rules: Rules) -> Option<Slot> {
-        let found = self.table.find(hash, |entry| match entry & ALIAS_BIT {
-            0 => self.is_key(entry, raw),
-            _ => {
-                let alias = &self.aliases[(entry & !ALIAS_BIT) as usize];
-                alias.rules == rules && alias.bytes.as_bytes() == raw
-            }
-        })?;
-        match found & ALIAS_BIT {
-            0 => Some(found),
-            _ => Some(self.aliases[(found & !ALIAS_BIT) as usize].slot),
-        }
-    }
-
-    /// Adds a series whose key is not in the set, and gives its slot.
-    pub fn insert(&mut self, hash: KeyHash, key: SeriesKey) -> Slot {
-        assert!(self.keys.len() < SERIES_MAX);
-        let slot = self.keys.len() as Slot;
-        self.keys.push(key);
-        self.table.insert(hash, slot);
-        slot
-    }
-
-    /// Remembers `raw` for `slot`, unless there are too many aliases already.
-    pub fn insert_alias(&mut self, raw: &[u8], slot: Slot, rules: Rules) {
-        let hash = self.hash(raw);
-        let room = self.keys.len() * ALIASES_PER_SERIES;
-        if self.aliases.len() >= room || self.find(hash, raw, rules).is_some() {
-            return;
-        }
-        let alias = Alias { bytes: SeriesKey::from_canonical(raw), slot, rules };
-        self.table.insert(hash, self.aliases.len() as Slot | ALIAS_BIT);
-        self.aliases.push(alias);
-    }
-}
+/// Slots a head can have: one bit of a batch's series number is taken.
+pub const SERIES_MAX: usize = 1 << 31;
 
 /// The states of all slots, in segments that never move.
 #[derive(Default)]
@@ -430,20 +320,6 @@ mod tests {
             });
             assert_eq!(Value::from(chunks), case["chunks"], "{}", case["name"]);
         }
-    }
-
-    #[test]
-    fn a_series_is_found_by_its_key_and_by_aliases_under_their_rules() {
-        let mut set = SeriesSet::new(KeyHasher::random());
-        let slot = set.insert(set.hash(b"canonical"), SeriesKey::from_canonical(b"canonical"));
-        set.insert_alias(b"other", slot, Rules(1));
-        set.insert_alias(b"one too many", slot, Rules(1));
-        let find = |raw: &[u8], rules| set.find(set.hash(raw), raw, Rules(rules));
-        assert_eq!(find(b"canonical", 0), Some(slot));
-        assert_eq!(find(b"canonical", 1), Some(slot));
-        assert_eq!(find(b"other", 1), Some(slot));
-        assert_eq!(find(b"other", 0), None);
-        assert_eq!(find(b"one too many", 1), None);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use crate::clock::ManualClock;
 use crate::disk::SystemDisk;
 use crate::disk::faulty::FaultyDisk;
 use crate::metrics::Registry;
-use crate::model::key_table::KeyHasher;
+use crate::model::fingerprint::Fingerprinter;
 use crate::model::labels::KeyBuilder;
 use crate::tsdb::Db;
 use crate::tsdb::chunkenc::xor::XorIterator;
@@ -54,8 +54,8 @@ pub(crate) fn open(dir: &std::path::Path, options: &DbOptions) -> Db {
     let lock = Db::lock(&SystemDisk, dir, options).unwrap();
     let clock = Arc::new(ManualClock::at(LATER_THAN_ALL));
     let (disk, registry) = (Arc::new(SystemDisk), Registry::new());
-    let hasher = KeyHasher::random();
-    Db::open(dir, lock, options.clone(), hasher, disk, clock, &registry, "t").unwrap().db
+    let fingerprinter = Fingerprinter::random();
+    Db::open(dir, lock, options.clone(), fingerprinter, disk, clock, &registry, "t").unwrap().db
 }
 
 pub(crate) fn dump(db: &Db) -> Vec<Series> {
@@ -74,16 +74,21 @@ pub(crate) fn dump(db: &Db) -> Vec<Series> {
     all
 }
 
+/// The number that samples of the series have in a batch, which it is added to if it is new.
+pub(crate) fn series_number(db: &Db, batch: &mut Batch, key: &[u8]) -> u32 {
+    let known = db.lookup();
+    let fingerprint = known.fingerprint(key);
+    let found = known.find_canonical(fingerprint);
+    found.unwrap_or_else(|| batch.push_new_series(fingerprint, key))
+}
+
 /// Adds a sample to a batch; labels are pairs.
 pub(crate) fn push(db: &Db, batch: &mut Batch, labels: &Value, t: i64, v: u64) {
     let mut key = KeyBuilder::default();
     for pair in labels.as_array().unwrap() {
         key.push(pair[0].as_str().unwrap().as_bytes(), pair[1].as_str().unwrap().as_bytes());
     }
-    let set = db.lookup();
-    let hash = set.hash(key.as_bytes());
-    let found = set.find(hash, key.as_bytes(), crate::tsdb::head::series::Rules::CANONICAL);
-    let series = found.unwrap_or_else(|| batch.push_new_series(hash, key.as_bytes()));
+    let series = series_number(db, batch, key.as_bytes());
     batch.push(series, t, v);
 }
 
@@ -203,10 +208,7 @@ fn small_batch(db: &Db, random: &mut impl FnMut(u64) -> u64) -> Batch {
     for _ in 0..1 + random(4) {
         let mut key = KeyBuilder::default();
         key.push(b"series", random(12).to_string().as_bytes());
-        let set = db.lookup();
-        let hash = set.hash(key.as_bytes());
-        let found = set.find(hash, key.as_bytes(), crate::tsdb::head::series::Rules::CANONICAL);
-        let series = found.unwrap_or_else(|| batch.push_new_series(hash, key.as_bytes()));
+        let series = series_number(db, &mut batch, key.as_bytes());
         batch.push(series, 1_000_000 + random(30) as i64 * 1_000_000, random(2));
     }
     batch
@@ -232,7 +234,6 @@ fn a_group_is_answered_and_stored_as_its_batches_one_by_one() {
         let options = DbOptions { block_range: 40_000_000, ..DbOptions::default() };
         let (grouped, single) = (TestDb::new(options.clone()), TestDb::new(options));
         for _ in 0..6 {
-            // Their keys are hashed with the other database's seed, but their bytes decide.
             let batches: Vec<_> =
                 (0..1 + random(5)).map(|_| small_batch(&grouped.db, &mut random)).collect();
             let results = grouped.db.append_group(&batches.iter().collect::<Vec<_>>());
@@ -253,13 +254,10 @@ fn renamed(batch: &Batch, from: &Db, to: &Db) -> Batch {
     let mut renamed = Batch::default();
     for sample in &batch.samples {
         let key = match sample.series & NEW_BIT {
-            0 => from.lookup().key(sample.series).as_bytes().to_vec(),
+            0 => from.head.keys.read()[sample.series as usize].as_bytes().to_vec(),
             _ => batch.key(&batch.new_series[(sample.series & !NEW_BIT) as usize]).to_vec(),
         };
-        let set = to.lookup();
-        let hash = set.hash(&key);
-        let found = set.find(hash, &key, crate::tsdb::head::series::Rules::CANONICAL);
-        let series = found.unwrap_or_else(|| renamed.push_new_series(hash, &key));
+        let series = series_number(to, &mut renamed, &key);
         renamed.push(series, sample.t, sample.v);
     }
     renamed
@@ -275,10 +273,7 @@ fn a_group_whose_write_fails_leaves_no_trace() {
         for series in series {
             let mut key = KeyBuilder::default();
             key.push(b"series", series.to_string().as_bytes());
-            let set = db.lookup();
-            let hash = set.hash(key.as_bytes());
-            let found = set.find(hash, key.as_bytes(), crate::tsdb::head::series::Rules::CANONICAL);
-            let number = found.unwrap_or_else(|| batch.push_new_series(hash, key.as_bytes()));
+            let number = series_number(&db, &mut batch, key.as_bytes());
             batch.push(number, t, *series);
         }
         batch
@@ -313,7 +308,7 @@ fn batches_without_common_series_are_one_write() {
         let mut batch = Batch::default();
         let mut key = KeyBuilder::default();
         key.push(b"series", series.to_string().as_bytes());
-        let number = batch.push_new_series(db.lookup().hash(key.as_bytes()), key.as_bytes());
+        let number = series_number(&db, &mut batch, key.as_bytes());
         batch.push(number, 10, series);
         batch
     };
@@ -332,6 +327,6 @@ fn open_on(disk: &FaultyDisk, options: &DbOptions) -> Db {
     let lock = Db::lock(disk, dir, options).unwrap();
     let clock = Arc::new(ManualClock::at(LATER_THAN_ALL));
     let (disk, registry) = (Arc::new(disk.clone()), Registry::new());
-    let hasher = KeyHasher::random();
-    Db::open(dir, lock, options.clone(), hasher, disk, clock, &registry, "t").unwrap().db
+    let fingerprinter = Fingerprinter::random();
+    Db::open(dir, lock, options.clone(), fingerprinter, disk, clock, &registry, "t").unwrap().db
 }

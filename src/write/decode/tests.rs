@@ -3,7 +3,8 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::model::key_table::KeyHasher;
+use crate::model::fingerprint::Fingerprinter;
+use crate::model::key_table::{KeyTable, Slot};
 use crate::model::labels::{SeriesKey, TAG_FIELD_1, push_label};
 use crate::model::varint::push_varint;
 use crate::tsdb::head::batch::NEW_BIT;
@@ -60,36 +61,45 @@ fn encode(all: &[TestSeries]) -> Vec<u8> {
 /// A decoded sample: labels, time and value bits.
 type Decoded = (String, i64, u64);
 
+/// Series as a head knows them: their keys by slot.
+struct Known {
+    table: KeyTable,
+    keys: Vec<SeriesKey>,
+}
+
 /// Decodes, and makes the new series, as a head would.
 fn decode(
     request: &[u8],
-    known: &mut SeriesSet,
+    known: &mut Known,
     manners: Manners,
 ) -> Result<(Vec<Decoded>, WriteOutcome), DecodeError> {
     let mut batch = Batch::default();
-    let outcome = decode_request(request, known, manners, LabelCaps::default(), &mut batch)?;
+    let caps = LabelCaps::default();
+    let outcome = decode_request(request, &known.table.lookup(), manners, caps, &mut batch)?;
     let mut slots = Vec::new();
+    let mut adder = known.table.adder();
     for new in &batch.new_series {
-        let key = batch.key(new);
-        let slot = match known.find(new.hash, key, Rules::CANONICAL) {
-            Some(slot) => slot,
-            None => known.insert(new.hash, SeriesKey::from_canonical(key)),
-        };
+        let slot = adder.find_canonical(new.fingerprint).unwrap_or_else(|| {
+            let slot = known.keys.len() as Slot;
+            adder.add(new.fingerprint, slot);
+            known.keys.push(SeriesKey::from_canonical(batch.key(new)));
+            slot
+        });
         slots.push(Some(slot));
     }
     for alias in &batch.aliases {
         let slot = Batch::slot_of(alias.series, &slots).unwrap();
-        known.insert_alias(batch.raw(alias), slot, alias.rules);
+        adder.add_alias(batch.raw(alias), slot, alias.rules);
     }
     let decoded = batch.samples.iter().map(|sample| {
         let slot = Batch::slot_of(sample.series, &slots).unwrap();
-        (format!("{:?}", known.key(slot)), sample.t, sample.v)
+        (format!("{:?}", known.keys[slot as usize]), sample.t, sample.v)
     });
     Ok((decoded.collect(), outcome))
 }
 
-fn nothing() -> SeriesSet {
-    SeriesSet::new(KeyHasher::random())
+fn nothing() -> Known {
+    Known { table: KeyTable::new(Fingerprinter::random()), keys: Vec::new() }
 }
 
 fn refused(outcome: &WriteOutcome) -> Vec<(Reason, u64)> {
@@ -138,7 +148,7 @@ fn an_order_accepted_under_one_rule_is_still_refused_under_the_other() {
         assert!(decoded.is_empty());
         assert_eq!(refused(&outcome), [(Reason::OutOfOrderLabels, 1)]);
     }
-    assert_eq!(known.len(), 1);
+    assert_eq!(known.keys.len(), 1);
 }
 
 #[test]
@@ -156,7 +166,7 @@ fn what_is_not_stored_is_counted() {
         assert_eq!(refused(&outcome), [(Reason::HistogramsNotStored, 2)]);
         assert_eq!((outcome.series, outcome.exemplars_dropped, outcome.metadata), (2, 3, 1));
     }
-    assert_eq!(known.len(), 1, "a series without a sample is not made");
+    assert_eq!(known.keys.len(), 1, "a series without a sample is not made");
 }
 
 #[test]
@@ -172,7 +182,7 @@ fn labels_behind_samples_belong_to_the_series() {
         let (decoded, _) = decode(&request, &mut known, Manners::Thanos).unwrap();
         assert_eq!(decoded[1], ("{__name__=\"up\", job=\"a\"}".into(), 1, 0));
     }
-    assert_eq!(known.len(), 2);
+    assert_eq!(known.keys.len(), 2);
 }
 
 #[test]
@@ -201,7 +211,13 @@ fn a_request_has_no_more_samples_than_its_length_allows_in_earnest() {
     };
     let mut batch = Batch::default();
     let decode = |request: &[u8], batch: &mut Batch| {
-        decode_request(request, &nothing(), Manners::Thanos, LabelCaps::default(), batch)
+        decode_request(
+            request,
+            &nothing().table.lookup(),
+            Manners::Thanos,
+            LabelCaps::default(),
+            batch,
+        )
     };
     let error = decode(&storm(1_000_000), &mut batch).unwrap_err();
     assert_eq!(error.what, "a storm of empty samples");
@@ -252,38 +268,11 @@ proptest! {
     fn any_bytes_are_decoded_without_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
         let mut batch = Batch::default();
         let _ = decode_request(
-            &bytes, &nothing(), Manners::Prometheus, LabelCaps::default(), &mut batch,
+            &bytes, &nothing().table.lookup(), Manners::Prometheus, LabelCaps::default(), &mut batch,
         );
         for sample in &batch.samples {
             let series = (sample.series & !NEW_BIT) as usize;
             prop_assert!(sample.series & NEW_BIT != 0 && series < batch.new_series.len());
         }
     }
-}
-
-#[test]
-fn a_large_look_up_lets_series_be_made_in_between() {
-    /// Far more than it takes, should the other thread be late.
-    const FIELDS_MAX: usize = 20_000_000;
-    let known = parking_lot::RwLock::new(SeriesSet::new(KeyHasher::random()));
-    let is_made = std::sync::atomic::AtomicBool::new(false);
-    let message = encode(&[series(&[("a", "1")], &[])]);
-    let mut batch = Batch::default();
-    std::thread::scope(|scope| {
-        let guard = known.read();
-        scope.spawn(|| {
-            let mut set = known.write();
-            let hash = set.hash(b"k");
-            set.insert(hash, SeriesKey::from_canonical(b"k"));
-            is_made.store(true, std::sync::atomic::Ordering::Release);
-        });
-        // Goes on until it is made.
-        let fields = (0..FIELDS_MAX)
-            .take_while(|_| !is_made.load(std::sync::atomic::Ordering::Acquire))
-            .map(|_| RequestFields::new(&message).next().unwrap());
-        let (manners, caps) = (Manners::Thanos, LabelCaps::default());
-        let known = Known::Shared(guard);
-        decode_fields(fields, message.len(), known, manners, caps, &mut batch).unwrap();
-        assert!(is_made.load(std::sync::atomic::Ordering::Acquire), "nobody else was let in");
-    });
 }
