@@ -54,10 +54,11 @@
 //!    In a ring, [`write::distribute`] then gives each series its endpoints, and [`write::fanout`]
 //!    hands batches to this node and to [`peer`]s, and answers once [`write::quorum`] has a verdict.
 //! 2. [`write::local`] finds the tenant and has [`write::decode`] decode the request against the
-//!    series that the tenant has. A series that was seen before costs one comparison of its label
-//!    bytes with the *canonical key*: its labels, sorted, without empty values, in minimal protobuf
-//!    encoding, which is what senders send. Any other bytes are read in full, judged by the rules of
-//!    their endpoint, and remembered as an alias. What results is a [`Batch`]: samples by slot, and
+//!    series that the tenant has, without a lock. A series that was seen before costs a
+//!    [fingerprint](model::fingerprint) of its label bytes and a line of a table. Known are the
+//!    *canonical key*: its labels, sorted, without empty values, in minimal protobuf encoding, which
+//!    is what senders send; and other bytes once they were read in full, judged by the rules of their
+//!    endpoint, and remembered as an alias. What results is a [`Batch`]: samples by slot, and
 //!    the keys of new series. Nothing has changed so far. A tenant is made only now, when there is
 //!    a sample to store.
 //! 3. The batch takes its place in the tenant's [`AppendLane`], and the request waits without a
@@ -74,7 +75,8 @@
 //!
 //! [`store`] (StoreAPI) and [`http::read`] (remote read) ask the tenants whose external labels and
 //! time range match. A [`Querier`] turns matchers into slots by the postings, and slots into copies
-//! of keys and chunks, a few hundred under each short hold of the head's locks. Full chunks are
+//! of labels (by [numbers](model::pairs)) and chunks, a few hundred under each short hold of the
+//! head's locks. Full chunks are
 //! shared, the open one is copied. Answers are made piece by piece as the client reads, and charged
 //! to a budget of bytes.
 //!
@@ -94,7 +96,7 @@
 //!   earlier are applied, so a replay rebuilds just what was answered.
 //! - **A thread that serves sockets waits for no disk**: neither in a call nor for a lock that somebody
 //!   holds across one. The log's locks are held across writes, and only threads for the disk take
-//!   them; those of series, states, postings and tenants are not, and readers need no others.
+//!   them; those of labels, states, postings and tenants are not, and readers need no others.
 //! - **A failed append leaves no trace**: it is cut off the log before anything is written behind it.
 //! - **A series' record stands in the log once, and before its samples.** A series is *unlogged* until
 //!   its record is written; whoever appends to it next writes it.

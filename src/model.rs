@@ -5,6 +5,7 @@ pub mod fingerprint;
 pub mod key_table;
 pub mod labels;
 pub mod matcher;
+pub mod pairs;
 pub mod ring_hash;
 pub mod router_path;
 pub mod stop;

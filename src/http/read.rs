@@ -30,8 +30,9 @@ use prost::Message;
 use thin_vec::ThinVec;
 
 use crate::http::{gone, question};
-use crate::model::labels::{LabelIter, SeriesKey, TAG_FIELD_1};
+use crate::model::labels::TAG_FIELD_1;
 use crate::model::matcher::Matcher;
+use crate::model::pairs::SeriesLabels;
 use crate::model::tenant::{TenantId, TenantNameError};
 use crate::model::varint::push_varint;
 use crate::store::budget::{ReadBudget, ReadBudgetGuard};
@@ -41,6 +42,7 @@ use crate::store::pieces::{Cursor, Patience, Whole, blocking, interrupted, piece
 use crate::store::slices::Sliced;
 use crate::store::sort::sort_by;
 use crate::store::source::{self, ReadTenant, SeriesReader, TenantSource};
+use crate::store::tsdb_store::shared_texts;
 use crate::tsdb::chunkenc::ENCODING_XOR;
 use crate::tsdb::chunkenc::xor::{XorIterator, XorState};
 use crate::tsdb::querier::{ChunkData, SelectedSeries};
@@ -260,8 +262,8 @@ impl ParsedQuery {
         }
         let mut series = reader.select(&self.matchers);
         interrupted()?;
-        held.hold(series.len().saturating_mul(size_of::<SelectedSeries>()))?;
-        sort_by(&mut series, |a, b| a.key.labels().cmp(b.key.labels()));
+        held.hold(series.iter().map(SelectedSeries::bytes).sum())?;
+        sort_by(&mut series, |a, b| a.labels.cmp(&b.labels));
         interrupted()?;
         Ok(series)
     }
@@ -303,7 +305,7 @@ fn samples(
                 let before = response.len() + result.len();
                 let samples = samples_of(query, &chunks, |bytes| charge(before + bytes))?;
                 if !samples.is_empty() {
-                    let series = TimeSeries { labels: label_messages(&series.key), samples };
+                    let series = TimeSeries { labels: label_messages(&series.labels), samples };
                     push_field_1(&mut result, &series);
                     charge(response.len() + result.len())?;
                 }
@@ -349,13 +351,9 @@ fn push_field_1(out: &mut Vec<u8>, message: &impl Message) {
     message.encode_raw(out);
 }
 
-/// Labels as stored, all sharing one copy of the key.
-fn label_messages(key: &SeriesKey) -> Vec<Label> {
-    let text = Bytes::copy_from_slice(key.as_bytes());
-    let labels = LabelIter::of_canonical(&text);
-    labels
-        .map(|(name, value)| Label { name: text.slice_ref(name), value: text.slice_ref(value) })
-        .collect()
+/// Labels as stored, all sharing one copy of their texts.
+fn label_messages(labels: &SeriesLabels) -> Vec<Label> {
+    shared_texts(labels.iter()).map(|(name, value)| Label { name, value }).collect()
 }
 
 /// The rest of a streamed answer.
@@ -424,7 +422,7 @@ impl Cursor for ChunkCursor {
             };
             chunks.clear();
             current.reader.chunks(&series, &mut chunks);
-            filled += push_frames(current, &series.key, &chunks, ready)?;
+            filled += push_frames(current, &series.labels, &chunks, ready)?;
         }
         Ok(true)
     }
@@ -433,11 +431,11 @@ impl Cursor for ChunkCursor {
 /// Returns the bytes of the frames.
 fn push_frames(
     current: &CurrentQuery,
-    key: &SeriesKey,
+    labels: &SeriesLabels,
     chunks: &[ChunkData],
     ready: &mut VecDeque<Bytes>,
 ) -> Result<usize, QueryError> {
-    let labels = label_messages(key);
+    let labels = label_messages(labels);
     let label_bytes: usize = labels.iter().map(|label| field_bytes(label.encoded_len())).sum();
     let mut pushed = 0;
     let mut frame = Vec::new();

@@ -11,8 +11,9 @@ use serde_json::Value;
 use thin_vec::ThinVec;
 
 use crate::model::Timestamp;
-use crate::model::labels::{KeyBuilder, SeriesKey};
 use crate::model::matcher::Matcher;
+use crate::model::pairs::SeriesLabels;
+use crate::model::pairs::tests::series_labels;
 use crate::model::stop;
 use crate::model::tenant::TenantId;
 use crate::multi_tsdb::{TenantError, UnavailableTenant};
@@ -48,7 +49,7 @@ impl FakeSource {
 pub(crate) struct FakeTenant {
     id: TenantId,
     external: Vec<(Vec<u8>, Vec<u8>)>,
-    series: Vec<(SeriesKey, Vec<ChunkData>)>,
+    series: Vec<(SeriesLabels, Vec<ChunkData>)>,
     /// Calls of [`SeriesReader::chunks`].
     pub(crate) chunk_reads: AtomicUsize,
     /// Is told when a selection begins and when it ends, which it does not before it is asked to.
@@ -91,12 +92,8 @@ impl FakeTenant {
     }
 }
 
-pub(crate) fn key(labels: Labels<'_>) -> SeriesKey {
-    let mut builder = KeyBuilder::default();
-    for (name, value) in labels {
-        builder.push(name.as_bytes(), value.as_bytes());
-    }
-    SeriesKey::from_canonical(builder.as_bytes())
+pub(crate) fn key(labels: Labels<'_>) -> SeriesLabels {
+    series_labels(labels.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())))
 }
 
 pub(crate) fn chunk(samples: &[(i64, f64)]) -> ChunkData {
@@ -164,10 +161,13 @@ impl FakeReader {
         chunk.mint <= self.maxt && self.mint <= chunk.maxt
     }
 
-    fn matching(&self, matchers: &[Matcher]) -> impl Iterator<Item = &(SeriesKey, Vec<ChunkData>)> {
+    fn matching(
+        &self,
+        matchers: &[Matcher],
+    ) -> impl Iterator<Item = &(SeriesLabels, Vec<ChunkData>)> {
         self.tenant.series.iter().filter(|(key, _)| {
             matchers.iter().all(|matcher| {
-                let value = key.labels().find(|(name, _)| *name == matcher.name);
+                let value = key.iter().find(|(name, _)| *name == matcher.name);
                 matcher.matches(value.map_or(&[], |(_, value)| value))
             })
         })
@@ -185,24 +185,24 @@ impl SeriesReader for FakeReader {
         }
         self.matching(matchers)
             .filter(|(_, chunks)| chunks.iter().any(|chunk| self.overlaps(chunk)))
-            .map(|(key, _)| SelectedSeries { key: key.clone(), slot: 0 })
+            .map(|(key, _)| SelectedSeries { labels: key.clone(), slot: 0 })
             .collect()
     }
 
     fn chunks(&self, series: &SelectedSeries, chunks: &mut Vec<ChunkData>) {
         self.tenant.chunk_reads.fetch_add(1, Ordering::Relaxed);
-        let (_, all) = self.tenant.series.iter().find(|(key, _)| *key == series.key).unwrap();
+        let (_, all) = self.tenant.series.iter().find(|(key, _)| *key == series.labels).unwrap();
         chunks.extend(all.iter().filter(|chunk| self.overlaps(chunk)).cloned());
     }
 
     fn label_names(&self, matchers: &[Matcher]) -> Vec<Vec<u8>> {
-        let labels = self.matching(matchers).flat_map(|(key, _)| key.labels());
+        let labels = self.matching(matchers).flat_map(|(key, _)| key.iter());
         let names: BTreeSet<_> = labels.map(|(name, _)| name.to_vec()).collect();
         names.into_iter().collect()
     }
 
     fn label_values(&self, name: &[u8], matchers: &[Matcher]) -> Vec<Vec<u8>> {
-        let labels = self.matching(matchers).flat_map(|(key, _)| key.labels());
+        let labels = self.matching(matchers).flat_map(|(key, _)| key.iter());
         let values = labels.filter(|(other, _)| *other == name);
         let values: BTreeSet<_> = values.map(|(_, value)| value.to_vec()).collect();
         values.into_iter().collect()
@@ -235,11 +235,8 @@ pub(crate) fn recorded_data_set() -> FakeSource {
             tenants.len() - 1
         });
         for series in written.timeseries {
-            let mut builder = KeyBuilder::default();
-            for label in &series.labels {
-                builder.push(&label.name, &label.value);
-            }
-            let key = SeriesKey::from_canonical(builder.as_bytes());
+            let labels = series.labels.iter();
+            let key = series_labels(labels.map(|label| (&label.name[..], &label.value[..])));
             let chunks = recorded_chunks(recorded, name, &key).unwrap_or_else(|| {
                 let samples: Vec<_> =
                     series.samples.iter().map(|sample| (sample.timestamp, sample.value)).collect();
@@ -256,8 +253,8 @@ fn recorded_tenant(name: &str) -> FakeTenant {
     FakeTenant::new(name, &[("replica", "r0"), ("tenant_id", name), ("zone", "eu")])
 }
 
-fn recorded_chunks(replies: &[Value], tenant: &str, key: &SeriesKey) -> Option<Vec<ChunkData>> {
-    let stored: Vec<_> = key.labels().filter(|(name, _)| !is_external(name)).collect();
+fn recorded_chunks(replies: &[Value], tenant: &str, key: &SeriesLabels) -> Option<Vec<ChunkData>> {
+    let stored: Vec<_> = key.iter().filter(|(name, _)| !is_external(name)).collect();
     let series = replies.iter().map(|reply| &reply["series"]).find(|series| {
         let labels = series["labels"].as_array().unwrap();
         let text = |label: &Value, part: &str| label[part].as_str().unwrap().as_bytes().to_vec();

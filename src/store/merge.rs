@@ -100,11 +100,13 @@ impl SeriesCursor {
                 FinalLabels::new(tenant.external_labels(), &request.without_replica_labels);
             let mut selected = reader.select(&matchers);
             if let Some(shard) = &mut shard {
-                selected
-                    .retain(|series| !stop::is_asked() && shard.contains(labels.of(&series.key)));
+                selected.retain(|series| {
+                    !stop::is_asked() && shard.contains(labels.of(&series.labels))
+                });
             }
             interrupted()?;
-            held.hold(selected.len().saturating_mul(size_of::<Entry>()))?;
+            let label_bytes: usize = selected.iter().map(|series| series.labels.bytes()).sum();
+            held.hold(selected.len() * size_of::<Entry>() + label_bytes)?;
             let index = parts.len() as u32;
             series.extend(selected.into_iter().map(|series| Entry { tenant: index, series }));
             parts.push(TenantPart { reader, labels });
@@ -136,7 +138,8 @@ impl SeriesCursor {
         let Some(part) = self.tenants.get(entry.tenant as usize) else { return 0 };
         let mut frames = Vec::new();
         if self.skip_chunks {
-            let series = Series { labels: part.labels.messages(&entry.series.key), chunks: vec![] };
+            let series =
+                Series { labels: part.labels.messages(&entry.series.labels), chunks: vec![] };
             let bytes = series.encoded_len();
             frames.push((series, bytes));
         } else {
@@ -145,7 +148,7 @@ impl SeriesCursor {
             if self.chunks.is_empty() {
                 return 0;
             }
-            let labels = part.labels.messages(&entry.series.key);
+            let labels = part.labels.messages(&entry.series.labels);
             tsdb_store::frames(&labels, &self.chunks, |series, bytes| frames.push((series, bytes)));
         }
         self.limit -= 1;
@@ -215,13 +218,13 @@ fn compare(parts: &[TenantPart], a: &Entry, b: &Entry) -> Ordering {
     else {
         return Ordering::Equal;
     };
-    let (key_a, key_b) = (&a.series.key, &b.series.key);
+    let (labels_a, labels_b) = (&a.series.labels, &b.series.labels);
     let by_labels = if a.tenant == b.tenant {
-        part_a.labels.compare(key_a, key_b)
+        part_a.labels.compare(labels_a, labels_b)
     } else {
-        part_a.labels.of(key_a).cmp(part_b.labels.of(key_b))
+        part_a.labels.of(labels_a).cmp(part_b.labels.of(labels_b))
     };
-    by_labels.then(a.tenant.cmp(&b.tenant)).then_with(|| key_a.labels().cmp(key_b.labels()))
+    by_labels.then(a.tenant.cmp(&b.tenant)).then_with(|| labels_a.cmp(labels_b))
 }
 
 /// What Thanos says, word for word, of a tenant that is asked by its external labels alone.

@@ -75,11 +75,11 @@ pub fn count(
     // Every series has a name, be it empty.
     let every = Matcher::new(MatchOp::Regex, METRIC_NAME, b".*")?;
     let series = tenant.reader(i64::MIN, i64::MAX).select(&[every]);
-    held.hold(series.len().saturating_mul(size_of::<SelectedSeries>()))?;
+    held.hold(series.iter().map(SelectedSeries::bytes).sum())?;
     let mut by_name: HashMap<&[u8], HashMap<&[u8], u64>> = HashMap::new();
     let mut pairs = 0;
     let counted = series.iter().take_while(|_| !stop::is_asked());
-    for (name, value) in counted.flat_map(|series| series.key.labels()) {
+    for (name, value) in counted.flat_map(|series| series.labels.iter()) {
         let count = by_name.entry(name).or_default().entry(value).or_default();
         *count += 1;
         if *count == 1 {

@@ -8,8 +8,8 @@ use bytes::{Bytes, BytesMut};
 use prost::Message as _;
 use xxhash_rust::xxh64::xxh64;
 
-use crate::model::labels::{LabelIter, SeriesKey};
 use crate::model::matcher::Matcher;
+use crate::model::pairs::{LabelPairs, SeriesLabels};
 use crate::store::source;
 use crate::tsdb::querier::ChunkData;
 use crate::wire::proto::thanos::{AggrChunk, Chunk, Label, Series, ShardInfo};
@@ -53,66 +53,56 @@ impl FinalLabels {
     }
 
     /// Names and values in order of names.
-    pub fn of<'a>(&'a self, key: &'a SeriesKey) -> FinalLabelIter<'a> {
-        self.resume(key.labels(), &self.external)
+    pub fn of<'a>(&'a self, labels: &'a SeriesLabels) -> FinalLabelIter<'a> {
+        self.resume(labels.iter(), &self.external)
     }
 
     /// The same as messages, all sharing one allocation.
-    pub fn messages(&self, key: &SeriesKey) -> Vec<Label> {
-        let external = self.external.iter().map(|(name, value)| name.len() + value.len());
-        let mut text = BytesMut::with_capacity(key.as_bytes().len() + external.sum::<usize>());
-        let mut ends = Vec::new();
-        for (name, value) in self.of(key) {
-            text.extend_from_slice(name);
-            ends.push(text.len());
-            text.extend_from_slice(value);
-            ends.push(text.len());
-        }
-        let text = text.freeze();
-        let mut start = 0;
-        let mut part = |end: usize| {
-            let part = text.slice(start..end);
-            start = end;
-            part
-        };
-        let pairs = ends.chunks_exact(2);
-        pairs.map(|ends| Label { name: part(ends[0]), value: part(ends[1]) }).collect()
+    pub fn messages(&self, labels: &SeriesLabels) -> Vec<Label> {
+        shared_texts(self.of(labels)).map(|(name, value)| Label { name, value }).collect()
     }
 
     /// Order of two series of this tenant by the labels they are seen under. Most series differ
     /// late, so what they share is skipped before external labels are looked at.
-    pub fn compare(&self, a: &SeriesKey, b: &SeriesKey) -> Ordering {
-        let (mut rest_a, mut rest_b) = (a.labels(), b.labels());
-        let mut shared_name: &[u8] = &[];
-        loop {
-            let (before_a, before_b) = (rest_a.clone(), rest_b.clone());
-            match (rest_a.next(), rest_b.next()) {
-                (Some(label), Some(other)) if label == other => shared_name = label.0,
-                (None, None) => return Ordering::Equal,
-                _ => {
-                    // External labels up to the last shared name have been seen on both sides.
-                    let seen =
-                        self.external.partition_point(|(name, _)| name.as_slice() <= shared_name);
-                    let external = self.external.get(seen..).unwrap_or(&[]);
-                    let (a, b) = (self.resume(before_a, external), self.resume(before_b, external));
-                    return a.cmp(b);
-                }
-            }
-        }
+    pub fn compare(&self, a: &SeriesLabels, b: &SeriesLabels) -> Ordering {
+        let shared = a.shared_with(b);
+        let last_shared = shared.checked_sub(1).and_then(|last| a.iter_from(last).next());
+        let shared_name = last_shared.map_or(&[][..], |(name, _)| name);
+        // External labels up to the last shared name have been seen on both sides.
+        let seen = self.external.partition_point(|(name, _)| name.as_slice() <= shared_name);
+        let external = self.external.get(seen..).unwrap_or(&[]);
+        let (a, b) = (a.iter_from(shared), b.iter_from(shared));
+        self.resume(a, external).cmp(self.resume(b, external))
     }
 
     fn resume<'a>(
         &'a self,
-        stored: LabelIter<'a>,
+        stored: LabelPairs<'a>,
         external: &'a [(Vec<u8>, Vec<u8>)],
     ) -> FinalLabelIter<'a> {
         FinalLabelIter { stored, next_stored: None, external, removed: &self.removed }
     }
 }
 
+/// Copies of names and values that share one allocation.
+pub fn shared_texts<'a>(
+    labels: impl Iterator<Item = (&'a [u8], &'a [u8])> + Clone,
+) -> impl Iterator<Item = (Bytes, Bytes)> {
+    let lengths: Vec<_> = labels.clone().map(|(name, value)| (name.len(), value.len())).collect();
+    let bytes = lengths.iter().map(|(name, value)| name + value).sum();
+    let mut text = BytesMut::with_capacity(bytes);
+    for (name, value) in labels {
+        text.extend_from_slice(name);
+        text.extend_from_slice(value);
+    }
+    let mut text = text.freeze();
+    lengths.into_iter().map(move |(name, value)| (text.split_to(name), text.split_to(value)))
+}
+
 /// See [`FinalLabels::of`].
+#[derive(Clone)]
 pub struct FinalLabelIter<'a> {
-    stored: LabelIter<'a>,
+    stored: LabelPairs<'a>,
     /// Taken from `stored`, not yet given out.
     next_stored: Option<(&'a [u8], &'a [u8])>,
     external: &'a [(Vec<u8>, Vec<u8>)],
@@ -220,16 +210,12 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::model::labels::KeyBuilder;
+    use crate::model::pairs::tests::series_labels;
 
     type Pairs = BTreeMap<Vec<u8>, Vec<u8>>;
 
-    fn key(labels: &Pairs) -> SeriesKey {
-        let mut builder = KeyBuilder::default();
-        for (name, value) in labels {
-            builder.push(name, value);
-        }
-        SeriesKey::from_canonical(builder.as_bytes())
+    fn key(labels: &Pairs) -> SeriesLabels {
+        series_labels(labels.iter().map(|(name, value)| (&name[..], &value[..])))
     }
 
     fn owned<'a>(labels: impl Iterator<Item = (&'a [u8], &'a [u8])>) -> Vec<(Vec<u8>, Vec<u8>)> {

@@ -4,12 +4,13 @@
 //! slots of its series without a lock. Three locks are always taken in this order:
 //!
 //! 1. `log`: one request at a time is checked, logged and applied (see [`append`]);
-//! 2. `keys`: labels by slot;
+//! 2. `labels`: what the series are called, by slot;
 //! 3. `states`: the samples; readers copy a few hundred series' open chunks at a time under a shared
 //!    guard, so an append waits for microseconds at most.
 
 pub mod append;
 pub mod batch;
+pub mod labels;
 pub mod metrics;
 pub mod postings;
 pub mod read;
@@ -24,9 +25,11 @@ use parking_lot::{Mutex, RwLock};
 use crate::clock::Clock;
 use crate::model::Timestamp;
 use crate::model::fingerprint::Fingerprinter;
-use crate::model::key_table::{KeyTable, Lookup};
-use crate::model::labels::SeriesKey;
+use crate::model::key_table::{KeyTable, Lookup, Slot};
+use crate::model::labels::{KeyBuilder, SeriesKey};
+use crate::model::pairs::LabelPairs;
 use crate::tsdb::head::append::LogSide;
+use crate::tsdb::head::labels::SlotLabels;
 use crate::tsdb::head::metrics::HeadMetrics;
 use crate::tsdb::head::postings::MemPostings;
 use crate::tsdb::head::series::States;
@@ -47,14 +50,14 @@ pub struct Head {
     postings: MemPostings,
 
     log: Mutex<LogSide>,
-    keys: RwLock<Vec<SeriesKey>>,
+    labels: RwLock<SlotLabels>,
     states: RwLock<States>,
 }
 
 /// What a head is made of before it has a log: replay fills it alone, without locks.
 pub struct HeadContents {
     pub known: KeyTable,
-    pub keys: Vec<SeriesKey>,
+    pub labels: SlotLabels,
     pub states: States,
     pub postings: MemPostings,
     pub min_time: Timestamp,
@@ -65,7 +68,7 @@ impl HeadContents {
     pub fn new(fingerprinter: Fingerprinter) -> HeadContents {
         HeadContents {
             known: KeyTable::new(fingerprinter),
-            keys: Vec::new(),
+            labels: SlotLabels::default(),
             states: States::default(),
             postings: MemPostings::new(),
             min_time: Timestamp::MAX,
@@ -83,7 +86,7 @@ impl Head {
         contents: HeadContents,
         log: LogSide,
     ) -> Head {
-        metrics.series.set(contents.keys.len() as f64);
+        metrics.series.set(contents.labels.len() as f64);
         // Counted as an integer: no floats at all add up to -0.
         let chunk_count: usize = contents.states.iter().map(|state| state.chunk_count()).sum();
         metrics.chunks.set(chunk_count as f64);
@@ -97,7 +100,7 @@ impl Head {
             known: contents.known,
             postings: contents.postings,
             log: Mutex::new(log),
-            keys: RwLock::new(contents.keys),
+            labels: RwLock::new(contents.labels),
             states: RwLock::new(contents.states),
         };
         head.show_time_range();
@@ -110,7 +113,22 @@ impl Head {
     }
 
     pub fn series_count(&self) -> usize {
-        self.keys.read().len()
+        self.labels.read().len()
+    }
+
+    /// The canonical key of a slot, put together from its labels.
+    #[cold]
+    fn key_of(&self, slot: Slot) -> SeriesKey {
+        let mut key = KeyBuilder::default();
+        let labels = self.labels.read();
+        for (name, value) in self.labels_in(&labels, slot) {
+            key.push(name, value);
+        }
+        SeriesKey::from_canonical(key.as_bytes())
+    }
+
+    fn labels_in<'h>(&'h self, labels: &'h SlotLabels, slot: Slot) -> LabelPairs<'h> {
+        LabelPairs::new(self.postings.pairs(), labels.get(slot).unwrap_or(&[]))
     }
 
     /// Times of the oldest and the newest sample held.

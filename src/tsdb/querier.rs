@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use crate::model::Timestamp;
 use crate::model::key_table::Slot;
-use crate::model::labels::SeriesKey;
 use crate::model::matcher::Matcher;
+use crate::model::pairs::SeriesLabels;
 use crate::model::stop;
 use crate::tsdb::chunkenc::ENCODING_XOR;
 use crate::tsdb::head::Head;
@@ -22,8 +22,15 @@ pub struct Querier {
 #[derive(Clone)]
 pub struct SelectedSeries {
     /// Labels as stored, without external labels.
-    pub key: SeriesKey,
+    pub labels: SeriesLabels,
     pub(crate) slot: Slot,
+}
+
+impl SelectedSeries {
+    /// What a query takes for it.
+    pub fn bytes(&self) -> usize {
+        size_of::<SelectedSeries>() + self.labels.bytes()
+    }
 }
 
 /// An encoded chunk, whole (not cut to the query's range).
@@ -46,7 +53,7 @@ impl Querier {
     /// Series that match all `matchers` and have a chunk in the range, in no particular order.
     pub fn select(&self, matchers: &[Matcher]) -> Vec<SelectedSeries> {
         let selected = self.head.select(matchers, self.mint, self.maxt);
-        selected.into_iter().map(|(slot, key)| SelectedSeries { key, slot }).collect()
+        selected.into_iter().map(|(slot, labels)| SelectedSeries { labels, slot }).collect()
     }
 
     /// Appends the series' chunks that overlap the range to `chunks`, in order of time.
@@ -71,7 +78,7 @@ impl Querier {
         }
         let mut names = BTreeSet::new();
         for series in self.select(matchers).into_iter().take_while(|_| !stop::is_asked()) {
-            for (name, _) in series.key.labels() {
+            for (name, _) in series.labels.iter() {
                 if !names.contains(name) {
                     names.insert(name.to_vec());
                 }
@@ -90,7 +97,7 @@ impl Querier {
         }
         let mut values = BTreeSet::new();
         for series in self.select(matchers).into_iter().take_while(|_| !stop::is_asked()) {
-            let value = series.key.labels().find(|(label, _)| *label == name);
+            let value = series.labels.iter().find(|(label, _)| *label == name);
             if let Some((_, value)) = value
                 && !values.contains(value)
             {
@@ -186,7 +193,8 @@ mod tests {
         assert_eq!(test.db.append(&batch).unwrap().stored, 600);
         let querier = test.db.querier(0, 3000);
         let selected = querier.select(&[is("__name__", "m")]);
-        let keys: BTreeSet<_> = selected.iter().map(|series| series.key.as_bytes()).collect();
+        let keys: BTreeSet<_> =
+            selected.iter().map(|series| format!("{:?}", series.labels)).collect();
         assert_eq!((selected.len(), keys.len()), (600, 600));
         // Each has its own chunk.
         let mut values = BTreeSet::new();

@@ -72,7 +72,7 @@ impl Storage {
             let querier = tenant.db.querier(i64::MIN, i64::MAX);
             for selected in querier.select(&[]) {
                 let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
-                let labels = selected.key.labels().map(|(name, value)| (text(name), text(value)));
+                let labels = selected.labels.iter().map(|(name, value)| (text(name), text(value)));
                 let name = name_of(labels);
                 let series = (0..SERIES).find(|series| name_of_series(*series) == name).unwrap();
                 let mut chunks = Vec::new();

@@ -115,7 +115,7 @@ pub(crate) fn floats(db: &Db) -> Floats {
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
     let mut all = Floats::new();
     for series in querier.select(&[]) {
-        let labels = series.key.labels().map(|(name, value)| (text(name), text(value)));
+        let labels = series.labels.iter().map(|(name, value)| (text(name), text(value)));
         let mut chunks = Vec::new();
         querier.chunks(&series, &mut chunks);
         let samples = chunks.iter().flat_map(|chunk| XorIterator::new(&chunk.bytes));

@@ -1,11 +1,13 @@
-//! The head's inverted index: from a label to the slots of the series that have it.
+//! The head's inverted index: from a label to the slots of the series that have it. It is here that
+//! labels get their numbers, too.
 //!
 //! A *slot* is the index of a series in the head. The index knows no series, only slots.
 //!
 //! What it costs: a label that many series share takes one or two bytes of each series (see
-//! [`list`]); one that a single series has takes an entry of 40 bytes and 9 of hash table, both with
-//! up to as much again of spare room, and the text of the value. A series of 12 labels, one of them
-//! its own, comes to about 20 bytes of lists, 60 of entries and its text; a test prints it.
+//! [`list`]); one that a single series has takes an entry of 32 bytes, 9 of hash table and 28 for its
+//! number, all with up to as much again of spare room, and the text of the value. A series of 12
+//! labels, one of them its own, comes to about 20 bytes of lists, 90 of entries and its text; a test
+//! prints it.
 //!
 //! Locking: one lock, written by whoever makes series (one at a time, under the log's mutex) and
 //! read in short slices, so that no reader keeps an insert waiting for longer than it takes to copy
@@ -17,13 +19,18 @@
 
 mod list;
 
+use std::borrow::Borrow as _;
+use std::sync::Arc;
+
 use indexmap::IndexMap;
 use parking_lot::RwLock;
 use rapidhash::fast::RandomState;
 
 use self::list::PostingsList;
-use crate::model::labels::{LabelIter, SeriesKey};
+use crate::model::key_table::Slot;
+use crate::model::labels::LabelIter;
 use crate::model::matcher::{MatchOp, Matcher};
+use crate::model::pairs::{PairId, Pairs, Text};
 use crate::model::stop;
 
 /// What one slice of a reader may look at or copy while it holds the lock.
@@ -39,20 +46,24 @@ const EXPECTED_MAX: usize = 64;
 #[derive(Debug, Default)]
 pub struct MemPostings {
     index: RwLock<Index>,
+    /// Those of all labels in the index.
+    pairs: Arc<Pairs>,
 }
 
 /// Text to `V` in order of insertion: an entry's position is its name as long as nothing is
 /// removed. Hashed with a random seed, since clients choose the texts.
-type ByText<V> = IndexMap<Box<[u8]>, V, RandomState>;
+type ByText<V> = IndexMap<Text, V, RandomState>;
 
 #[derive(Debug, Default)]
 struct Index {
-    names: ByText<ByText<PostingsList>>,
+    names: ByText<Values>,
     all: Option<PostingsList>,
     series_count: usize,
     /// Positions of name and value of the last series' labels, in their order. Series that come
     /// together share most labels, so the first guess mostly spares both look-ups.
     expected: Vec<(usize, usize)>,
+    /// Numbers of the last series' labels.
+    added: Vec<PairId>,
 }
 
 impl MemPostings {
@@ -60,16 +71,22 @@ impl MemPostings {
         MemPostings::default()
     }
 
-    /// Adds a series. The slot is in no list yet; it normally is the greatest so far.
-    pub fn add(&self, slot: u32, labels: LabelIter<'_>) {
-        self.index.write().add(slot, labels);
+    /// What labels are by their numbers.
+    pub fn pairs(&self) -> &Arc<Pairs> {
+        &self.pairs
     }
 
-    /// Adds several series, taking the lock once.
-    pub fn add_batch(&self, series: &[(u32, SeriesKey)]) {
+    /// Adds series, taking the lock once, and tells the numbers of each one's labels. Their slots are
+    /// in no list yet, and normally are the greatest so far.
+    pub fn add<'k>(
+        &self,
+        series: impl IntoIterator<Item = (Slot, LabelIter<'k>)>,
+        mut tell: impl FnMut(&[PairId]),
+    ) {
         let mut index = self.index.write();
-        for (slot, key) in series {
-            index.add(*slot, key.labels());
+        for (slot, labels) in series {
+            index.add(&self.pairs, slot, labels);
+            tell(&index.added);
         }
     }
 
@@ -137,13 +154,15 @@ impl MemPostings {
 
     /// Values of one label, sorted.
     pub fn label_values(&self, name: &[u8]) -> Vec<Vec<u8>> {
-        self.sorted_texts(|index| index.names.get(name))
+        self.sorted_texts(|index| Some(&index.names.get(name)?.lists))
     }
 
     /// How many values each label name has, in no particular order.
     pub fn value_counts(&self) -> Vec<(Vec<u8>, usize)> {
         let index = self.index.read();
-        index.names.iter().map(|(name, values)| (name.to_vec(), values.len())).collect()
+        let counts =
+            index.names.iter().map(|(name, values)| (bytes(name).to_vec(), values.lists.len()));
+        counts.collect()
     }
 
     /// Slots of the series that have the label with one of the deciding values, rising. They are not
@@ -158,7 +177,8 @@ impl MemPostings {
                 });
             }
             Deciding::Every => {
-                let count = self.index.read().names.get(name).map_or(0, ByText::len);
+                let count =
+                    self.index.read().names.get(name).map_or(0, |values| values.lists.len());
                 self.decode_lists(name, count, &mut slots, |lists, i| {
                     lists.get_index(i).map(|(_, list)| list)
                 });
@@ -169,7 +189,7 @@ impl MemPostings {
                 loop {
                     let texts = match self.index.read().names.get(name) {
                         None => break,
-                        Some(lists) => Texts::copy(lists, from),
+                        Some(values) => Texts::copy(&values.lists, from),
                     };
                     if texts.len() == 0 {
                         break;
@@ -207,7 +227,7 @@ impl MemPostings {
         while next < count && !stop::is_asked() {
             {
                 let index = self.index.read();
-                let Some(lists) = index.names.get(name) else { return };
+                let Some(Values { lists, .. }) = index.names.get(name) else { return };
                 let slice_end = count.min(next + SLICE_ITEMS);
                 let mut copied = 0;
                 while next < slice_end && copied < SLICE_BYTES {
@@ -243,15 +263,17 @@ impl MemPostings {
 }
 
 impl Index {
-    fn add(&mut self, slot: u32, labels: LabelIter<'_>) {
+    fn add(&mut self, pairs: &Pairs, slot: u32, labels: LabelIter<'_>) {
         match &mut self.all {
             Some(all) => all.push(slot),
             None => self.all = Some(PostingsList::of_one(slot)),
         }
         self.series_count += 1;
+        self.added.clear();
         for (i, (name, value)) in labels.enumerate() {
             let expected = self.expected.get(i).copied();
-            let found = self.add_label(slot, name, value, expected);
+            let found = self.add_label(pairs, slot, name, value, expected);
+            self.added.push(self.names[found.0].pairs[found.1]);
             match self.expected.get_mut(i) {
                 Some(expected) => *expected = found,
                 None if i < EXPECTED_MAX => self.expected.push(found),
@@ -263,6 +285,7 @@ impl Index {
     /// Returns the positions of name and value.
     fn add_label(
         &mut self,
+        pairs: &Pairs,
         slot: u32,
         name: &[u8],
         value: &[u8],
@@ -270,23 +293,37 @@ impl Index {
     ) -> (usize, usize) {
         let name_at = expected
             .map(|(name_at, _)| name_at)
-            .filter(|&at| self.names.get_index(at).is_some_and(|(known, _)| **known == *name))
+            .filter(|&at| self.names.get_index(at).is_some_and(|(known, _)| bytes(known) == name))
             .or_else(|| self.names.get_index_of(name))
-            .unwrap_or_else(|| self.names.insert_full(name.into(), ByText::default()).0);
-        let lists = &mut self.names[name_at];
+            .unwrap_or_else(|| self.names.insert_full(Text::new(name), Values::default()).0);
+        let (name, values) = self.names.get_index_mut(name_at).expect("it was found or added");
 
         let value_at = expected
             .map(|(_, value_at)| value_at)
-            .filter(|&at| lists.get_index(at).is_some_and(|(known, _)| **known == *value))
-            .or_else(|| lists.get_index_of(value));
+            .filter(|&at| {
+                values.lists.get_index(at).is_some_and(|(known, _)| bytes(known) == value)
+            })
+            .or_else(|| values.lists.get_index_of(value));
         match value_at {
             Some(value_at) => {
-                lists[value_at].push(slot);
+                values.lists[value_at].push(slot);
                 (name_at, value_at)
             }
-            None => (name_at, lists.insert_full(value.into(), PostingsList::of_one(slot)).0),
+            None => {
+                let value = Text::new(value);
+                values.pairs.push(pairs.add(name.clone(), value.clone()));
+                (name_at, values.lists.insert_full(value, PostingsList::of_one(slot)).0)
+            }
         }
     }
+}
+
+/// The values of one name.
+#[derive(Debug, Default)]
+struct Values {
+    lists: ByText<PostingsList>,
+    /// In their order, each with the name.
+    pairs: Vec<PairId>,
 }
 
 /// The values of a label that make a series fare unlike one without the label.
@@ -332,7 +369,7 @@ impl Texts {
         let mut texts = Texts::default();
         for at in from..map.len().min(from.saturating_add(SLICE_ITEMS)) {
             let Some((text, _)) = map.get_index(at) else { break };
-            texts.bytes.extend_from_slice(text);
+            texts.bytes.extend_from_slice(bytes(text));
             texts.ends.push(texts.bytes.len());
             if texts.bytes.len() >= SLICE_BYTES {
                 break;
@@ -349,6 +386,10 @@ impl Texts {
         let starts = std::iter::once(0).chain(self.ends.iter().copied());
         starts.zip(&self.ends).map(|(start, &end)| &self.bytes[start..end])
     }
+}
+
+fn bytes(text: &Text) -> &[u8] {
+    text.borrow()
 }
 
 /// Lists are rising sequences in a row, which the standard sort merges.

@@ -2,8 +2,8 @@
 
 use crate::model::Timestamp;
 use crate::model::key_table::Slot;
-use crate::model::labels::SeriesKey;
 use crate::model::matcher::Matcher;
+use crate::model::pairs::SeriesLabels;
 use crate::model::stop;
 use crate::tsdb::head::Head;
 use crate::tsdb::head::series::FullChunk;
@@ -18,20 +18,20 @@ impl Head {
         matchers: &[Matcher],
         mint: Timestamp,
         maxt: Timestamp,
-    ) -> Vec<(Slot, SeriesKey)> {
+    ) -> Vec<(Slot, SeriesLabels)> {
         let slots = self.postings.select(matchers);
         let mut selected = Vec::new();
         for slots in slots.chunks(SERIES_PER_HOLD) {
             if stop::is_asked() {
                 break;
             }
-            let keys = self.keys.read();
+            let labels = self.labels.read();
             let states = self.states.read();
-            // Postings come last when a series is made, so each slot has its state.
-            let overlapping = slots.iter().filter(|slot| {
-                (**slot as usize) < states.len() && states.get(**slot).overlaps(mint, maxt)
-            });
-            selected.extend(overlapping.map(|slot| (*slot, keys[*slot as usize].clone())));
+            selected.extend(slots.iter().filter_map(|slot| {
+                // One that is being made may have none yet, and has no sample.
+                let pairs = labels.get(*slot).filter(|_| states.get(*slot).overlaps(mint, maxt))?;
+                Some((*slot, SeriesLabels::new(self.postings.pairs().clone(), pairs)))
+            }));
         }
         selected
     }

@@ -17,7 +17,7 @@ use std::thread;
 
 use crate::model::fingerprint::{Fingerprint, Fingerprinter};
 use crate::model::key_table::Slot;
-use crate::model::labels::{KeyBuilder, SeriesKey};
+use crate::model::labels::{KeyBuilder, LabelIter};
 use crate::model::{HeadSeriesRef, Timestamp};
 use crate::tsdb::head::HeadContents;
 use crate::tsdb::head::append::RefSample;
@@ -60,6 +60,27 @@ struct SeriesBatch {
     series: Vec<NamedSeries>,
 }
 
+/// Series that were made, in order of their slots, and their canonical keys one after another.
+#[derive(Default)]
+struct MadeSeries {
+    keys: Vec<u8>,
+    /// Slot, and where the key ends.
+    series: Vec<(Slot, usize)>,
+}
+
+impl MadeSeries {
+    fn push(&mut self, slot: Slot, key: &[u8]) {
+        self.keys.extend_from_slice(key);
+        self.series.push((slot, self.keys.len()));
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (Slot, LabelIter<'_>)> {
+        let starts = [0].into_iter().chain(self.series.iter().map(|(_, end)| *end));
+        let keys = starts.zip(&self.series).map(|(start, (_, end))| &self.keys[start..*end]);
+        self.series.iter().zip(keys).map(|((slot, _), key)| (*slot, LabelIter::of_canonical(key)))
+    }
+}
+
 struct NamedSeries {
     series_ref: HeadSeriesRef,
     fingerprint: Fingerprint,
@@ -76,14 +97,14 @@ pub fn replay<T: Send>(
 ) -> io::Result<(T, HeadContents, ReplayReport)> {
     let contents = HeadContents::new(fingerprinter.clone());
     let (steps_in, steps_out) = mpsc::sync_channel(QUEUE_BATCHES);
-    let (made_in, made_out) = mpsc::sync_channel::<Vec<(Slot, SeriesKey)>>(QUEUE_BATCHES);
-    let HeadContents { known, keys, states, postings, min_time, max_time } = contents;
+    let (made_in, made_out) = mpsc::sync_channel::<MadeSeries>(QUEUE_BATCHES);
+    let HeadContents { known, mut labels, states, postings, min_time, max_time } = contents;
     let mut builder = Builder {
         contents: HeadContents {
             known,
-            keys,
             states,
             // The postings thread fills the real ones.
+            labels: Default::default(),
             postings: Default::default(),
             min_time,
             max_time,
@@ -92,7 +113,7 @@ pub fn replay<T: Send>(
         tombstones: HashMap::new(),
         further_refs: HashMap::new(),
         removed: HashSet::new(),
-        made: Vec::new(),
+        made: MadeSeries::default(),
         floor,
         block_range,
         report: ReplayReport { next_ref: 1, ..ReplayReport::default() },
@@ -111,10 +132,10 @@ pub fn replay<T: Send>(
             (result, sorter.found)
         };
         let reader = thread::Builder::new().name("wal-read".into()).spawn_scoped(scope, sort)?;
-        let postings = &postings;
+        let (postings, labels) = (&postings, &mut labels);
         let index = move || {
             for made in made_out {
-                postings.add_batch(&made);
+                postings.add(made.iter(), |pairs| labels.push(pairs));
             }
         };
         let indexer = thread::Builder::new().name("wal-index".into()).spawn_scoped(scope, index)?;
@@ -129,7 +150,7 @@ pub fn replay<T: Send>(
     let mut report = builder.finish(sorted_out.max_ref);
     report.histograms_left = sorted_out.histograms;
     let mut contents = builder.contents;
-    contents.postings = postings;
+    (contents.labels, contents.postings) = (labels, postings);
     Ok((read_result?, contents, report))
 }
 
@@ -244,14 +265,14 @@ struct Builder {
     further_refs: HashMap<Slot, Vec<HeadSeriesRef>>,
     /// Slots of removed series that no later record announced again: they have no ref.
     removed: HashSet<Slot>,
-    made: Vec<(Slot, SeriesKey)>,
+    made: MadeSeries,
     floor: Timestamp,
     block_range: i64,
     report: ReplayReport,
 }
 
 impl Builder {
-    fn take(&mut self, step: Step, made: &mpsc::SyncSender<Vec<(Slot, SeriesKey)>>) {
+    fn take(&mut self, step: Step, made: &mpsc::SyncSender<MadeSeries>) {
         match step {
             Step::Series(SeriesBatch { keys, series }) => {
                 let mut start = 0;
@@ -259,7 +280,7 @@ impl Builder {
                     self.add_series(series_ref, fingerprint, &keys[start..key_end]);
                     start = key_end;
                 }
-                if self.made.len() >= BATCH_SERIES {
+                if self.made.series.len() >= BATCH_SERIES {
                     self.hand_over_made(made);
                 }
             }
@@ -287,7 +308,7 @@ impl Builder {
         }
     }
 
-    fn hand_over_made(&mut self, made: &mpsc::SyncSender<Vec<(Slot, SeriesKey)>>) {
+    fn hand_over_made(&mut self, made: &mpsc::SyncSender<MadeSeries>) {
         // As in `Sorter::send`.
         let _ = made.send(std::mem::take(&mut self.made));
     }
@@ -325,12 +346,10 @@ impl Builder {
             }
             None if known.series_count() >= SERIES_MAX => return,
             None => {
-                let key = SeriesKey::from_canonical(key);
                 let slot = known.series_count() as Slot;
                 known.add(fingerprint, slot);
-                contents.keys.push(key.clone());
                 contents.states.push(logged_state());
-                self.made.push((slot, key));
+                self.made.push(slot, key);
                 slot
             }
         };

@@ -63,7 +63,7 @@ pub(crate) fn dump(db: &Db) -> Vec<Series> {
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
     let mut all = Vec::new();
     for series in querier.select(&[]) {
-        let labels = series.key.labels().map(|(name, value)| (text(name), text(value))).collect();
+        let labels = series.labels.iter().map(|(name, value)| (text(name), text(value))).collect();
         let mut chunks = Vec::new();
         querier.chunks(&series, &mut chunks);
         let samples =
@@ -254,7 +254,7 @@ fn renamed(batch: &Batch, from: &Db, to: &Db) -> Batch {
     let mut renamed = Batch::default();
     for sample in &batch.samples {
         let key = match sample.series & NEW_BIT {
-            0 => from.head.keys.read()[sample.series as usize].as_bytes().to_vec(),
+            0 => from.head.key_of(sample.series).as_bytes().to_vec(),
             _ => batch.key(&batch.new_series[(sample.series & !NEW_BIT) as usize]).to_vec(),
         };
         let series = series_number(to, &mut renamed, &key);

@@ -92,7 +92,7 @@ impl Node {
         let querier = tenant.db.querier(i64::MIN, i64::MAX);
         let mut content = Vec::new();
         for series in querier.select(&[]) {
-            let (_, name) = series.key.labels().next().unwrap();
+            let (_, name) = series.labels.iter().next().unwrap();
             let name = String::from_utf8(name.to_vec()).unwrap();
             let mut chunks = Vec::new();
             querier.chunks(&series, &mut chunks);

@@ -6,7 +6,8 @@ use proptest::sample::select;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
 use super::*;
-use crate::model::labels::KeyBuilder;
+use crate::model::labels::{KeyBuilder, SeriesKey};
+use crate::model::pairs::SeriesLabels;
 
 type Labels = BTreeMap<Vec<u8>, Vec<u8>>;
 
@@ -16,6 +17,22 @@ fn key(labels: &Labels) -> SeriesKey {
         builder.push(name, value);
     }
     SeriesKey::from_canonical(builder.as_bytes())
+}
+
+fn add(postings: &MemPostings, slot: u32, key: &SeriesKey) {
+    postings.add([(slot, key.labels())], |_| {});
+}
+
+/// Adds series, and looks at what is told of them.
+fn add_batch(postings: &MemPostings, series: &[(u32, SeriesKey)]) {
+    let mut told = Vec::new();
+    postings.add(series.iter().map(|(slot, key)| (*slot, key.labels())), |pairs| {
+        told.push(SeriesLabels::new(postings.pairs().clone(), pairs));
+    });
+    assert_eq!(told.len(), series.len());
+    for (told, (_, key)) in told.iter().zip(series) {
+        assert!(told.iter().eq(key.labels()), "{told:?} for {key:?}");
+    }
 }
 
 fn labels(pairs: &[(&str, &str)]) -> Labels {
@@ -87,9 +104,9 @@ fn selects_what_a_walk_over_all_series_selects() {
             let postings = MemPostings::new();
             let batch: Vec<_> = order.iter().map(|slot| (*slot, key(&series[slot]))).collect();
             let (first, second) = batch.split_at(batch.len() / 2);
-            postings.add_batch(first);
+            add_batch(&postings, first);
             for (slot, key) in second {
-                postings.add(*slot, key.labels());
+                add(&postings, *slot, key);
             }
 
             let matchers: Vec<Matcher> = matchers
@@ -126,7 +143,7 @@ fn a_walk_crosses_slices() {
     let postings = MemPostings::new();
     let count = 3 * SLICE_ITEMS as u32 + 7;
     for slot in 0..count {
-        postings.add(slot, key(&labels(&[("pod", &format!("p-{slot}")), ("job", "a")])).labels());
+        add(&postings, slot, &key(&labels(&[("pod", &format!("p-{slot}")), ("job", "a")])));
     }
     let every_tenth = postings.select(&[matcher(MatchOp::Regex, b"pod", b"p-[0-9]*0")]);
     assert_eq!(every_tenth, (0..count).step_by(10).collect::<Vec<_>>());
@@ -141,7 +158,7 @@ fn a_walk_crosses_slices() {
 fn a_walk_ends_when_nobody_waits_for_it() {
     let postings = MemPostings::new();
     for slot in 0..100 {
-        postings.add(slot, key(&labels(&[("pod", &format!("p-{slot}"))])).labels());
+        add(&postings, slot, &key(&labels(&[("pod", &format!("p-{slot}"))])));
     }
     let every = || postings.select(&[matcher(MatchOp::Regex, b"pod", b"p-[0-9]+")]);
     let (waiting, stop) = stop::pair();
@@ -171,7 +188,7 @@ fn readers_see_whole_series_while_others_are_added() {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             for slot in 0..count {
-                postings.add(slot, key(&of_slot(slot)).labels());
+                add(&postings, slot, &key(&of_slot(slot)));
             }
             done.store(true, Ordering::Release);
         });
@@ -234,17 +251,20 @@ fn a_series_of_twelve_labels_takes_what_is_said() {
                 (format!("label_{label:02}").into_bytes(), format!("value-{value}").into_bytes())
             })
             .collect();
-        postings.add(slot, key(&pairs).labels());
+        add(&postings, slot, &key(&pairs));
     }
     let index = postings.index.read();
     let mut lists = index.all.as_ref().unwrap().heap_bytes();
-    let mut entries = 0;
+    let mut entries = 0_usize;
     let mut texts = 0;
     for values in index.names.values() {
-        // Hash, text and list of an entry, and its place in the hash table.
-        entries += values.capacity() * (8 + 16 + 16) + values.capacity() * 9;
-        texts += values.keys().map(|value| value.len()).sum::<usize>();
-        lists += values.values().map(PostingsList::heap_bytes).sum::<usize>();
+        // Hash, text and list of an entry, its place in the hash table, its number and what that
+        // stands for.
+        let Values { lists: of_values, pairs } = values;
+        entries += of_values.capacity() * (8 + 8 + 16 + 9) + pairs.capacity() * (4 + 24);
+        // Count and length lie before a text.
+        texts += of_values.keys().map(|value| 16 + bytes(value).len()).sum::<usize>();
+        lists += of_values.values().map(PostingsList::heap_bytes).sum::<usize>();
     }
     let per_series = |bytes: usize| bytes as f64 / f64::from(count);
     println!(
