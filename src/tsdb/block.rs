@@ -12,6 +12,7 @@
 
 pub mod chunks;
 pub mod meta;
+pub mod removal;
 mod source;
 pub mod tombstones;
 pub mod ulid;

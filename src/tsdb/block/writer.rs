@@ -1,12 +1,12 @@
 //! Making a block: everything is written and on the medium before its name is there.
 
-use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::disk::Disk;
 use crate::model::Timestamp;
 use crate::tsdb::block::chunks::{CHUNKS_DIR, ChunkWriter, EncodedChunk, SEGMENT_BYTES};
 use crate::tsdb::block::meta::{BlockDesc, BlockMeta, BlockStats, Compaction, FROM_OUT_OF_ORDER};
+use crate::tsdb::block::removal::remove_dir;
 use crate::tsdb::block::tombstones::Tombstones;
 use crate::tsdb::block::ulid::Ulid;
 use crate::tsdb::chunkenc;
@@ -53,7 +53,7 @@ impl<'d> BlockWriter<'d> {
     ) -> Result<BlockWriter<'d>, WriteError> {
         let dir = parent.join(ulid.to_string());
         let temporary = parent.join(format!("{ulid}{CREATION_SUFFIX}"));
-        remove(disk, &temporary)?;
+        remove_dir(disk, &temporary)?;
         let chunks_dir = temporary.join(CHUNKS_DIR);
         disk.create_dir_all(&chunks_dir).map_err(WriteError::io(&chunks_dir))?;
         let index = IndexWriter::create(disk, &temporary.join(INDEX_FILE))?;
@@ -130,7 +130,7 @@ impl<'d> BlockWriter<'d> {
     pub fn abort(self) -> Result<(), WriteError> {
         let BlockWriter { disk, temporary, index, chunks, .. } = self;
         drop((index, chunks));
-        remove(disk, &temporary)
+        remove_dir(disk, &temporary)
     }
 }
 
@@ -148,13 +148,5 @@ impl Compaction {
             hints: vec![FROM_OUT_OF_ORDER.to_owned()],
             ..Compaction::of_head(ulid)
         }
-    }
-}
-
-/// Removes a directory, if it is there.
-fn remove(disk: &dyn Disk, dir: &Path) -> Result<(), WriteError> {
-    match disk.remove_dir_all(dir) {
-        Err(err) if err.kind() != io::ErrorKind::NotFound => Err(WriteError::io(dir)(err)),
-        _ => Ok(()),
     }
 }
