@@ -546,8 +546,7 @@ impl MultiTsdb {
         let db = Arc::new(opened.db);
         let (threads, metrics) = (self.append_threads.clone(), self.append_metrics.clone());
         let appends = AppendLane::new(id.clone(), db.clone(), threads, metrics);
-        let log = db.sync_handle().clone();
-        let syncs = SyncLane::new(id.clone(), log, self.sync_threads.clone());
+        let syncs = SyncLane::new(id.clone(), db.clone(), self.sync_threads.clone());
         Ok(Arc::new(Tenant { id: id.clone(), db, appends, syncs, external_labels }))
     }
 

@@ -41,7 +41,9 @@ use crate::tsdb::meta::Blocks;
 use crate::tsdb::options::DbOptions;
 use crate::tsdb::querier::Querier;
 use crate::tsdb::wal::repair::{LogContents, open_log};
-use crate::tsdb::wal::{SyncHandle, Wal, WalError, WalMetrics, WalOptions};
+use crate::tsdb::wal::{
+    SegmentIndex, SyncError, SyncHandle, Wal, WalError, WalMetrics, WalOptions, unsynced,
+};
 
 /// Why a database could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -76,10 +78,21 @@ pub struct Db {
 /// replayed.
 fn sync_log(disk: &dyn Disk, wal_dir: &Path) -> io::Result<()> {
     for segment in disk.list(wal_dir)?.into_iter().filter(|entry| !entry.is_dir) {
-        match disk.open_write(&wal_dir.join(segment.name))?.sync() {
+        let file = disk.open_write(&wal_dir.join(&segment.name))?;
+        match file.sync() {
             // A pipe or a device that stands there has no medium.
             Err(err) if Errno::from_io_error(&err) == Some(Errno::INVAL) => {}
-            synced => synced?,
+            Err(err) => {
+                // The next attempt would succeed and prove nothing.
+                let number = segment.name.to_str().and_then(|name| name.parse().ok());
+                let marked = unsynced::mark(disk, wal_dir, SegmentIndex(number.unwrap_or(0)));
+                if let Err(err) = marked {
+                    let dir = wal_dir.display();
+                    tracing::error!(%dir, %err, "a failed sync could not be marked in the log");
+                }
+                return Err(err);
+            }
+            Ok(()) => {}
         }
     }
     // The log's directory, that of the database, and the one that it is in.
@@ -207,8 +220,17 @@ impl Db {
         self.head.series_count()
     }
 
+    /// If the log's unsynced end was lost after a failed sync, logs again what it held, so that
+    /// appends are taken again. Whether there was anything to do. Blocks on the disk.
+    pub fn replace_lost_end(&self) -> Result<bool, WalError> {
+        self.head.replace_lost_end()
+    }
+
     /// Pads and syncs the log. Appends fail from here on.
     pub fn close(&self) -> Result<(), WalError> {
+        if let Err(SyncError::TailLost) = self.sync.sync() {
+            self.replace_lost_end()?;
+        }
         self.head.close_log()
     }
 }

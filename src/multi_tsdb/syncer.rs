@@ -6,10 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
+
 use crate::model::tenant::TenantId;
 use crate::multi_tsdb::disk_threads::{DiskThreads, Lane};
 use crate::multi_tsdb::{MultiTsdb, Tenant};
-use crate::tsdb::wal::{LogPosition, SyncHandle};
+use crate::tsdb::Db;
+use crate::tsdb::wal::{LogPosition, SyncError};
 
 /// Half of the second that is promised: a sync takes its time, too.
 pub(super) const SYNC_EVERY: Duration = Duration::from_millis(500);
@@ -45,16 +48,41 @@ pub(super) struct SyncLane(Arc<Inner>);
 
 struct Inner {
     tenant: TenantId,
-    log: SyncHandle,
+    db: Arc<Db>,
     threads: Arc<DiskThreads>,
     /// Whether a sync is under way or will be.
     is_scheduled: AtomicBool,
+    /// Of the attempts to replace a lost end.
+    back_off: Mutex<BackOff>,
+}
+
+/// Turns that are let pass between attempts.
+#[derive(Default)]
+struct BackOff {
+    failures: u32,
+    turns_left: u32,
+}
+
+/// Between two attempts at most: half a minute, with a turn each [`SYNC_EVERY`].
+const TURNS_PASSED_MAX: u32 = 60;
+
+impl BackOff {
+    fn is_turn(&mut self) -> bool {
+        let is_turn = self.turns_left == 0;
+        self.turns_left = self.turns_left.saturating_sub(1);
+        is_turn
+    }
+
+    fn failed(&mut self) {
+        self.turns_left = (1 << self.failures.min(16)).min(TURNS_PASSED_MAX);
+        self.failures += 1;
+    }
 }
 
 impl SyncLane {
-    pub(super) fn new(tenant: TenantId, log: SyncHandle, threads: Arc<DiskThreads>) -> SyncLane {
-        let is_scheduled = AtomicBool::new(false);
-        SyncLane(Arc::new(Inner { tenant, log, threads, is_scheduled }))
+    pub(super) fn new(tenant: TenantId, db: Arc<Db>, threads: Arc<DiskThreads>) -> SyncLane {
+        let (is_scheduled, back_off) = (AtomicBool::new(false), Mutex::default());
+        SyncLane(Arc::new(Inner { tenant, db, threads, is_scheduled, back_off }))
     }
 
     /// Syncs what is written by now; with the sync that is under way or the next one.
@@ -67,8 +95,30 @@ impl SyncLane {
 
 impl Inner {
     fn sync(&self) {
-        if let Err(err) = self.log.sync() {
-            tracing::error!(tenant = %self.tenant, %err, "syncing the log failed");
+        match self.db.sync_handle().sync() {
+            Ok(_) => {}
+            Err(SyncError::TailLost) => self.replace_lost_end(),
+            Err(err) => tracing::error!(tenant = %self.tenant, %err, "syncing the log failed"),
+        }
+    }
+
+    /// Until this is done the tenant takes no writes.
+    fn replace_lost_end(&self) {
+        let mut back_off = self.back_off.lock();
+        if !back_off.is_turn() {
+            return;
+        }
+        match self.db.replace_lost_end() {
+            Ok(_) => {
+                *back_off = BackOff::default();
+                let message = "the log's lost end was logged again; writes are taken again";
+                tracing::warn!(tenant = %self.tenant, "{message}");
+            }
+            Err(err) => {
+                back_off.failed();
+                let message = "the log's lost end could not be logged again";
+                tracing::error!(tenant = %self.tenant, %err, "{message}");
+            }
         }
     }
 }
@@ -135,6 +185,19 @@ mod tests {
     use rustix::io::Errno;
 
     use super::*;
+
+    #[test]
+    fn attempts_come_further_and_further_apart() {
+        let mut back_off = BackOff::default();
+        let mut tried = Vec::new();
+        for turn in 0..250 {
+            if back_off.is_turn() {
+                tried.push(turn);
+                back_off.failed();
+            }
+        }
+        assert_eq!(tried, [0, 2, 5, 10, 19, 36, 69, 130, 191]);
+    }
 
     #[test]
     fn only_an_error_before_anything_was_tried_says_nothing_of_what_is_on_the_medium() {

@@ -317,6 +317,51 @@ fn a_log_that_is_not_synced_from_time_to_time_is_mended_all_the_same() {
     append(&tenant, 2);
 }
 
+/// A series whose labels take so many bytes, and do not get shorter by compression.
+fn append_long(tenant: &Tenant, series: u64, bytes: usize) {
+    let mut state = series;
+    let value = std::iter::repeat_with(|| {
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        b'!' + (state >> 58) as u8
+    });
+    let mut key = KeyBuilder::default();
+    key.push(b"long", &value.take(bytes).collect::<Vec<_>>());
+    let mut batch = Batch::default();
+    let number = series_number(&tenant.db, &mut batch, key.as_bytes());
+    batch.push(number, NOW, 1);
+    assert_eq!(tenant.db.append(&batch).unwrap().stored, 1);
+}
+
+/// More is written between two syncs than is kept in memory, and the file system forgets it.
+#[test]
+fn a_tenant_whose_log_lost_its_end_takes_writes_again_by_itself() {
+    let disk = disk_with(&["a"]);
+    let storage = Storage::open(&disk);
+    let tenant = storage.tenants.tenant(&id("a")).unwrap();
+    append(&tenant, 1);
+    tenant.db.sync_handle().sync().unwrap();
+    (0..30).for_each(|series| append_long(&tenant, series, 50_000));
+    disk.fail_syncs(1, FailedSync::DropsBytes);
+    tenant.db.sync_handle().sync().unwrap_err();
+    assert!(storage.shows("ringest_wal_ends_lost_total{tenant=\"a\"} 1"));
+    // The first attempt to replace it fails.
+    disk.fail_operation(0, io::ErrorKind::StorageFull, 0);
+    // It is counted once it is done.
+    while !storage.shows("ringest_wal_ends_replaced_total{tenant=\"a\"} 1") {
+        syncer::mend_failed(&storage.tenants);
+        thread::yield_now();
+    }
+    assert_eq!(disk.pending_faults(), 0);
+    assert!(!tenant.db.sync_handle().is_dirty());
+    let series_in =
+        |disk: &FaultyDisk| Storage::open(disk).tenants.tenant(&id("a")).unwrap().db.series_count();
+    assert_eq!(series_in(&disk.after_power_cut()), 31);
+    append(&tenant, 2);
+    append_long(&tenant, 77, 10);
+    assert_eq!(series_in(&disk.after_kill()), 32);
+}
+
 #[tokio::test]
 async fn several_first_writes_make_a_tenant_once() {
     let disk = disk_with(&["default-tenant"]);

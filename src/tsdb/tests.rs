@@ -4,10 +4,12 @@ use serde_json::json;
 
 use super::*;
 use crate::clock::ManualClock;
-use crate::disk::faulty::FaultyDisk;
+use crate::disk::faulty::{FailedSync, FaultyDisk};
 use crate::tsdb::head::append::Refusal;
 use crate::tsdb::head::tests::{dump, push};
 use crate::tsdb::wal::Compression;
+use crate::tsdb::wal::record::Record;
+use crate::tsdb::wal::repair::open_log;
 
 const DIR: &str = "/t";
 const NOW: i64 = 1_700_000_000_000;
@@ -24,11 +26,15 @@ fn open(disk: &FaultyDisk) -> Db {
 }
 
 fn open_at(disk: &FaultyDisk, now: i64) -> Db {
+    open_with(disk, now, options())
+}
+
+fn open_with(disk: &FaultyDisk, now: i64, options: DbOptions) -> Db {
     let dir = Path::new(DIR);
-    let lock = Db::lock(disk, dir, &options()).unwrap();
+    let lock = Db::lock(disk, dir, &options).unwrap();
     let (disk, clock) = (Arc::new(disk.clone()), Arc::new(ManualClock::at(now)));
     let fingerprinter = Fingerprinter::random();
-    Db::open(dir, lock, options(), fingerprinter, disk, clock, &Registry::new(), "t").unwrap().db
+    Db::open(dir, lock, options, fingerprinter, disk, clock, &Registry::new(), "t").unwrap().db
 }
 
 /// Appends a sample of a series with a long name of its own.
@@ -127,7 +133,7 @@ fn a_log_that_cannot_be_made_durable_is_not_served() {
     let disk = FaultyDisk::new();
     append(&open(&disk), 1, NOW);
     let killed = disk.after_kill();
-    killed.fail_syncs(1, crate::disk::faulty::FailedSync::KeepsBytes);
+    killed.fail_syncs(1, FailedSync::KeepsBytes);
     let lock = Db::lock(&killed, Path::new(DIR), &options()).unwrap();
     let (shared, clock) = (Arc::new(killed.clone()), Arc::new(ManualClock::at(NOW)));
     let fingerprinter = Fingerprinter::random();
@@ -136,6 +142,111 @@ fn a_log_that_cannot_be_made_durable_is_not_served() {
         Db::open(Path::new(DIR), lock, options(), fingerprinter, shared, clock, &registry, "t");
     let error = opened.err().unwrap();
     assert_eq!(error.to_string(), "syncing the log in /t/wal");
+}
+
+/// The next sync succeeds and proves nothing of pages that the kernel calls clean.
+#[test]
+fn a_log_that_was_opened_after_a_failed_sync_is_on_the_medium() {
+    let disk = FaultyDisk::new();
+    let db = open(&disk);
+    (0..100).for_each(|series| assert_eq!(append(&db, series, NOW).stored, 1));
+    let killed = disk.after_kill();
+    killed.fail_syncs(1, FailedSync::KeepsBytes);
+    let lock = Db::lock(&killed, Path::new(DIR), &options()).unwrap();
+    let (shared, clock) = (Arc::new(killed.clone()), Arc::new(ManualClock::at(NOW)));
+    let (fingerprinter, registry) = (Fingerprinter::random(), Registry::new());
+    let opened =
+        Db::open(Path::new(DIR), lock, options(), fingerprinter, shared, clock, &registry, "t");
+    assert!(opened.is_err());
+    assert!(dump(&open(&killed)) == dump(&db));
+    assert!(dump(&open(&killed.after_power_cut())) == dump(&db));
+}
+
+/// Names so long that the bytes that are not synced are more than are kept in memory.
+fn append_long(db: &Db, series: u64, t: i64) -> Result<AppendReport, WalError> {
+    let mut batch = Batch::default();
+    let name = format!("{series:050000}");
+    push(db, &mut batch, &json!([["__name__", "m"], ["n", name]]), t, series);
+    db.append(&batch)
+}
+
+/// A database whose log lost its end with the records of so many series, on a disk that forgets what
+/// it could not write.
+fn with_lost_end(series: u64) -> (FaultyDisk, Db) {
+    let disk = FaultyDisk::new();
+    let options = DbOptions { wal_segment_bytes: 2 << 20, ..options() };
+    let db = open_with(&disk, NOW, options);
+    for series in 0..3 {
+        append_long(&db, series, NOW).unwrap();
+    }
+    db.sync_handle().sync().unwrap();
+    for series in 0..series {
+        append_long(&db, series, NOW + 1000).unwrap();
+        append_long(&db, series % 3, NOW + 2000 + series as i64).unwrap();
+    }
+    disk.fail_syncs(1, FailedSync::DropsBytes);
+    let lost = db.sync_handle().sync();
+    assert!(matches!(lost, Err(SyncError::TailLost)), "{lost:?}");
+    assert!(matches!(append_long(&db, 1, NOW + 5000), Err(WalError::SyncFailed)));
+    (disk, db)
+}
+
+#[test]
+fn a_lost_end_of_the_log_is_logged_again_from_memory() {
+    let (disk, db) = with_lost_end(60);
+    let before = dump(&db);
+    let reopened = |disk: &FaultyDisk| dump(&open(disk));
+    assert!(reopened(&disk.after_power_cut()) != before, "it is lost indeed");
+    assert!(db.replace_lost_end().unwrap());
+    assert!(!db.sync_handle().is_dirty());
+    assert!(dump(&db) == before);
+    assert!(reopened(&disk.after_power_cut()) == before);
+    assert!(!db.replace_lost_end().unwrap(), "there is nothing more to do");
+    append_long(&db, 1, NOW + 5000).unwrap();
+    append_long(&db, 77, NOW + 5000).unwrap();
+    assert!(reopened(&disk.after_kill()) == dump(&db));
+    // No series' record stands in the log twice: another program would forget what it has read.
+    let mut refs = std::collections::BTreeSet::new();
+    let metrics = WalMetrics::new(&Registry::new(), "t");
+    let contents = open_log(&disk, &Path::new(DIR).join("wal"), &metrics, |found| {
+        if let Record::Series(series) = found.record {
+            series.for_each(|(series_ref, _)| assert!(refs.insert(series_ref.0), "{series_ref:?}"));
+        }
+    });
+    assert_eq!(contents.unwrap().cases.len(), 0);
+    assert_eq!(refs.len(), 61);
+}
+
+#[test]
+fn closing_logs_a_lost_end_again() {
+    let (disk, db) = with_lost_end(60);
+    db.close().unwrap();
+    assert!(dump(&open(&disk.after_power_cut())) == dump(&db));
+}
+
+#[test]
+fn a_lost_end_is_replaced_whatever_fails_meanwhile() {
+    for at in 0.. {
+        let (disk, db) = with_lost_end(25);
+        let before = dump(&db);
+        let durable = dump(&open(&disk.after_power_cut()));
+        // The machine stops there, or goes on.
+        disk.fail_operation(at, io::ErrorKind::Other, 1000);
+        let failed = db.replace_lost_end().is_err();
+        if failed {
+            let found = dump(&open(&disk.after_power_cut()));
+            for (series, samples) in &durable {
+                let found = found.iter().find(|(found, _)| found == series);
+                assert!(found.is_some_and(|(_, found)| found.starts_with(samples)), "at {at}");
+            }
+            assert!(db.replace_lost_end().unwrap(), "at {at}");
+        }
+        assert!(dump(&open(&disk.after_power_cut())) == before, "at {at}");
+        if disk.pending_faults() > 0 {
+            assert!(!failed && at > 10);
+            break;
+        }
+    }
 }
 
 #[test]

@@ -17,6 +17,7 @@ pub mod record;
 pub mod repair;
 pub mod segment;
 mod sync;
+pub mod unsynced;
 
 use std::cell::RefCell;
 use std::io;
@@ -93,6 +94,13 @@ impl WalError {
         WalError::Io(Arc::new(err))
     }
 
+    fn of_sync(err: SyncError) -> WalError {
+        match err {
+            SyncError::Io(err) => WalError::of_write(err),
+            SyncError::Failed | SyncError::TailLost => WalError::SyncFailed,
+        }
+    }
+
     fn of_write(err: io::Error) -> WalError {
         match err.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
@@ -139,6 +147,8 @@ pub struct Wal {
     /// Invariant: while `is_unclean`, bytes may lie behind `end`.
     leftover_segments: Vec<SegmentIndex>,
     is_unclean: bool,
+    /// Whether what is appended takes the place of a lost end.
+    replaces_lost_end: bool,
     sync: SyncHandle,
 }
 
@@ -204,6 +214,7 @@ impl Wal {
             storage_bytes: listing.file_bytes,
             leftover_segments: Vec::new(),
             is_unclean: false,
+            replaces_lost_end: false,
             sync,
         })
     }
@@ -235,6 +246,51 @@ impl Wal {
 
     pub fn sync_handle(&self) -> SyncHandle {
         self.sync.clone()
+    }
+
+    /// Up to where the log is durable.
+    pub fn synced_position(&self) -> LogPosition {
+        self.sync.synced_position()
+    }
+
+    /// If the log's unsynced end was lost ([`SyncError::TailLost`]), cuts it off, has `log_again`
+    /// append what it held, and makes that durable; then appends are taken again. Positions given
+    /// before count as durable from then on. On an error the end is still lost, and this is to be
+    /// called again. Whether there was anything to do.
+    pub fn replace_lost_end(
+        &mut self,
+        log_again: impl FnOnce(&mut Wal) -> Result<(), WalError>,
+    ) -> Result<bool, WalError> {
+        let sync = self.sync.clone();
+        // Held to the end: a sync between would call durable what was not logged again yet.
+        let _turn = sync.take_turn();
+        if !sync.has_lost_tail() {
+            return Ok(false);
+        }
+        self.replaces_lost_end = true;
+        let replaced = self.replace_end(&sync, log_again);
+        self.replaces_lost_end = false;
+        if replaced.is_ok() {
+            self.metrics.ends_replaced.inc();
+        }
+        replaced.map(|()| true)
+    }
+
+    fn replace_end(
+        &mut self,
+        sync: &SyncHandle,
+        log_again: impl FnOnce(&mut Wal) -> Result<(), WalError>,
+    ) -> Result<(), WalError> {
+        self.clean(&mut sync.lock_to_log_again())?;
+        let cut = sync.cut_lost_tail().map_err(WalError::of_sync)?;
+        // Behind every position that was given.
+        let segment = cut.next();
+        let file =
+            self.disk.create(&segment_path(&self.dir, segment)).map_err(WalError::of_write)?;
+        sync.lock_to_log_again().begin_segment(segment, file);
+        self.end = LogPosition { segment, offset: 0 };
+        log_again(self)?;
+        sync.end_lost_tail().map_err(WalError::of_sync)
     }
 
     /// Ends the log with a whole page and syncs it.
@@ -318,7 +374,10 @@ impl Wal {
     /// Writes the parts, or cuts off what was written of them.
     fn write(&mut self, scratch: &Scratch, end_offset: u64) -> Result<(), WalError> {
         let sync = self.sync.clone();
-        let mut log = sync.lock_for_append().ok_or(WalError::SyncFailed)?;
+        let mut log = match self.replaces_lost_end {
+            true => sync.lock_to_log_again(),
+            false => sync.lock_for_append().ok_or(WalError::SyncFailed)?,
+        };
         debug_assert_eq!(log.end(), self.end, "the syncs' end is another one");
         debug_assert!(scratch.parts.first().is_none_or(|part| part.begin() == self.end));
         self.clean(&mut log)?;

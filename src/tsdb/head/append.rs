@@ -10,6 +10,8 @@
 //! is success even if newer ones exist; the bound follows the smaller of the newest sample and the
 //! wall clock; what one request says twice is judged against what it said before.
 
+mod unsynced;
+
 use std::collections::HashMap;
 use std::io;
 
@@ -19,6 +21,7 @@ use crate::model::key_table::Slot;
 use crate::model::labels::{LabelIter, SeriesKey};
 use crate::model::{HeadSeriesRef, Timestamp};
 use crate::tsdb::head::Head;
+use crate::tsdb::head::append::unsynced::Unsynced;
 use crate::tsdb::head::batch::{Batch, BatchSample, NEW_BIT, NewSeries};
 use crate::tsdb::head::series::{Cut, SeriesState, States};
 use crate::tsdb::wal::record;
@@ -94,6 +97,7 @@ pub struct LogSide {
     next_ref: u64,
     /// Number of the batch, for marks.
     request: u64,
+    unsynced: Unsynced,
     group: Group,
     scratch: Scratch,
 }
@@ -171,7 +175,8 @@ const SERIES_PER_HOLD: usize = 256;
 impl LogSide {
     pub fn new(wal: Wal, next_ref: u64) -> LogSide {
         let (group, scratch) = (Group::default(), Scratch::default());
-        LogSide { wal: Some(wal), next_ref, request: 0, group, scratch }
+        let unsynced = Unsynced::default();
+        LogSide { wal: Some(wal), next_ref, request: 0, unsynced, group, scratch }
     }
 }
 
@@ -265,6 +270,7 @@ impl Head {
                 if let Some(report) = results.iter_mut().flatten().next_back() {
                     report.closed_segment = logged.closed_segment();
                 }
+                log.note_unsynced(logged.end());
                 self.apply(&log.group, logged);
             }
             Err(err) => {

@@ -18,6 +18,8 @@ pub struct WalMetrics {
     pub record_part_writes: Counter,
     pub record_parts_bytes_written: Counter,
     pub corruptions: Counter,
+    pub ends_lost: Counter,
+    pub ends_replaced: Counter,
     record_bytes_saved: CounterVec,
     repairs: CounterVec,
     tenant: String,
@@ -82,6 +84,15 @@ impl WalMetrics {
             corruptions: counter(
                 "prometheus_tsdb_wal_corruptions_total",
                 "Damaged places found in the write-ahead log.",
+            ),
+            ends_lost: counter(
+                "ringest_wal_ends_lost_total",
+                "Failed syncs after which the log's unsynced end was neither in memory nor in its \
+                 file.",
+            ),
+            ends_replaced: counter(
+                "ringest_wal_ends_replaced_total",
+                "Lost ends of the log that were logged again from the head.",
             ),
             record_bytes_saved: registry.counter_vec(
                 "prometheus_tsdb_wal_record_bytes_saved_total",

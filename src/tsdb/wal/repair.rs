@@ -20,7 +20,7 @@ use crate::disk::Disk;
 use crate::tsdb::wal::reader::{Damage, Found, FoundRecord, SegmentReader};
 use crate::tsdb::wal::record::Record;
 use crate::tsdb::wal::segment::{LogPosition, SegmentIndex};
-use crate::tsdb::wal::{WalMetrics, segment_path};
+use crate::tsdb::wal::{WalMetrics, segment_path, unsynced};
 
 pub use cases::RepairCase;
 use cases::SegmentState;
@@ -144,10 +144,11 @@ pub fn open_log(
         }
     }
 
-    for segment in repairs {
-        rewrite::rewrite(disk, dir, segment)?;
-        contents.rewritten.push(segment_path(dir, segment));
+    for segment in &repairs {
+        rewrite::rewrite(disk, dir, *segment)?;
+        contents.rewritten.push(segment_path(dir, *segment));
     }
+    write_unsynced_again(disk, dir, &log, &repairs, &mut contents)?;
     if let Some(name) = plan.checkpoints.last()
         && let Some(case) = RepairCase::of_checkpoint(is_checkpoint_damaged, plan.is_merged)
     {
@@ -377,6 +378,24 @@ impl LogContents {
         self.damage_count += damage.count;
         metrics.corruptions.add(damage.count);
     }
+}
+
+/// Makes a failed sync good that the process before left, see [`unsynced`].
+fn write_unsynced_again(
+    disk: &dyn Disk,
+    dir: &Path,
+    log: &LogDir,
+    rewritten: &[SegmentIndex],
+    contents: &mut LogContents,
+) -> io::Result<()> {
+    let Some(from) = unsynced::marked_from(disk, dir)? else { return Ok(()) };
+    contents.note(RepairCase::UnsyncedEnd, &segment_path(dir, from));
+    let is_left = |segment: &SegmentIndex| *segment >= from && !rewritten.contains(segment);
+    for segment in log.segments.iter().map(|(segment, _)| *segment).filter(is_left) {
+        rewrite::write_again(disk, dir, segment)?;
+    }
+    disk.sync_dir(dir)?;
+    unsynced::unmark(disk, dir)
 }
 
 /// Makes the numbers from `numbers_from` to the last segment follow one another.

@@ -10,7 +10,11 @@
 //! The bytes kept are those not synced yet. Under [`SyncPolicy::Always`] they are all kept, and
 //! admission bounds them, since their requests are still unanswered; otherwise up to
 //! [`TAIL_BYTES_KEPT`], and beyond that they are read back from the file, which most file systems
-//! allow after a failed sync, and verified.
+//! allow after a failed sync, and verified. Where that fails, too, the end is *lost*: it is cut off
+//! the log, whose owner then logs again what he still knows of it ([`Wal::replace_lost_end`]).
+//!
+//! Until a failed sync is made good, a mark says so to the next process ([`super::unsynced`]). One
+//! that is killed before it has made that file is the hole that is left.
 //!
 //! A sync that could not be tried, since no file descriptor was left, is no failed one: it is tried
 //! again. The directories of a young log are held open until its first sync, which so needs none.
@@ -19,7 +23,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Semaphore, watch};
@@ -27,7 +31,7 @@ use tokio::time::Instant;
 
 use super::reader::{Found, SegmentReader};
 use super::repair::REWRITE_SUFFIX;
-use super::{LogPosition, SegmentIndex, SyncPolicy, WalMetrics, segment_path};
+use super::{LogPosition, SegmentIndex, SyncPolicy, WalMetrics, segment_path, unsynced};
 use crate::disk::{Disk, DiskFile, OpenDir, lacks_descriptors};
 
 /// Unsynced bytes kept in memory, a log, unless every append is synced.
@@ -49,8 +53,8 @@ pub enum SyncError {
     /// The sync of other callers, whose error they report, failed.
     #[error("syncing the log failed")]
     Failed,
-    /// The unsynced bytes are neither in memory nor whole in the file. Until the log is opened
-    /// again, nothing is appended.
+    /// The unsynced bytes are neither in memory nor whole in the file. Nothing is appended before
+    /// the log's owner has replaced them.
     #[error("the log's unsynced end was lost after a failed sync")]
     TailLost,
 }
@@ -72,6 +76,10 @@ struct Shared {
     turn: Mutex<()>,
     /// A sync of the file system failed, which the log's state does not say yet.
     has_failed: AtomicBool,
+    /// Whether the mark of a failed sync is in the log's directory.
+    is_marked: AtomicBool,
+    /// The first segment that is not wholly synced.
+    unsynced_from: AtomicU64,
     /// Held while an append writes, and otherwise for moments. Taken by [`Shared::lock`] only.
     log: Mutex<LogState>,
 }
@@ -159,6 +167,8 @@ impl SyncHandle {
             is_scheduled: AtomicBool::new(false),
             turn: Mutex::new(()),
             has_failed: AtomicBool::new(false),
+            is_marked: AtomicBool::new(false),
+            unsynced_from: AtomicU64::new(start.segment.0),
             log: Mutex::new(LogState {
                 synced: start,
                 segments: VecDeque::from([current]),
@@ -185,13 +195,13 @@ impl SyncHandle {
     /// not wait for the disk: a log that is being written is dirty.
     pub fn is_dirty(&self) -> bool {
         let Some(log) = self.0.try_lock() else { return true };
-        log.written() > log.synced || log.health == Health::TailUnsynced
+        log.written() > log.synced || log.health != Health::Sound
     }
 
     /// Whether a sync failed and what it should have made durable is still to be written again.
     /// Until then appends are refused, so a log that is being written does not need it.
     pub fn needs_rewrite(&self) -> bool {
-        self.0.try_lock().is_some_and(|log| log.health == Health::TailUnsynced)
+        self.0.try_lock().is_some_and(|log| log.health != Health::Sound)
     }
 
     /// Makes everything written before the call durable; up to where it then is. Blocks on the
@@ -227,6 +237,9 @@ impl SyncHandle {
     /// Whoever holds the log now may go on; the next one knows.
     pub fn mark_sync_failed(&self) {
         self.0.has_failed.store(true, Ordering::Release);
+        if self.is_dirty() {
+            self.0.mark_unsynced();
+        }
     }
 
     /// Waits until the log is durable up to `position`. Waiters share syncs: one runs at a time, on
@@ -270,6 +283,78 @@ impl SyncHandle {
         let log = self.0.lock();
         let tail_bytes_kept = self.0.tail_bytes_kept;
         (log.health == Health::Sound).then_some(LogGuard { log, tail_bytes_kept })
+    }
+
+    /// While this is held nobody syncs. Taken before the log's state.
+    pub(super) fn take_turn(&self) -> MutexGuard<'_, ()> {
+        self.0.turn.lock()
+    }
+
+    /// The log's state for what is logged again, by the holder of the turn.
+    pub(super) fn lock_to_log_again(&self) -> LogGuard<'_> {
+        LogGuard { log: self.0.lock(), tail_bytes_kept: self.0.tail_bytes_kept }
+    }
+
+    pub(super) fn has_lost_tail(&self) -> bool {
+        self.0.lock().health == Health::TailLost
+    }
+
+    /// Cuts the lost end off: what is not wholly synced is written anew up to where it is synced.
+    /// The number of the last segment. By the holder of the turn.
+    pub(super) fn cut_lost_tail(&self) -> Result<SegmentIndex, SyncError> {
+        let (old, synced) = {
+            let log = self.0.lock();
+            let parts = |part: &OpenSegment| (part.index, part.file.clone());
+            (log.segments.iter().map(parts).collect::<Vec<_>>(), log.synced)
+        };
+        let mut cut = Vec::with_capacity(old.len());
+        for (index, file) in &old {
+            let kept = if *index == synced.segment { synced.offset } else { 0 };
+            let new = self.begin_rewrite(*index)?;
+            let copied = copy(&**file, &*new, kept).map_err(SyncError::Io)?;
+            if copied < kept {
+                let file = segment_path(&self.0.dir, *index);
+                let file = file.display();
+                tracing::error!(%file, copied, kept, "what was durable is gone from the log");
+            }
+            self.end_rewrite(*index, &*new)?;
+            cut.push((new, copied));
+        }
+        self.0
+            .sync_names(&NewNames { in_log: true, dirs: true, open: None })
+            .map_err(SyncError::Io)?;
+        let mut log = self.0.lock();
+        for (segment, (file, len)) in log.segments.iter_mut().zip(cut) {
+            (segment.file, segment.written) = (file, len);
+            segment.tail = Tail { start: len, bytes: Some(Vec::new()) };
+        }
+        Ok(log.written().segment)
+    }
+
+    /// Makes what was logged again durable, and lets appends in. By the holder of the turn.
+    pub(super) fn end_lost_tail(&self) -> Result<(), SyncError> {
+        let files: Vec<_> = {
+            let log = self.0.lock();
+            log.segments.iter().map(|segment| segment.file.clone()).collect()
+        };
+        files.iter().try_for_each(|file| file.sync()).map_err(SyncError::Io)?;
+        self.0
+            .sync_names(&NewNames { in_log: true, dirs: true, open: None })
+            .map_err(SyncError::Io)?;
+        self.become_sound();
+        Ok(())
+    }
+
+    fn become_sound(&self) -> LogPosition {
+        let mut log = self.0.lock();
+        log.health = Health::Sound;
+        log.has_new_names = false;
+        log.has_new_dirs = false;
+        let written = log.written();
+        let synced = self.advance(&mut log, written);
+        drop(log);
+        self.0.unmark_unsynced();
+        synced
     }
 
     fn sync_in_turn(&self, on_turn: impl FnOnce()) -> Result<LogPosition, SyncError> {
@@ -317,6 +402,9 @@ impl SyncHandle {
     fn advance(&self, log: &mut LogState, position: LogPosition) -> LogPosition {
         log.advance(position);
         let synced = log.synced;
+        if let Some(first) = log.segments.front() {
+            self.0.unsynced_from.store(first.index.0, Ordering::Release);
+        }
         self.0.status.send_modify(|status| status.synced = synced);
         synced
     }
@@ -324,6 +412,7 @@ impl SyncHandle {
     /// Writes the segments that are not synced again. The caller has the turn, and the state is
     /// `TailUnsynced`, so nothing is appended meanwhile.
     fn rewrite_tail(&self) -> Result<LogPosition, SyncError> {
+        self.0.mark_unsynced();
         let old: Vec<_> = {
             let log = self.0.lock();
             let parts = |part: &OpenSegment| {
@@ -335,6 +424,9 @@ impl SyncHandle {
         for (index, file, written, tail) in &old {
             let rewritten = self.rewrite_segment(*index, &**file, *written, tail);
             if let Err(SyncError::TailLost) = rewritten {
+                let dir = self.0.dir.display();
+                tracing::error!(%dir, "the log's unsynced end was lost after a failed sync");
+                self.0.metrics.ends_lost.inc();
                 self.0.lock().health = Health::TailLost;
             }
             files.push(rewritten?);
@@ -345,11 +437,8 @@ impl SyncHandle {
         for (segment, file) in log.segments.iter_mut().zip(files) {
             segment.file = file;
         }
-        log.health = Health::Sound;
-        log.has_new_names = false;
-        log.has_new_dirs = false;
-        let written = log.written();
-        Ok(self.advance(&mut log, written))
+        drop(log);
+        Ok(self.become_sound())
     }
 
     /// Writes one segment anew, syncs it and gives it the segment's name.
@@ -361,20 +450,34 @@ impl SyncHandle {
         tail: &Tail,
     ) -> Result<Arc<dyn DiskFile>, SyncError> {
         debug_assert!(tail.ends_at(written));
-        let disk = &*self.0.disk;
-        let path = segment_path(&self.0.dir, index);
-        let temporary = self.0.dir.join(format!("{index}{REWRITE_SUFFIX}"));
-        let file = disk.create(&temporary).map_err(SyncError::Io)?;
-        let copied = if tail.bytes.is_some() { tail.start } else { written };
-        copy(old, &*file, copied)?;
-        if let Some(bytes) = &tail.bytes {
-            file.write_all_at(bytes, tail.start).map_err(SyncError::Io)?;
-        } else if !is_whole(disk, &temporary, written).map_err(SyncError::Io)? {
+        let new = self.begin_rewrite(index)?;
+        let wanted = if tail.bytes.is_some() { tail.start } else { written };
+        if copy(old, &*new, wanted).map_err(SyncError::Io)? < wanted {
             return Err(SyncError::TailLost);
         }
-        file.sync().map_err(SyncError::Io)?;
-        disk.rename(&temporary, &path).map_err(SyncError::Io)?;
-        Ok(file)
+        if let Some(bytes) = &tail.bytes {
+            new.write_all_at(bytes, tail.start).map_err(SyncError::Io)?;
+        } else if !is_whole(&*self.0.disk, &self.rewrite_path(index), written)
+            .map_err(SyncError::Io)?
+        {
+            return Err(SyncError::TailLost);
+        }
+        self.end_rewrite(index, &*new)?;
+        Ok(new)
+    }
+
+    fn rewrite_path(&self, index: SegmentIndex) -> PathBuf {
+        self.0.dir.join(format!("{index}{REWRITE_SUFFIX}"))
+    }
+
+    fn begin_rewrite(&self, index: SegmentIndex) -> Result<Arc<dyn DiskFile>, SyncError> {
+        self.0.disk.create(&self.rewrite_path(index)).map_err(SyncError::Io)
+    }
+
+    fn end_rewrite(&self, index: SegmentIndex, new: &dyn DiskFile) -> Result<(), SyncError> {
+        new.sync().map_err(SyncError::Io)?;
+        let path = segment_path(&self.0.dir, index);
+        self.0.disk.rename(&self.rewrite_path(index), &path).map_err(SyncError::Io)
     }
 }
 
@@ -403,6 +506,37 @@ impl Shared {
             log.fail();
         }
         log
+    }
+
+    /// Leaves the mark of a failed sync, unless it is there.
+    fn mark_unsynced(&self) {
+        if self.is_marked.load(Ordering::Acquire) {
+            return;
+        }
+        let from = SegmentIndex(self.unsynced_from.load(Ordering::Acquire));
+        let mark = || unsynced::mark(&*self.disk, &self.dir, from);
+        // A fault that passes is no reason to go without.
+        match mark().or_else(|_| mark()) {
+            Ok(()) => self.is_marked.store(true, Ordering::Release),
+            Err(err) => {
+                let dir = self.dir.display();
+                tracing::error!(%dir, %err, "a failed sync could not be marked in the log");
+            }
+        }
+    }
+
+    fn unmark_unsynced(&self) {
+        if !self.is_marked.load(Ordering::Acquire) {
+            return;
+        }
+        match unsynced::unmark(&*self.disk, &self.dir) {
+            Ok(()) => self.is_marked.store(false, Ordering::Release),
+            // The next opening writes the log's end again for nothing.
+            Err(err) => {
+                let dir = self.dir.display();
+                tracing::warn!(%dir, %err, "the mark of a failed sync could not be taken away");
+            }
+        }
     }
 
     /// Makes names of segments durable, and of the directories that lead to them.
@@ -440,21 +574,21 @@ impl OpenDirs {
     }
 }
 
-/// Copies the first `len` bytes. Running into the end is as bad as damage.
+/// Copies the first `len` bytes; how many there were.
 #[expect(clippy::cast_possible_truncation, reason = "at most `COPY_BYTES`")]
-fn copy(from: &dyn DiskFile, to: &dyn DiskFile, len: u64) -> Result<(), SyncError> {
+fn copy(from: &dyn DiskFile, to: &dyn DiskFile, len: u64) -> io::Result<u64> {
     let mut buffer = vec![0; COPY_BYTES.min(usize::try_from(len).unwrap_or(COPY_BYTES))];
     let mut copied = 0;
     while copied < len {
         let wanted = (len - copied).min(COPY_BYTES as u64) as usize;
-        let read = from.read_at(&mut buffer[..wanted], copied).map_err(SyncError::Io)?;
+        let read = from.read_at(&mut buffer[..wanted], copied)?;
         if read == 0 {
-            return Err(SyncError::TailLost);
+            break;
         }
-        to.write_all_at(&buffer[..read], copied).map_err(SyncError::Io)?;
+        to.write_all_at(&buffer[..read], copied)?;
         copied += read as u64;
     }
-    Ok(())
+    Ok(copied)
 }
 
 /// Whether a segment file holds records without damage up to its end at `len`.

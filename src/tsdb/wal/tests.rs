@@ -300,6 +300,56 @@ fn an_end_too_long_to_keep_is_read_back_or_known_to_be_lost() {
     }
 }
 
+/// The kernel calls the pages clean that it could not write, and shows them to the next process.
+#[test]
+fn a_sync_that_failed_before_a_kill_is_made_good_at_the_next_opening() {
+    for is_of_file_system in [false, true] {
+        let disk = FaultyDisk::new();
+        let mut wal = open(&disk, options(65536, Compression::None, SyncPolicy::Always));
+        let handle = wal.sync_handle();
+        let records: Vec<_> = (0..30).map(|i| noise_record(&payload("noise", i, 700))).collect();
+        records.iter().for_each(|record| {
+            let _ = wal.append(&[record]).unwrap();
+        });
+        assert!(wal.end().segment > SegmentIndex(1));
+        // The one that makes it good fails as well.
+        disk.fail_syncs(2, FailedSync::KeepsBytes);
+        if is_of_file_system {
+            disk.sync_file_system(Path::new(DIR)).unwrap_err();
+            handle.mark_sync_failed();
+        } else {
+            handle.sync().unwrap_err();
+        }
+        let killed = disk.after_kill();
+        let mut found = Vec::new();
+        let take = |record: repair::LogRecord<'_>| found.push(record.bytes.to_vec());
+        let contents = repair::open_log(&killed, Path::new(DIR), &metrics(), take).unwrap();
+        assert!(found == records);
+        // Beside what the sync that failed to make it good has begun.
+        assert_eq!(contents.cases.get(&repair::RepairCase::UnsyncedEnd), Some(&1));
+        assert!(read_all(&killed.after_power_cut(), Path::new(DIR)) == (records, vec![]));
+        let again = repair::open_log(&killed, Path::new(DIR), &metrics(), |_| {}).unwrap();
+        assert!(again.cases.is_empty(), "{:?}", again.cases);
+    }
+}
+
+#[test]
+fn a_sync_that_was_made_good_leaves_no_mark() {
+    let disk = FaultyDisk::new();
+    let mut wal = open(&disk, options(65536, Compression::None, SyncPolicy::Always));
+    let handle = wal.sync_handle();
+    let _ = wal.append(&[&sample(1)]).unwrap();
+    disk.fail_syncs(2, FailedSync::KeepsBytes);
+    handle.sync().unwrap_err();
+    let is_marked = || unsynced::marked_from(&disk, Path::new(DIR)).unwrap().is_some();
+    assert!(is_marked());
+    handle.sync().unwrap();
+    assert!(!is_marked());
+    // Of a log that is durable nothing was to be synced.
+    handle.mark_sync_failed();
+    assert!(!is_marked());
+}
+
 #[test]
 fn a_file_system_sync_counts_up_to_where_the_log_was() {
     let disk = FaultyDisk::new();

@@ -34,6 +34,9 @@ pub enum RepairCase {
     Gap,
     /// A gap too wide to fill. It stays.
     WideGap,
+    /// The mark of a failed sync, see [`super::super::unsynced`]. The segments it names are written
+    /// again as they are.
+    UnsyncedEnd,
 }
 
 /// Empty segments made to close gaps.
@@ -49,7 +52,7 @@ pub(super) enum SegmentState {
 }
 
 impl RepairCase {
-    pub const ALL: [RepairCase; 11] = [
+    pub const ALL: [RepairCase; 12] = [
         RepairCase::TornEnd,
         RepairCase::DamagedSegment,
         RepairCase::DamagedCheckpoint,
@@ -61,6 +64,7 @@ impl RepairCase {
         RepairCase::EmptyBehindGap,
         RepairCase::Gap,
         RepairCase::WideGap,
+        RepairCase::UnsyncedEnd,
     ];
 
     pub fn label(self) -> &'static str {
@@ -76,6 +80,7 @@ impl RepairCase {
             RepairCase::EmptyBehindGap => "empty segment behind a gap",
             RepairCase::Gap => "gap",
             RepairCase::WideGap => "wide gap",
+            RepairCase::UnsyncedEnd => "unsynced end",
         }
     }
 

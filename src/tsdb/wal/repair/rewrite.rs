@@ -32,6 +32,26 @@ pub(super) fn rewrite(disk: &dyn Disk, dir: &Path, segment: SegmentIndex) -> io:
     disk.sync_dir(dir)
 }
 
+/// Writes a segment again as it is, so that its bytes are the kernel's to write back once more. It is
+/// durable with its name once `dir` is synced.
+pub(super) fn write_again(disk: &dyn Disk, dir: &Path, segment: SegmentIndex) -> io::Result<()> {
+    let path = segment_path(dir, segment);
+    let rewrite = rewrite_path(dir, segment);
+    let (old, new) = (disk.open(&path)?, disk.create(&rewrite)?);
+    let mut buffer = vec![0; WRITE_BYTES];
+    let mut copied = 0;
+    loop {
+        let read = old.read_at(&mut buffer, copied)?;
+        if read == 0 {
+            break;
+        }
+        new.write_all_at(&buffer[..read], copied)?;
+        copied += read as u64;
+    }
+    new.sync()?;
+    disk.rename(&rewrite, &path)
+}
+
 /// Replaces a checkpoint by one that holds the readable records of `sources`, segment files in this
 /// order. As with a segment, a crash leaves a rewrite that is complete or not needed.
 pub(super) fn rewrite_checkpoint(

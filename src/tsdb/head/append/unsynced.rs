@@ -1,0 +1,130 @@
+//! What was logged since the last good sync, and logging it again.
+//!
+//! After a failed sync the log's end may be lost, see [`Wal::replace_lost_end`], but the head still
+//! has what it held: the series that were named there, and samples that are no older than its oldest.
+//! More samples than those are logged again; a replay skips what it had before.
+
+use std::collections::VecDeque;
+
+use crate::model::Timestamp;
+use crate::model::key_table::Slot;
+use crate::tsdb::chunkenc::xor::XorIterator;
+use crate::tsdb::head::Head;
+use crate::tsdb::head::append::{LogSide, RefSample};
+use crate::tsdb::wal::{LogPosition, Wal, WalError, record};
+
+/// Groups noted apart; further ones are noted with the one before.
+const NOTES_MAX: usize = 1024;
+/// Series of which a record is made, and that are read under one hold of the locks.
+const SERIES_TOGETHER: usize = 256;
+/// Samples of a record, more or less.
+const SAMPLES_TOGETHER: usize = 8192;
+
+/// Groups that were logged since the last good sync, in order of the log.
+#[derive(Default)]
+pub(super) struct Unsynced(VecDeque<Note>);
+
+struct Note {
+    end: LogPosition,
+    /// Time of the oldest sample.
+    mint: Timestamp,
+    /// Series whose record was written.
+    series: Vec<Slot>,
+}
+
+impl Unsynced {
+    fn note(&mut self, synced: LogPosition, end: LogPosition, mint: Timestamp, series: &[Slot]) {
+        while self.0.front().is_some_and(|note| note.end <= synced) {
+            self.0.pop_front();
+        }
+        if self.0.len() < NOTES_MAX {
+            self.0.push_back(Note { end, mint, series: series.to_vec() });
+        } else if let Some(last) = self.0.back_mut() {
+            (last.end, last.mint) = (end, last.mint.min(mint));
+            last.series.extend_from_slice(series);
+        }
+    }
+}
+
+impl LogSide {
+    /// Notes that the group was logged.
+    pub(super) fn note_unsynced(&mut self, end: LogPosition) {
+        let Some(wal) = &self.wal else { return };
+        let synced = wal.synced_position();
+        self.unsynced.note(synced, end, self.group.mint, &self.group.unlogged);
+    }
+}
+
+impl Head {
+    /// See [`Db::replace_lost_end`](crate::tsdb::Db::replace_lost_end).
+    pub fn replace_lost_end(&self) -> Result<bool, WalError> {
+        let LogSide { wal, unsynced, .. } = &mut *self.log.lock();
+        let Some(wal) = wal else { return Ok(false) };
+        wal.replace_lost_end(|wal| {
+            self.log_series_again(wal, unsynced)?;
+            self.log_samples_again(wal, unsynced)
+        })
+    }
+
+    /// Only those whose record may be lost: a second one makes Prometheus drop what it read of the
+    /// series before.
+    fn log_series_again(&self, wal: &mut Wal, unsynced: &Unsynced) -> Result<(), WalError> {
+        let synced = wal.synced_position();
+        for note in unsynced.0.iter().filter(|note| note.end > synced) {
+            for slots in note.series.chunks(SERIES_TOGETHER) {
+                let mut bytes = Vec::new();
+                record::begin_series(&mut bytes);
+                let (labels, states) = (self.labels.read(), self.states.read());
+                for slot in slots {
+                    let series_ref = states.get(*slot).series_ref();
+                    let labels = self.labels_in(&labels, *slot);
+                    record::push_series(&mut bytes, series_ref, labels);
+                }
+                drop((labels, states));
+                let _ = wal.append(&[&bytes])?;
+            }
+        }
+        Ok(())
+    }
+
+    fn log_samples_again(&self, wal: &mut Wal, unsynced: &Unsynced) -> Result<(), WalError> {
+        let synced = wal.synced_position();
+        let lost = unsynced.0.iter().filter(|note| note.end > synced);
+        let Some(mint) = lost.map(|note| note.mint).min() else { return Ok(()) };
+        let count = self.states.read().len();
+        let mut samples = Vec::new();
+        for first in (0..count).step_by(SERIES_TOGETHER) {
+            self.samples_since(first..count.min(first + SERIES_TOGETHER), mint, &mut samples);
+            if samples.len() >= SAMPLES_TOGETHER || first + SERIES_TOGETHER >= count {
+                for part in samples.chunks(SAMPLES_TOGETHER) {
+                    let mut bytes = Vec::new();
+                    let part = part.iter().map(|sample| (sample.series_ref, sample.t, sample.v));
+                    record::encode_samples(&mut bytes, part);
+                    let _ = wal.append(&[&bytes])?;
+                }
+                samples.clear();
+            }
+        }
+        Ok(())
+    }
+
+    /// Samples of these slots from `mint` on, each series' in order.
+    fn samples_since(
+        &self,
+        slots: std::ops::Range<usize>,
+        mint: Timestamp,
+        samples: &mut Vec<RefSample>,
+    ) {
+        let states = self.states.read();
+        for slot in slots {
+            // Slots are below 2^31.
+            let state = states.get(slot as Slot);
+            let series_ref = state.series_ref();
+            state.chunks_in(mint, Timestamp::MAX, |chunk| {
+                let stored = XorIterator::new(&chunk.bytes).flatten();
+                let stored = stored.filter(|(t, _)| *t >= mint);
+                samples.extend(stored.map(|(t, v)| RefSample { series_ref, t, v }));
+            });
+        }
+    }
+}
