@@ -5,6 +5,7 @@
 //! <dir>/wal/00000042         the log
 //! <dir>/wal/checkpoint.00041 what is left of older segments
 //! <dir>/<ULID>/meta.json     blocks; this version only heeds where the newest one ends
+//! <dir>/chunks_head, wbl     of Prometheus; this version only heeds which refs they know
 //! ```
 
 pub mod block;
@@ -16,8 +17,10 @@ pub mod index;
 pub mod meta;
 pub mod options;
 pub mod querier;
+mod refs;
 pub mod source;
 pub mod wal;
+mod window;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -169,6 +172,9 @@ impl Db {
         })
         .map_err(OpenError::io("reading the log in", &wal_dir))?;
         sync_log(&*disk, &wal_dir).map_err(OpenError::io("syncing the log in", &wal_dir))?;
+        let highest_ref = refs::highest_beside_log(&*disk, dir)
+            .map_err(OpenError::io("looking for refs in", dir))?;
+        refs::forget_series_state(&*disk, dir).map_err(OpenError::io("cleaning up", &wal_dir))?;
 
         let wal_options = WalOptions {
             segment_bytes: options.wal_segment_bytes,
@@ -180,7 +186,7 @@ impl Db {
         let sync = wal.sync_handle();
         let metrics = HeadMetrics::new(registry, tenant);
         metrics.replay_seconds.set(started.elapsed().as_secs_f64());
-        let log_side = LogSide::new(wal, report.next_ref);
+        let log_side = LogSide::new(wal, report.next_ref.max(highest_ref + 1));
         let head = Head::new(options, clock, metrics, floor, contents, log_side);
         let db = Db { head: Arc::new(head), sync, _lock: lock };
         Ok(Opened { db, log, replay: report, blocks, out_of_order_log_bytes })

@@ -249,6 +249,55 @@ fn a_lost_end_is_replaced_whatever_fails_meanwhile() {
     }
 }
 
+/// A directory of Prometheus whose log is gone: chunks and out-of-order records know series by their
+/// refs, and a new series that got one of these would be shown with their samples.
+#[test]
+fn a_ref_that_anything_in_the_directory_knows_is_not_given_again() {
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tsdb");
+    let disk = FaultyDisk::new();
+    for (file, highest) in [
+        ("head_chunks/wal-lost/chunks_head/000001", 0),
+        ("head_chunks/wal-lost/chunks_head/000002", 0),
+        ("head_chunks/wal-lost/chunks_head/000003", 4),
+        ("wal/series_state.json", 5_000_000),
+    ] {
+        let path = Path::new(DIR).join(file.strip_prefix("head_chunks/wal-lost/").unwrap_or(file));
+        disk.create_dir_all(path.parent().unwrap()).unwrap();
+        let state = br#"{"last_series_id": 5000000, "clean_shutdown": true}"#.to_vec();
+        let bytes = std::fs::read(data.join(file)).unwrap_or(state);
+        disk.create(&path).unwrap().write_all_at(&bytes, 0).unwrap();
+        let killed = disk.after_kill();
+        let db = open(&killed);
+        append(&db, 1, NOW);
+        let mut given = 0;
+        let metrics = WalMetrics::new(&Registry::new(), "t");
+        open_log(&killed, &Path::new(DIR).join("wal"), &metrics, |found| {
+            given = given.max(refs::highest_in(found.record));
+        })
+        .unwrap();
+        assert!(given > highest, "{file}: {given}");
+        let listed = killed.list(&Path::new(DIR).join("wal")).unwrap();
+        assert!(listed.iter().all(|entry| entry.name != "series_state.json"));
+    }
+}
+
+/// None of them is needed to serve.
+#[test]
+fn damage_in_what_is_not_served_hinders_no_opening() {
+    let disk = FaultyDisk::new();
+    let noise: Vec<u8> = (0..70_000_u32).map(|i| (i.wrapping_mul(i) >> 7) as u8).collect();
+    for file in ["chunks_head/000001", "wbl/00000000", "wal/series_state.json"] {
+        let path = Path::new(DIR).join(file);
+        disk.create_dir_all(path.parent().unwrap()).unwrap();
+        disk.create(&path).unwrap().write_all_at(&noise, 0).unwrap();
+    }
+    assert_eq!(append(&open(&disk), 1, NOW).stored, 1);
+    for file in ["chunks_head/000001", "wbl/00000000"] {
+        let kept = crate::disk::read_file(&disk, &Path::new(DIR).join(file), 1 << 20).unwrap();
+        assert!(kept == noise, "{file}");
+    }
+}
+
 #[test]
 fn a_closed_database_is_on_the_medium_and_takes_no_more() {
     let disk = FaultyDisk::new();

@@ -22,6 +22,7 @@ use crate::model::{HeadSeriesRef, Timestamp};
 use crate::tsdb::head::HeadContents;
 use crate::tsdb::head::append::RefSample;
 use crate::tsdb::head::series::{SERIES_MAX, SeriesState};
+use crate::tsdb::refs;
 use crate::tsdb::wal::record::{Record, RecordTombstone};
 
 /// Samples handed over together.
@@ -208,10 +209,11 @@ impl Sorter {
                     self.found.histograms += 1;
                 }
             }
-            Record::Exemplars(_)
-            | Record::MmapMarkers(_)
-            | Record::Metadata(_)
-            | Record::Unknown(_) => {}
+            // Their refs are not given again, whether they are named or not.
+            record @ (Record::Exemplars(_) | Record::MmapMarkers(_) | Record::Metadata(_)) => {
+                self.found.max_ref = self.found.max_ref.max(refs::highest_in(record));
+            }
+            Record::Unknown(_) => {}
         }
     }
 

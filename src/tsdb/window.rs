@@ -1,0 +1,57 @@
+//! A file that is read once from front to back, a piece of it in memory.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::disk::{Disk, DiskFile};
+
+/// Bytes read from the file at once, and the most that can be asked for.
+pub(super) const WINDOW_BYTES: usize = 4 << 20;
+
+pub(super) struct Window {
+    file: Arc<dyn DiskFile>,
+    /// Length of the file when it was opened.
+    pub(super) len: u64,
+    bytes: Vec<u8>,
+    start: u64,
+}
+
+impl Window {
+    pub(super) fn open(disk: &dyn Disk, path: &Path) -> io::Result<Window> {
+        let file = disk.open(path)?;
+        let len = file.len()?;
+        Ok(Window { file, len, bytes: Vec::new(), start: 0 })
+    }
+
+    /// At most `count` bytes from `offset` on: fewer where the file ends, or beyond
+    /// [`WINDOW_BYTES`].
+    pub(super) fn read(&mut self, offset: u64, count: usize) -> io::Result<&[u8]> {
+        let wanted_end = self.len.min(offset.saturating_add(count as u64));
+        let is_there = self.start <= offset && wanted_end <= self.start + self.bytes.len() as u64;
+        if !is_there {
+            self.fill(offset)?;
+        }
+        let behind = self.bytes.get((offset - self.start) as usize..).unwrap_or_default();
+        Ok(behind.get(..count).unwrap_or(behind))
+    }
+
+    fn fill(&mut self, offset: u64) -> io::Result<()> {
+        let room = self.len.saturating_sub(offset).min(WINDOW_BYTES as u64) as usize;
+        self.start = offset;
+        self.bytes.resize(room, 0);
+        let mut filled = 0;
+        while filled < room {
+            match self.file.read_at(&mut self.bytes[filled..], offset + filled as u64)? {
+                0 => break,
+                read => filled += read,
+            }
+        }
+        self.bytes.truncate(filled);
+        // What was cut off meanwhile is not looked for again.
+        if filled < room {
+            self.len = offset + filled as u64;
+        }
+        Ok(())
+    }
+}
