@@ -3,7 +3,11 @@
 //! After the preface there are [frames](crate::wire::http2). A head comes as HEADERS and, until one
 //! has the flag END_HEADERS, as CONTINUATION. Nothing else may come between.
 
-use crate::wire::http2::{self, CONTINUATION, DATA, END_HEADERS, FrameHead, HEADERS, Part};
+use crate::door::heads::HEADERS_MAP_MAX;
+use crate::wire::hpack::FieldCounter;
+use crate::wire::http2::{
+    self, CONTINUATION, DATA, END_HEADERS, FrameHead, HEADERS, PADDED, PRIORITY, Part,
+};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -22,20 +26,38 @@ struct HeadParts {
     in_head: bool,
     /// Bytes of it.
     bytes: usize,
+    fields: FieldCounter,
+    /// Of the frame: whether its first byte tells of padding and is still to come, other bytes before
+    /// its piece of the head, and those of that piece.
+    is_padded: bool,
+    before: usize,
+    piece: usize,
+    /// Fields of a head that was whole and had more than anyone can keep.
+    too_many: Option<usize>,
     /// Frames and heads that were whole.
     wholes: u32,
 }
 
 impl HeadParts {
-    fn take(&mut self, frame: FrameHead, part: Part) {
+    fn take(&mut self, frame: FrameHead, part: Part<'_>) {
         let is_of_head = matches!(frame.kind, HEADERS | CONTINUATION);
         match part {
-            Part::Head => self.in_head |= is_of_head,
-            Part::Payload(bytes) if self.in_head => self.bytes += bytes,
+            Part::Head => {
+                self.in_head |= is_of_head;
+                self.begin_piece(frame);
+            }
+            Part::Payload(bytes) if self.in_head => {
+                self.bytes += bytes.len();
+                self.count(bytes);
+            }
             Part::Payload(_) => {}
             Part::End => {
                 if is_of_head && frame.flags & END_HEADERS != 0 {
                     (self.in_head, self.bytes) = (false, 0);
+                    let fields = std::mem::take(&mut self.fields).fields();
+                    if fields > HEADERS_MAP_MAX {
+                        self.too_many = Some(fields);
+                    }
                 }
                 if !self.in_head {
                     self.wholes = self.wholes.wrapping_add(1);
@@ -45,7 +67,39 @@ impl HeadParts {
     }
 }
 
+impl HeadParts {
+    fn begin_piece(&mut self, frame: FrameHead) {
+        let is = |flag| frame.kind == HEADERS && frame.flags & flag != 0;
+        self.is_padded = is(PADDED);
+        self.before = if is(PRIORITY) { 5 } else { 0 };
+        let is_of_head = matches!(frame.kind, HEADERS | CONTINUATION);
+        let others = self.before + usize::from(self.is_padded);
+        self.piece = if is_of_head { frame.length.saturating_sub(others) } else { 0 };
+    }
+
+    /// Counts the fields that begin in these bytes of a frame.
+    fn count(&mut self, mut bytes: &[u8]) {
+        if let [padding, rest @ ..] = bytes
+            && self.is_padded
+        {
+            self.is_padded = false;
+            self.piece = self.piece.saturating_sub(usize::from(*padding));
+            bytes = rest;
+        }
+        let (before, bytes) = bytes.split_at(bytes.len().min(self.before));
+        self.before -= before.len();
+        let bytes = &bytes[..bytes.len().min(self.piece)];
+        self.piece -= bytes.len();
+        self.fields.pass(bytes);
+    }
+}
+
 impl Frames {
+    /// Fields of a head that had more than anyone can keep, said once.
+    pub(super) fn take_too_many(&mut self) -> Option<usize> {
+        self.heads.too_many.take()
+    }
+
     /// Takes what has come. False if it cannot be HTTP/2.
     pub(super) fn see(&mut self, bytes: &[u8]) -> bool {
         let preface_left = &PREFACE[self.preface..];
@@ -143,8 +197,34 @@ mod tests {
         assert_eq!(after(&more).head_bytes(), 3500);
         let whole = [&head[..], &frame(CONTINUATION, END_HEADERS, 0)].concat();
         assert_eq!((after(&whole).partial(), after(&whole).head_bytes()), (None, 0));
+        assert_eq!(after(&whole).take_too_many(), None);
         let two = [&whole[..], &frame(HEADERS, 0, 1)].concat();
         assert_eq!(after(&two).partial(), Some(2), "another wait than the one before");
+    }
+
+    /// Heads of so many fields, with all that a frame may have around its piece.
+    #[test]
+    fn heads_of_too_many_fields_are_told() {
+        let framed = |kind, flags, payload: &[u8]| {
+            let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+            [&[length[1], length[2], length[3], kind, flags, 0, 0, 0, 1], payload].concat()
+        };
+        let head = |more: usize| {
+            let padded = [&[3, 0, 0, 0, 0, 0][..], &[0x82; 1000], &[0x82; 3]].concat();
+            let rest = vec![0x82; HEADERS_MAP_MAX - 1000 + more];
+            let (middle, last) = rest.split_at(10_000);
+            [
+                PREFACE.to_vec(),
+                framed(HEADERS, PADDED | PRIORITY, &padded),
+                framed(CONTINUATION, 0, middle),
+                framed(CONTINUATION, END_HEADERS, last),
+            ]
+            .concat()
+        };
+        assert_eq!(seen(&head(0)).take_too_many(), None);
+        let mut over = seen(&head(1));
+        assert_eq!(over.take_too_many(), Some(HEADERS_MAP_MAX + 1));
+        assert_eq!(over.take_too_many(), None, "once");
     }
 
     proptest::proptest! {

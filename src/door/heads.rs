@@ -23,6 +23,10 @@ pub(crate) const HEADER_OVERHEAD: usize = 128;
 /// More headers do not fit into what they are kept in, which panics from 24,577 on.
 pub(crate) const HEADERS_LIMIT: usize = 20_000;
 
+/// Heads of HTTP/2 with more names than this are answered by who reads them, and no service sees
+/// them.
+pub(crate) const HEADERS_MAP_MAX: usize = 24_576;
+
 /// Heads of HTTP/2 up to this are read, those over the cap included, which so get an answer. It is
 /// grpc-go's cap.
 pub(crate) const H2_BYTES_MAX: usize = 16 << 20;
@@ -54,6 +58,14 @@ pub(crate) enum HeadError {
     Unread { bytes: usize, headers: usize },
     #[error("overload: the request's head: {0}")]
     Overloaded(#[from] Overloaded),
+}
+
+impl HeadError {
+    /// Whether the head has so many headers that they are noted while they come: of that many there
+    /// may be an answer that we are not asked for.
+    fn is_noted_as_it_comes(&self) -> bool {
+        matches!(self, HeadError::TooMany { headers, .. } if *headers > HEADERS_MAP_MAX)
+    }
 }
 
 /// The heads of one listener's requests.
@@ -100,7 +112,11 @@ impl Heads {
         head: &Parts,
         held: Option<InflightGuard>,
     ) -> Result<Option<InflightGuard>, HeadError> {
-        self.judge(head, held).inspect_err(|error| self.note(error, None))
+        self.judge(head, held).inspect_err(|error| {
+            if !error.is_noted_as_it_comes() {
+                self.note(error, None);
+            }
+        })
     }
 
     fn judge(

@@ -202,6 +202,9 @@ impl Http2 {
         if !self.frames.see(bytes) {
             return Ok(false);
         }
+        if let Some(headers) = self.frames.take_too_many() {
+            heads.note(&HeadError::TooMany { headers, max: heads.limits.headers_max }, None);
+        }
         match self.frames.head_bytes() {
             0 => drop(self.charge.take()),
             bytes if bytes > H2_BYTES_MAX => {

@@ -502,6 +502,65 @@ async fn heads_are_as_large_as_may_be_and_no_larger() {
     assert!(server.registry.expose().contains(refused));
 }
 
+/// A call's frames with so many headers beside its own, which have one name or each another.
+fn call_with_headers(count: usize, have_one_name: bool) -> Vec<u8> {
+    let mut head = b"\x83\x86\x01\x01x\x04\x1c/grpc.health.v1.Health/Check".to_vec();
+    head.extend_from_slice(b"\x0f\x10\x10application/grpc\x00\x02te\x08trailers");
+    for i in 0..count {
+        let name = if have_one_name { "h00000".to_owned() } else { format!("h{i:05}") };
+        head.extend_from_slice(&[b"\x00\x06", name.as_bytes(), b"\x01v"].concat());
+    }
+    let mut frames = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec();
+    let pieces: Vec<_> = head.chunks(16_000).collect();
+    for (i, piece) in pieces.iter().enumerate() {
+        let (kind, end_stream) = if i == 0 { (1, 1) } else { (9, 0) };
+        let end_headers = if i + 1 == pieces.len() { 4 } else { 0 };
+        let length = (piece.len() as u32).to_be_bytes();
+        frames.extend_from_slice(&length[1..]);
+        frames.extend_from_slice(&[kind, end_stream | end_headers, 0, 0, 0, 1]);
+        frames.extend_from_slice(piece);
+    }
+    frames
+}
+
+/// Heads that no map of headers holds are answered before any service sees them, and are refused
+/// ones like the others.
+#[tokio::test]
+async fn heads_of_more_names_than_anyone_keeps_are_counted_once() {
+    use tokio::io::AsyncWriteExt as _;
+
+    let server = start(recorded_data_set(), GrpcOptions::default());
+    let refused = |count: usize| {
+        let line = format!(
+            "ringest_request_heads_refused_total{{listener=\"test\",reason=\"too_large\"}} {count}\n"
+        );
+        server.registry.expose().contains(&line)
+    };
+    for (count, (headers, have_one_name)) in
+        [(24_570, true), (24_600, false), (30_000, true)].into_iter().enumerate()
+    {
+        let mut stream = tokio::net::TcpStream::connect(server.addr).await.unwrap();
+        stream.write_all(&call_with_headers(headers, have_one_name)).await.unwrap();
+        until_answered(&mut stream).await;
+        assert!(refused(count + 1), "{headers} headers: {}", server.registry.expose());
+    }
+}
+
+/// Reads frames up to the answer's head.
+async fn until_answered(stream: &mut tokio::net::TcpStream) {
+    use tokio::io::AsyncReadExt as _;
+
+    loop {
+        let mut head = [0; 9];
+        stream.read_exact(&mut head).await.unwrap();
+        let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+        stream.read_exact(&mut payload).await.unwrap();
+        if head[3] == 1 {
+            return;
+        }
+    }
+}
+
 /// Time is that of the test: it goes on when nobody has anything else to do.
 #[tokio::test(start_paused = true)]
 async fn what_stalls_is_ended_whatever_it_is() {

@@ -17,6 +17,10 @@ pub const CONTINUATION: u8 = 9;
 
 /// The flag of the last frame of a head.
 pub const END_HEADERS: u8 = 4;
+/// Flags of HEADERS: the first byte of the payload says how many there are at its end that mean
+/// nothing; five bytes of an order of importance are before the head.
+pub const PADDED: u8 = 8;
+pub const PRIORITY: u8 = 0x20;
 
 /// What a frame says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,10 +33,10 @@ pub struct FrameHead {
 
 /// What has come of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
+pub enum Part<'a> {
     Head,
-    /// So many bytes of its payload.
-    Payload(usize),
+    /// Bytes of its payload, at least one.
+    Payload(&'a [u8]),
     /// All of it.
     End,
 }
@@ -49,7 +53,7 @@ pub struct Frames {
 
 impl Frames {
     /// Passes over bytes that have come, and tells each part of a frame in its order.
-    pub fn pass(&mut self, mut bytes: &[u8], mut tell: impl FnMut(FrameHead, Part)) {
+    pub fn pass(&mut self, mut bytes: &[u8], mut tell: impl FnMut(FrameHead, Part<'_>)) {
         while !bytes.is_empty() {
             if self.head_bytes < HEAD_BYTES {
                 let (head, behind) = bytes.split_at(bytes.len().min(HEAD_BYTES - self.head_bytes));
@@ -60,9 +64,9 @@ impl Frames {
                 self.payload_left = head.length;
                 tell(head, Part::Head);
             } else {
-                let passed = bytes.len().min(self.payload_left);
-                self.payload_left -= passed;
-                bytes = &bytes[passed..];
+                let (passed, behind) = bytes.split_at(bytes.len().min(self.payload_left));
+                self.payload_left -= passed.len();
+                bytes = behind;
                 debug_assert!(bytes.is_empty() || self.payload_left == 0);
                 tell(self.frame_head(), Part::Payload(passed));
             }
@@ -95,13 +99,22 @@ mod tests {
 
     use super::*;
 
+    #[derive(Debug, PartialEq)]
+    enum Told {
+        Head,
+        Payload(usize),
+        End,
+    }
+
     /// What is told of bytes that come in pieces of so many, neighbouring payloads together.
-    fn told(bytes: &[u8], piece: usize) -> Vec<(FrameHead, Part)> {
+    fn told(bytes: &[u8], piece: usize) -> Vec<(FrameHead, Told)> {
         let (mut frames, mut told) = (Frames::default(), Vec::new());
         for bytes in bytes.chunks(piece) {
             frames.pass(bytes, |head, part| match (told.last_mut(), part) {
-                (Some((_, Part::Payload(sum))), Part::Payload(more)) => *sum += more,
-                _ => told.push((head, part)),
+                (Some((_, Told::Payload(sum))), Part::Payload(more)) => *sum += more.len(),
+                (_, Part::Payload(first)) => told.push((head, Told::Payload(first.len()))),
+                (_, Part::Head) => told.push((head, Told::Head)),
+                (_, Part::End) => told.push((head, Told::End)),
             });
         }
         told
@@ -118,9 +131,9 @@ mod tests {
                 let head = FrameHead { length, kind, flags };
                 bytes.extend([0, 0, length as u8, kind, flags, 0, 0, 0, 1]);
                 bytes.resize(bytes.len() + length, 0xff);
-                expected.push((head, Part::Head));
-                expected.extend((length > 0).then_some((head, Part::Payload(length))));
-                expected.push((head, Part::End));
+                expected.push((head, Told::Head));
+                expected.extend((length > 0).then_some((head, Told::Payload(length))));
+                expected.push((head, Told::End));
             }
             prop_assert_eq!(told(&bytes, piece), expected);
         }
