@@ -306,6 +306,8 @@ fn a_sync_that_failed_before_a_kill_is_made_good_at_the_next_opening() {
     for is_of_file_system in [false, true] {
         let disk = FaultyDisk::new();
         let mut wal = open(&disk, options(65536, Compression::None, SyncPolicy::Always));
+        // Its directory is on the medium before it is served.
+        disk.sync_dir(Path::new("/")).unwrap();
         let handle = wal.sync_handle();
         let records: Vec<_> = (0..30).map(|i| noise_record(&payload("noise", i, 700))).collect();
         records.iter().for_each(|record| {
