@@ -74,11 +74,11 @@
 //! # The path of a query
 //!
 //! [`store`] (StoreAPI) and [`http::read`] (remote read) ask the tenants whose external labels and
-//! time range match. A [`Querier`] turns matchers into slots by the postings, and slots into copies
-//! of labels (by [numbers](model::pairs)) and chunks, a few hundred under each short hold of the
-//! head's locks. Full chunks are
-//! shared, the open one is copied. Answers are made piece by piece as the client reads, and charged
-//! to a budget of bytes.
+//! time range match. A [`Querier`] asks the head and the [blocks](tsdb::block) that the range meets,
+//! and makes one series of what several of them hold. The head turns matchers into slots by the
+//! postings, and slots into copies of labels (by [numbers](model::pairs)) and chunks, a few hundred
+//! under each short hold of its locks. Full chunks are shared, the open one is copied. Answers are
+//! made piece by piece as the client reads, and charged to a budget of bytes.
 //!
 //! # Opening
 //!
@@ -102,7 +102,7 @@
 //!   its record is written; whoever appends to it next writes it.
 //! - **Refs rise and are never used again**, and stay below [`HeadSeriesRef::LIMIT`]. A slot is an
 //!   index in memory and says nothing to the log.
-//! - **Lock order is log, series, states** within a head ([`tsdb::head`]). No lock is held across an
+//! - **Lock order is log, labels, states** within a head ([`tsdb::head`]). No lock is held across an
 //!   await.
 //! - **A request may be dropped at any await**, when its client goes away. A batch whose turn has not
 //!   come goes with it; one whose turn has come is stored whole or not at all.
@@ -114,8 +114,8 @@
 //! # Left out
 //!
 //! On purpose: no `unsafe`; no pluggable storage; no query language. For now, and said where it
-//! shows: blocks are neither cut nor read, so the head grows until it is moved elsewhere; histograms
-//! are refused and exemplars dropped, each counted. The README keeps the whole list.
+//! shows: blocks are read but not cut, so the head grows until it is moved elsewhere; histograms are
+//! refused and exemplars dropped, each counted. The README keeps the whole list.
 //!
 //! [`AppendLane`]: multi_tsdb::AppendLane
 //! [`Appended`]: tsdb::wal::Appended

@@ -41,6 +41,7 @@ use crate::multi_tsdb::periodic::Periodic;
 use crate::multi_tsdb::syncer::SyncLane;
 use crate::multi_tsdb::tenant::ExternalLabels;
 pub use crate::multi_tsdb::tenant::{LabelSet, Tenant};
+use crate::tsdb::file::PageCache;
 use crate::tsdb::options::DbOptions;
 use crate::tsdb::wal::SyncPolicy;
 use crate::tsdb::{Db, OpenError};
@@ -75,6 +76,9 @@ const APPEND_THREADS_MAX: usize = 64;
 const SYNC_THREADS_MAX: usize = 64;
 const SYNC_THREADS: usize = 2;
 
+/// Bytes of indexes and tombstones of blocks that were read lately, for all tenants together.
+const BLOCK_CACHE_BYTES: u64 = 64 << 20;
+
 /// Tenants made at the same time: a disk that hangs must not take all of the runtime's threads for
 /// blocking work.
 const MADE_TOGETHER: usize = 32;
@@ -89,6 +93,8 @@ pub struct MultiTsdb {
     clock: Arc<dyn Clock>,
     registry: Registry,
     fingerprinter: Fingerprinter,
+    /// Pages of all tenants' blocks.
+    block_cache: Arc<PageCache>,
     tenants: RwLock<HashMap<TenantId, Entry>>,
     /// Tenants found at start that are neither open nor quarantined yet.
     unopened: AtomicUsize,
@@ -201,6 +207,7 @@ impl MultiTsdb {
             clock,
             registry: registry.clone(),
             fingerprinter: Fingerprinter::random(),
+            block_cache: PageCache::new(BLOCK_CACHE_BYTES),
             tenants: RwLock::new(entries),
             unopened: AtomicUsize::new(found.len()),
             data_dir,
@@ -531,6 +538,7 @@ impl MultiTsdb {
                 self.fingerprinter.clone(),
                 self.disk.clone(),
                 self.clock.clone(),
+                &self.block_cache,
                 &self.registry,
                 id.as_str(),
             )
@@ -541,7 +549,7 @@ impl MultiTsdb {
         let opened = panic::catch_unwind(AssertUnwindSafe(open))
             .unwrap_or_else(|_| Err(OpenError::Panicked { dir: self.dir_of(id) }))?;
         tenant::log_opened(id, &opened);
-        show_unserved_blocks(&self.registry, id.as_str(), opened.blocks.count);
+        show_unserved_blocks(&self.registry, id.as_str(), opened.blocks_set_aside.len());
         let external_labels = ExternalLabels::new(&self.options, id);
         let db = Arc::new(opened.db);
         let (threads, metrics) = (self.append_threads.clone(), self.append_metrics.clone());

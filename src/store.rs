@@ -70,7 +70,7 @@ pub fn label_names(
         if !in_range {
             continue;
         }
-        let stored = tenant.reader(request.start, request.end).label_names(&matchers);
+        let stored = tenant.reader(request.start, request.end).label_names(&matchers)?;
         interrupted()?;
         hold_texts(held, &stored)?;
         if stored.is_empty() {
@@ -121,11 +121,11 @@ pub fn label_values(
         let reader = || tenant.reader(request.start, request.end);
         let external = tenant.external_labels().iter().find(|(name, _)| *name == request.label);
         if let Some((_, value)) = external {
-            if matchers.is_empty() || !reader().select(&matchers).is_empty() {
+            if matchers.is_empty() || !reader().select(&matchers)?.is_empty() {
                 values.insert(value.clone());
             }
         } else if in_range {
-            let stored = reader().label_values(&request.label, &matchers);
+            let stored = reader().label_values(&request.label, &matchers)?;
             interrupted()?;
             hold_texts(held, &stored)?;
             values.extend(stored);

@@ -4,7 +4,7 @@
 //! <dir>/lock                 held while the database is open
 //! <dir>/wal/00000042         the log
 //! <dir>/wal/checkpoint.00041 what is left of older segments
-//! <dir>/<ULID>/meta.json     blocks; this version only heeds where the newest one ends
+//! <dir>/<ULID>/               blocks, which are read and not made yet
 //! <dir>/chunks_head, wbl     of Prometheus; this version only heeds which refs they know
 //! ```
 
@@ -19,6 +19,7 @@ pub mod options;
 pub mod querier;
 mod refs;
 pub mod source;
+pub mod view;
 pub mod wal;
 mod window;
 
@@ -35,14 +36,18 @@ use crate::metrics::Registry;
 use crate::model::Timestamp;
 use crate::model::fingerprint::Fingerprinter;
 use crate::model::key_table::Lookup;
+use crate::tsdb::block::Block;
+use crate::tsdb::error::ReadError;
+use crate::tsdb::file::PageCache;
 use crate::tsdb::head::Head;
 use crate::tsdb::head::append::{AppendReport, AppendResults, LogSide};
 use crate::tsdb::head::batch::Batch;
 use crate::tsdb::head::metrics::HeadMetrics;
 use crate::tsdb::head::replay::{ReplayReport, replay};
-use crate::tsdb::meta::Blocks;
 use crate::tsdb::options::DbOptions;
 use crate::tsdb::querier::Querier;
+use crate::tsdb::source::Source as _;
+use crate::tsdb::view::OpenBlocks;
 use crate::tsdb::wal::repair::{LogContents, open_log};
 use crate::tsdb::wal::{
     SegmentIndex, SyncError, SyncHandle, Wal, WalError, WalMetrics, WalOptions, unsynced,
@@ -55,6 +60,8 @@ pub enum OpenError {
     Locked { dir: PathBuf },
     #[error("{what} {}", path.display())]
     Io { what: &'static str, path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Block(#[from] ReadError),
     /// A mistake of ours; the panic itself was logged.
     #[error("opening {} panicked", dir.display())]
     Panicked { dir: PathBuf },
@@ -72,6 +79,7 @@ impl OpenError {
 /// One tenant's database, open.
 pub struct Db {
     head: Arc<Head>,
+    blocks: Vec<Arc<Block>>,
     sync: SyncHandle,
     _lock: Option<Box<dyn DirLock>>,
 }
@@ -120,8 +128,8 @@ pub struct Opened {
     pub db: Db,
     pub log: LogContents,
     pub replay: ReplayReport,
-    /// What is in the directory and not served by this version.
-    pub blocks: Blocks,
+    /// Blocks that cannot be read, and why.
+    pub blocks_set_aside: Vec<(PathBuf, ReadError)>,
     /// Bytes of the log of out-of-order samples, likewise.
     pub out_of_order_log_bytes: u64,
 }
@@ -157,6 +165,7 @@ impl Db {
         fingerprinter: Fingerprinter,
         disk: Arc<dyn Disk>,
         clock: Arc<dyn Clock>,
+        block_cache: &Arc<PageCache>,
         registry: &Registry,
         tenant: &str,
     ) -> Result<Opened, OpenError> {
@@ -164,6 +173,7 @@ impl Db {
         let blocks = meta::find_blocks(&*disk, dir).map_err(OpenError::io("listing", dir))?;
         let out_of_order_log_bytes = bytes_in(&*disk, &dir.join("wbl"));
         let floor = blocks.floor;
+        let blocks = OpenBlocks::open(&*disk, &blocks.dirs, block_cache)?;
         let wal_dir = dir.join("wal");
         disk.create_dir_all(&wal_dir).map_err(OpenError::io("making", &wal_dir))?;
         let wal_metrics = WalMetrics::new(registry, tenant);
@@ -188,8 +198,9 @@ impl Db {
         metrics.replay_seconds.set(started.elapsed().as_secs_f64());
         let log_side = LogSide::new(wal, report.next_ref.max(highest_ref + 1));
         let head = Head::new(options, clock, metrics, floor, contents, log_side);
-        let db = Db { head: Arc::new(head), sync, _lock: lock };
-        Ok(Opened { db, log, replay: report, blocks, out_of_order_log_bytes })
+        let db = Db { head: Arc::new(head), blocks: blocks.served, sync, _lock: lock };
+        let blocks_set_aside = blocks.set_aside;
+        Ok(Opened { db, log, replay: report, blocks_set_aside, out_of_order_log_bytes })
     }
 
     /// The series known now, to look a request up in.
@@ -214,11 +225,23 @@ impl Db {
 
     /// A reader over `[mint, maxt]`, both included. Sees what was appended before the call.
     pub fn querier(&self, mint: Timestamp, maxt: Timestamp) -> Querier {
-        Querier::new(self.head.clone(), mint, maxt)
+        Querier::new(self.head.clone(), &self.blocks, mint, maxt)
+    }
+
+    /// A reader of the head alone, over all times.
+    pub fn head_querier(&self) -> Querier {
+        Querier::new(self.head.clone(), &[], Timestamp::MIN, Timestamp::MAX)
     }
 
     /// Times of the oldest and the newest sample held; `None` while there is none.
     pub fn time_range(&self) -> Option<(Timestamp, Timestamp)> {
+        let in_blocks = self.blocks.iter().filter_map(|block| block.time_range());
+        let ranges = in_blocks.map(|range| (range.mint, range.maxt)).chain(self.head.time_range());
+        ranges.reduce(|(mint, maxt), other| (mint.min(other.0), maxt.max(other.1)))
+    }
+
+    /// As [`Db::time_range`], of the head alone.
+    pub fn head_time_range(&self) -> Option<(Timestamp, Timestamp)> {
         self.head.time_range()
     }
 

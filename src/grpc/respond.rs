@@ -24,7 +24,7 @@ pub fn query(error: &QueryError) -> Status {
         | QueryError::Invalid { .. } => Code::InvalidArgument,
         QueryError::Partial(_) => Code::Aborted,
         QueryError::TooLarge { .. } | QueryError::Overloaded => Code::ResourceExhausted,
-        QueryError::Unavailable { .. } => Code::Unavailable,
+        QueryError::Unavailable { .. } | QueryError::Unreadable(_) => Code::Unavailable,
         QueryError::Slow(_) | QueryError::DeadlineExceeded | QueryError::NotTaken(_) => {
             Code::DeadlineExceeded
         }

@@ -260,7 +260,7 @@ impl ParsedQuery {
         if self.matchers.is_empty() {
             return Ok(Vec::new());
         }
-        let mut series = reader.select(&self.matchers);
+        let mut series = reader.select(&self.matchers)?;
         interrupted()?;
         held.hold(series.iter().map(SelectedSeries::bytes).sum())?;
         sort_by(&mut series, |a, b| a.labels.cmp(&b.labels));
@@ -301,7 +301,7 @@ fn samples(
             for series in query.select(&*reader, &mut selection)? {
                 interrupted()?;
                 chunks.clear();
-                reader.chunks(&series, &mut chunks);
+                reader.chunks(&series, &mut chunks)?;
                 let before = response.len() + result.len();
                 let samples = samples_of(query, &chunks, |bytes| charge(before + bytes))?;
                 if !samples.is_empty() {
@@ -421,7 +421,7 @@ impl Cursor for ChunkCursor {
                 continue;
             };
             chunks.clear();
-            current.reader.chunks(&series, &mut chunks);
+            current.reader.chunks(&series, &mut chunks)?;
             filled += push_frames(current, &series.labels, &chunks, ready)?;
         }
         Ok(true)
@@ -535,9 +535,10 @@ fn refuse(error: &QueryError) -> Response {
     let mut response = Response::new(Body::from(format!("{error}\n")));
     *response.status_mut() = match error {
         // That a body is slow is not its sender's fault for certain.
-        QueryError::Unavailable { .. } | QueryError::Overloaded | QueryError::Slow(_) => {
-            StatusCode::SERVICE_UNAVAILABLE
-        }
+        QueryError::Unavailable { .. }
+        | QueryError::Unreadable(_)
+        | QueryError::Overloaded
+        | QueryError::Slow(_) => StatusCode::SERVICE_UNAVAILABLE,
         QueryError::Damaged(_) | QueryError::Interrupted => StatusCode::INTERNAL_SERVER_ERROR,
         _ => StatusCode::BAD_REQUEST,
     };

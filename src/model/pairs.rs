@@ -14,7 +14,7 @@ use triomphe::ThinArc;
 use crate::model::labels::fmt_labels;
 
 /// A pair's number among the [`Pairs`] that gave it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PairId(u32);
 
 /// A text that is kept once for all who name it.
@@ -72,7 +72,7 @@ pub struct SeriesLabels {
 }
 
 impl SeriesLabels {
-    pub fn new(pairs: Arc<Pairs>, ids: &[PairId]) -> SeriesLabels {
+    pub fn new(pairs: Arc<Pairs>, ids: impl Into<Box<[PairId]>>) -> SeriesLabels {
         SeriesLabels { pairs, ids: ids.into() }
     }
 
@@ -170,7 +170,7 @@ pub(crate) mod tests {
             .into_iter()
             .map(|(name, value)| pairs.add(Text::new(name), Text::new(value)))
             .collect();
-        SeriesLabels::new(Arc::new(pairs), &ids)
+        SeriesLabels::new(Arc::new(pairs), ids)
     }
 
     #[test]

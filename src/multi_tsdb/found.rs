@@ -88,8 +88,8 @@ pub(super) fn show_unserved_blocks(registry: &Registry, tenant: &str, count: usi
     if count > 0 {
         let blocks = registry.gauge_vec(
             "ringest_blocks_not_served",
-            "Blocks found in tenants' directories, and without a tenant in the data directory \
-             itself, which this version does not serve.",
+            "Blocks found in tenants' directories that cannot be read, and those without a tenant in \
+             the data directory itself.",
             &["tenant"],
         );
         blocks.with(&[tenant]).set(count as f64);

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
+use crate::error::chain;
 use crate::hashring::{CurrentHashring, Hashring};
 use crate::model::tenant::TenantId;
 use crate::multi_tsdb::syncer::SyncLane;
@@ -98,11 +99,9 @@ pub(super) fn log_opened(id: &TenantId, opened: &Opened) {
             "the log was damaged; every readable record was kept"
         );
     }
-    let blocks = &opened.blocks;
-    if let Some(example) = &blocks.example {
-        let (count, (mint, maxt)) = (blocks.count, blocks.range.unwrap_or_default());
-        let message = "blocks of this tenant are not served by this version";
-        tracing::warn!(tenant = %id, count, example, mint, maxt, "{message}");
+    for (block, err) in &opened.blocks_set_aside {
+        let err = chain(err);
+        tracing::error!(tenant = %id, block = %block.display(), err, "a block is not served");
     }
     let bytes = opened.out_of_order_log_bytes;
     if bytes > 0 {

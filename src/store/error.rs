@@ -6,6 +6,7 @@ use crate::model::matcher::RegexError;
 use crate::model::tenant::TenantId;
 use crate::multi_tsdb::TenantError;
 use crate::tsdb::chunkenc::ChunkError;
+use crate::tsdb::error::ReadError;
 
 /// A query that failed as a whole, sorted by what its sender can do about it. What each becomes on
 /// the wire is decided in `grpc/respond.rs` and, for remote read, in `http/read.rs`.
@@ -52,6 +53,9 @@ pub enum QueryError {
     /// What is stored cannot be decoded.
     #[error(transparent)]
     Damaged(#[from] ChunkError),
+    /// What is stored cannot be read now, or not any more.
+    #[error(transparent)]
+    Unreadable(#[from] ReadError),
     /// The work was given up: the process is stopping, or a defect of ours.
     #[error("the query was interrupted")]
     Interrupted,

@@ -21,6 +21,7 @@ use crate::store::error::QueryError;
 use crate::store::source::{ReadTenant, SeriesReader, TenantSource, Tenants};
 use crate::tsdb::chunkenc::ENCODING_XOR;
 use crate::tsdb::chunkenc::xor::XorState;
+use crate::tsdb::error::ReadError;
 use crate::tsdb::querier::{ChunkData, SelectedSeries};
 use crate::wire::proto::prometheus::QueryResult;
 
@@ -145,6 +146,14 @@ impl ReadTenant for Arc<FakeTenant> {
         Some((chunks().map(|c| c.mint).min()?, chunks().map(|c| c.maxt).max()?))
     }
 
+    fn head_time_range(&self) -> Option<(Timestamp, Timestamp)> {
+        self.time_range()
+    }
+
+    fn head_reader(&self) -> Box<dyn SeriesReader> {
+        self.reader(i64::MIN, i64::MAX)
+    }
+
     fn reader(&self, mint: Timestamp, maxt: Timestamp) -> Box<dyn SeriesReader> {
         Box::new(FakeReader { tenant: self.clone(), mint, maxt })
     }
@@ -175,7 +184,7 @@ impl FakeReader {
 }
 
 impl SeriesReader for FakeReader {
-    fn select(&self, matchers: &[Matcher]) -> Vec<SelectedSeries> {
+    fn select(&self, matchers: &[Matcher]) -> Result<Vec<SelectedSeries>, ReadError> {
         if let Some(told) = &self.tenant.working {
             told.send(Work::Begun).unwrap();
             while !stop::is_asked() {
@@ -183,29 +192,34 @@ impl SeriesReader for FakeReader {
             }
             told.send(Work::Stopped).unwrap();
         }
-        self.matching(matchers)
-            .filter(|(_, chunks)| chunks.iter().any(|chunk| self.overlaps(chunk)))
-            .map(|(key, _)| SelectedSeries { labels: key.clone(), slot: 0 })
-            .collect()
+        let matching = self
+            .matching(matchers)
+            .filter(|(_, chunks)| chunks.iter().any(|chunk| self.overlaps(chunk)));
+        Ok(matching.map(|(key, _)| SelectedSeries::of_head(key.clone(), 0)).collect())
     }
 
-    fn chunks(&self, series: &SelectedSeries, chunks: &mut Vec<ChunkData>) {
+    fn chunks(
+        &self,
+        series: &SelectedSeries,
+        chunks: &mut Vec<ChunkData>,
+    ) -> Result<(), ReadError> {
         self.tenant.chunk_reads.fetch_add(1, Ordering::Relaxed);
         let (_, all) = self.tenant.series.iter().find(|(key, _)| *key == series.labels).unwrap();
         chunks.extend(all.iter().filter(|chunk| self.overlaps(chunk)).cloned());
+        Ok(())
     }
 
-    fn label_names(&self, matchers: &[Matcher]) -> Vec<Vec<u8>> {
+    fn label_names(&self, matchers: &[Matcher]) -> Result<Vec<Vec<u8>>, ReadError> {
         let labels = self.matching(matchers).flat_map(|(key, _)| key.iter());
         let names: BTreeSet<_> = labels.map(|(name, _)| name.to_vec()).collect();
-        names.into_iter().collect()
+        Ok(names.into_iter().collect())
     }
 
-    fn label_values(&self, name: &[u8], matchers: &[Matcher]) -> Vec<Vec<u8>> {
+    fn label_values(&self, name: &[u8], matchers: &[Matcher]) -> Result<Vec<Vec<u8>>, ReadError> {
         let labels = self.matching(matchers).flat_map(|(key, _)| key.iter());
         let values = labels.filter(|(other, _)| *other == name);
         let values: BTreeSet<_> = values.map(|(_, value)| value.to_vec()).collect();
-        values.into_iter().collect()
+        Ok(values.into_iter().collect())
     }
 }
 

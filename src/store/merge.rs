@@ -10,6 +10,7 @@ use std::mem::size_of;
 
 use prost::Message as _;
 
+use crate::error::chain;
 use crate::model::stop;
 use crate::store::budget::{ReadBudget, ReadBudgetGuard};
 use crate::store::error::QueryError;
@@ -98,7 +99,14 @@ impl SeriesCursor {
             let reader = tenant.reader(request.min_time, request.max_time);
             let labels =
                 FinalLabels::new(tenant.external_labels(), &request.without_replica_labels);
-            let mut selected = reader.select(&matchers);
+            let mut selected = match reader.select(&matchers) {
+                Ok(selected) => selected,
+                Err(err) => {
+                    let (tenant, err) = (tenant.name(), chain(&err));
+                    warnings.push(format!("tenant {tenant} cannot be read now: {err}"));
+                    continue;
+                }
+            };
             if let Some(shard) = &mut shard {
                 selected.retain(|series| {
                     !stop::is_asked() && shard.contains(labels.of(&series.labels))
@@ -134,8 +142,12 @@ impl SeriesCursor {
     }
 
     /// Returns the bytes of the series' frames.
-    fn push_series(&mut self, entry: &Entry, ready: &mut VecDeque<SeriesResponse>) -> usize {
-        let Some(part) = self.tenants.get(entry.tenant as usize) else { return 0 };
+    fn push_series(
+        &mut self,
+        entry: &Entry,
+        ready: &mut VecDeque<SeriesResponse>,
+    ) -> Result<usize, QueryError> {
+        let Some(part) = self.tenants.get(entry.tenant as usize) else { return Ok(0) };
         let mut frames = Vec::new();
         if self.skip_chunks {
             let series =
@@ -144,9 +156,9 @@ impl SeriesCursor {
             frames.push((series, bytes));
         } else {
             self.chunks.clear();
-            part.reader.chunks(&entry.series, &mut self.chunks);
+            part.reader.chunks(&entry.series, &mut self.chunks)?;
             if self.chunks.is_empty() {
-                return 0;
+                return Ok(0);
             }
             let labels = part.labels.messages(&entry.series.labels);
             tsdb_store::frames(&labels, &self.chunks, |series, bytes| frames.push((series, bytes)));
@@ -157,7 +169,7 @@ impl SeriesCursor {
             pushed += bytes;
             self.push_frame(series, bytes, ready);
         }
-        pushed
+        Ok(pushed)
     }
 
     fn push_frame(&mut self, series: Series, bytes: usize, ready: &mut VecDeque<SeriesResponse>) {
@@ -198,7 +210,7 @@ impl Cursor for SeriesCursor {
                 break;
             }
             let Some(entry) = self.series.next() else { break };
-            filled += self.push_series(&entry, ready);
+            filled += self.push_series(&entry, ready)?;
         }
         let more = self.limit > 0 && self.series.len() > 0;
         if !more {

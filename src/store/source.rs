@@ -9,6 +9,7 @@ use crate::model::matcher::Matcher;
 use crate::model::tenant::TenantId;
 use crate::multi_tsdb::{LabelSet, MultiTsdb, Tenant, UnavailableTenant};
 use crate::store::error::QueryError;
+use crate::tsdb::error::ReadError;
 use crate::tsdb::querier::{ChunkData, Querier, SelectedSeries};
 
 /// The tenants of this node.
@@ -36,16 +37,21 @@ pub trait ReadTenant: Send + Sync {
     fn external_labels(&self) -> &[(Vec<u8>, Vec<u8>)];
     /// Times of the oldest and newest sample; `None` while there is none.
     fn time_range(&self) -> Option<(Timestamp, Timestamp)>;
+    /// As [`ReadTenant::time_range`], of what is in no block yet.
+    fn head_time_range(&self) -> Option<(Timestamp, Timestamp)>;
+    /// A reader of what is in no block yet.
+    fn head_reader(&self) -> Box<dyn SeriesReader>;
     /// A reader over `[mint, maxt]`, both included.
     fn reader(&self, mint: Timestamp, maxt: Timestamp) -> Box<dyn SeriesReader>;
 }
 
 /// A reader of one tenant over one time range. The methods are those of [`Querier`].
 pub trait SeriesReader: Send {
-    fn select(&self, matchers: &[Matcher]) -> Vec<SelectedSeries>;
-    fn chunks(&self, series: &SelectedSeries, chunks: &mut Vec<ChunkData>);
-    fn label_names(&self, matchers: &[Matcher]) -> Vec<Vec<u8>>;
-    fn label_values(&self, name: &[u8], matchers: &[Matcher]) -> Vec<Vec<u8>>;
+    fn select(&self, matchers: &[Matcher]) -> Result<Vec<SelectedSeries>, ReadError>;
+    fn chunks(&self, series: &SelectedSeries, chunks: &mut Vec<ChunkData>)
+    -> Result<(), ReadError>;
+    fn label_names(&self, matchers: &[Matcher]) -> Result<Vec<Vec<u8>>, ReadError>;
+    fn label_values(&self, name: &[u8], matchers: &[Matcher]) -> Result<Vec<Vec<u8>>, ReadError>;
 }
 
 /// Shares a chunk's bytes with a message, without copying them.
@@ -115,25 +121,37 @@ impl ReadTenant for ReadableTenant {
         self.tenant.db.time_range()
     }
 
+    fn head_time_range(&self) -> Option<(Timestamp, Timestamp)> {
+        self.tenant.db.head_time_range()
+    }
+
+    fn head_reader(&self) -> Box<dyn SeriesReader> {
+        Box::new(self.tenant.db.head_querier())
+    }
+
     fn reader(&self, mint: Timestamp, maxt: Timestamp) -> Box<dyn SeriesReader> {
         Box::new(self.tenant.db.querier(mint, maxt))
     }
 }
 
 impl SeriesReader for Querier {
-    fn select(&self, matchers: &[Matcher]) -> Vec<SelectedSeries> {
+    fn select(&self, matchers: &[Matcher]) -> Result<Vec<SelectedSeries>, ReadError> {
         Querier::select(self, matchers)
     }
 
-    fn chunks(&self, series: &SelectedSeries, chunks: &mut Vec<ChunkData>) {
-        Querier::chunks(self, series, chunks);
+    fn chunks(
+        &self,
+        series: &SelectedSeries,
+        chunks: &mut Vec<ChunkData>,
+    ) -> Result<(), ReadError> {
+        Querier::chunks(self, series, chunks)
     }
 
-    fn label_names(&self, matchers: &[Matcher]) -> Vec<Vec<u8>> {
+    fn label_names(&self, matchers: &[Matcher]) -> Result<Vec<Vec<u8>>, ReadError> {
         Querier::label_names(self, matchers)
     }
 
-    fn label_values(&self, name: &[u8], matchers: &[Matcher]) -> Vec<Vec<u8>> {
+    fn label_values(&self, name: &[u8], matchers: &[Matcher]) -> Result<Vec<Vec<u8>>, ReadError> {
         Querier::label_values(self, name, matchers)
     }
 }

@@ -65,16 +65,16 @@ fn matches(matchers: &[Matcher], external: &[(Vec<u8>, Vec<u8>)]) -> bool {
     })
 }
 
-/// The statistics of one tenant, each list cut to its `limit` largest.
+/// The statistics of one tenant's head, each list cut to its `limit` largest.
 pub fn count(
     tenant: &dyn ReadTenant,
     limit: usize,
     held: &mut ReadBudgetGuard,
 ) -> Result<TsdbStatisticsEntry, QueryError> {
-    let (min_time, max_time) = tenant.time_range().unwrap_or((i64::MAX, 0));
+    let (min_time, max_time) = tenant.head_time_range().unwrap_or((i64::MAX, 0));
     // Every series has a name, be it empty.
     let every = Matcher::new(MatchOp::Regex, METRIC_NAME, b".*")?;
-    let series = tenant.reader(i64::MIN, i64::MAX).select(&[every]);
+    let series = tenant.head_reader().select(&[every])?;
     held.hold(series.iter().map(SelectedSeries::bytes).sum())?;
     let mut by_name: HashMap<&[u8], HashMap<&[u8], u64>> = HashMap::new();
     let mut pairs = 0;

@@ -21,6 +21,9 @@ pub enum ReadError {
     Io { path: PathBuf, source: io::Error },
     #[error(transparent)]
     Corrupt(#[from] Corruption),
+    /// Whole, and of a kind that this version cannot read.
+    #[error("{} holds {what}, which this version does not read", path.display())]
+    Unsupported { path: PathBuf, what: &'static str },
     /// A `meta.json` that is none. The source tells line and column.
     #[error("{} does not describe a block", path.display())]
     Meta { path: PathBuf, source: serde_json::Error },

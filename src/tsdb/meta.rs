@@ -1,7 +1,7 @@
-//! The blocks in a database's directory, as far as this version heeds them.
+//! The blocks in a database's directory, and where the head's time begins behind them.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::disk::{Disk, lacks_descriptors};
 use crate::error::chain;
@@ -29,23 +29,20 @@ pub struct Blocks {
     /// a later start leaves out. A block whose `meta.json` cannot be read counts as none here, as in
     /// Prometheus, and so does one that holds some of its time's samples only.
     pub floor: Timestamp,
-    /// All there are.
-    pub count: usize,
-    /// The name of one of them.
-    pub example: Option<String>,
+    /// Their directories, by name.
+    pub dirs: Vec<PathBuf>,
     /// Oldest time and end of the samples in those whose `meta.json` can be read.
     pub range: Option<(Timestamp, Timestamp)>,
 }
 
 /// Looks at the blocks in `dir`.
 pub fn find_blocks(disk: &dyn Disk, dir: &Path) -> io::Result<Blocks> {
-    let mut blocks = Blocks { floor: Timestamp::MIN, count: 0, example: None, range: None };
+    let mut blocks = Blocks { floor: Timestamp::MIN, dirs: Vec::new(), range: None };
     for entry in disk.list(dir)?.into_iter().filter(|entry| entry.is_dir) {
         let Some(name) = entry.name.to_str() else { continue };
         let Ok(ulid) = name.parse::<Ulid>() else { continue };
-        blocks.count += 1;
-        blocks.example.get_or_insert_with(|| name.to_owned());
         let block = dir.join(name);
+        blocks.dirs.push(block.clone());
         let meta = match BlockMeta::read(disk, &block) {
             Ok(meta) => meta,
             // It can be read later, and the floor would be another one then.
@@ -62,6 +59,7 @@ pub fn find_blocks(disk: &dyn Disk, dir: &Path) -> io::Result<Blocks> {
             blocks.floor = blocks.floor.max(meta.effective_end(ulid.millis() as Timestamp));
         }
     }
+    blocks.dirs.sort_unstable();
     Ok(blocks)
 }
 
@@ -81,7 +79,7 @@ mod tests {
     fn the_newest_block_counts_and_strangers_do_not() {
         let dir = tempfile::tempdir().unwrap();
         let block = |name: &str, meta: &str| add_block(dir.path(), name, meta);
-        let none = Blocks { floor: Timestamp::MIN, count: 0, example: None, range: None };
+        let none = Blocks { floor: Timestamp::MIN, dirs: Vec::new(), range: None };
         assert_eq!(find_blocks(&SystemDisk, dir.path()).unwrap(), none);
         block("01M85ZRFJPEBJ4BHYM21MP7HFW", r#"{"version": 1, "minTime": 1, "maxTime": 20}"#);
         block("01M85ZRFJPEBJ4BHYM21MP7HFX", r#"{"version": 1, "minTime": -1, "maxTime": 10}"#);
@@ -97,8 +95,9 @@ mod tests {
         block("wal", r#"{"maxTime": 99}"#);
         let found = Blocks {
             floor: 20,
-            count: 6,
-            example: Some("01M85ZRFJPEBJ4BHYM21MP7HF1".to_owned()),
+            dirs: ["1", "2", "3", "W", "X", "Y"]
+                .map(|last| dir.path().join(format!("01M85ZRFJPEBJ4BHYM21MP7HF{last}")))
+                .to_vec(),
             range: Some((-1, 30)),
         };
         assert_eq!(find_blocks(&SystemDisk, dir.path()).unwrap(), found);

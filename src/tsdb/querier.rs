@@ -1,21 +1,34 @@
-//! Matchers to series to chunks.
+//! Matchers to series to chunks, over a head and the blocks beside it.
+//!
+//! A series that several of them hold is one series of the answer. Its chunks come in order of time
+//! and without overlap: where two sources hold the same time (a block that was taken over from
+//! another program, or overlapping blocks), their samples are merged into new chunks, each time once.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use crate::model::Timestamp;
+use thin_vec::ThinVec;
+
 use crate::model::key_table::Slot;
+use crate::model::labels::LabelIter;
 use crate::model::matcher::Matcher;
-use crate::model::pairs::SeriesLabels;
+use crate::model::pairs::{PairId, Pairs, SeriesLabels, Text};
 use crate::model::stop;
-use crate::tsdb::chunkenc::ENCODING_XOR;
+use crate::model::{TimeRange, Timestamp};
+use crate::tsdb::block::Block;
+use crate::tsdb::chunkenc::xor::{XorIterator, XorState};
+use crate::tsdb::chunkenc::{ENCODING_FLOAT_HISTOGRAM, ENCODING_XOR};
+use crate::tsdb::error::ReadError;
 use crate::tsdb::head::Head;
+use crate::tsdb::source::{Source as _, SourceChunk, SourceRef};
 
 /// A reader over one time range of one database. Holds no lock between calls.
 pub struct Querier {
     head: Arc<Head>,
-    mint: Timestamp,
-    maxt: Timestamp,
+    /// Those that the range meets, oldest first.
+    blocks: Vec<Arc<Block>>,
+    range: TimeRange,
 }
 
 /// A series that a query selected.
@@ -23,13 +36,28 @@ pub struct Querier {
 pub struct SelectedSeries {
     /// Labels as stored, without external labels.
     pub labels: SeriesLabels,
-    pub(crate) slot: Slot,
+    found: Found,
+}
+
+/// Where a series was found.
+#[derive(Clone, Default)]
+struct Found {
+    head: Option<Slot>,
+    /// By the block's place in the querier.
+    blocks: ThinVec<(u32, SourceRef)>,
 }
 
 impl SelectedSeries {
+    /// One that the head alone holds.
+    pub fn of_head(labels: SeriesLabels, slot: Slot) -> SelectedSeries {
+        SelectedSeries { labels, found: Found { head: Some(slot), ..Found::default() } }
+    }
+
     /// What a query takes for it.
     pub fn bytes(&self) -> usize {
-        size_of::<SelectedSeries>() + self.labels.bytes()
+        size_of::<SelectedSeries>()
+            + self.labels.bytes()
+            + self.found.blocks.len() * size_of::<(u32, SourceRef)>()
     }
 }
 
@@ -46,70 +74,263 @@ pub struct ChunkData {
 }
 
 impl Querier {
-    pub(super) fn new(head: Arc<Head>, mint: Timestamp, maxt: Timestamp) -> Querier {
-        Querier { head, mint, maxt }
+    pub(super) fn new(
+        head: Arc<Head>,
+        blocks: &[Arc<Block>],
+        mint: Timestamp,
+        maxt: Timestamp,
+    ) -> Querier {
+        let meets = |block: &&Arc<Block>| {
+            block.time_range().is_some_and(|range| range.overlaps(mint, maxt))
+        };
+        let blocks = blocks.iter().filter(meets).cloned().collect();
+        Querier { head, blocks, range: TimeRange { mint, maxt } }
     }
 
     /// Series that match all `matchers` and have a chunk in the range, in no particular order.
-    pub fn select(&self, matchers: &[Matcher]) -> Vec<SelectedSeries> {
-        let selected = self.head.select(matchers, self.mint, self.maxt);
-        selected.into_iter().map(|(slot, labels)| SelectedSeries { labels, slot }).collect()
+    pub fn select(&self, matchers: &[Matcher]) -> Result<Vec<SelectedSeries>, ReadError> {
+        let in_head = self.head.select(matchers, self.range.mint, self.range.maxt);
+        if self.blocks.is_empty() {
+            let series = in_head.into_iter();
+            return Ok(series
+                .map(|(slot, labels)| SelectedSeries::of_head(labels, slot))
+                .collect());
+        }
+        let mut union = Union::default();
+        for (slot, labels) in in_head {
+            union.series(labels.iter()).head = Some(slot);
+        }
+        for (i, block) in (0..).zip(&self.blocks) {
+            block.select(matchers, self.range, &mut |series| {
+                let labels = LabelIter::of_canonical(series.key);
+                union.series(labels).blocks.push((i, series.series));
+                ControlFlow::Continue(())
+            })?;
+        }
+        Ok(union.into_series())
     }
 
     /// Appends the series' chunks that overlap the range to `chunks`, in order of time.
-    pub fn chunks(&self, series: &SelectedSeries, chunks: &mut Vec<ChunkData>) {
-        self.head.chunks(series.slot, self.mint, self.maxt, |chunk| {
-            chunks.push(ChunkData {
-                mint: chunk.mint,
-                maxt: chunk.maxt,
-                encoding: ENCODING_XOR,
-                bytes: chunk.bytes,
+    pub fn chunks(
+        &self,
+        series: &SelectedSeries,
+        chunks: &mut Vec<ChunkData>,
+    ) -> Result<(), ReadError> {
+        let Found { head, blocks } = &series.found;
+        let first = chunks.len();
+        let mut found = Vec::new();
+        for (i, reference) in blocks {
+            let Some(block) = self.blocks.get(*i as usize) else { continue };
+            block.chunks(*reference, self.range, &mut found)?;
+            for chunk in found.drain(..) {
+                push_chunk(block, chunk, chunks)?;
+            }
+        }
+        if let Some(slot) = head {
+            self.head.chunks(*slot, self.range.mint, self.range.maxt, |chunk| {
+                let (mint, maxt, bytes) = (chunk.mint, chunk.maxt, chunk.bytes);
+                chunks.push(ChunkData { mint, maxt, encoding: ENCODING_XOR, bytes });
             });
-        });
+        }
+        if !blocks.is_empty() {
+            let merged = without_overlap(chunks.split_off(first));
+            chunks.extend(merged.into_iter().filter(|chunk| {
+                // New ones may be cut where nothing of them is left in the range.
+                self.range.overlaps(chunk.mint, chunk.maxt)
+            }));
+        }
+        Ok(())
     }
 
     /// Names of the labels of matching series (of all series without matchers), sorted.
-    pub fn label_names(&self, matchers: &[Matcher]) -> Vec<Vec<u8>> {
-        if !self.overlaps_head() {
-            return Vec::new();
-        }
-        if matchers.is_empty() {
-            return self.head.label_names();
-        }
+    pub fn label_names(&self, matchers: &[Matcher]) -> Result<Vec<Vec<u8>>, ReadError> {
         let mut names = BTreeSet::new();
-        for series in self.select(matchers).into_iter().take_while(|_| !stop::is_asked()) {
-            for (name, _) in series.labels.iter() {
-                if !names.contains(name) {
-                    names.insert(name.to_vec());
-                }
+        if !self.overlaps_head() {
+        } else if matchers.is_empty() {
+            names.extend(self.head.label_names());
+        } else {
+            for (_, labels) in self.matching_in_head(matchers) {
+                labels.iter().for_each(|(name, _)| insert(&mut names, name));
             }
         }
-        names.into_iter().collect()
+        for block in &self.blocks {
+            names.extend(block.label_names(matchers, self.range)?);
+        }
+        Ok(names.into_iter().collect())
     }
 
     /// Values of one label over matching series, sorted.
-    pub fn label_values(&self, name: &[u8], matchers: &[Matcher]) -> Vec<Vec<u8>> {
-        if !self.overlaps_head() {
-            return Vec::new();
-        }
-        if matchers.is_empty() {
-            return self.head.label_values(name);
-        }
+    pub fn label_values(
+        &self,
+        name: &[u8],
+        matchers: &[Matcher],
+    ) -> Result<Vec<Vec<u8>>, ReadError> {
         let mut values = BTreeSet::new();
-        for series in self.select(matchers).into_iter().take_while(|_| !stop::is_asked()) {
-            let value = series.labels.iter().find(|(label, _)| *label == name);
-            if let Some((_, value)) = value
-                && !values.contains(value)
-            {
-                values.insert(value.to_vec());
+        if !self.overlaps_head() {
+        } else if matchers.is_empty() {
+            values.extend(self.head.label_values(name));
+        } else {
+            for (_, labels) in self.matching_in_head(matchers) {
+                let value = labels.iter().find(|(label, _)| *label == name);
+                value.into_iter().for_each(|(_, value)| insert(&mut values, value));
             }
         }
-        values.into_iter().collect()
+        for block in &self.blocks {
+            values.extend(block.label_values(name, matchers, self.range)?);
+        }
+        Ok(values.into_iter().collect())
+    }
+
+    fn matching_in_head(&self, matchers: &[Matcher]) -> impl Iterator<Item = (Slot, SeriesLabels)> {
+        let series = self.head.select(matchers, self.range.mint, self.range.maxt);
+        series.into_iter().take_while(|_| !stop::is_asked())
     }
 
     fn overlaps_head(&self) -> bool {
-        self.head.time_range().is_some_and(|(mint, maxt)| mint <= self.maxt && self.mint <= maxt)
+        let TimeRange { mint, maxt } = self.range;
+        self.head.time_range().is_some_and(|(oldest, newest)| oldest <= maxt && mint <= newest)
     }
+}
+
+fn insert(texts: &mut BTreeSet<Vec<u8>>, text: &[u8]) {
+    if !texts.contains(text) {
+        texts.insert(text.to_vec());
+    }
+}
+
+/// The series of several sources, each once.
+#[derive(Default)]
+struct Union {
+    pairs: Pairs,
+    by_text: HashMap<Text, Values>,
+    series: HashMap<Box<[PairId]>, Found>,
+    /// The labels at hand, reused.
+    ids: Vec<PairId>,
+}
+
+/// The numbers of a name's values.
+struct Values {
+    name: Text,
+    ids: HashMap<Text, PairId>,
+}
+
+impl Union {
+    fn series<'l>(&mut self, labels: impl Iterator<Item = (&'l [u8], &'l [u8])>) -> &mut Found {
+        self.ids.clear();
+        for (name, value) in labels {
+            let id = self.pair(name, value);
+            self.ids.push(id);
+        }
+        if !self.series.contains_key(&self.ids[..]) {
+            self.series.insert(self.ids[..].into(), Found::default());
+        }
+        self.series.get_mut(&self.ids[..]).expect("it was found or added")
+    }
+
+    fn pair(&mut self, name: &[u8], value: &[u8]) -> PairId {
+        if !self.by_text.contains_key(name) {
+            let name = Text::new(name);
+            self.by_text.insert(name.clone(), Values { name, ids: HashMap::default() });
+        }
+        let values = self.by_text.get_mut(name).expect("it was found or added");
+        if let Some(id) = values.ids.get(value) {
+            return *id;
+        }
+        let value = Text::new(value);
+        let id = self.pairs.add(values.name.clone(), value.clone());
+        values.ids.insert(value, id);
+        id
+    }
+
+    fn into_series(self) -> Vec<SelectedSeries> {
+        let pairs = Arc::new(self.pairs);
+        let series = self.series.into_iter();
+        series
+            .map(|(ids, found)| SelectedSeries {
+                labels: SeriesLabels::new(pairs.clone(), ids),
+                found,
+            })
+            .collect()
+    }
+}
+
+/// Adds what is left of a block's chunk. One of an encoding that nothing here can read, or that would
+/// have to be cut and cannot be, is an error: it is not to look as if it were not there.
+fn push_chunk(
+    block: &Block,
+    chunk: SourceChunk,
+    chunks: &mut Vec<ChunkData>,
+) -> Result<(), ReadError> {
+    let SourceChunk { mint, maxt, encoding, bytes, deleted } = chunk;
+    let unread = |what| ReadError::Unsupported { path: block.dir().to_owned(), what };
+    if !(ENCODING_XOR..=ENCODING_FLOAT_HISTOGRAM).contains(&encoding) {
+        return Err(unread("a chunk encoding of Prometheus 3.14"));
+    }
+    if deleted.is_empty() {
+        chunks.push(ChunkData { mint, maxt, encoding, bytes: bytes.into() });
+        return Ok(());
+    }
+    if encoding != ENCODING_XOR {
+        return Err(unread("native histograms of which some are deleted"));
+    }
+    let is_left = |t: Timestamp| !deleted.iter().any(|span| span.overlaps(t, t));
+    let samples =
+        XorIterator::new(&bytes).filter(|sample| !matches!(sample, Ok((t, _)) if !is_left(*t)));
+    let damaged = |_| unread("a damaged chunk of which samples are deleted");
+    chunks.extend(encode(samples.collect::<Result<Vec<_>, _>>().map_err(damaged)?));
+    Ok(())
+}
+
+/// The chunks in order of time, those that overlap made anew. A damaged one, or one of histograms,
+/// stays as it is.
+fn without_overlap(mut chunks: Vec<ChunkData>) -> Vec<ChunkData> {
+    chunks.sort_by_key(|chunk| (chunk.mint, chunk.maxt));
+    chunks.dedup_by(|b, a| {
+        (a.mint, a.maxt, a.encoding) == (b.mint, b.maxt, b.encoding) && a.bytes == b.bytes
+    });
+    let mut merged = Vec::with_capacity(chunks.len());
+    let mut rest = chunks.into_iter().peekable();
+    while let Some(first) = rest.next() {
+        let mut end = first.maxt;
+        let mut group = vec![first];
+        while let Some(next) = rest.next_if(|next| next.mint <= end) {
+            end = end.max(next.maxt);
+            group.push(next);
+        }
+        match group.len() {
+            1 => merged.extend(group),
+            _ => merged.extend(samples_of(&group).map_or(group, encode)),
+        }
+    }
+    merged
+}
+
+/// The samples of float chunks in order of time. Of two at one time that of the earlier chunk stays,
+/// as in Prometheus. `None` if one of them cannot be decoded.
+fn samples_of(chunks: &[ChunkData]) -> Option<Vec<(Timestamp, u64)>> {
+    let mut samples = BTreeMap::new();
+    for chunk in chunks {
+        if chunk.encoding != ENCODING_XOR {
+            return None;
+        }
+        for sample in XorIterator::new(&chunk.bytes) {
+            let (t, v) = sample.ok()?;
+            samples.entry(t).or_insert(v);
+        }
+    }
+    Some(samples.into_iter().collect())
+}
+
+/// Float chunks of as many samples as Prometheus puts into one.
+fn encode(samples: Vec<(Timestamp, u64)>) -> Vec<ChunkData> {
+    const SAMPLES_PER_CHUNK: usize = 120;
+    let chunk = |samples: &[(Timestamp, u64)]| {
+        let (mut state, mut bytes) = (XorState::default(), ThinVec::new());
+        samples.iter().for_each(|(t, v)| state.append(&mut bytes, *t, *v));
+        let [mint, maxt] = [0, samples.len() - 1].map(|i| samples[i].0);
+        ChunkData { mint, maxt, encoding: ENCODING_XOR, bytes: state.snapshot(&bytes) }
+    };
+    samples.chunks(SAMPLES_PER_CHUNK).map(chunk).collect()
 }
 
 #[cfg(test)]
@@ -154,16 +375,16 @@ mod tests {
         ] {
             let querier = test.db.querier(mint, maxt);
             let context = format!("{mint} to {maxt}");
-            let selected = querier.select(&m);
+            let selected = querier.select(&m).unwrap();
             assert_eq!(selected.len(), usize::from(is_there), "{context}");
             let mut chunks = Vec::new();
-            selected.iter().for_each(|series| querier.chunks(series, &mut chunks));
+            selected.iter().for_each(|series| querier.chunks(series, &mut chunks).unwrap());
             let ranges: Vec<_> = chunks.iter().map(|chunk| (chunk.mint, chunk.maxt)).collect();
             assert_eq!(ranges, if is_there { vec![(1000, 2000)] } else { vec![] }, "{context}");
-            assert_eq!(!querier.label_names(&[]).is_empty(), is_there, "{context}");
-            assert_eq!(!querier.label_names(&m).is_empty(), is_there, "{context}");
-            assert_eq!(!querier.label_values(b"a", &[]).is_empty(), is_there, "{context}");
-            assert_eq!(!querier.label_values(b"a", &m).is_empty(), is_there, "{context}");
+            assert_eq!(!querier.label_names(&[]).unwrap().is_empty(), is_there, "{context}");
+            assert_eq!(!querier.label_names(&m).unwrap().is_empty(), is_there, "{context}");
+            assert_eq!(!querier.label_values(b"a", &[]).unwrap().is_empty(), is_there, "{context}");
+            assert_eq!(!querier.label_values(b"a", &m).unwrap().is_empty(), is_there, "{context}");
         }
     }
 
@@ -171,8 +392,8 @@ mod tests {
     fn names_and_values_are_those_of_matching_series() {
         let test = two_series();
         let querier = test.db.querier(0, 3000);
-        let texts = |found: Vec<Vec<u8>>| -> Vec<String> {
-            found.into_iter().map(|text| String::from_utf8(text).unwrap()).collect()
+        let texts = |found: Result<Vec<Vec<u8>>, ReadError>| -> Vec<String> {
+            found.unwrap().into_iter().map(|text| String::from_utf8(text).unwrap()).collect()
         };
         assert_eq!(texts(querier.label_names(&[])), ["__name__", "a", "b"]);
         assert_eq!(texts(querier.label_names(&[is("__name__", "n")])), ["__name__", "b"]);
@@ -192,7 +413,7 @@ mod tests {
         }
         assert_eq!(test.db.append(&batch).unwrap().stored, 600);
         let querier = test.db.querier(0, 3000);
-        let selected = querier.select(&[is("__name__", "m")]);
+        let selected = querier.select(&[is("__name__", "m")]).unwrap();
         let keys: BTreeSet<_> =
             selected.iter().map(|series| format!("{:?}", series.labels)).collect();
         assert_eq!((selected.len(), keys.len()), (600, 600));
@@ -200,7 +421,7 @@ mod tests {
         let mut values = BTreeSet::new();
         for series in &selected {
             let mut chunks = Vec::new();
-            querier.chunks(series, &mut chunks);
+            querier.chunks(series, &mut chunks).unwrap();
             let [chunk] = &chunks[..] else { panic!("{} chunks", chunks.len()) };
             values.insert(chunk.bytes.to_vec());
         }
@@ -219,7 +440,11 @@ mod tests {
         let ranges = |mint, maxt| {
             let querier = test.db.querier(mint, maxt);
             let mut chunks = Vec::new();
-            querier.select(&[]).iter().for_each(|series| querier.chunks(series, &mut chunks));
+            querier
+                .select(&[])
+                .unwrap()
+                .iter()
+                .for_each(|series| querier.chunks(series, &mut chunks).unwrap());
             chunks.iter().map(|chunk| (chunk.mint, chunk.maxt)).collect::<Vec<_>>()
         };
         let all = ranges(0, 299_000);

@@ -1,10 +1,15 @@
 //! One database on a disk in memory, opened and closed and cut off.
 
+use std::collections::BTreeMap;
+
 use serde_json::json;
 
 use super::*;
 use crate::clock::ManualClock;
+use crate::disk::SystemDisk;
 use crate::disk::faulty::{FailedSync, FaultyDisk};
+use crate::tsdb::chunkenc::xor::XorIterator;
+use crate::tsdb::file::PageCache;
 use crate::tsdb::head::append::Refusal;
 use crate::tsdb::head::tests::{dump, push};
 use crate::tsdb::wal::Compression;
@@ -34,7 +39,8 @@ fn open_with(disk: &FaultyDisk, now: i64, options: DbOptions) -> Db {
     let lock = Db::lock(disk, dir, &options).unwrap();
     let (disk, clock) = (Arc::new(disk.clone()), Arc::new(ManualClock::at(now)));
     let fingerprinter = Fingerprinter::random();
-    Db::open(dir, lock, options, fingerprinter, disk, clock, &Registry::new(), "t").unwrap().db
+    let (cache, registry) = (PageCache::new(0), Registry::new());
+    Db::open(dir, lock, options, fingerprinter, disk, clock, &cache, &registry, "t").unwrap().db
 }
 
 /// Appends a sample of a series with a long name of its own.
@@ -138,8 +144,17 @@ fn a_log_that_cannot_be_made_durable_is_not_served() {
     let (shared, clock) = (Arc::new(killed.clone()), Arc::new(ManualClock::at(NOW)));
     let fingerprinter = Fingerprinter::random();
     let registry = Registry::new();
-    let opened =
-        Db::open(Path::new(DIR), lock, options(), fingerprinter, shared, clock, &registry, "t");
+    let opened = Db::open(
+        Path::new(DIR),
+        lock,
+        options(),
+        fingerprinter,
+        shared,
+        clock,
+        &PageCache::new(0),
+        &registry,
+        "t",
+    );
     let error = opened.err().unwrap();
     assert_eq!(error.to_string(), "syncing the log in /t/wal");
 }
@@ -155,8 +170,17 @@ fn a_log_that_was_opened_after_a_failed_sync_is_on_the_medium() {
     let lock = Db::lock(&killed, Path::new(DIR), &options()).unwrap();
     let (shared, clock) = (Arc::new(killed.clone()), Arc::new(ManualClock::at(NOW)));
     let (fingerprinter, registry) = (Fingerprinter::random(), Registry::new());
-    let opened =
-        Db::open(Path::new(DIR), lock, options(), fingerprinter, shared, clock, &registry, "t");
+    let opened = Db::open(
+        Path::new(DIR),
+        lock,
+        options(),
+        fingerprinter,
+        shared,
+        clock,
+        &PageCache::new(0),
+        &registry,
+        "t",
+    );
     assert!(opened.is_err());
     assert!(dump(&open(&killed)) == dump(&db));
     assert!(dump(&open(&killed.after_power_cut())) == dump(&db));
@@ -332,8 +356,160 @@ fn what_is_not_served_is_found() {
     let (shared, clock) = (Arc::new(disk.clone()), Arc::new(ManualClock::at(NOW)));
     let fingerprinter = Fingerprinter::random();
     let registry = Registry::new();
-    let opened =
-        Db::open(Path::new(DIR), None, options(), fingerprinter, shared, clock, &registry, "t");
-    let Opened { blocks, out_of_order_log_bytes, .. } = opened.unwrap();
-    assert_eq!((blocks.count, blocks.range, out_of_order_log_bytes), (1, Some((0, NOW - HOUR)), 7));
+    let opened = Db::open(
+        Path::new(DIR),
+        None,
+        options(),
+        fingerprinter,
+        shared,
+        clock,
+        &PageCache::new(0),
+        &registry,
+        "t",
+    );
+    let Opened { blocks_set_aside, out_of_order_log_bytes, .. } = opened.unwrap();
+    assert_eq!((blocks_set_aside.len(), out_of_order_log_bytes), (1, 7));
+}
+
+/// A copy of recorded blocks, and what else is with them.
+fn recorded_copy(name: &str) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    copy(&block::tests::data_dir().join(name), dir.path());
+    dir
+}
+
+fn open_dir(dir: &Path) -> Opened {
+    let (disk, clock) = (Arc::new(SystemDisk), Arc::new(ManualClock::at(NOW)));
+    let (cache, fingerprinter) = (PageCache::new(1 << 20), Fingerprinter::random());
+    let registry = Registry::new();
+    Db::open(dir, None, options(), fingerprinter, disk, clock, &cache, &registry, "t").unwrap()
+}
+
+fn open_recorded(name: &str) -> (tempfile::TempDir, Db) {
+    let dir = recorded_copy(name);
+    let Opened { db, blocks_set_aside, .. } = open_dir(dir.path());
+    assert!(blocks_set_aside.is_empty(), "{blocks_set_aside:?}");
+    (dir, db)
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let (from, to) = {
+            let entry = entry.unwrap();
+            (entry.path(), to.join(entry.file_name()))
+        };
+        match from.is_dir() {
+            true => copy(&from, &to),
+            false => drop(std::fs::copy(&from, &to).unwrap()),
+        }
+    }
+}
+
+type Content = BTreeMap<String, BTreeMap<i64, u64>>;
+
+/// What a query over everything answers. Chunks come in order and without overlap.
+fn content(db: &Db) -> Content {
+    let querier = db.querier(i64::MIN, i64::MAX);
+    let mut content = Content::new();
+    for series in querier.select(&[]).unwrap() {
+        let mut chunks = Vec::new();
+        querier.chunks(&series, &mut chunks).unwrap();
+        assert!(chunks.windows(2).all(|pair| pair[0].maxt < pair[1].mint));
+        let samples = chunks.iter().flat_map(|chunk| XorIterator::new(&chunk.bytes));
+        let before = content.insert(format!("{:?}", series.labels), samples.flatten().collect());
+        assert!(before.is_none(), "{:?} comes twice", series.labels);
+    }
+    content
+}
+
+#[test]
+fn a_query_is_answered_from_overlapping_blocks_and_the_head_together() {
+    let (_dir, db) = open_recorded("overlapping");
+    let found = content(&db);
+    let case = block::tests::recorded("overlapping.json");
+    let mut recorded = Content::new();
+    for series in head::tests::recorded_series(&case["series"]) {
+        let (labels, samples) = series;
+        let labels = labels.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes()));
+        let labels = crate::model::pairs::tests::series_labels(labels);
+        recorded.insert(format!("{labels:?}"), samples.into_iter().collect());
+    }
+    // The out-of-order head is in a log of its own, which is not read yet.
+    for (series, samples) in &found {
+        for (t, v) in samples {
+            assert_eq!(recorded[series].get(t), Some(v), "{series} at {t}");
+        }
+    }
+    let held = |content: &Content| content.values().map(BTreeMap::len).sum::<usize>();
+    let mut in_parts = db.blocks.iter().map(|block| block.meta().stats.num_samples).sum::<u64>();
+    let in_head = db.head_querier();
+    for series in in_head.select(&[]).unwrap() {
+        let mut chunks = Vec::new();
+        in_head.chunks(&series, &mut chunks).unwrap();
+        let samples = chunks.iter().map(|chunk| XorIterator::new(&chunk.bytes).count() as u64);
+        in_parts += samples.sum::<u64>();
+    }
+    assert_eq!(found.keys().collect::<Vec<_>>(), recorded.keys().collect::<Vec<_>>());
+    // No time is in two of them.
+    assert_eq!(held(&found) as u64, in_parts);
+    let (mint, maxt) = db.time_range().unwrap();
+    let times = || recorded.values().flat_map(BTreeMap::keys);
+    assert!(mint <= *times().min().unwrap() && *times().max().unwrap() <= maxt);
+    assert_eq!(db.querier(mint, maxt).label_values(b"s", &[]).unwrap(), [b"a", b"b", b"c"]);
+    assert_eq!(db.querier(mint, maxt).label_names(&[]).unwrap(), [&b"__name__"[..], b"s"]);
+}
+
+#[test]
+fn what_is_deleted_of_a_block_is_not_in_its_chunks() {
+    let (_dir, db) = open_recorded("tombstones");
+    let case = block::tests::recorded("tombstones.json");
+    let queried: Vec<(String, usize, i64, i64)> =
+        serde_json::from_value(case["queried"].clone()).unwrap();
+    let found: Vec<_> = content(&db)
+        .into_values()
+        .filter_map(|samples| {
+            let (first, last) = (*samples.keys().next()?, *samples.keys().last()?);
+            Some((samples.len(), first, last))
+        })
+        .collect();
+    let mut expected: Vec<_> =
+        queried.into_iter().map(|(_, count, first, last)| (count, first, last)).collect();
+    let mut found = found;
+    expected.sort_unstable();
+    found.sort_unstable();
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn a_block_of_which_a_series_is_damaged_fails_the_queries_that_ask_it() {
+    let dir = recorded_copy("labels");
+    let case = block::tests::recorded("labels.json");
+    let index = dir.path().join(case["dir"].as_str().unwrap().trim_start_matches("labels/"));
+    let index = index.join("index");
+    let mut bytes = std::fs::read(&index).unwrap();
+    let series = case["series"][0]["ref"].as_u64().unwrap() as usize * 16;
+    bytes[series + 2] ^= 0xff;
+    std::fs::write(&index, bytes).unwrap();
+    let Opened { db, blocks_set_aside, .. } = open_dir(dir.path());
+    assert!(blocks_set_aside.is_empty(), "it is found when it is read");
+    let block = db.blocks[0].time_range().unwrap();
+    assert!(db.querier(block.mint, block.maxt).select(&[]).is_err());
+    assert!(db.querier(block.maxt + 1, i64::MAX).select(&[]).unwrap().is_empty());
+}
+
+#[test]
+fn a_block_that_cannot_be_opened_is_set_aside_and_costs_no_other() {
+    let dir = recorded_copy("overlapping");
+    let blocks = open_dir(dir.path()).db.blocks.len();
+    let (_, whole) = open_recorded("overlapping");
+    let damaged = dir.path().join("01M85ZRPC29QEN34G1NZQVWHK8");
+    std::fs::write(damaged.join("index"), "none").unwrap();
+    let Opened { db, blocks_set_aside, .. } = open_dir(dir.path());
+    assert_eq!((db.blocks.len(), blocks_set_aside.len()), (blocks - 1, 1));
+    assert_eq!(blocks_set_aside[0].0, damaged);
+    let (rest, all) = (content(&db), content(&whole));
+    for (series, samples) in rest {
+        assert!(samples.iter().all(|(t, v)| all[&series].get(t) == Some(v)), "{series}");
+    }
 }

@@ -70,13 +70,13 @@ impl Storage {
         for number in 0..TENANTS {
             let Some(tenant) = self.tenants.tenant(&tenant(number)) else { continue };
             let querier = tenant.db.querier(i64::MIN, i64::MAX);
-            for selected in querier.select(&[]) {
+            for selected in querier.select(&[]).unwrap() {
                 let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
                 let labels = selected.labels.iter().map(|(name, value)| (text(name), text(value)));
                 let name = name_of(labels);
                 let series = (0..SERIES).find(|series| name_of_series(*series) == name).unwrap();
                 let mut chunks = Vec::new();
-                querier.chunks(&selected, &mut chunks);
+                querier.chunks(&selected, &mut chunks).unwrap();
                 for (t, v) in
                     chunks.iter().flat_map(|chunk| XorIterator::new(&chunk.bytes)).flatten()
                 {

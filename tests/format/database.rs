@@ -10,10 +10,13 @@ use ringest::disk::SystemDisk;
 use ringest::metrics::Registry;
 use ringest::model::fingerprint::Fingerprinter;
 use ringest::model::labels::KeyBuilder;
+use ringest::tsdb::chunkenc::ENCODING_XOR;
 use ringest::tsdb::chunkenc::xor::XorIterator;
+use ringest::tsdb::file::PageCache;
 use ringest::tsdb::head::append::AppendReport;
 use ringest::tsdb::head::batch::Batch;
 use ringest::tsdb::options::DbOptions;
+use ringest::tsdb::querier::Querier;
 use ringest::tsdb::{Db, Opened};
 
 /// Later than every recorded time, so that the wall clock bounds nothing.
@@ -54,7 +57,8 @@ impl Copy {
         let lock = Db::lock(&SystemDisk, dir, &options).unwrap();
         let (disk, clock) = (Arc::new(SystemDisk), Arc::new(ManualClock::at(NOW)));
         let (hasher, registry) = (Fingerprinter::random(), Registry::new());
-        Db::open(dir, lock, options, hasher, disk, clock, &registry, "t").unwrap()
+        Db::open(dir, lock, options, hasher, disk, clock, &PageCache::new(0), &registry, "t")
+            .unwrap()
     }
 
     /// Opens again until the end of a process would have come twice, once without a goodbye: both
@@ -109,15 +113,27 @@ pub(crate) fn try_append(db: &Db, series: &[Labels], t: i64) -> AppendReport {
     db.append(&batch).unwrap()
 }
 
-/// What a query over everything finds.
+/// What a query over the whole head answers: what its log has given it.
 pub(crate) fn floats(db: &Db) -> Floats {
-    let querier = db.querier(i64::MIN, i64::MAX);
+    floats_of(&db.head_querier())
+}
+
+/// What a query over head and blocks answers.
+pub(crate) fn all_floats(db: &Db) -> Floats {
+    floats_of(&db.querier(i64::MIN, i64::MAX))
+}
+
+fn floats_of(querier: &Querier) -> Floats {
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
     let mut all = Floats::new();
-    for series in querier.select(&[]) {
+    for series in querier.select(&[]).unwrap() {
         let labels = series.labels.iter().map(|(name, value)| (text(name), text(value)));
         let mut chunks = Vec::new();
-        querier.chunks(&series, &mut chunks);
+        querier.chunks(&series, &mut chunks).unwrap();
+        chunks.retain(|chunk| chunk.encoding == ENCODING_XOR);
+        if chunks.is_empty() {
+            continue;
+        }
         let samples = chunks.iter().flat_map(|chunk| XorIterator::new(&chunk.bytes));
         let samples: Vec<(i64, u64)> = samples.map(Result::unwrap).collect();
         assert!(samples.is_sorted_by_key(|(t, _)| *t));

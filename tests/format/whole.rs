@@ -3,7 +3,7 @@
 use ringest::tsdb::head::append::Refusal;
 use serde_json::Value;
 
-use crate::database::{Copy, Floats, Labels, append, floats, try_append};
+use crate::database::{Copy, Floats, Labels, all_floats, append, floats, try_append};
 use crate::recorded;
 
 /// Opens a copy of `dir`, and goes on with it.
@@ -37,6 +37,9 @@ fn a_log_before_and_after_its_checkpoint() {
         let series = &checkpoint["series"];
         assert_opens_to(&format!("wal/{dir}/before"), recorded::floats(series, i64::MIN));
         assert_opens_to(&format!("wal/{dir}/after"), recorded::floats(series, block_end));
+        // With its blocks the directory holds what it held before.
+        let copy = Copy::of(&format!("wal/{dir}/after"));
+        assert!(all_floats(&copy.open().db) == recorded::floats(series, i64::MIN), "{dir}");
     }
 }
 
@@ -47,7 +50,7 @@ fn a_directory_with_a_memory_snapshot() {
     assert_opens_to("wal/snapshot", recorded::floats(&snapshot["series"], i64::MIN));
 }
 
-/// Blocks are not read yet: what lies before their end is not the head's.
+/// What lies before the end of the blocks is not the head's.
 #[test]
 fn directories_of_a_newer_prometheus() {
     let directories = recorded::load("newer/directories.json");

@@ -1,4 +1,4 @@
-//! Blocks that we write, in Prometheus and promtool.
+//! Blocks that we write, in Prometheus and promtool, and beside a head of ours.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -15,7 +15,9 @@ use ringest::tsdb::chunkenc::xor::XorState;
 use thin_vec::ThinVec;
 
 use crate::directories::{NO_TARGETS, judge_with_promtool};
-use crate::programs::Prometheus;
+use crate::programs::{Prometheus, start_node};
+use crate::support::messages::WriteRequest;
+use crate::support::node::DEFAULT_TENANT;
 use crate::support::remote_read::{Content, Samples, everything};
 use crate::support::same::assert_same;
 
@@ -110,4 +112,29 @@ fn a_block_opens_in_prometheus_and_promtool() {
     assert_eq!(prometheus.complaints(), [""; 0]);
     assert_same("what Prometheus serves", &everything(prometheus.address()), &all);
     prometheus.stop();
+}
+
+#[test]
+fn blocks_and_what_comes_after_them_are_one_answer() {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    let end = now.as_millis() as i64 / BLOCK_MS * BLOCK_MS;
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("data").join(DEFAULT_TENANT);
+    fs::create_dir_all(&dir).unwrap();
+    let mut all = content(end - BLOCK_MS);
+    write_block(&dir, end - BLOCK_MS, &all);
+    let node = start_node(root.path(), &[]);
+    assert_same("what we serve of a block", &everything(&node.http), &all);
+
+    let (labels, samples) = all.iter_mut().next().unwrap();
+    let pairs: Vec<_> = labels.iter().map(|(name, value)| (&**name, &**value)).collect();
+    let t = now.as_millis() as i64;
+    let answer = node.write(DEFAULT_TENANT, &WriteRequest::of(&pairs, t, 7.0));
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    samples.push((t, 7.0_f64.to_bits()));
+    assert_same("what we serve of block and head", &everything(&node.http), &all);
+    node.kill();
+    let node = start_node(root.path(), &[]);
+    assert_same("what we serve after a restart", &everything(&node.http), &all);
+    node.stop();
 }

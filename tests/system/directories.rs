@@ -57,6 +57,15 @@ fn opens_in_prometheus(compression: &str, end: &End) {
     fs::create_dir(snapshot.join("wal")).unwrap();
     judge_with_promtool(&snapshot, &content, &["analyze"]);
 
+    // A block that Prometheus has cut is served as it is.
+    let other = tempfile::tempdir().unwrap();
+    let data = other.path().join("data");
+    fs::create_dir(&data).unwrap();
+    copy_dir(&snapshot, &data.join(DEFAULT_TENANT));
+    let node = start_node(other.path(), &[]);
+    assert_same("what we serve of a block of Prometheus", &everything(&node.http), &content);
+    node.stop();
+
     // None of that is in our way.
     ringest.start();
     assert_same("what we serve after a restart", &everything(&ringest.http), &content);

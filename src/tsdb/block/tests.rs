@@ -294,7 +294,9 @@ fn read_rest(block: &Path) -> Rest {
     let mut note = |err: ReadError| {
         let fault = match err {
             ReadError::Corrupt(corruption) => (corruption.file, corruption.offset),
-            ReadError::Io { path, .. } | ReadError::Meta { path, .. } => (path, u64::MAX),
+            ReadError::Io { path, .. }
+            | ReadError::Meta { path, .. }
+            | ReadError::Unsupported { path, .. } => (path, u64::MAX),
         };
         let name = fault.0.strip_prefix(block).unwrap().to_str().unwrap().to_owned();
         rest.faults.push((name, fault.1));

@@ -12,6 +12,7 @@ use crate::model::fingerprint::Fingerprinter;
 use crate::model::labels::KeyBuilder;
 use crate::tsdb::Db;
 use crate::tsdb::chunkenc::xor::XorIterator;
+use crate::tsdb::file::PageCache;
 use crate::tsdb::head::append::{AppendReport, Refusal};
 use crate::tsdb::head::batch::{Batch, NEW_BIT};
 use crate::tsdb::options::DbOptions;
@@ -55,17 +56,29 @@ pub(crate) fn open(dir: &std::path::Path, options: &DbOptions) -> Db {
     let clock = Arc::new(ManualClock::at(LATER_THAN_ALL));
     let (disk, registry) = (Arc::new(SystemDisk), Registry::new());
     let fingerprinter = Fingerprinter::random();
-    Db::open(dir, lock, options.clone(), fingerprinter, disk, clock, &registry, "t").unwrap().db
+    Db::open(
+        dir,
+        lock,
+        options.clone(),
+        fingerprinter,
+        disk,
+        clock,
+        &PageCache::new(0),
+        &registry,
+        "t",
+    )
+    .unwrap()
+    .db
 }
 
 pub(crate) fn dump(db: &Db) -> Vec<Series> {
     let querier = db.querier(i64::MIN, i64::MAX);
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
     let mut all = Vec::new();
-    for series in querier.select(&[]) {
+    for series in querier.select(&[]).unwrap() {
         let labels = series.labels.iter().map(|(name, value)| (text(name), text(value))).collect();
         let mut chunks = Vec::new();
-        querier.chunks(&series, &mut chunks);
+        querier.chunks(&series, &mut chunks).unwrap();
         let samples =
             chunks.iter().flat_map(|chunk| XorIterator::new(&chunk.bytes)).map(Result::unwrap);
         all.push((labels, samples.collect()));
@@ -328,5 +341,17 @@ fn open_on(disk: &FaultyDisk, options: &DbOptions) -> Db {
     let clock = Arc::new(ManualClock::at(LATER_THAN_ALL));
     let (disk, registry) = (Arc::new(disk.clone()), Registry::new());
     let fingerprinter = Fingerprinter::random();
-    Db::open(dir, lock, options.clone(), fingerprinter, disk, clock, &registry, "t").unwrap().db
+    Db::open(
+        dir,
+        lock,
+        options.clone(),
+        fingerprinter,
+        disk,
+        clock,
+        &PageCache::new(0),
+        &registry,
+        "t",
+    )
+    .unwrap()
+    .db
 }

@@ -91,11 +91,11 @@ impl Node {
         let tenant = self.tenants.tenant(&tenant(of)).unwrap();
         let querier = tenant.db.querier(i64::MIN, i64::MAX);
         let mut content = Vec::new();
-        for series in querier.select(&[]) {
+        for series in querier.select(&[]).unwrap() {
             let (_, name) = series.labels.iter().next().unwrap();
             let name = String::from_utf8(name.to_vec()).unwrap();
             let mut chunks = Vec::new();
-            querier.chunks(&series, &mut chunks);
+            querier.chunks(&series, &mut chunks).unwrap();
             let samples = chunks.iter().flat_map(|chunk| XorIterator::new(&chunk.bytes)).flatten();
             content.extend(samples.map(|(t, _)| (name.clone(), t - NOW)));
         }
