@@ -29,7 +29,7 @@ use rapidhash::fast::RandomState;
 use self::list::PostingsList;
 use crate::model::key_table::Slot;
 use crate::model::labels::LabelIter;
-use crate::model::matcher::{MatchOp, Matcher};
+use crate::model::matcher::{Deciding, Matcher};
 use crate::model::pairs::{PairId, Pairs, Text};
 use crate::model::stop;
 
@@ -98,14 +98,12 @@ impl MemPostings {
         let mut included = Vec::new();
         let mut excluded = Vec::new();
         for matcher in matchers {
-            let selects_all =
-                matcher.op == MatchOp::Equal && matcher.name.is_empty() && matcher.value.is_empty();
-            if selects_all {
+            if matcher.selects_all() {
                 continue;
             }
             // The label decides: with a value that fares unlike the empty one the series is in
             // if the empty value does not match, and out if it does.
-            let term = (&matcher.name[..], Deciding::of(matcher));
+            let term = (&matcher.name[..], matcher.deciding());
             if matcher.matches_empty() { excluded.push(term) } else { included.push(term) }
         }
         // Cheap ones first: if they leave nothing, no values are walked.
@@ -324,36 +322,6 @@ struct Values {
     lists: ByText<PostingsList>,
     /// In their order, each with the name.
     pairs: Vec<PairId>,
-}
-
-/// The values of a label that make a series fare unlike one without the label.
-enum Deciding<'m> {
-    No,
-    /// Some of these may be in no series. Never the empty value.
-    These(&'m [Vec<u8>]),
-    Every,
-    /// Those that the matcher tells.
-    Walk(&'m Matcher),
-}
-
-impl Deciding<'_> {
-    fn of(matcher: &Matcher) -> Deciding<'_> {
-        // Negation turns the verdict on every value round, the empty one's too: the values that
-        // decide are the same.
-        let accepts_empty = matcher.matches_empty() != matcher.is_negative();
-        let accepted = matcher.accepted_values();
-        match (accepts_empty, accepted) {
-            (false, Some(values)) => Deciding::These(values),
-            (true, Some([only])) if only.is_empty() => Deciding::Every,
-            (false, None) if matcher.accepts_every_text() => Deciding::Every,
-            (true, None) if matcher.accepts_every_text() => Deciding::No,
-            _ => Deciding::Walk(matcher),
-        }
-    }
-
-    fn is_walk(&self) -> bool {
-        matches!(self, Deciding::Walk(_))
-    }
 }
 
 /// Texts of consecutive entries, copied into one buffer.

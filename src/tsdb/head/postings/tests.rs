@@ -7,6 +7,7 @@ use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
 use super::*;
 use crate::model::labels::{KeyBuilder, SeriesKey};
+use crate::model::matcher::MatchOp;
 use crate::model::pairs::SeriesLabels;
 
 type Labels = BTreeMap<Vec<u8>, Vec<u8>>;
