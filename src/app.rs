@@ -249,7 +249,7 @@ fn open_storage(
         labels: config.storage.labels.clone(),
         tenant_label_name: config.tenancy.tenant_label_name.clone(),
         rings,
-        default_tenant: config.tenancy.default_tenant.clone(),
+        default_tenant: config.tenancy.tenants.default_tenant().clone(),
         tenants_max: config.tenancy.tenants_max,
         has_periodic_work: true,
     };

@@ -38,7 +38,8 @@ use crate::write::decode::example_of;
 use crate::write::error::{Reason, WriteError};
 use crate::write::heavy;
 use crate::write::label_rules::LabelCaps;
-use crate::write::peer_writes::{PeerOrigin, PeerSink, PeerWriteError, not_understood, rank};
+use crate::write::peer_writes::{PeerOrigin, PeerWriteError, not_understood, rank};
+use crate::write::sink::{Sender, WriteSink};
 
 /// Series of a large message are written out so many bytes at a time. Those of a usual one are a
 /// piece, too, which is done where it was read.
@@ -133,7 +134,7 @@ enum Told {
 
 /// Serves until `draining`; then takes no more connections, closes each that is open between calls,
 /// for which it has the grace period, and cuts what is left.
-pub async fn serve<S: PeerSink>(
+pub async fn serve<S: WriteSink>(
     listener: TcpListener,
     sink: Option<Arc<S>>,
     options: CapnProtoOptions,
@@ -174,7 +175,7 @@ pub async fn serve<S: PeerSink>(
     }
 }
 
-impl<S: PeerSink> Server<S> {
+impl<S: WriteSink> Server<S> {
     /// Whether a call may be made at all.
     fn check(&self) -> Result<&Arc<S>, CallError> {
         self.sink.as_ref().ok_or(CallError::NoStorage)
@@ -257,7 +258,8 @@ impl<S: PeerSink> Server<S> {
         const PLACED: u64 = 1;
         let tenant = TenantId::parse(&piece.tenant)?;
         let example = piece.without_bounds.first().map(|place| example_of(&series, *place));
-        let mut outcome = sink.write(&tenant, series, PLACED, &PeerOrigin::default()).await?;
+        let origin = PeerOrigin::default();
+        let mut outcome = sink.write(&tenant, series, PLACED, Sender::Peer(&origin)).await?;
         if let Some(example) = example {
             outcome.refuse(Reason::CustomBoundsLost, &piece.without_bounds, example);
         }

@@ -50,7 +50,7 @@
 //!
 //! 1. [`http::remote_write`] holds the stages of a request in their order: tenant, admission by
 //!    bytes, size caps, body, snappy, version. Writes of peers come through [`grpc`] or
-//!    [`capnproto`] and [`write::peer_writes`] and join here.
+//!    [`capnproto`] and [`write::peer_writes`] and join here: all go into one [`write::sink`].
 //!    In a ring, [`write::distribute`] then gives each series its endpoints, and [`write::fanout`]
 //!    hands batches to this node and to [`peer`]s, and answers once [`write::quorum`] has a verdict.
 //! 2. [`write::local`] finds the tenant and has [`write::decode`] decode the request against the

@@ -11,6 +11,7 @@ pub mod agreement;
 pub mod breaker;
 pub mod capnproto;
 pub mod client;
+pub mod copies;
 pub mod dial;
 mod error;
 mod exchange;

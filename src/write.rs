@@ -1,6 +1,7 @@
 //! The nouns of the write path.
 
 pub mod admission;
+pub mod alone;
 pub mod decode;
 pub mod distribute;
 pub mod error;
@@ -10,6 +11,7 @@ pub mod label_rules;
 pub mod local;
 pub mod peer_writes;
 pub mod quorum;
+pub mod sink;
 
 use crate::wire::refused::RefusedSeries;
 use crate::write::error::{Reason, Refusals};

@@ -18,9 +18,8 @@ use crate::grpc::metrics::GrpcMetrics;
 use crate::grpc::remote_write::{RemoteWriteOptions as PeerWriteOptions, RemoteWriteServer};
 use crate::grpc::{self, GrpcOptions, Services};
 use crate::http::read::{self, RemoteRead};
-use crate::http::remote_write::{RemoteWriteOptions, RequestLimits, WriteService, WriteSink};
+use crate::http::remote_write::{RemoteWriteOptions, RequestLimits, WriteService};
 use crate::http::ring::{self, RingPage, RingParts};
-use crate::http::tenant::TenantRules;
 use crate::http::{self, ConnectionLimits, Probe, remote_write_router, status_router};
 use crate::metrics::{Registry, budgets};
 use crate::model::ring_hash::RingHash;
@@ -29,11 +28,13 @@ use crate::store::budget::ReadBudget;
 use crate::store::pieces::STALL_TIMEOUT;
 use crate::store::source::{NoTenants, TenantSource};
 use crate::tls::server::ServerTls;
+use crate::write::alone::Alone;
 use crate::write::fanout::{Fanout, FanoutOptions, LocalNode};
 use crate::write::heavy;
 use crate::write::label_rules::LabelCaps;
 use crate::write::local::LocalWriter;
-use crate::write::peer_writes::{PeerSink, PeerWrites};
+use crate::write::peer_writes::PeerWrites;
+use crate::write::sink::WriteSink;
 
 /// Serves on all listeners until `draining`, then ends each within its grace period.
 pub(super) fn spawn(
@@ -146,8 +147,7 @@ fn read_router(config: &Config, source: &Arc<dyn TenantSource>, budget: &ReadBud
     read::router(RemoteRead {
         source: source.clone(),
         budget: budget.clone(),
-        tenant_header: config.tenancy.tenant_header.clone(),
-        default_tenant: config.tenancy.default_tenant.clone(),
+        tenants: config.tenancy.tenants.clone(),
         body_timeout: config.remote_write.body_read_timeout,
         stall: STALL_TIMEOUT,
     })
@@ -207,7 +207,7 @@ fn add_writes(config: &Config, registry: &Registry, node: &Node, services: Servi
             unreachable!("a node has a ring or storage");
         };
         // Stores whatever replica it is told to be.
-        let sink = Arc::new(writer(storage));
+        let sink = Arc::new(Alone::new(writer(storage), registry));
         return write_endpoints(config, registry, node, sink, None, services);
     };
     let local = node.storage.as_ref().zip(config.ring.local_endpoint.clone());
@@ -227,7 +227,7 @@ fn add_writes(config: &Config, registry: &Registry, node: &Node, services: Servi
 }
 
 /// `sink` behind both kinds of endpoints.
-fn write_endpoints<S: WriteSink + PeerSink>(
+fn write_endpoints<S: WriteSink>(
     config: &Config,
     registry: &Registry,
     node: &Node,
@@ -235,9 +235,9 @@ fn write_endpoints<S: WriteSink + PeerSink>(
     replication_factor: Option<u64>,
     services: Services,
 ) -> Writes {
-    let TenancyConfig { tenant_header, default_tenant, replica_header, .. } = &config.tenancy;
+    let TenancyConfig { tenants, replica_header, .. } = &config.tenancy;
     let options = RemoteWriteOptions {
-        tenants: TenantRules::new(tenant_header.clone(), default_tenant.clone()),
+        tenants: tenants.clone(),
         replica_header: replica_header.clone(),
         limits: RequestLimits {
             request_bytes_max: config.remote_write.request_bytes_max,

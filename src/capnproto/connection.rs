@@ -20,7 +20,7 @@ use crate::door::{FIRST_BYTE_TIMEOUT, closing};
 use crate::wire::capnproto::frame::{FrameReader, Message, SegmentTable, WORD_BYTES};
 use crate::wire::capnproto::rpc::{self, Incoming, Target, WRITER_EXPORT};
 use crate::write::admission::InflightGuard;
-use crate::write::peer_writes::PeerSink;
+use crate::write::sink::WriteSink;
 
 /// Calls under way on one connection, as for gRPC. More are not read.
 pub(super) const CALLS_MAX: usize = 1000;
@@ -68,7 +68,7 @@ struct Received {
     admitted: Result<InflightGuard, CallError>,
 }
 
-impl<S: PeerSink> Connection<S> {
+impl<S: WriteSink> Connection<S> {
     pub(super) fn new(
         server: Arc<Server<S>>,
         stream: TcpStream,
@@ -177,7 +177,7 @@ impl Calls {
     }
 }
 
-impl<S: PeerSink> Session<S> {
+impl<S: WriteSink> Session<S> {
     async fn serve(
         &mut self,
         reader: &mut FrameReader<BufReader<OwnedReadHalf>>,

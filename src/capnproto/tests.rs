@@ -37,13 +37,13 @@ struct Sink {
     go_on: Notify,
 }
 
-impl PeerSink for Sink {
+impl WriteSink for Sink {
     async fn write(
         &self,
         tenant: &TenantId,
         message: Bytes,
         replica: u64,
-        _origin: &PeerOrigin,
+        _sender: Sender<'_>,
     ) -> Result<WriteOutcome, WriteError> {
         assert!(replica > 0, "what comes in is in its place");
         let mut outcome = WriteOutcome::default();

@@ -4,26 +4,22 @@ use http::HeaderName;
 
 use crate::config::error::ConfigError;
 use crate::config::settings::Settings;
+use crate::http::tenant::{THANOS_TENANT_HEADER, TenantRules};
 use crate::model::tenant::TenantId;
 
 /// Who a write belongs to.
 #[derive(Clone, Debug)]
 pub struct TenancyConfig {
-    /// Looked at before `THANOS-TENANT`, which always works.
-    pub tenant_header: HeaderName,
-    pub default_tenant: TenantId,
+    pub tenants: TenantRules,
     pub tenant_label_name: String,
     pub replica_header: HeaderName,
     pub tenants_max: usize,
 }
 
-/// The header that counts whatever the flag says.
-const THANOS_TENANT: HeaderName = HeaderName::from_static("thanos-tenant");
-
 impl TenancyConfig {
     pub(super) fn of(settings: &mut Settings<'_>) -> Option<TenancyConfig> {
         let tenant_header = match settings.values.text("receive.tenant-header").as_str() {
-            "" => Some(THANOS_TENANT),
+            "" => Some(THANOS_TENANT_HEADER),
             _ => settings.header_name("receive.tenant-header"),
         };
         let default_tenant = settings.values.text("receive.default-tenant-id");
@@ -34,8 +30,7 @@ impl TenancyConfig {
         let replica_header = settings.header_name("receive.replica-header");
         let tenants_max = settings.positive_count("receive.tenants-max");
         Some(TenancyConfig {
-            tenant_header: tenant_header?,
-            default_tenant: default_tenant?,
+            tenants: TenantRules::new(tenant_header?, default_tenant?),
             tenant_label_name: tenant_label_name?,
             replica_header: replica_header?,
             tenants_max: tenants_max?,

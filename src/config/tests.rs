@@ -27,7 +27,7 @@ fn without_flags_everything_has_its_default() {
     assert_eq!(config.http.address.to_string(), "0.0.0.0:10902");
     assert_eq!(config.http.grace_period, Duration::from_secs(120));
     assert_eq!(config.grpc.connection_age_max, Some(Duration::from_secs(3600)));
-    assert_eq!(config.tenancy.default_tenant.as_str(), "default-tenant");
+    assert_eq!(config.tenancy.tenants.default_tenant().as_str(), "default-tenant");
     assert_eq!(config.storage.dir, PathBuf::from("./data"));
     assert_eq!(config.storage.labels, [("replica".to_owned(), "host-1".to_owned())]);
     assert!(config.notices.iter().any(|notice| notice.text.contains("replica=\"host-1\"")));
@@ -74,7 +74,7 @@ fn settings_arrive_where_they_are_used() {
     assert!(config.storage.db.no_lockfile);
     assert_eq!(config.storage.db.block_range, 3_600_000);
     assert_eq!(config.storage.db.too_far_in_future, Duration::from_secs(300));
-    assert_eq!(config.tenancy.tenant_header, HeaderName::from_static("x-tenant"));
+    assert_eq!(*config.tenancy.tenants.header(), HeaderName::from_static("x-tenant"));
     assert_eq!(config.remote_write.label_bytes_max, 1024);
     assert_eq!(config.query_inflight_bytes_max, 512 << 20);
     assert_eq!(config.remote_write.body_read_timeout, Duration::from_millis(1500));
@@ -229,7 +229,7 @@ fn content_comes_inline_or_from_a_file_with_variables_expanded() {
 #[test]
 fn an_empty_tenant_header_leaves_the_one_of_thanos() {
     let config = config(&["--receive.tenant-header="]).unwrap();
-    assert_eq!(config.tenancy.tenant_header, HeaderName::from_static("thanos-tenant"));
+    assert_eq!(*config.tenancy.tenants.header(), HeaderName::from_static("thanos-tenant"));
 }
 
 #[test]

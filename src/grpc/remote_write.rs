@@ -36,7 +36,8 @@ use crate::wire::snappy::{BufferPool, PooledBuffer};
 use crate::write::admission::{Admission, InflightGuard, Overloaded, share};
 use crate::write::error::WriteError;
 use crate::write::heavy;
-use crate::write::peer_writes::{PeerOrigin, PeerSink, PeerWriteError, PeerWrites, not_understood};
+use crate::write::peer_writes::{PeerOrigin, PeerWriteError, PeerWrites, not_understood};
+use crate::write::sink::WriteSink;
 
 /// The methods, one of each service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,7 +149,7 @@ enum Told {
     NotUnderstood,
 }
 
-impl<S: PeerSink> RemoteWriteServer<S> {
+impl<S: WriteSink> RemoteWriteServer<S> {
     pub fn new(
         writes: PeerWrites<S>,
         options: RemoteWriteOptions,
@@ -179,7 +180,7 @@ impl<S: PeerSink> RemoteWriteServer<S> {
     }
 }
 
-impl<S: PeerSink> Inner<S> {
+impl<S: WriteSink> Inner<S> {
     async fn call(&self, request: Request<Body>, method: Method) -> Response<Body> {
         if request.uri().path() != method.path() || request.method() != http::Method::POST {
             return tonic::Status::unimplemented("unknown method").into_http();
@@ -460,7 +461,7 @@ macro_rules! serve {
             const NAME: &'static str = $name;
         }
 
-        impl<S: PeerSink> tower::Service<Request<Body>> for $server<S> {
+        impl<S: WriteSink> tower::Service<Request<Body>> for $server<S> {
             type Response = Response<Body>;
             type Error = Infallible;
             type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;

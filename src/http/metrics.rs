@@ -65,8 +65,6 @@ pub(super) struct WriteMetrics {
     invalid: Arc<TenantMetrics>,
     unknown: Arc<TenantMetrics>,
     other: Arc<TenantMetrics>,
-    replications: [Counter; 2],
-    forward_requests: [Counter; 2],
 }
 
 /// A tenant that was named by a request, and its metrics.
@@ -142,24 +140,12 @@ pub(super) struct Observation {
 impl WriteMetrics {
     pub(super) fn new(registry: &Registry) -> WriteMetrics {
         let families = Arc::new(Families::new(registry));
-        let results = |name: &str, help| {
-            let family = registry.counter_vec(name, help, &["result"]);
-            [family.with(&["success"]), family.with(&["error"])]
-        };
         WriteMetrics {
             invalid: Arc::new(TenantMetrics::new(&families, INVALID_TENANT)),
             unknown: Arc::new(TenantMetrics::new(&families, UNKNOWN_TENANT)),
             other: Arc::new(TenantMetrics::new(&families, OTHER_TENANTS)),
             registry: registry.clone(),
             tenants: RwLock::default(),
-            replications: results(
-                "thanos_receive_replications_total",
-                "Replicas of write requests, by result.",
-            ),
-            forward_requests: results(
-                "thanos_receive_forward_requests_total",
-                "Writes to endpoints, this node's own storage included, by result.",
-            ),
             families,
         }
     }
@@ -198,16 +184,6 @@ impl WriteMetrics {
     /// The metrics of requests whose tenant has no valid name.
     pub(super) fn invalid(&self) -> &Arc<TenantMetrics> {
         &self.invalid
-    }
-
-    /// Counts one write that reached the storage. As in Thanos a partly refused one is an error.
-    pub(super) fn count_stored(&self, success: bool) {
-        let i = usize::from(!success);
-        for results in [&self.replications, &self.forward_requests] {
-            if let Some(counter) = results.get(i) {
-                counter.inc();
-            }
-        }
     }
 }
 

@@ -25,15 +25,15 @@ use futures::TryStreamExt as _;
 use http::header::{
     CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS,
 };
-use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode};
+use http::{HeaderValue, Request, StatusCode};
 use prost::Message;
 use thin_vec::ThinVec;
 
+use crate::http::tenant::TenantRules;
 use crate::http::{gone, question};
 use crate::model::labels::TAG_FIELD_1;
 use crate::model::matcher::Matcher;
 use crate::model::pairs::SeriesLabels;
-use crate::model::tenant::{TenantId, TenantNameError};
 use crate::model::varint::push_varint;
 use crate::store::budget::{ReadBudget, ReadBudgetGuard};
 use crate::store::error::QueryError;
@@ -56,9 +56,6 @@ use crate::wire::snappy;
 
 /// The path of the endpoint.
 pub const PATH: &str = "/api/v1/read";
-
-/// Thanos' tenant header, looked at when the configured one is absent.
-const TENANT_HEADER_DEFAULT: HeaderName = HeaderName::from_static("thanos-tenant");
 
 const STREAMED_CONTENT_TYPE: HeaderValue = HeaderValue::from_static(
     "application/x-streamed-protobuf; proto=prometheus.ChunkedReadResponse",
@@ -95,10 +92,7 @@ const SERIES_BYTES: usize = 1024;
 pub struct RemoteRead {
     pub source: Arc<dyn TenantSource>,
     pub budget: ReadBudget,
-    /// `--receive.tenant-header`
-    pub tenant_header: HeaderName,
-    /// `--receive.default-tenant-id`
-    pub default_tenant: TenantId,
+    pub tenants: TenantRules,
     /// From a request's head to its body's last byte.
     pub body_timeout: Duration,
     /// How long a reader may take nothing of its answer.
@@ -121,7 +115,7 @@ impl RemoteRead {
     /// The stages of one request, in order.
     async fn answer(&self, request: Request<Body>) -> Result<Response, QueryError> {
         let (parts, body) = request.into_parts();
-        let tenant = self.tenant(&parts.headers).map_err(|error| invalid("tenant", error))?;
+        let tenant = self.tenants.id(&parts.headers).map_err(|error| invalid("tenant", error))?;
         let mut held = self.budget.begin();
         let body = question::collect(body, REQUEST_BYTES_MAX, self.body_timeout, &mut held).await?;
         let tenant = self.source.tenant(&tenant)?;
@@ -153,16 +147,6 @@ impl RemoteRead {
             Answer::Streamed(cursor) => streamed_response(cursor, patience),
         };
         Ok(response.map(|body| Body::new(Sliced::new(body, taken, ()))))
-    }
-
-    /// The first value of the configured header, else of `THANOS-TENANT`; empty means the default.
-    fn tenant(&self, headers: &HeaderMap) -> Result<TenantId, TenantNameError> {
-        let named = [&self.tenant_header, &TENANT_HEADER_DEFAULT]
-            .into_iter()
-            .filter_map(|header| headers.get(header))
-            .map(|value| value.as_bytes().trim_ascii())
-            .find(|value| !value.is_empty());
-        named.map_or(Ok(self.default_tenant.clone()), TenantId::parse)
     }
 }
 

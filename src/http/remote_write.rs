@@ -7,12 +7,11 @@
 mod body;
 mod negotiation;
 
-use std::future::Future;
 use std::mem::Discriminant;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::body::{Body, Bytes};
+use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use axum::routing::any;
@@ -31,12 +30,11 @@ use crate::http::tenant::TenantRules;
 use crate::http::{Probe, respond, status};
 use crate::log::throttle::Throttle;
 use crate::metrics::Registry;
-use crate::model::tenant::{TenantId, TenantNameError};
+use crate::model::tenant::TenantNameError;
 use crate::wire::snappy::{self, BufferPool, SnappyError};
 use crate::write::admission::{Admission, share};
 use crate::write::error::WriteError;
-use crate::write::fanout::{Fanout, Forward, LocalStore};
-use crate::write::local::LocalWriter;
+use crate::write::sink::{Sender, WriteSink};
 use crate::write::{Manners, WriteOutcome, heavy};
 
 pub use crate::http::remote_write::body::RequestLimits;
@@ -66,50 +64,6 @@ impl RemoteWriteOptions {
     ) -> Result<RemoteWriteOptions, InvalidHeaderName> {
         let replica_header = HeaderName::from_bytes(replica_header.as_bytes())?;
         Ok(RemoteWriteOptions { tenants, replica_header, limits })
-    }
-}
-
-/// Where an inflated request goes.
-pub trait WriteSink: Send + Sync + 'static {
-    /// Whether it counts forwards and replications itself. Where it does not, each request counts
-    /// as one of both.
-    const COUNTS_FORWARDS: bool = false;
-
-    /// Decodes and stores `request`. `replica` is as in the header: counted from 1, 0 for a request
-    /// that nobody has replicated yet. The future is dropped when the client goes away; what it has
-    /// stored by then stays stored.
-    fn write(
-        &self,
-        tenant: &TenantId,
-        request: Bytes,
-        replica: u64,
-        manners: Manners,
-    ) -> impl Future<Output = Result<WriteOutcome, WriteError>> + Send;
-}
-
-impl WriteSink for LocalWriter {
-    async fn write(
-        &self,
-        tenant: &TenantId,
-        request: Bytes,
-        _replica: u64,
-        manners: Manners,
-    ) -> Result<WriteOutcome, WriteError> {
-        LocalWriter::write(self, tenant, &request, manners).await
-    }
-}
-
-impl<F: Forward, L: LocalStore> WriteSink for Fanout<F, L> {
-    const COUNTS_FORWARDS: bool = true;
-
-    async fn write(
-        &self,
-        tenant: &TenantId,
-        request: Bytes,
-        replica: u64,
-        manners: Manners,
-    ) -> Result<WriteOutcome, WriteError> {
-        Fanout::write(self, tenant, request, replica, manners).await
     }
 }
 
@@ -228,12 +182,7 @@ impl<S: WriteSink> WriteService<S> {
 
         // Decode and store.
         let request = share(inflated, 0..request_bytes, inflight);
-        let result = self.sink.write(&tenant.id, request, replica, manners).await;
-        if !S::COUNTS_FORWARDS {
-            let success = result.as_ref().is_ok_and(|outcome| outcome.refusals.is_empty());
-            self.metrics.count_stored(success);
-        }
-        Ok(result?)
+        Ok(self.sink.write(&tenant.id, request, replica, Sender::Client(manners)).await?)
     }
 
     /// Serves one request to a path that takes only POST, and measures it.

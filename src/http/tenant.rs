@@ -3,7 +3,7 @@
 use http::HeaderMap;
 use http::header::HeaderName;
 
-use crate::model::tenant::TenantId;
+use crate::model::tenant::{TenantId, TenantNameError};
 
 /// Thanos' own tenant header. It counts even when `--receive.tenant-header` names another.
 pub const THANOS_TENANT_HEADER: HeaderName = HeaderName::from_static("thanos-tenant");
@@ -31,6 +31,21 @@ impl TenantRules {
         first(&self.header)
             .or_else(|| first(&THANOS_TENANT_HEADER))
             .unwrap_or(self.default_tenant.as_str().as_bytes())
+    }
+
+    /// The tenant of that name, if it is one.
+    pub fn id(&self, headers: &HeaderMap) -> Result<TenantId, TenantNameError> {
+        TenantId::parse(self.name(headers))
+    }
+
+    /// Looked at before `THANOS-TENANT`, which always works.
+    pub fn header(&self) -> &HeaderName {
+        &self.header
+    }
+
+    /// Whose requests without a tenant are.
+    pub fn default_tenant(&self) -> &TenantId {
+        &self.default_tenant
     }
 }
 
@@ -67,6 +82,7 @@ mod tests {
         for (pairs, name) in cases {
             let headers = headers(pairs);
             assert_eq!(rules.name(&headers), name.as_bytes(), "{pairs:?}");
+            assert_eq!(rules.id(&headers).unwrap().as_str(), *name, "{pairs:?}");
         }
     }
 }

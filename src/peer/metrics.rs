@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use tonic::Code;
 
 use crate::metrics::{Counter, CounterVec, Histogram, HistogramVec, Registry};
+use crate::peer::copies::CopyCounts;
 use crate::peer::{NotSent, PeerPool};
 
 const METHOD: &str = "RemoteWrite";
@@ -29,8 +30,7 @@ pub struct PoolMetrics(Arc<Inner>);
 
 struct Inner {
     registry: Registry,
-    forwarded: Counter,
-    not_forwarded: Counter,
+    copies: CopyCounts,
     delay_seconds: HistogramVec,
     not_sent: CounterVec,
     calls: CallMetrics,
@@ -68,17 +68,11 @@ impl PoolMetrics {
     pub fn new(registry: &Registry) -> PoolMetrics {
         const OF_METHOD: [&str; 3] = ["grpc_method", "grpc_service", "grpc_type"];
         let counter = |name, help| registry.counter_vec(name, help, &OF_METHOD);
-        let forwards = registry.counter_vec(
-            "thanos_receive_forward_requests_total",
-            "The number of forward requests.",
-            &["result"],
-        );
         let delay_seconds: Vec<f64> =
             (0..16).map(|power| 0.001 * f64::from(1u32 << power)).collect();
         PoolMetrics(Arc::new(Inner {
             registry: registry.clone(),
-            forwarded: forwards.with(&["success"]),
-            not_forwarded: forwards.with(&["error"]),
+            copies: CopyCounts::new(registry),
             delay_seconds: registry.histogram_vec(
                 "thanos_receive_forward_delay_seconds",
                 "The delay between the time the request was received and the time it was forwarded \
@@ -203,8 +197,7 @@ impl PoolMetrics {
 impl PeerMetrics {
     /// Counts a call that was made.
     pub(super) fn count_forward(&self, is_success: bool) {
-        let Inner { forwarded, not_forwarded, .. } = &*self.pool.0;
-        if is_success { forwarded } else { not_forwarded }.inc();
+        self.pool.0.copies.count_forward(is_success);
     }
 
     /// Thanos counts these nowhere: a peer that is gone would drown the errors of those that are

@@ -26,7 +26,8 @@ use crate::peer::message::{Compression, Envelope};
 use crate::write::WriteOutcome;
 use crate::write::admission::Admission;
 use crate::write::error::{Reason, WriteError};
-use crate::write::peer_writes::{PeerOrigin, PeerSink, PeerWrites};
+use crate::write::peer_writes::PeerWrites;
+use crate::write::sink::{Sender, WriteSink};
 
 /// Long enough for anything that is to succeed.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -44,13 +45,13 @@ struct Sink {
     go_on: Notify,
 }
 
-impl PeerSink for Sink {
+impl WriteSink for Sink {
     async fn write(
         &self,
         tenant: &TenantId,
         message: bytes::Bytes,
         replica: u64,
-        _origin: &PeerOrigin,
+        _sender: Sender<'_>,
     ) -> Result<WriteOutcome, WriteError> {
         let mut outcome = WriteOutcome::default();
         let call = self.calls.fetch_add(1, Ordering::Relaxed) + 1;

@@ -32,8 +32,9 @@ use tokio_util::task::TaskTracker;
 use crate::hashring::{CurrentHashring, Endpoint, Hashring};
 use crate::log::throttle::Throttle;
 use crate::metrics::{Counter, Registry};
-use crate::model::router_path::InstanceId;
+use crate::model::router_path::{InstanceId, Loop, RouterPath};
 use crate::model::tenant::TenantId;
+use crate::peer::copies::CopyCounts;
 use crate::peer::message::{Compression, ForwardMessage, Protocol};
 use crate::peer::{ForwardError, PeerPool};
 use crate::write::admission::Admission;
@@ -47,8 +48,9 @@ use crate::write::fanout::capnproto::InCapnProto;
 use crate::write::heavy::off_thread;
 use crate::write::label_rules::LabelCaps;
 use crate::write::local::LocalWriter;
-use crate::write::peer_writes::{PeerOrigin, PeerSink};
+use crate::write::peer_writes::PeerOrigin;
 use crate::write::quorum::{QuorumLedger, ReplicaOutcome, WriteQuorum};
+use crate::write::sink::{Sender, WriteSink};
 use crate::write::{Manners, WriteOutcome};
 
 /// Writes of peers that a node which only routes hands on at a time: what is left of a loop through
@@ -113,7 +115,7 @@ fn gone(address: &str) -> ForwardError {
 }
 
 /// What series are stored with on this node.
-pub trait LocalStore: Send + Sync + 'static {
+pub trait LocalStore: WriteSink {
     /// Stores these groups of `series`.
     fn store(
         &self,
@@ -121,13 +123,6 @@ pub trait LocalStore: Send + Sync + 'static {
         series: &PlacedSeries,
         groups: &[u32],
         manners: Manners,
-    ) -> impl Future<Output = Result<WriteOutcome, WriteError>> + Send;
-
-    /// Stores a peer's message, see [`LocalWriter::write_from_peer`].
-    fn store_from_peer(
-        &self,
-        tenant: &TenantId,
-        message: &[u8],
     ) -> impl Future<Output = Result<WriteOutcome, WriteError>> + Send;
 }
 
@@ -140,14 +135,6 @@ impl LocalStore for LocalWriter {
         manners: Manners,
     ) -> Result<WriteOutcome, WriteError> {
         self.write_placed(tenant, series, groups, manners).await
-    }
-
-    async fn store_from_peer(
-        &self,
-        tenant: &TenantId,
-        message: &[u8],
-    ) -> Result<WriteOutcome, WriteError> {
-        self.write_from_peer(tenant, message).await
     }
 }
 
@@ -200,11 +187,27 @@ type PlacedAndDeflated = (Placed, Option<DeflatedGroups>);
 struct Incoming<'a> {
     tenant: &'a TenantId,
     request: Bytes,
-    is_of_peer: bool,
-    origin: PeerOrigin,
     /// As on the wire: counted from 1, 0 for a request that is not replicated yet.
     replica: u64,
-    manners: Manners,
+    sender: Sender<'a>,
+}
+
+impl Incoming<'_> {
+    /// The routers that it will have passed, this one included.
+    fn path_through(&self, router: InstanceId) -> Result<RouterPath, Loop> {
+        match self.sender {
+            Sender::Client(_) => RouterPath::default().through(router),
+            Sender::Peer(origin) => origin.path.clone().through(router),
+        }
+    }
+
+    /// When its caller gives it up, if that was told.
+    fn deadline(&self) -> Option<Instant> {
+        match self.sender {
+            Sender::Client(_) => None,
+            Sender::Peer(origin) => origin.deadline,
+        }
+    }
 }
 
 impl<F: Forward, L: LocalStore> Fanout<F, L> {
@@ -234,27 +237,14 @@ impl<F: Forward, L: LocalStore> Fanout<F, L> {
         }
     }
 
-    /// Writes an inflated `prometheus.WriteRequest`. `replica` is as in the header: counted from 1,
-    /// 0 for a request that nobody has replicated yet.
-    pub async fn write(
-        &self,
-        tenant: &TenantId,
-        request: Bytes,
-        replica: u64,
-        manners: Manners,
-    ) -> Result<WriteOutcome, WriteError> {
-        let (is_of_peer, origin) = (false, PeerOrigin::default());
-        self.fan_out(Incoming { tenant, request, is_of_peer, origin, replica, manners }).await
-    }
-
     /// Places a request and hands it to all its replicas.
     async fn fan_out(&self, incoming: Incoming<'_>) -> Result<WriteOutcome, WriteError> {
         let (replicas, quorum) = self.replicas_of(incoming.replica)?;
-        let path = incoming.origin.path.clone().through(self.options.instance);
+        let path = incoming.path_through(self.options.instance);
         let path = path.inspect_err(|_| self.metrics.loops.inc())?;
         let deadline = Instant::now() + self.options.forward_timeout.min(TIMEOUT_MAX);
         // Its caller is to have our answer before it gives up.
-        let of_caller = incoming.origin.deadline.map(|at| at - CALLER_MARGIN);
+        let of_caller = incoming.deadline().map(|at| at - CALLER_MARGIN);
         let deadline = of_caller.map_or(deadline, |of_caller| of_caller.min(deadline));
         let hashring = self.ring.load().ok_or(WriteError::NoHashring)?;
         let bytes = incoming.request.len();
@@ -270,7 +260,7 @@ impl<F: Forward, L: LocalStore> Fanout<F, L> {
             series,
             in_capnproto: InCapnProto::default(),
             plan: plan.clone(),
-            manners: incoming.manners,
+            manners: incoming.sender.manners(),
             path: path.to_string().into(),
             deadline,
             is_replicated: quorum == WriteQuorum::REPLICATED && incoming.replica > 0,
@@ -319,8 +309,9 @@ impl<F: Forward, L: LocalStore> Fanout<F, L> {
     ) -> Result<impl FnOnce() -> Result<PlacedAndDeflated, WriteError> + Send + use<F, L>, WriteError>
     {
         let (tenant, hashring) = (incoming.tenant.clone(), hashring.clone());
-        let (request, is_of_peer) = (incoming.request.clone(), incoming.is_of_peer);
-        let (manners, caps) = (incoming.manners, self.options.caps);
+        let is_of_peer = matches!(incoming.sender, Sender::Peer(_));
+        let (request, manners) = (incoming.request.clone(), incoming.sender.manners());
+        let caps = self.options.caps;
         let inflight = self.admission.admit(0)?;
         let asked_for = match replicas {
             Replicas::All(count) => usize::from(count),
@@ -375,46 +366,47 @@ impl<F: Forward, L: LocalStore> Fanout<F, L> {
     }
 }
 
-impl<F: Forward, L: LocalStore> PeerSink for Fanout<F, L> {
-    /// A series that a peer has placed here is stored here, whatever our own ring says, or two
-    /// nodes with different rings would send it to each other for ever. A node that only routes
-    /// has no other choice than to place it again.
+impl<F: Forward, L: LocalStore> WriteSink for Fanout<F, L> {
     async fn write(
         &self,
         tenant: &TenantId,
-        message: Bytes,
+        request: Bytes,
+        replica: u64,
+        sender: Sender<'_>,
+    ) -> Result<WriteOutcome, WriteError> {
+        match sender {
+            Sender::Client(_) => self.fan_out(Incoming { tenant, request, replica, sender }).await,
+            Sender::Peer(origin) => self.write_of_peer(tenant, request, replica, origin).await,
+        }
+    }
+}
+
+impl<F: Forward, L: LocalStore> Fanout<F, L> {
+    /// A series that a peer has placed here is stored here, whatever our own ring says, or two
+    /// nodes with different rings would send it to each other for ever. A node that only routes
+    /// has no other choice than to place it again.
+    async fn write_of_peer(
+        &self,
+        tenant: &TenantId,
+        request: Bytes,
         replica: u64,
         origin: &PeerOrigin,
     ) -> Result<WriteOutcome, WriteError> {
-        match &self.local {
-            Some(local) if replica > 0 => {
-                let result = local.store.store_from_peer(tenant, &message).await;
-                let is_stored = result.as_ref().is_ok_and(|outcome| outcome.refusals.is_empty());
-                // Thanos counts it like a forward to itself.
-                self.metrics.forwarded[usize::from(!is_stored)].inc();
-                result
-            }
-            _ => {
-                if replica > 0 && origin.is_of_ours {
-                    self.tell_misplaced(tenant);
-                }
-                let incoming = Incoming {
-                    tenant,
-                    request: message,
-                    is_of_peer: true,
-                    origin: origin.clone(),
-                    replica: 0,
-                    manners: Manners::Thanos,
-                };
-                let full = || {
-                    WriteError::Unavailable(format!(
-                        "{PLACED_AGAIN_MAX} writes of peers are under way"
-                    ))
-                };
-                let _place = self.places.try_acquire().map_err(|_| full())?;
-                self.fan_out(incoming).await
-            }
+        let sender = Sender::Peer(origin);
+        if let Some(local) = self.local.as_ref().filter(|_| replica > 0) {
+            let result = local.store.write(tenant, request, replica, sender).await;
+            let is_stored = result.as_ref().is_ok_and(|outcome| outcome.refusals.is_empty());
+            // Thanos counts it like a forward to itself.
+            self.metrics.copies.count_forward(is_stored);
+            return result;
         }
+        if replica > 0 && origin.is_of_ours {
+            self.tell_misplaced(tenant);
+        }
+        let full =
+            || WriteError::Unavailable(format!("{PLACED_AGAIN_MAX} writes of peers are under way"));
+        let _place = self.places.try_acquire().map_err(|_| full())?;
+        self.fan_out(Incoming { tenant, request, replica: 0, sender }).await
     }
 }
 
@@ -430,53 +422,39 @@ fn not_placed(error: DistributeError) -> WriteError {
     }
 }
 
-/// Counters as Thanos has them.
 #[derive(Clone)]
 struct FanoutMetrics {
     loops: Counter,
-    forwarded: [Counter; 2],
-    replicated: [Counter; 2],
+    copies: CopyCounts,
 }
 
 impl FanoutMetrics {
     fn new(registry: &Registry) -> FanoutMetrics {
-        let forwards = registry.counter_vec(
-            "thanos_receive_forward_requests_total",
-            "The number of forward requests.",
-            &["result"],
-        );
-        let replications = registry.counter_vec(
-            "thanos_receive_replications_total",
-            "The number of replication operations done by the receiver.",
-            &["result"],
-        );
-        let results = ["success", "error"];
         FanoutMetrics {
             loops: registry.counter(
                 "ringest_forward_loops_total",
                 "Writes of peers that were refused, since they had passed this node before, or too \
                  many routers.",
             ),
-            forwarded: results.map(|result| forwards.with(&[result])),
-            replicated: results.map(|result| replications.with(&[result])),
+            copies: CopyCounts::new(registry),
         }
     }
 
     /// A peer's conflict counts as neither, one of this node as an error, and what was not sent is
     /// not counted, as in Thanos.
     fn count(&self, answer: &Answer, is_local: bool, is_replicated: bool) {
-        let result = match answer.outcome {
-            ReplicaOutcome::Stored => 0,
+        let is_success = match answer.outcome {
+            ReplicaOutcome::Stored => true,
             ReplicaOutcome::Conflict if !is_local => return,
             _ if !answer.was_sent => return,
-            _ => 1,
+            _ => false,
         };
         // Calls to peers are counted where they are made.
         if is_local {
-            self.forwarded[result].inc();
+            self.copies.count_forward(is_success);
         }
         if !is_replicated {
-            self.replicated[result].add(answer.batches.len() as u64);
+            self.copies.count_replications(is_success, answer.batches.len() as u64);
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::time::timeout;
 
@@ -20,6 +21,7 @@ use crate::write::distribute::PlacedSeries;
 use crate::write::error::{Reason, WriteError};
 use crate::write::heavy::in_place;
 use crate::write::label_rules::LabelCaps;
+use crate::write::sink::{Sender, WriteSink};
 use crate::write::{Manners, WriteOutcome};
 
 /// Batches kept for reuse: about as many as requests are decoded at once.
@@ -176,6 +178,22 @@ impl LocalWriter {
                 }
                 Ok(())
             }
+        }
+    }
+}
+
+impl WriteSink for LocalWriter {
+    /// Stores whatever comes, whichever replica it is.
+    async fn write(
+        &self,
+        tenant: &TenantId,
+        request: Bytes,
+        _replica: u64,
+        sender: Sender<'_>,
+    ) -> Result<WriteOutcome, WriteError> {
+        match sender {
+            Sender::Client(manners) => self.write(tenant, &request, manners).await,
+            Sender::Peer(_) => self.write_from_peer(tenant, &request).await,
         }
     }
 }

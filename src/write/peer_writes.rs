@@ -3,7 +3,6 @@
 //! A peer's write has been through relabelling, the gate and the request limits where it entered
 //! the ring, so none of these apply here.
 
-use std::future::Future;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -19,7 +18,7 @@ use crate::wire::refused::RefusedSeries;
 use crate::wire::remote_write_v1::DecodeError;
 use crate::write::WriteOutcome;
 use crate::write::error::{Class, Refusals, WriteError};
-use crate::write::local::LocalWriter;
+use crate::write::sink::{Sender, WriteSink};
 
 /// Tenants of one request that are written at the same time.
 const TENANTS_AT_ONCE: usize = 16;
@@ -33,34 +32,6 @@ pub struct PeerOrigin {
     pub deadline: Option<Instant>,
     /// The caller is of our own software.
     pub is_of_ours: bool,
-}
-
-/// Where series from peers go.
-pub trait PeerSink: Send + Sync + 'static {
-    /// Stores the series in field 1 of `message`, see
-    /// [`RequestFields::of_peer`](crate::wire::remote_write_v1::RequestFields::of_peer). `replica`
-    /// is as on the wire, 0 for series that no peer has placed yet. Dropped when the peer gives the
-    /// call up; what it has stored by then stays stored.
-    fn write(
-        &self,
-        tenant: &TenantId,
-        message: Bytes,
-        replica: u64,
-        origin: &PeerOrigin,
-    ) -> impl Future<Output = Result<WriteOutcome, WriteError>> + Send;
-}
-
-/// A node without a ring stores whatever comes.
-impl PeerSink for LocalWriter {
-    async fn write(
-        &self,
-        tenant: &TenantId,
-        message: Bytes,
-        _replica: u64,
-        _origin: &PeerOrigin,
-    ) -> Result<WriteOutcome, WriteError> {
-        self.write_from_peer(tenant, &message).await
-    }
 }
 
 /// Why a peer's write was not stored, or not all of it.
@@ -112,7 +83,7 @@ pub struct PeerWrites<S> {
     replication_factor: Option<u64>,
 }
 
-impl<S: PeerSink> PeerWrites<S> {
+impl<S: WriteSink> PeerWrites<S> {
     pub fn new(sink: Arc<S>, replication_factor: Option<u64>) -> PeerWrites<S> {
         PeerWrites { sink, replication_factor }
     }
@@ -196,7 +167,7 @@ impl<S: PeerSink> PeerWrites<S> {
         origin: &PeerOrigin,
     ) -> Result<(), PeerWriteError> {
         let tenant = TenantId::parse(tenant)?;
-        let outcome = self.sink.write(&tenant, series, replica, origin).await?;
+        let outcome = self.sink.write(&tenant, series, replica, Sender::Peer(origin)).await?;
         PeerWriteError::of_refusals(tenant, outcome)
     }
 }
@@ -230,13 +201,13 @@ mod tests {
     #[derive(Default)]
     struct Sink(Mutex<Vec<(String, Vec<u8>, u64)>>);
 
-    impl PeerSink for Sink {
+    impl WriteSink for Sink {
         async fn write(
             &self,
             tenant: &TenantId,
             message: Bytes,
             replica: u64,
-            _origin: &PeerOrigin,
+            _sender: Sender<'_>,
         ) -> Result<WriteOutcome, WriteError> {
             self.0.lock().push((tenant.to_string(), message.to_vec(), replica));
             let mut outcome = WriteOutcome::default();

@@ -10,18 +10,19 @@ use super::*;
 use crate::model::tenant::TenantId;
 use crate::write::WriteOutcome;
 use crate::write::error::WriteError;
+use crate::write::sink::Sender;
 
 /// Keeps the tenants and messages that it was given, after a moment.
 #[derive(Default)]
 struct Sink(Mutex<Vec<(String, Vec<u8>)>>);
 
-impl PeerSink for Sink {
+impl WriteSink for Sink {
     async fn write(
         &self,
         tenant: &TenantId,
         message: bytes::Bytes,
         _replica: u64,
-        _origin: &PeerOrigin,
+        _sender: Sender<'_>,
     ) -> Result<WriteOutcome, WriteError> {
         tokio::task::yield_now().await;
         self.0.lock().push((tenant.to_string(), message.to_vec()));

@@ -1,10 +1,11 @@
 use std::sync::Arc;
 
-use http::Method;
+use http::{HeaderName, Method};
 use http_body_util::BodyExt as _;
 use tower::ServiceExt as _;
 
 use super::*;
+use crate::model::tenant::TenantId;
 use crate::model::varint::split_len_prefixed;
 use crate::store::budget::READ_BYTES_MAX_DEFAULT;
 use crate::store::fake::{FakeSource, FakeTenant, Labels};
@@ -27,12 +28,16 @@ fn source() -> FakeSource {
     FakeSource::of(vec![Arc::new(default), Arc::new(tenant)])
 }
 
+fn tenants(default: &str) -> TenantRules {
+    let default = TenantId::parse(default.as_bytes()).unwrap();
+    TenantRules::new(HeaderName::from_static("x-scope"), default)
+}
+
 fn endpoint(source: FakeSource) -> Router {
     router(RemoteRead {
         source: Arc::new(source),
         budget: ReadBudget::new(READ_BYTES_MAX_DEFAULT),
-        tenant_header: HeaderName::from_static("x-scope"),
-        default_tenant: TenantId::parse(b"default-tenant").unwrap(),
+        tenants: tenants("default-tenant"),
         body_timeout: Duration::from_secs(30),
         stall: Duration::from_secs(30),
     })
@@ -215,8 +220,7 @@ async fn what_a_body_declares_and_cannot_reach_is_not_held() {
     let router = router(RemoteRead {
         source: Arc::new(source()),
         budget: ReadBudget::new(1 << 20),
-        tenant_header: HeaderName::from_static("x-scope"),
-        default_tenant: TenantId::parse(b"t").unwrap(),
+        tenants: tenants("t"),
         body_timeout: Duration::from_secs(30),
         stall: Duration::from_secs(30),
     });
@@ -261,8 +265,7 @@ async fn readers_that_stop_reading_hold_nothing_for_long() {
     let router = router(RemoteRead {
         source: Arc::new(source),
         budget: budget.clone(),
-        tenant_header: HeaderName::from_static("x-scope"),
-        default_tenant: TenantId::parse(b"t").unwrap(),
+        tenants: tenants("t"),
         body_timeout: Duration::from_secs(30),
         stall: Duration::from_millis(500),
     });

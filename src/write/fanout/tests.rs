@@ -194,14 +194,19 @@ impl LocalStore for Local {
         }
         Ok(written)
     }
+}
 
-    async fn store_from_peer(
+impl WriteSink for Local {
+    async fn write(
         &self,
         tenant: &TenantId,
-        message: &[u8],
+        message: Bytes,
+        _replica: u64,
+        sender: Sender<'_>,
     ) -> Result<WriteOutcome, WriteError> {
+        assert!(matches!(sender, Sender::Peer(_)), "of a client's request it has a part");
         let written = self.act(tenant).await?;
-        self.nodes.keep(&self.endpoint, RequestFields::of_peer(message).map(Result::unwrap));
+        self.nodes.keep(&self.endpoint, RequestFields::of_peer(&message).map(Result::unwrap));
         Ok(written)
     }
 }
@@ -263,7 +268,16 @@ fn ring_of(
 impl Ring {
     async fn write(&self, request: &[u8], replica: u64) -> Result<WriteOutcome, WriteError> {
         let request = Bytes::copy_from_slice(request);
-        self.fanout.write(&tenant(), request, replica, Manners::Thanos).await
+        self.fanout.write(&tenant(), request, replica, Sender::Client(Manners::Thanos)).await
+    }
+
+    async fn write_of_peer(
+        &self,
+        message: Bytes,
+        replica: u64,
+    ) -> Result<WriteOutcome, WriteError> {
+        let origin = PeerOrigin::default();
+        self.fanout.write(&tenant(), message, replica, Sender::Peer(&origin)).await
     }
 
     /// Addresses of the nodes that series `i` of a request belongs to, by the ring alone.
@@ -560,20 +574,16 @@ async fn what_a_peer_has_placed_here_is_stored_here() {
     let behaviours = [after(1, STORED); 5];
     let member = ring(&behaviours, 3, Algorithm::Ketama, true);
     let message = Bytes::from(request(10));
-    PeerSink::write(&member.fanout, &tenant(), message.clone(), 3, &PeerOrigin::default())
-        .await
-        .unwrap();
+    member.write_of_peer(message.clone(), 3).await.unwrap();
     assert_eq!(member.nodes.arrived.lock().len(), 0, "nothing is sent on");
     assert_eq!(member.nodes.stored.lock().len(), 10);
     // One that nobody has placed is.
-    PeerSink::write(&member.fanout, &tenant(), message.clone(), 0, &PeerOrigin::default())
-        .await
-        .unwrap();
+    member.write_of_peer(message.clone(), 0).await.unwrap();
     member.finish().await;
     assert_eq!(member.nodes.stored.lock().values().sum::<usize>(), 10 + 30);
 
     let router = ring(&behaviours, 3, Algorithm::Ketama, false);
-    PeerSink::write(&router.fanout, &tenant(), message, 2, &PeerOrigin::default()).await.unwrap();
+    router.write_of_peer(message, 2).await.unwrap();
     router.finish().await;
     assert_eq!(router.nodes.stored.lock().values().sum::<usize>(), 30);
 }
