@@ -57,15 +57,18 @@ fn write(error: &CallError) -> Answer {
 mod tests {
     use super::*;
     use crate::model::tenant::{TenantId, TenantNameError};
+    use crate::multi_tsdb::TenantError;
     use crate::write::admission::Admission;
+    use crate::write::error::Unavailable;
 
     #[test]
     fn only_a_node_that_cannot_write_at_all_is_backed_off() {
         let of_write = |error: PeerWriteError| write(&CallError::Write(error));
-        let opening = WriteError::TenantNotReady { tenant: "a".into(), detail: "opening".into() };
+        let a = TenantId::parse(b"a").unwrap();
+        let opening = WriteError::TenantNotReady { tenant: a, cause: TenantError::Opening.into() };
         assert_eq!(of_write(opening.into()), Answer::InvalidArgument);
         assert_eq!(of_write(TenantNameError::NotUtf8.into()), Answer::InvalidArgument);
-        let full = WriteError::Unavailable("disk full".into());
+        let full = WriteError::from(Unavailable::NotAccepting);
         assert_eq!(of_write(full.into()), Answer::Unavailable);
         let tenant = TenantId::parse(b"a").unwrap();
         let refused = PeerWriteError::Refused {

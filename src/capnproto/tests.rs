@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::door::Door;
 use crate::metrics::Registry;
+use crate::multi_tsdb::TenantError;
 use crate::peer::message::{ForwardMessage, Protocol};
 use crate::peer::{ForwardError, Peer, PeerOptions, PeerPool, PeerState};
 use crate::wire::capnproto::encode::SeriesTable;
@@ -18,7 +19,7 @@ use crate::wire::capnproto::frame::FrameReader;
 use crate::wire::capnproto::rpc::{self, Incoming, write_request, writer};
 use crate::wire::capnproto::write_request_capnp::writer::write_params;
 use crate::write::WriteOutcome;
-use crate::write::error::{Reason, WriteError};
+use crate::write::error::{Reason, Unavailable, WriteError};
 
 /// Long enough for anything that is to succeed.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -51,10 +52,10 @@ impl WriteSink for Sink {
             "conflict" => outcome.refusals.add(Reason::OutOfOrder, 1, || "{a=\"b\"}".into()),
             // The second of a piece.
             "one" => outcome.refuse(Reason::OutOfOrder, &[1], "{a=\"b\"}".into()),
-            "down" => return Err(WriteError::Unavailable("disk full".into())),
+            "down" => return Err(Unavailable::NotAccepting.into()),
             "opening" => {
-                let (tenant, detail) = (tenant.to_string(), "opening".into());
-                return Err(WriteError::TenantNotReady { tenant, detail });
+                let (tenant, cause) = (tenant.clone(), TenantError::Opening.into());
+                return Err(WriteError::TenantNotReady { tenant, cause });
             }
             "hangs" => {
                 self.hangs.notify_one();
@@ -213,7 +214,8 @@ async fn every_answer_has_its_meaning() {
     assert!(matches!(write("opening").await, ForwardError::BackedOff { .. }));
     assert_eq!(pool.snapshot()[0].state, PeerState::Open);
     let down = write("down").await;
-    assert!(matches!(&down, ForwardError::Unavailable { detail, .. } if detail.contains("disk")));
+    let says_why = |detail: &str| detail.contains("not accepting");
+    assert!(matches!(&down, ForwardError::Unavailable { detail, .. } if says_why(detail)));
     assert!(matches!(write("a").await, ForwardError::BackedOff { .. }));
     server.stop().await;
 }

@@ -121,15 +121,18 @@ mod tests {
 
     use super::*;
     use crate::model::tenant::{TenantId, TenantNameError};
+    use crate::multi_tsdb::TenantError;
+    use crate::write::error::{TooLarge, Unavailable};
 
     #[test]
     fn only_a_node_that_cannot_write_at_all_is_backed_off() {
         let code = |error: PeerWriteError| write(&CallError::Write(error)).code();
-        let tenant = WriteError::TenantNotReady { tenant: "a".into(), detail: "opening".into() };
+        let a = TenantId::parse(b"a").unwrap();
+        let tenant = WriteError::TenantNotReady { tenant: a, cause: TenantError::Opening.into() };
         let status = write(&CallError::Write(tenant.into()));
         assert_eq!(status.code(), Code::Internal);
         assert!(status.into_http::<()>().headers().contains_key(TENANT_NOT_READY));
-        let status = write(&CallError::Write(WriteError::Unavailable("disk full".into()).into()));
+        let status = write(&CallError::Write(WriteError::from(Unavailable::NotAccepting).into()));
         assert_eq!(status.code(), Code::Unavailable);
         assert!(!status.into_http::<()>().headers().contains_key(TENANT_NOT_READY));
         assert_eq!(code(TenantNameError::NotUtf8.into()), Code::InvalidArgument);
@@ -144,7 +147,7 @@ mod tests {
             series: Default::default(),
         };
         assert_eq!(code(refused), Code::AlreadyExists);
-        let too_large = WriteError::TooLarge { stage: "log", detail: "2 GiB".into() };
+        let too_large = WriteError::from(TooLarge::Declared { bytes: 2, max: 1 });
         assert_eq!(code(too_large.into()), Code::AlreadyExists);
         assert_eq!(write(&CallError::Slow(Duration::ZERO)).code(), Code::Unavailable);
     }

@@ -291,6 +291,7 @@ impl Drop for InflightRequest {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::write::error::Unavailable;
 
     fn observation(status: StatusCode) -> Observation {
         let duration = Duration::from_millis(3);
@@ -343,8 +344,9 @@ mod tests {
         let registry = Registry::with_tenants_max(2);
         let metrics = WriteMetrics::new(&registry);
         let failed = |error: WriteError| Err(RequestError::Write(error));
-        let unavailable = failed(WriteError::Unavailable("x".into()));
-        let no_quorum = failed(WriteError::NoQuorum { detail: "x".into(), series: 1, samples: 1 });
+        let unavailable = failed(Unavailable::NotAccepting.into());
+        let no_quorum =
+            failed(WriteError::NoQuorum { failures: Vec::new(), series: 1, samples: 1 });
         // Nobody takes memory by a name.
         for i in 0..1000 {
             let name = format!("t{i}");

@@ -7,10 +7,11 @@ use axum::body::Body;
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
 
+use crate::error::Stage;
 use crate::store::budget::ReadBudgetGuard;
 use crate::store::error::QueryError;
 
-const STAGE: &str = "body";
+const STAGE: Stage = Stage::Body;
 
 /// A buffer grows from here, doubling up to the declared length: a declaration alone takes no more.
 const STEP_BYTES: usize = 16 * 1024;

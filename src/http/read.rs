@@ -29,6 +29,7 @@ use http::{HeaderValue, Request, StatusCode};
 use prost::Message;
 use thin_vec::ThinVec;
 
+use crate::error::Stage;
 use crate::http::tenant::TenantRules;
 use crate::http::{gone, question};
 use crate::model::labels::TAG_FIELD_1;
@@ -115,7 +116,8 @@ impl RemoteRead {
     /// The stages of one request, in order.
     async fn answer(&self, request: Request<Body>) -> Result<Response, QueryError> {
         let (parts, body) = request.into_parts();
-        let tenant = self.tenants.id(&parts.headers).map_err(|error| invalid("tenant", error))?;
+        let tenant =
+            self.tenants.id(&parts.headers).map_err(|error| invalid(Stage::Tenant, error))?;
         let mut held = self.budget.begin();
         let body = question::collect(body, REQUEST_BYTES_MAX, self.body_timeout, &mut held).await?;
         let tenant = self.source.tenant(&tenant)?;
@@ -150,7 +152,7 @@ impl RemoteRead {
     }
 }
 
-fn invalid(stage: &'static str, error: impl std::fmt::Display) -> QueryError {
+fn invalid(stage: Stage, error: impl std::fmt::Display) -> QueryError {
     QueryError::Invalid { stage, detail: error.to_string() }
 }
 
@@ -164,14 +166,14 @@ enum Answer {
 fn decode(body: Vec<u8>, held: &mut ReadBudgetGuard) -> Result<ReadRequest, QueryError> {
     // What the body could not reach is not held for it, however much it declares.
     let len = snappy::inflated_len(&body, REQUEST_BYTES_MAX as u64)
-        .map_err(|error| invalid("snappy", error))?;
+        .map_err(|error| invalid(Stage::Snappy, error))?;
     held.hold(len)?;
     let mut inflated = Vec::new();
-    snappy::inflate(&body, len, &mut inflated).map_err(|error| invalid("snappy", error))?;
+    snappy::inflate(&body, len, &mut inflated).map_err(|error| invalid(Stage::Snappy, error))?;
     let inflated = Bytes::from(inflated);
     drop(body);
-    held.hold(REQUEST.judge(&inflated).map_err(|error| invalid("protobuf", error))?)?;
-    ReadRequest::decode(inflated).map_err(|error| invalid("protobuf", error))
+    held.hold(REQUEST.judge(&inflated).map_err(|error| invalid(Stage::Protobuf, error))?)?;
+    ReadRequest::decode(inflated).map_err(|error| invalid(Stage::Protobuf, error))
 }
 
 /// What a request may have more than one of. Each query has a cap of matchers besides.
@@ -207,7 +209,7 @@ fn negotiate(accepted: &[i32]) -> Result<ResponseType, QueryError> {
     }
     accepted.iter().find_map(|number| ResponseType::try_from(*number).ok()).ok_or_else(|| {
         let detail = format!("none of {accepted:?} is supported");
-        QueryError::Invalid { stage: "accepted response types", detail }
+        QueryError::Invalid { stage: Stage::ResponseTypes, detail }
     })
 }
 
@@ -302,7 +304,7 @@ fn samples(
     drop(selection);
     held.hold(snap::raw::max_compress_len(response.len()))?;
     let compressed = snap::raw::Encoder::new().compress_vec(&response);
-    let mut compressed = compressed.map_err(|error| invalid("snappy", error))?;
+    let mut compressed = compressed.map_err(|error| invalid(Stage::Snappy, error))?;
     drop(response);
     compressed.shrink_to_fit();
     held.shrink_to(compressed.len());

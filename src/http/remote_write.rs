@@ -23,7 +23,7 @@ use tokio::time::Instant;
 
 use crate::http::metrics::{Observation, TenantEntry, WriteMetrics, Written};
 use crate::http::path::{self, Resolved, Tolerance};
-use crate::http::remote_write::body::{REQUEST_BYTES_MIN, too_large};
+use crate::http::remote_write::body::REQUEST_BYTES_MIN;
 use crate::http::remote_write::negotiation::{check_media_type, check_version, replica};
 use crate::http::respond::RequestError;
 use crate::http::tenant::TenantRules;
@@ -33,7 +33,7 @@ use crate::metrics::Registry;
 use crate::model::tenant::TenantNameError;
 use crate::wire::snappy::{self, BufferPool, SnappyError};
 use crate::write::admission::{Admission, share};
-use crate::write::error::WriteError;
+use crate::write::error::{Invalid, TooLarge, Unavailable, WriteError};
 use crate::write::sink::{Sender, WriteSink};
 use crate::write::{Manners, WriteOutcome, heavy};
 
@@ -116,7 +116,7 @@ impl<S: WriteSink> WriteService<S> {
 
         // Readiness. Storage is judged at the append, tenant by tenant.
         if !self.accepting.holds() {
-            return Err(WriteError::Unavailable("not accepting writes".into()).into());
+            return Err(WriteError::from(Unavailable::NotAccepting).into());
         }
 
         // Tenant.
@@ -138,7 +138,8 @@ impl<S: WriteSink> WriteService<S> {
 
         // Size, as declared.
         if let Some(bytes) = declared.filter(|bytes| *bytes > body_bytes_max) {
-            return Err(too_large("size", bytes, body_bytes_max).into());
+            let too_large = TooLarge::Declared { bytes, max: body_bytes_max };
+            return Err(WriteError::from(too_large).into());
         }
 
         // Read.
@@ -300,12 +301,9 @@ fn head_size(head: &Parts) -> u64 {
 }
 
 fn snappy_error(error: SnappyError) -> WriteError {
-    const STAGE: &str = "snappy";
     match error {
-        SnappyError::Corrupt => WriteError::Invalid { stage: STAGE, detail: error.to_string() },
-        SnappyError::TooLarge { .. } => {
-            WriteError::TooLarge { stage: STAGE, detail: error.to_string() }
-        }
+        SnappyError::Corrupt => Invalid::Snappy(error).into(),
+        SnappyError::TooLarge { .. } => TooLarge::Inflated(error).into(),
     }
 }
 

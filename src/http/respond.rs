@@ -23,6 +23,7 @@ use http::header::{ALLOW, CONTENT_TYPE, HeaderName, RETRY_AFTER, X_CONTENT_TYPE_
 use http::{HeaderValue, StatusCode};
 
 use crate::door::heads::HeadError;
+use crate::error::Stage;
 use crate::write::error::{Class, Refusals, WriteError};
 use crate::write::{Manners, WriteOutcome};
 
@@ -43,7 +44,7 @@ pub enum RequestError {
     #[error(transparent)]
     Write(#[from] WriteError),
     #[error("{stage}: {detail}")]
-    UnsupportedMediaType { stage: &'static str, detail: String },
+    UnsupportedMediaType { stage: Stage, detail: String },
 }
 
 /// The answer to a write. `tenant` is its name, or what was sent as such.
@@ -175,8 +176,9 @@ mod tests {
 
     use super::*;
     use crate::hashring::PlacementError;
-    use crate::model::tenant::TenantNameError;
-    use crate::write::error::Reason;
+    use crate::model::tenant::{TenantId, TenantNameError};
+    use crate::multi_tsdb::TenantError;
+    use crate::write::error::{Invalid, Reason, TooLarge, Unavailable};
 
     fn refused() -> Result<WriteOutcome, RequestError> {
         let mut outcome = WriteOutcome::default();
@@ -186,24 +188,32 @@ mod tests {
 
     fn cases() -> Vec<(Result<WriteOutcome, RequestError>, u16, u16)> {
         let failed = |error: WriteError| Err(RequestError::Write(error));
+        let tenant = TenantId::parse(b"t").unwrap();
         vec![
             (Ok(WriteOutcome::default()), 200, 204),
             (refused(), 409, 400),
-            (failed(WriteError::Invalid { stage: "snappy", detail: "x".into() }), 400, 400),
+            (failed(Invalid::NoContentType.into()), 400, 400),
             (failed(WriteError::TenantName(TenantNameError::Empty)), 400, 400),
-            (failed(WriteError::TooLarge { stage: "size", detail: "x".into() }), 413, 413),
+            (failed(TooLarge::Declared { bytes: 2, max: 1 }.into()), 413, 413),
             (
-                failed(WriteError::TenantNotReady { tenant: "t".into(), detail: "x".into() }),
+                failed(WriteError::TenantNotReady { tenant, cause: TenantError::Opening.into() }),
                 503,
                 503,
             ),
-            (failed(WriteError::Unavailable("x".into())), 503, 503),
+            (failed(Unavailable::NotAccepting.into()), 503, 503),
             (failed(WriteError::BadReplica { replica: 4, factor: 3 }), 400, 400),
             (failed(WriteError::NoHashring), 503, 503),
             (failed(WriteError::Placement(PlacementError::NoHashring)), 503, 503),
-            (failed(WriteError::NoQuorum { detail: "x".into(), series: 1, samples: 1 }), 503, 503),
             (
-                Err(RequestError::UnsupportedMediaType { stage: "version", detail: "x".into() }),
+                failed(WriteError::NoQuorum { failures: Vec::new(), series: 1, samples: 1 }),
+                503,
+                503,
+            ),
+            (
+                Err(RequestError::UnsupportedMediaType {
+                    stage: Stage::Version,
+                    detail: "x".into(),
+                }),
                 415,
                 415,
             ),

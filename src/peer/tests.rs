@@ -19,13 +19,14 @@ use crate::model::ring_hash::RingHash;
 use crate::model::router_path::InstanceId;
 use crate::model::target::Target;
 use crate::model::tenant::TenantId;
+use crate::multi_tsdb::TenantError;
 use crate::peer::breaker::State;
 use crate::peer::health::UNANSWERED_MAX;
 use crate::peer::link::{Link, QUICK_FAILURE_MAX};
 use crate::peer::message::{Compression, Envelope};
 use crate::write::WriteOutcome;
 use crate::write::admission::Admission;
-use crate::write::error::{Reason, WriteError};
+use crate::write::error::{Reason, Unavailable, WriteError};
 use crate::write::peer_writes::PeerWrites;
 use crate::write::sink::{Sender, WriteSink};
 
@@ -56,12 +57,12 @@ impl WriteSink for Sink {
         let mut outcome = WriteOutcome::default();
         let call = self.calls.fetch_add(1, Ordering::Relaxed) + 1;
         match tenant.as_str() {
-            "fails-first" if call == 1 => return Err(WriteError::Unavailable("overload".into())),
+            "fails-first" if call == 1 => return Err(Unavailable::NotAccepting.into()),
             "conflict" => outcome.refusals.add(Reason::OutOfOrder, 1, String::new),
-            "down" => return Err(WriteError::Unavailable("disk full".into())),
+            "down" => return Err(Unavailable::NotAccepting.into()),
             "opening" => {
-                let (tenant, detail) = (tenant.to_string(), "opening".into());
-                return Err(WriteError::TenantNotReady { tenant, detail });
+                let (tenant, cause) = (tenant.clone(), TenantError::Opening.into());
+                return Err(WriteError::TenantNotReady { tenant, cause });
             }
             "hangs" => self.go_on.notified().await,
             _ => {}
@@ -486,7 +487,7 @@ async fn every_status_has_its_meaning() {
     let down = loop {
         let down = write("down").await;
         assert!(
-            matches!(&down, ForwardError::Unavailable { detail, .. } if detail.contains("disk"))
+            matches!(&down, ForwardError::Unavailable { detail, .. } if detail.contains("not accepting"))
         );
         failed += 1;
         // Unless the back-off is over by now, which grows.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::error::Stage;
 use crate::model::matcher::RegexError;
 use crate::model::tenant::TenantId;
 use crate::multi_tsdb::TenantError;
@@ -29,7 +30,7 @@ pub enum QueryError {
     NegativeLimit(i64),
     /// The bytes are no query.
     #[error("{stage}: {detail}")]
-    Invalid { stage: &'static str, detail: String },
+    Invalid { stage: Stage, detail: String },
     /// A part of the answer is missing, and the sender wants all or nothing.
     #[error("{0}")]
     Partial(String),

@@ -1,30 +1,43 @@
 //! Why a write failed, sorted by what the caller can do about it.
 
+use std::error::Error;
 use std::fmt;
+use std::time::Duration;
 
+use crate::error::Stage;
 use crate::hashring::PlacementError;
 use crate::model::router_path::Loop;
-use crate::model::tenant::TenantNameError;
+use crate::model::tenant::{TenantId, TenantNameError};
+use crate::multi_tsdb::{AppendError, TenantError};
+use crate::peer::ForwardError;
+use crate::tsdb::wal::SyncError;
+use crate::wire::remote_write_v1::DecodeError;
+use crate::wire::snappy::SnappyError;
 use crate::write::admission::Overloaded;
+use crate::write::distribute::DistributeError;
 
 /// A request that failed as a whole. What each becomes on the wire is decided by its [`Class`] in
 /// `http/respond.rs`, `grpc/respond.rs` and `capnproto/respond.rs`, nowhere else.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
     /// The sender's fault: the bytes are no write request.
-    #[error("{stage}: {detail}")]
-    Invalid { stage: &'static str, detail: String },
+    #[error("{stage}: {0}", stage = .0.stage())]
+    Invalid(#[from] Invalid),
     #[error("tenant: {0}")]
     TenantName(#[from] TenantNameError),
     /// A request, its declared or its inflated size, is over the cap.
-    #[error("{stage}: {detail}")]
-    TooLarge { stage: &'static str, detail: String },
+    #[error("{stage}: {0}", stage = .0.stage())]
+    TooLarge(#[from] TooLarge),
     /// This tenant cannot be written now, others can: it is opening, or was quarantined.
-    #[error("tenant {tenant} is not ready: {detail}")]
-    TenantNotReady { tenant: String, detail: String },
+    #[error("tenant {tenant} is not ready: {cause}")]
+    TenantNotReady {
+        tenant: TenantId,
+        #[source]
+        cause: NotReady,
+    },
     /// The node as a whole cannot take writes now: starting, stopping, overloaded, disk full.
     #[error("unavailable: {0}")]
-    Unavailable(String),
+    Unavailable(#[from] Unavailable),
     /// Most likely the replication factors of two nodes differ, while a change rolls out.
     #[error("replica {replica} is above the replication factor of {factor}")]
     BadReplica { replica: u64, factor: u64 },
@@ -42,13 +55,134 @@ pub enum WriteError {
     Placement(#[source] PlacementError),
     /// Too few replicas stored some of the series, and a retry may succeed. With what some of the
     /// replicas said, and what the request held.
-    #[error("no quorum: {detail}")]
-    NoQuorum { detail: String, series: u64, samples: u64 },
+    #[error("no quorum: {}", in_a_row(.failures))]
+    NoQuorum { failures: Vec<ReplicaFailure>, series: u64, samples: u64 },
+}
+
+/// Why bytes are no write request.
+#[derive(Debug, thiserror::Error)]
+pub enum Invalid {
+    /// The connection failed, or what came over it is no HTTP.
+    #[error("request body: {0}")]
+    Body(#[source] Box<dyn Error + Send + Sync>),
+    #[error("missing Content-Type header")]
+    NoContentType,
+    /// What the header holds.
+    #[error("{0:?} is no replica number")]
+    ReplicaNumber(String),
+    #[error(transparent)]
+    Snappy(SnappyError),
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+}
+
+/// What of a request is over its cap. Sizes are in bytes.
+#[derive(Debug, thiserror::Error)]
+pub enum TooLarge {
+    #[error("{bytes} bytes are over the cap of {max}")]
+    Declared { bytes: u64, max: u64 },
+    #[error("{bytes} bytes are over the cap of {max}")]
+    Read { bytes: u64, max: u64 },
+    #[error(transparent)]
+    Inflated(SnappyError),
+    #[error(transparent)]
+    Placed(DistributeError),
+    #[error("tenant {tenant}: {cause}")]
+    Record {
+        tenant: TenantId,
+        #[source]
+        cause: AppendError,
+    },
+}
+
+/// Why a tenant cannot be written now.
+#[derive(Debug, thiserror::Error)]
+pub enum NotReady {
+    #[error(transparent)]
+    Tenant(#[from] TenantError),
+    #[error(transparent)]
+    Append(#[from] AppendError),
+    #[error("its log has not taken the write within {0:?}")]
+    Slow(Duration),
+}
+
+/// Why the node takes no writes now.
+#[derive(Debug, thiserror::Error)]
+pub enum Unavailable {
+    #[error("not accepting writes")]
+    NotAccepting,
+    #[error("overload: {0}")]
+    Overload(#[from] Overloaded),
+    /// Not the sender's fault for certain, so it may try again.
+    #[error("request body did not arrive within {0:?}")]
+    SlowBody(Duration),
+    #[error("{0} writes of peers are under way")]
+    Placing(usize),
+    #[error(transparent)]
+    Storage(#[from] TenantError),
+    #[error("tenant {tenant}: {cause}")]
+    Append {
+        tenant: TenantId,
+        #[source]
+        cause: AppendError,
+    },
+    #[error("tenant {tenant}: {cause}")]
+    Sync {
+        tenant: TenantId,
+        #[source]
+        cause: SyncError,
+    },
+}
+
+/// Why a replica does not have what it was to store.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplicaFailure {
+    #[error("this node: {0}")]
+    Here(#[source] Box<WriteError>),
+    #[error("this node did not store it in time")]
+    SlowHere,
+    #[error(transparent)]
+    Peer(#[from] ForwardError),
+    /// The message to the peer could not be made, for this reason.
+    #[error("{0}")]
+    NotMade(String),
+    /// Of all replicas that have not answered.
+    #[error("no answer in time")]
+    Silent,
+}
+
+fn in_a_row(failures: &[ReplicaFailure]) -> String {
+    let texts: Vec<_> = failures.iter().map(ToString::to_string).collect();
+    texts.join("; ")
+}
+
+impl Invalid {
+    fn stage(&self) -> Stage {
+        match self {
+            Invalid::Body(_) => Stage::Read,
+            Invalid::NoContentType => Stage::Version,
+            Invalid::ReplicaNumber(_) => Stage::ReplicaHeader,
+            Invalid::Snappy(_) => Stage::Snappy,
+            Invalid::Decode(_) => Stage::Decode,
+        }
+    }
+}
+
+impl TooLarge {
+    fn stage(&self) -> Stage {
+        match self {
+            TooLarge::Declared { .. } => Stage::Size,
+            TooLarge::Read { .. } => Stage::Read,
+            TooLarge::Inflated(_) => Stage::Snappy,
+            TooLarge::Placed(_) => Stage::Place,
+            TooLarge::Record { .. } => Stage::Log,
+        }
+    }
 }
 
 impl From<Overloaded> for WriteError {
     fn from(error: Overloaded) -> WriteError {
-        WriteError::Unavailable(format!("overload: {error}"))
+        Unavailable::Overload(error).into()
     }
 }
 
@@ -72,9 +206,9 @@ pub enum Class {
 impl WriteError {
     pub fn class(&self) -> Class {
         match self {
-            WriteError::Invalid { .. } => Class::Malformed,
+            WriteError::Invalid(_) => Class::Malformed,
             WriteError::TenantName(_) | WriteError::BadReplica { .. } => Class::Misnamed,
-            WriteError::TooLarge { .. } => Class::TooLarge,
+            WriteError::TooLarge(_) => Class::TooLarge,
             WriteError::TenantNotReady { .. } => Class::TenantNotReady,
             WriteError::Unavailable(_) | WriteError::NoHashring | WriteError::NoQuorum { .. } => {
                 Class::Unavailable

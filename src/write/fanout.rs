@@ -41,7 +41,7 @@ use crate::write::admission::Admission;
 use crate::write::distribute::{
     DeflatedGroups, DistributeError, Placed, PlacedSeries, Replicas, Unplaced, distribute,
 };
-use crate::write::error::WriteError;
+use crate::write::error::{Invalid, TooLarge, Unavailable, WriteError};
 use crate::write::fanout::answers::{Answer, Answers, CopiesMissing, Plan};
 use crate::write::fanout::call::Call;
 use crate::write::fanout::capnproto::InCapnProto;
@@ -403,9 +403,8 @@ impl<F: Forward, L: LocalStore> Fanout<F, L> {
         if replica > 0 && origin.is_of_ours {
             self.tell_misplaced(tenant);
         }
-        let full =
-            || WriteError::Unavailable(format!("{PLACED_AGAIN_MAX} writes of peers are under way"));
-        let _place = self.places.try_acquire().map_err(|_| full())?;
+        let full = |_| Unavailable::Placing(PLACED_AGAIN_MAX);
+        let _place = self.places.try_acquire().map_err(full)?;
         self.fan_out(Incoming { tenant, request, replica: 0, sender }).await
     }
 }
@@ -413,12 +412,8 @@ impl<F: Forward, L: LocalStore> Fanout<F, L> {
 fn not_placed(error: DistributeError) -> WriteError {
     match error {
         DistributeError::Overloaded(error) => error.into(),
-        DistributeError::Decode(error) => {
-            WriteError::Invalid { stage: "decode protobuf", detail: error.to_string() }
-        }
-        DistributeError::TooLong(_) => {
-            WriteError::TooLarge { stage: "place", detail: error.to_string() }
-        }
+        DistributeError::Decode(error) => Invalid::Decode(error).into(),
+        DistributeError::TooLong(_) => TooLarge::Placed(error).into(),
     }
 }
 

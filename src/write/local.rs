@@ -18,7 +18,7 @@ use crate::wire::remote_write_v1::{DecodeError, RequestField, RequestFields};
 use crate::write::admission::{Admission, InflightGuard, Overloaded};
 use crate::write::decode::decode_fields;
 use crate::write::distribute::PlacedSeries;
-use crate::write::error::{Reason, WriteError};
+use crate::write::error::{Invalid, NotReady, Reason, TooLarge, Unavailable, WriteError};
 use crate::write::heavy::in_place;
 use crate::write::label_rules::LabelCaps;
 use crate::write::sink::{Sender, WriteSink};
@@ -122,10 +122,7 @@ impl LocalWriter {
             decode_fields(request, bytes, known, manners, self.caps, batch)
         };
         let decoded = in_place(bytes, decode).await;
-        let mut outcome = decoded.map_err(|err| WriteError::Invalid {
-            stage: "decode protobuf",
-            detail: err.to_string(),
-        })?;
+        let mut outcome = decoded.map_err(Invalid::Decode)?;
         if batch.samples.is_empty() {
             return Ok(outcome);
         }
@@ -168,10 +165,11 @@ impl LocalWriter {
         let log = tenant.db.sync_handle();
         match self.sync {
             SyncPolicy::Interval => Ok(()),
-            SyncPolicy::Always => log
-                .wait_synced(report.position)
-                .await
-                .map_err(|err| WriteError::Unavailable(format!("tenant {}: {err}", tenant.id))),
+            SyncPolicy::Always => {
+                let synced = log.wait_synced(report.position).await;
+                synced
+                    .map_err(|cause| Unavailable::Sync { tenant: tenant.id.clone(), cause }.into())
+            }
             SyncPolicy::Segment => {
                 if report.closed_segment {
                     log.sync_in_background();
@@ -200,30 +198,30 @@ impl WriteSink for LocalWriter {
 
 fn not_ready(id: &TenantId, err: TenantError) -> WriteError {
     match err {
-        TenantError::Closed => WriteError::Unavailable(err.to_string()),
-        _ => WriteError::TenantNotReady { tenant: id.to_string(), detail: err.to_string() },
+        TenantError::Closed => Unavailable::Storage(err).into(),
+        _ => WriteError::TenantNotReady { tenant: id.clone(), cause: err.into() },
     }
 }
 
-fn not_appended(id: &TenantId, err: AppendError) -> WriteError {
-    match err {
+fn not_appended(id: &TenantId, cause: AppendError) -> WriteError {
+    let tenant = id.clone();
+    match cause {
         AppendError::Log(WalError::RecordTooLong { .. }) => {
-            WriteError::TooLarge { stage: "log", detail: format!("tenant {id}: {err}") }
+            TooLarge::Record { tenant, cause }.into()
         }
         AppendError::Log(WalError::DiskFull(_) | WalError::Io(_) | WalError::SyncFailed)
         | AppendError::DiskStuck
-        | AppendError::Closed => WriteError::Unavailable(format!("tenant {id}: {err}")),
+        | AppendError::Closed => Unavailable::Append { tenant, cause }.into(),
         // Other tenants' logs may be on another disk.
         AppendError::QueueFull | AppendError::Interrupted => {
-            WriteError::TenantNotReady { tenant: id.to_string(), detail: err.to_string() }
+            WriteError::TenantNotReady { tenant, cause: cause.into() }
         }
     }
 }
 
 /// What is under way may be stored all the same; the same samples sent again are a success then.
 fn too_slow(id: &TenantId) -> WriteError {
-    let detail = format!("its log has not taken the write within {STORE_TIMEOUT:?}");
-    WriteError::TenantNotReady { tenant: id.to_string(), detail }
+    WriteError::TenantNotReady { tenant: id.clone(), cause: NotReady::Slow(STORE_TIMEOUT) }
 }
 
 fn add_refusals(outcome: &mut WriteOutcome, report: &AppendReport, batch: &Batch) {

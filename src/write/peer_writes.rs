@@ -195,7 +195,8 @@ mod tests {
     use parking_lot::Mutex;
 
     use super::*;
-    use crate::write::error::Reason;
+    use crate::multi_tsdb::TenantError;
+    use crate::write::error::{Reason, Unavailable};
 
     /// Answers by the tenant's name, and keeps what it was given.
     #[derive(Default)]
@@ -214,10 +215,10 @@ mod tests {
             match tenant.as_str() {
                 "conflict" => outcome.refusals.add(Reason::OutOfOrder, 1, String::new),
                 "opening" => {
-                    let (tenant, detail) = (tenant.to_string(), String::new());
-                    return Err(WriteError::TenantNotReady { tenant, detail });
+                    let (tenant, cause) = (tenant.clone(), TenantError::Opening.into());
+                    return Err(WriteError::TenantNotReady { tenant, cause });
                 }
-                "down" => return Err(WriteError::Unavailable(String::new())),
+                "down" => return Err(Unavailable::NotAccepting.into()),
                 _ => {}
             }
             Ok(outcome)

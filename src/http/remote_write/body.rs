@@ -7,7 +7,7 @@ use http_body_util::BodyExt as _;
 
 use crate::http::respond::RequestError;
 use crate::write::admission::InflightGuard;
-use crate::write::error::WriteError;
+use crate::write::error::{Invalid, TooLarge, Unavailable, WriteError};
 
 /// A body's buffer grows from here, doubling up to its declared length, so that a declaration
 /// alone takes no more than this.
@@ -64,21 +64,18 @@ impl RequestLimits {
         block: &mut Vec<u8>,
         inflight: &mut InflightGuard,
     ) -> Result<(), RequestError> {
-        const STAGE: &str = "read";
         let body_bytes_max = self.body_bytes_max();
         let body_read_timeout = self.body_read_timeout;
         block.clear();
         let read = async {
             while let Some(frame) = body.frame().await {
-                let frame = frame.map_err(|error| WriteError::Invalid {
-                    stage: STAGE,
-                    detail: format!("request body: {error}"),
-                })?;
+                let frame = frame.map_err(|error| WriteError::from(Invalid::Body(error.into())))?;
                 // Trailers say nothing about a write.
                 let Ok(chunk) = frame.into_data() else { continue };
                 let len = block.len() as u64 + chunk.len() as u64;
                 if len > body_bytes_max {
-                    return Err(too_large(STAGE, len, body_bytes_max));
+                    let too_large = TooLarge::Read { bytes: len, max: body_bytes_max };
+                    return Err(WriteError::from(too_large));
                 }
                 inflight.resize(REQUEST_BYTES_MIN + len).map_err(WriteError::from)?;
                 reserve(block, chunk.len(), declared);
@@ -88,11 +85,7 @@ impl RequestLimits {
         };
         match tokio::time::timeout(body_read_timeout, read).await {
             Ok(result) => Ok(result?),
-            // Not the sender's fault for certain, so it may try again.
-            Err(_) => {
-                let detail = format!("request body did not arrive within {body_read_timeout:?}");
-                Err(WriteError::Unavailable(detail).into())
-            }
+            Err(_) => Err(WriteError::from(Unavailable::SlowBody(body_read_timeout)).into()),
         }
     }
 }
@@ -106,8 +99,4 @@ fn reserve(block: &mut Vec<u8>, more: usize, declared: Option<u64>) {
     let missing = declared.unwrap_or(u64::MAX).saturating_sub(block.len() as u64);
     let step = usize::try_from(doubled.min(missing)).unwrap_or(more);
     block.reserve_exact(step.max(more));
-}
-
-pub(super) fn too_large(stage: &'static str, bytes: u64, max: u64) -> WriteError {
-    WriteError::TooLarge { stage, detail: format!("{bytes} bytes are over the cap of {max}") }
 }

@@ -3,8 +3,9 @@
 use http::HeaderMap;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderName};
 
+use crate::error::Stage;
 use crate::http::respond::RequestError;
-use crate::write::error::WriteError;
+use crate::write::error::{Invalid, WriteError};
 
 const VERSION_HEADER: HeaderName = HeaderName::from_static("x-prometheus-remote-write-version");
 const VERSION_2: &[u8] = b"2.0.0";
@@ -14,7 +15,7 @@ const MESSAGE_2: &str = "io.prometheus.write.v2.Request";
 
 /// What Prometheus' receiver looks at: absent headers mean remote write 1.0 with snappy.
 pub(super) fn check_media_type(headers: &HeaderMap) -> Result<(), RequestError> {
-    const STAGE: &str = "media type";
+    const STAGE: Stage = Stage::MediaType;
     let encoding = headers.get(CONTENT_ENCODING).map(|value| value.as_bytes().trim_ascii());
     if let Some(encoding) = encoding
         && !encoding.is_empty()
@@ -33,15 +34,12 @@ pub(super) fn check_media_type(headers: &HeaderMap) -> Result<(), RequestError> 
 /// What Thanos looks at: without a version header of exactly 2.0.0 it is 1.0, whatever the type.
 /// Ours also takes a 2.0 type at its word, rather than find no series in such a body.
 pub(super) fn check_version(headers: &HeaderMap) -> Result<(), RequestError> {
-    const STAGE: &str = "version";
+    const STAGE: Stage = Stage::Version;
     let says_2 = headers.get(VERSION_HEADER).is_some_and(|version| version == VERSION_2);
     match MediaType::of(headers) {
         MediaType::Version1 => Ok(()),
         MediaType::Version2 => Err(MediaType::Version2.unsupported(STAGE)),
-        MediaType::Absent if says_2 => {
-            let detail = "missing Content-Type header".into();
-            Err(WriteError::Invalid { stage: STAGE, detail }.into())
-        }
+        MediaType::Absent if says_2 => Err(WriteError::from(Invalid::NoContentType).into()),
         other @ MediaType::Other(_) if says_2 => Err(other.unsupported(STAGE)),
         MediaType::Absent | MediaType::Other(_) => Ok(()),
     }
@@ -76,7 +74,7 @@ impl MediaType {
         }
     }
 
-    fn unsupported(self, stage: &'static str) -> RequestError {
+    fn unsupported(self, stage: Stage) -> RequestError {
         let detail = match self {
             MediaType::Version2 => "remote write 2.0 is not taken by this version, send 1.0".into(),
             MediaType::Other(text) => format!("content type {text:?}, only {PROTOBUF} is taken"),
@@ -99,6 +97,5 @@ pub(super) fn replica(headers: &HeaderMap, header: &HeaderName) -> Result<u64, W
     if let Some(number) = number.filter(|_| all_digits) {
         return Ok(number);
     }
-    let detail = format!("{:?} is no replica number", String::from_utf8_lossy(digits));
-    Err(WriteError::Invalid { stage: "replica header", detail })
+    Err(Invalid::ReplicaNumber(String::from_utf8_lossy(digits).into_owned()).into())
 }

@@ -12,6 +12,7 @@ use tower::ServiceExt;
 use super::*;
 use crate::http::{ConnectionLimits, serve};
 use crate::model::tenant::TenantId;
+use crate::wire::remote_write_v1::RequestFields;
 use crate::write::error::Reason;
 
 /// Remembers what it is given, and refuses a sample of the request "refuse".
@@ -31,7 +32,8 @@ impl WriteSink for Recorder {
         match &request[..] {
             b"refuse" => outcome.refusals.add(Reason::OutOfBounds, 1, || "{a=\"b\"}".into()),
             b"broken" => {
-                return Err(WriteError::Invalid { stage: "decode", detail: "no message".into() });
+                let error = RequestFields::new(&request).find_map(Result::err).unwrap();
+                return Err(Invalid::Decode(error).into());
             }
             _ => {}
         }
@@ -158,7 +160,7 @@ async fn each_stage_refuses_before_the_next_one_looks() {
         ("version", vec![version_2, bad_replica], block(b"broken").into(), 400),
         ("version", vec![type_2, bad_replica], block(b"broken").into(), 415),
         ("replica header", vec![bad_replica], block(b"broken").into(), 400),
-        ("decode", vec![], block(b"broken").into(), 400),
+        ("decode protobuf", vec![], block(b"broken").into(), 400),
         ("append", vec![], block(b"refuse").into(), 409),
     ];
     for (stage, headers, body, expected) in cases {

@@ -16,7 +16,7 @@ use crate::metrics::{CounterVec, Registry};
 use crate::wire::refused::RefusedSeries;
 use crate::write::WriteOutcome;
 use crate::write::distribute::{Batch, Shape};
-use crate::write::error::{Refusals, WriteError};
+use crate::write::error::{Refusals, ReplicaFailure, WriteError};
 use crate::write::quorum::{QuorumLedger, ReplicaOutcome, SeriesPosition, Verdict};
 
 /// Failures of replicas that an answer names.
@@ -39,8 +39,8 @@ pub(super) struct Answer {
     pub(super) refused: Option<Refused>,
     /// What this node's storage refused.
     pub(super) refusals: Refusals,
-    /// In words, if it is no success.
-    pub(super) failure: Option<String>,
+    /// If it is no success.
+    pub(super) failure: Option<ReplicaFailure>,
     /// Why copies are missing, if they are.
     pub(super) shortfall: Option<Shortfall>,
     /// False if the replica was not even asked.
@@ -119,8 +119,8 @@ struct State {
     outstanding: usize,
     /// What the sender was told, or will be: whether it considers the request done.
     is_final: bool,
-    failures: Vec<String>,
-    conflicts: Vec<String>,
+    failures: Vec<ReplicaFailure>,
+    conflicts: Vec<ReplicaFailure>,
     refusals: Refusals,
     short: Vec<Short>,
 }
@@ -168,10 +168,7 @@ impl Answers {
                 ReplicaOutcome::Conflict => &mut state.conflicts,
                 _ => &mut state.failures,
             };
-            // A node tells the same of each of its replicas.
-            if told.len() < FAILURES_TOLD_MAX && !told.contains(&failure) {
-                told.push(failure);
-            }
+            note(told, failure);
         }
         state.refusals.merge(answer.refusals);
         state.outstanding = state.outstanding.saturating_sub(answer.batches.len());
@@ -212,17 +209,18 @@ impl Answers {
                 let refusals = std::mem::take(&mut state.refusals);
                 outcome.samples_stored = outcome.samples_stored.saturating_sub(refusals.total());
                 outcome.refusals.merge(refusals);
-                state.conflicts.drain(..).for_each(|said| outcome.refusals.add_replica(said));
+                let said = state.conflicts.drain(..);
+                said.for_each(|said| outcome.refusals.add_replica(said.to_string()));
                 self.acknowledge(state);
                 Ok(outcome)
             }
             Verdict::NotReady | Verdict::Unavailable => {
                 if is_late {
-                    state.failures.push("no answer in time".to_owned());
+                    state.failures.push(ReplicaFailure::Silent);
                 }
                 let samples = outcome.samples_stored + outcome.refusals.total();
-                let detail = state.failures.join("; ");
-                Err(WriteError::NoQuorum { detail, series: outcome.series, samples })
+                let failures = std::mem::take(&mut state.failures);
+                Err(WriteError::NoQuorum { failures, series: outcome.series, samples })
             }
         }
     }
@@ -264,6 +262,18 @@ impl Answers {
             };
             self.copies.count(&worker, reason, samples);
         }
+    }
+}
+
+/// Keeps a failure to be told, unless there are enough. A node tells the same of each of its
+/// replicas.
+fn note(told: &mut Vec<ReplicaFailure>, failure: ReplicaFailure) {
+    if told.len() >= FAILURES_TOLD_MAX {
+        return;
+    }
+    let text = failure.to_string();
+    if told.iter().all(|other| other.to_string() != text) {
+        told.push(failure);
     }
 }
 

@@ -12,7 +12,7 @@ use crate::peer::ForwardError;
 use crate::peer::message::{Compression, Envelope, ForwardMessage, Protocol, TooLong};
 use crate::write::Manners;
 use crate::write::distribute::{DeflatedGroups, PlacedSeries};
-use crate::write::error::{Class, Refusals, WriteError};
+use crate::write::error::{Class, Refusals, ReplicaFailure, WriteError};
 use crate::write::fanout::answers::{Answer, Plan, Refused, Shortfall};
 use crate::write::fanout::capnproto::InCapnProto;
 use crate::write::fanout::{Forward, LocalStore};
@@ -64,11 +64,12 @@ impl Call {
                     ReplicaOutcome::Conflict => Shortfall::Refused,
                     _ => Shortfall::NotReady,
                 };
-                Answer::failed(batches, outcome, shortfall, format!("this node: {error}"))
+                let failure = ReplicaFailure::Here(Box::new(error));
+                Answer::failed(batches, outcome, shortfall, failure)
             }
             Err(_) => {
-                let text = "this node did not store it in time".to_owned();
-                Answer::failed(batches, ReplicaOutcome::TimedOut, Shortfall::TimedOut, text)
+                let (outcome, shortfall) = (ReplicaOutcome::TimedOut, Shortfall::TimedOut);
+                Answer::failed(batches, outcome, shortfall, ReplicaFailure::SlowHere)
             }
         }
     }
@@ -122,8 +123,7 @@ impl Call {
         let Gathered { message, is_whole_request } = match gathered {
             Ok(gathered) => gathered,
             Err(text) => {
-                let (outcome, shortfall) = (ReplicaOutcome::Failed, Shortfall::Refused);
-                return Answer::failed(batches, outcome, shortfall, text);
+                return Answer::not_made(batches, text);
             }
         };
         let timeout = deadline.saturating_duration_since(Instant::now());
@@ -200,7 +200,7 @@ impl Answer {
         batches: Range<usize>,
         outcome: ReplicaOutcome,
         shortfall: Shortfall,
-        failure: String,
+        failure: ReplicaFailure,
     ) -> Answer {
         let (shortfall, failure) = (Some(shortfall), Some(failure));
         Answer { outcome, shortfall, failure, ..Answer::stored(batches) }
@@ -208,19 +208,23 @@ impl Answer {
 
     pub(super) fn of_failure(
         batches: Range<usize>,
-        error: ForwardError,
+        mut error: ForwardError,
         is_whole_request: bool,
     ) -> Answer {
         let was_sent = error.not_sent().is_none();
         let (outcome, shortfall) = outcome_of_peer(&error);
-        let failed = Answer::failed(batches, outcome, shortfall, error.to_string());
-        let refused = match error {
-            ForwardError::Conflict { refused, .. } => {
-                refused.map(|places| Refused { places, is_whole_request })
-            }
+        let refused = match &mut error {
+            ForwardError::Conflict { refused, .. } => refused.take(),
             _ => None,
         };
-        Answer { was_sent, refused, ..failed }
+        let refused = refused.map(|places| Refused { places, is_whole_request });
+        Answer { was_sent, refused, ..Answer::failed(batches, outcome, shortfall, error.into()) }
+    }
+
+    /// The message could not be made.
+    pub(super) fn not_made(batches: Range<usize>, text: String) -> Answer {
+        let (outcome, shortfall) = (ReplicaOutcome::Failed, Shortfall::Refused);
+        Answer::failed(batches, outcome, shortfall, ReplicaFailure::NotMade(text))
     }
 }
 

@@ -17,10 +17,9 @@ use crate::wire::capnproto::encode::{PART_BYTES_MAX, Part, SeriesTable};
 use crate::wire::refused::RefusedSeries;
 use crate::wire::remote_write_v1::DecodeError;
 use crate::write::fanout::Forward;
-use crate::write::fanout::answers::{Answer, Shortfall};
+use crate::write::fanout::answers::Answer;
 use crate::write::fanout::call::Call;
 use crate::write::heavy::off_thread;
-use crate::write::quorum::ReplicaOutcome;
 
 /// What the messages of a request have in common.
 #[derive(Default)]
@@ -78,7 +77,7 @@ impl Call {
                 let numbers: Vec<u32> = self.series.numbers(&made.groups).collect();
                 self.send_parts(batches, parts, &numbers, forward, address).await
             }
-            Err(text) => not_made(batches, text.clone()),
+            Err(text) => Answer::not_made(batches, text.clone()),
         }
     }
 
@@ -128,7 +127,7 @@ impl Call {
         for part in parts {
             let message = match self.gather_part(batches.clone(), part, numbers).await {
                 Ok(message) => message,
-                Err(text) => return not_made(batches, text),
+                Err(text) => return Answer::not_made(batches, text),
             };
             answers.add(part, send(&message, self.deadline, forward, address).await);
         }
@@ -223,10 +222,6 @@ impl PartAnswers {
         self.refused.into_iter().for_each(|(place, reason)| refused.push(place, reason));
         Err(ForwardError::Conflict { peer, detail, refused: Some(refused) })
     }
-}
-
-fn not_made(batches: Range<usize>, text: String) -> Answer {
-    Answer::failed(batches, ReplicaOutcome::Failed, Shortfall::Refused, text)
 }
 
 fn answer(batches: Range<usize>, result: Result<(), ForwardError>) -> Answer {

@@ -13,11 +13,14 @@ use crate::hashring::{
 };
 use crate::model::labels::{TAG_FIELD_1, push_label};
 use crate::model::varint::push_varint;
+use crate::multi_tsdb::{AppendError, TenantError};
 use crate::peer::message::Compression;
+use crate::tsdb::wal::WalError;
 use crate::wire::grpc::HEAD_BYTES;
 use crate::wire::peer_write::PeerWriteRequest;
 use crate::wire::refused::RefusedSeries;
 use crate::wire::remote_write_v1::{RequestField, RequestFields};
+use crate::wire::snappy::SnappyError;
 use crate::write::error::Reason;
 use crate::write::quorum::Verdict;
 
@@ -155,18 +158,18 @@ impl Local {
         let Behaviour { delay, outcome } = self.nodes.behaviour(&self.endpoint);
         tokio::time::sleep(delay).await;
         let mut written = WriteOutcome::default();
-        let detail = String::from("script");
         match outcome {
             ReplicaOutcome::Stored => {}
             ReplicaOutcome::Conflict => {
                 written.refusals.add(Reason::OutOfOrder, 1, || "{a=\"late\"}".into());
             }
             ReplicaOutcome::NotReady => {
-                return Err(WriteError::TenantNotReady { tenant: tenant.to_string(), detail });
+                let cause = TenantError::Opening.into();
+                return Err(WriteError::TenantNotReady { tenant: tenant.clone(), cause });
             }
-            ReplicaOutcome::Unavailable => return Err(WriteError::Unavailable(detail)),
+            ReplicaOutcome::Unavailable => return Err(Unavailable::NotAccepting.into()),
             ReplicaOutcome::Failed => {
-                return Err(WriteError::NoQuorum { detail, series: 0, samples: 0 });
+                return Err(WriteError::NoQuorum { failures: Vec::new(), series: 0, samples: 0 });
             }
             ReplicaOutcome::TimedOut => std::future::pending().await,
         }
@@ -542,12 +545,13 @@ async fn what_this_node_refused_is_told_with_its_example() {
 
 #[test]
 fn what_no_retry_could_store_here_is_a_refusal_for_good() {
-    let (stage, detail) = ("log", String::from("record of 2 GiB"));
-    let too_large = WriteError::TooLarge { stage, detail: detail.clone() };
-    assert_eq!(outcome_of_local(&too_large), ReplicaOutcome::Conflict);
-    let invalid = WriteError::Invalid { stage, detail: detail.clone() };
-    assert_eq!(outcome_of_local(&invalid), ReplicaOutcome::Conflict);
-    assert_eq!(outcome_of_local(&WriteError::Unavailable(detail)), ReplicaOutcome::Unavailable);
+    let long = AppendError::Log(WalError::RecordTooLong { bytes: 2 << 30 });
+    let too_large = TooLarge::Record { tenant: tenant(), cause: long };
+    assert_eq!(outcome_of_local(&too_large.into()), ReplicaOutcome::Conflict);
+    let invalid = Invalid::Snappy(SnappyError::Corrupt);
+    assert_eq!(outcome_of_local(&invalid.into()), ReplicaOutcome::Conflict);
+    let unavailable = Unavailable::NotAccepting;
+    assert_eq!(outcome_of_local(&unavailable.into()), ReplicaOutcome::Unavailable);
 }
 
 #[tokio::test(start_paused = true)]
