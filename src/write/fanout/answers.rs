@@ -1,8 +1,8 @@
 //! What the replicas of one request have answered so far, and what comes of it.
 //!
-//! [`Answers`] is told each answer once and makes the outcome; the request only waits for it. Answers
-//! go on coming when the client has had its own: they are counted to the last, since a copy that
-//! falls short of an acknowledged series is told nowhere else.
+//! The [`Ledger`] is told each answer once and makes the outcome; the request only waits for it, by
+//! [`Answers`]. Answers go on coming when the client has had its own: they are counted to the last,
+//! since a copy that falls short of an acknowledged series is told nowhere else.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -104,17 +104,18 @@ impl Plan {
     }
 }
 
-/// The answers to one request.
+/// The answers to one request, for the tasks that bring them and the one that waits.
 pub(super) struct Answers {
-    plan: Arc<Plan>,
-    copies: CopiesMissing,
-    state: Mutex<State>,
+    ledger: Mutex<Ledger>,
     /// Told once the verdict is fixed.
     decided: Notify,
 }
 
-struct State {
-    ledger: QuorumLedger,
+/// What the answers so far come to. Nothing here waits.
+struct Ledger {
+    plan: Arc<Plan>,
+    copies: CopiesMissing,
+    quorum: QuorumLedger,
     /// Batches whose answer is still to come.
     outstanding: usize,
     /// What the sender was told, or will be: whether it considers the request done.
@@ -135,114 +136,133 @@ struct Short {
 }
 
 impl Answers {
-    pub(super) fn new(plan: Arc<Plan>, ledger: QuorumLedger, copies: CopiesMissing) -> Answers {
-        let state = State {
-            ledger,
-            outstanding: plan.batches.len(),
-            is_final: false,
-            failures: Vec::new(),
-            conflicts: Vec::new(),
-            refusals: Refusals::default(),
-            short: Vec::new(),
-        };
-        Answers { plan, copies, state: Mutex::new(state), decided: Notify::new() }
+    pub(super) fn new(plan: Arc<Plan>, quorum: QuorumLedger, copies: CopiesMissing) -> Answers {
+        let ledger = Mutex::new(Ledger::new(plan, quorum, copies));
+        Answers { ledger, decided: Notify::new() }
     }
 
     /// Takes note of what `worker` made of some batches.
     pub(super) fn record(&self, worker: &Arc<str>, answer: Answer) {
-        let Plan { batches, shape } = &*self.plan;
-        let refused = answer.refused.as_ref();
-        let refused = refused.map(|refused| self.plan.positions(answer.batches.clone(), refused));
-        let state = &mut *self.state.lock();
-        for batch in batches.get(answer.batches.clone()).unwrap_or_default() {
-            let groups = batch.groups.iter().copied();
-            match &refused {
-                Some(refused) => {
-                    state.ledger.record_partial(groups, refused, |group| shape.group_len(group));
-                }
-                None => state.ledger.record(groups, answer.outcome),
-            }
-        }
-        if let Some(failure) = answer.failure {
-            let told = match answer.outcome {
-                ReplicaOutcome::Conflict => &mut state.conflicts,
-                _ => &mut state.failures,
-            };
-            note(told, failure);
-        }
-        state.refusals.merge(answer.refusals);
-        state.outstanding = state.outstanding.saturating_sub(answer.batches.len());
-        if let Some(reason) = answer.shortfall {
-            let (worker, batches) = (worker.clone(), answer.batches);
-            state.short.push(Short { worker, reason, batches, series: refused });
-        }
-        if state.ledger.verdict().is_some() {
+        let mut ledger = self.ledger.lock();
+        ledger.record(worker, answer);
+        if ledger.is_decided() {
             self.decided.notify_one();
-        }
-        if state.outstanding == 0 {
-            self.count_missing(state);
         }
     }
 
-    /// Waits until the verdict is fixed, and says what the sender is told. `outcome` is what the
+    /// Waits until the verdict is fixed, and says what the sender is told. `held` is what the
     /// request held.
     pub(super) async fn outcome(
         &self,
-        mut outcome: WriteOutcome,
+        held: WriteOutcome,
         deadline: Instant,
     ) -> Result<WriteOutcome, WriteError> {
-        while self.state.lock().ledger.verdict().is_none() {
+        while !self.ledger.lock().is_decided() {
             // Every task ends by the deadline, but one that hangs must not hold the client.
             if timeout_at(deadline, self.decided.notified()).await.is_err() {
                 break;
             }
         }
-        let state = &mut *self.state.lock();
-        let verdict = state.ledger.verdict_at_deadline();
-        let is_late = state.ledger.verdict().is_none();
-        match verdict {
+        self.ledger.lock().take_outcome(held)
+    }
+}
+
+impl Ledger {
+    fn new(plan: Arc<Plan>, quorum: QuorumLedger, copies: CopiesMissing) -> Ledger {
+        Ledger {
+            outstanding: plan.batches.len(),
+            plan,
+            copies,
+            quorum,
+            is_final: false,
+            failures: Vec::new(),
+            conflicts: Vec::new(),
+            refusals: Refusals::default(),
+            short: Vec::new(),
+        }
+    }
+
+    fn is_decided(&self) -> bool {
+        self.quorum.verdict().is_some()
+    }
+
+    fn record(&mut self, worker: &Arc<str>, answer: Answer) {
+        let Plan { batches, shape } = &*self.plan;
+        let refused = answer.refused.as_ref();
+        let refused = refused.map(|refused| self.plan.positions(answer.batches.clone(), refused));
+        for batch in batches.get(answer.batches.clone()).unwrap_or_default() {
+            let groups = batch.groups.iter().copied();
+            match &refused {
+                Some(refused) => {
+                    self.quorum.record_partial(groups, refused, |group| shape.group_len(group));
+                }
+                None => self.quorum.record(groups, answer.outcome),
+            }
+        }
+        if let Some(failure) = answer.failure {
+            let told = match answer.outcome {
+                ReplicaOutcome::Conflict => &mut self.conflicts,
+                _ => &mut self.failures,
+            };
+            note(told, failure);
+        }
+        self.refusals.merge(answer.refusals);
+        self.outstanding = self.outstanding.saturating_sub(answer.batches.len());
+        if let Some(reason) = answer.shortfall {
+            let (worker, batches) = (worker.clone(), answer.batches);
+            self.short.push(Short { worker, reason, batches, series: refused });
+        }
+        if self.outstanding == 0 {
+            self.count_missing();
+        }
+    }
+
+    /// What the sender is told by now, once.
+    fn take_outcome(&mut self, mut held: WriteOutcome) -> Result<WriteOutcome, WriteError> {
+        match self.quorum.verdict_at_deadline() {
             Verdict::Success => {
-                self.acknowledge(state);
-                Ok(outcome)
+                self.acknowledge();
+                Ok(held)
             }
             Verdict::Conflict => {
-                let refusals = std::mem::take(&mut state.refusals);
-                outcome.samples_stored = outcome.samples_stored.saturating_sub(refusals.total());
-                outcome.refusals.merge(refusals);
-                let said = state.conflicts.drain(..);
-                said.for_each(|said| outcome.refusals.add_replica(said.to_string()));
-                self.acknowledge(state);
-                Ok(outcome)
+                let refusals = std::mem::take(&mut self.refusals);
+                held.samples_stored = held.samples_stored.saturating_sub(refusals.total());
+                held.refusals.merge(refusals);
+                let said = self.conflicts.drain(..);
+                said.for_each(|said| held.refusals.add_replica(said.to_string()));
+                self.acknowledge();
+                Ok(held)
             }
             Verdict::NotReady | Verdict::Unavailable => {
-                if is_late {
-                    state.failures.push(ReplicaFailure::Silent);
+                let mut failures = std::mem::take(&mut self.failures);
+                if !self.is_decided() {
+                    failures.push(ReplicaFailure::Silent);
                 }
-                let samples = outcome.samples_stored + outcome.refusals.total();
-                let failures = std::mem::take(&mut state.failures);
-                Err(WriteError::NoQuorum { failures, series: outcome.series, samples })
+                let samples = held.samples_stored + held.refusals.total();
+                Err(WriteError::NoQuorum { failures, series: held.series, samples })
             }
         }
     }
 
     /// The sender does not come again: what falls short now stays so.
-    fn acknowledge(&self, state: &mut State) {
-        state.is_final = true;
-        if state.outstanding == 0 {
-            self.count_missing(state);
+    fn acknowledge(&mut self) {
+        self.is_final = true;
+        if self.outstanding == 0 {
+            self.count_missing();
         }
     }
 
     /// Counts copies that are missing of series that were acknowledged, once all answers are there.
-    fn count_missing(&self, state: &mut State) {
-        if !state.is_final {
+    fn count_missing(&mut self) {
+        if !self.is_final {
             return;
         }
+        let short = std::mem::take(&mut self.short);
         let shape = &self.plan.shape;
-        let is_stored = |position| state.ledger.series_verdict(position) == Some(Verdict::Success);
-        for Short { worker, reason, batches, series } in std::mem::take(&mut state.short) {
+        let is_stored = |position| self.quorum.series_verdict(position) == Some(Verdict::Success);
+        for Short { worker, reason, batches, series } in short {
             let of_group = |group: &u32| -> u64 {
-                if state.ledger.is_whole(*group) {
+                if self.quorum.is_whole(*group) {
                     let is_stored = is_stored(SeriesPosition { group: *group, member: 0 });
                     return if is_stored { shape.samples_in(*group) } else { 0 };
                 }
