@@ -55,12 +55,11 @@ pub fn label_names(
     held: &mut ReadBudgetGuard,
 ) -> Result<Texts, QueryError> {
     let matchers = matchers::parse(&request.matchers, held)?;
-    let missing = tenants.unavailable.iter();
-    let missing = missing.filter(|tenant| missing::can_match(tenant, &matchers));
-    let missing = missing::warnings(missing);
-    let warnings =
-        Missing::of_request(request.partial_response_disabled, request.partial_response_strategy)
-            .settle(missing)?;
+    let missing =
+        Missing::of_request(request.partial_response_disabled, request.partial_response_strategy);
+    let unavailable = tenants.unavailable.iter();
+    let unavailable = unavailable.filter(|tenant| missing::can_match(tenant, &matchers));
+    let mut warnings = missing.settle(missing::warnings(unavailable))?;
     let mut names = BTreeSet::new();
     for tenant in &tenants.open {
         let Some((matchers, in_range)) = ask(&**tenant, &matchers, request.start, request.end)
@@ -70,7 +69,8 @@ pub fn label_names(
         if !in_range {
             continue;
         }
-        let stored = tenant.reader(request.start, request.end).label_names(&matchers)?;
+        let stored = tenant.reader(request.start, request.end).label_names(&matchers);
+        let Some(stored) = missing.read(&**tenant, stored, &mut warnings)? else { continue };
         interrupted()?;
         hold_texts(held, &stored)?;
         if stored.is_empty() {
@@ -99,7 +99,7 @@ pub fn label_values(
     if contains(&request.without_replica_labels, &request.label) {
         return Ok((Vec::new(), Vec::new()));
     }
-    let mut missing = Vec::new();
+    let mut unavailable = Vec::new();
     for tenant in tenants.unavailable.iter().filter(|t| missing::can_match(t, &matchers)) {
         let external = tenant.external_labels.iter().find(|(name, _)| *name == request.label);
         match external {
@@ -107,12 +107,12 @@ pub fn label_values(
             Some((_, value)) if is_of_external(&matchers, &tenant.external_labels) => {
                 values.insert(value.clone());
             }
-            _ => missing.push(tenant),
+            _ => unavailable.push(tenant),
         }
     }
-    let warnings =
-        Missing::of_request(request.partial_response_disabled, request.partial_response_strategy)
-            .settle(missing::warnings(missing.into_iter()))?;
+    let missing =
+        Missing::of_request(request.partial_response_disabled, request.partial_response_strategy);
+    let mut warnings = missing.settle(missing::warnings(unavailable.into_iter()))?;
     for tenant in &tenants.open {
         let Some((matchers, in_range)) = ask(&**tenant, &matchers, request.start, request.end)
         else {
@@ -121,11 +121,19 @@ pub fn label_values(
         let reader = || tenant.reader(request.start, request.end);
         let external = tenant.external_labels().iter().find(|(name, _)| *name == request.label);
         if let Some((_, value)) = external {
-            if matchers.is_empty() || !reader().select(&matchers)?.is_empty() {
+            let has_series = match matchers.is_empty() {
+                true => Some(true),
+                false => {
+                    let selected = reader().select(&matchers).map(|series| !series.is_empty());
+                    missing.read(&**tenant, selected, &mut warnings)?
+                }
+            };
+            if has_series == Some(true) {
                 values.insert(value.clone());
             }
         } else if in_range {
-            let stored = reader().label_values(&request.label, &matchers)?;
+            let stored = reader().label_values(&request.label, &matchers);
+            let Some(stored) = missing.read(&**tenant, stored, &mut warnings)? else { continue };
             interrupted()?;
             hold_texts(held, &stored)?;
             values.extend(stored);
@@ -171,3 +179,6 @@ impl WireMatcher for crate::wire::proto::thanos::LabelMatcher {
         (self.r#type, &self.name, &self.value)
     }
 }
+
+#[cfg(test)]
+mod tests;

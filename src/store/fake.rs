@@ -21,7 +21,7 @@ use crate::store::error::QueryError;
 use crate::store::source::{ReadTenant, SeriesReader, TenantSource, Tenants};
 use crate::tsdb::chunkenc::ENCODING_XOR;
 use crate::tsdb::chunkenc::xor::XorState;
-use crate::tsdb::error::ReadError;
+use crate::tsdb::error::{Corruption, ReadError};
 use crate::tsdb::querier::{ChunkData, SelectedSeries};
 use crate::wire::proto::prometheus::QueryResult;
 
@@ -53,6 +53,8 @@ pub(crate) struct FakeTenant {
     series: Vec<(SeriesLabels, Vec<ChunkData>)>,
     /// Calls of [`SeriesReader::chunks`].
     pub(crate) chunk_reads: AtomicUsize,
+    /// Whether every read fails, as that of a damaged block.
+    fails: bool,
     /// Is told when a selection begins and when it ends, which it does not before it is asked to.
     working: Option<Sender<Work>>,
 }
@@ -72,7 +74,16 @@ impl FakeTenant {
             external: external.iter().map(|(n, v)| (owned(n), owned(v))).collect(),
             series: Vec::new(),
             chunk_reads: AtomicUsize::new(0),
+            fails: false,
             working: None,
+        }
+    }
+
+    /// One that cannot be read.
+    pub(crate) fn failing(id: &str, external: Labels<'_>) -> FakeTenant {
+        FakeTenant {
+            fails: true,
+            ..FakeTenant::new(id, external).with(&[("a", "b")], &[(0, 1.0)], 1)
         }
     }
 
@@ -170,6 +181,15 @@ impl FakeReader {
         chunk.mint <= self.maxt && self.mint <= chunk.maxt
     }
 
+    fn fail(&self) -> Result<(), ReadError> {
+        match self.tenant.fails {
+            true => {
+                Err(Corruption { file: "/block/index".into(), offset: 7, what: "a series" }.into())
+            }
+            false => Ok(()),
+        }
+    }
+
     fn matching(
         &self,
         matchers: &[Matcher],
@@ -185,6 +205,7 @@ impl FakeReader {
 
 impl SeriesReader for FakeReader {
     fn select(&self, matchers: &[Matcher]) -> Result<Vec<SelectedSeries>, ReadError> {
+        self.fail()?;
         if let Some(told) = &self.tenant.working {
             told.send(Work::Begun).unwrap();
             while !stop::is_asked() {
@@ -210,12 +231,14 @@ impl SeriesReader for FakeReader {
     }
 
     fn label_names(&self, matchers: &[Matcher]) -> Result<Vec<Vec<u8>>, ReadError> {
+        self.fail()?;
         let labels = self.matching(matchers).flat_map(|(key, _)| key.iter());
         let names: BTreeSet<_> = labels.map(|(name, _)| name.to_vec()).collect();
         Ok(names.into_iter().collect())
     }
 
     fn label_values(&self, name: &[u8], matchers: &[Matcher]) -> Result<Vec<Vec<u8>>, ReadError> {
+        self.fail()?;
         let labels = self.matching(matchers).flat_map(|(key, _)| key.iter());
         let values = labels.filter(|(other, _)| *other == name);
         let values: BTreeSet<_> = values.map(|(_, value)| value.to_vec()).collect();

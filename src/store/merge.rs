@@ -10,7 +10,6 @@ use std::mem::size_of;
 
 use prost::Message as _;
 
-use crate::error::chain;
 use crate::model::stop;
 use crate::store::budget::{ReadBudget, ReadBudgetGuard};
 use crate::store::error::QueryError;
@@ -80,9 +79,13 @@ impl SeriesCursor {
         let mut held = budget.begin();
         let mut parts = Vec::new();
         let mut series = Vec::new();
-        let missing = tenants.unavailable.iter();
-        let missing = missing.filter(|tenant| missing::can_match(tenant, &asked));
-        let mut warnings = missing::warnings(missing);
+        let missing = Missing::of_request(
+            request.partial_response_disabled,
+            request.partial_response_strategy,
+        );
+        let unavailable = tenants.unavailable.iter();
+        let unavailable = unavailable.filter(|tenant| missing::can_match(tenant, &asked));
+        let mut warnings = missing.settle(missing::warnings(unavailable))?;
         for tenant in &tenants.open {
             let mint = tenant.time_range().map_or(i64::MAX, |(mint, _)| mint);
             if request.max_time < mint {
@@ -99,13 +102,9 @@ impl SeriesCursor {
             let reader = tenant.reader(request.min_time, request.max_time);
             let labels =
                 FinalLabels::new(tenant.external_labels(), &request.without_replica_labels);
-            let mut selected = match reader.select(&matchers) {
-                Ok(selected) => selected,
-                Err(err) => {
-                    let (tenant, err) = (tenant.name(), chain(&err));
-                    warnings.push(format!("tenant {tenant} cannot be read now: {err}"));
-                    continue;
-                }
+            let selected = reader.select(&matchers);
+            let Some(mut selected) = missing.read(&**tenant, selected, &mut warnings)? else {
+                continue;
             };
             if let Some(shard) = &mut shard {
                 selected.retain(|series| {
@@ -119,11 +118,7 @@ impl SeriesCursor {
             series.extend(selected.into_iter().map(|series| Entry { tenant: index, series }));
             parts.push(TenantPart { reader, labels });
         }
-        let warnings = Missing::of_request(
-            request.partial_response_disabled,
-            request.partial_response_strategy,
-        )
-        .settle(warnings)?;
+        let warnings = missing.settle(warnings)?;
         held.hold((series.len().saturating_mul(SERIES_BYTES)).min(UNDER_WAY_BYTES))?;
         sort_by(&mut series, |a, b| compare(&parts, a, b));
         interrupted()?;

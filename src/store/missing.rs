@@ -1,10 +1,13 @@
 //! What an answer says of tenants that would have a part in it but cannot be read now: their log is
-//! being replayed, or they could not be opened. Nobody is told less than there is without being told
-//! so.
+//! being replayed, they could not be opened, or a block of theirs fails. Nobody is told less than there
+//! is without being told so.
 
+use crate::error::chain;
 use crate::model::matcher::Matcher;
 use crate::multi_tsdb::UnavailableTenant;
 use crate::store::error::QueryError;
+use crate::store::source::ReadTenant;
+use crate::tsdb::error::ReadError;
 use crate::wire::proto::thanos::PartialResponseStrategy;
 
 /// Tenants that one answer names. Of more it gives the number: a node that starts may be opening
@@ -34,6 +37,25 @@ impl Missing {
         match warnings.first() {
             Some(first) if self == Missing::Aborts => Err(QueryError::Partial(first.clone())),
             _ => Ok(warnings),
+        }
+    }
+
+    /// What was read of a tenant; `None` and a warning, or the error, if that failed.
+    pub fn read<T>(
+        self,
+        tenant: &dyn ReadTenant,
+        read: Result<T, ReadError>,
+        warnings: &mut Vec<String>,
+    ) -> Result<Option<T>, QueryError> {
+        let Err(err) = read else { return Ok(read.ok()) };
+        let (tenant, err) = (tenant.name(), chain(&err));
+        let warning = format!("tenant {tenant} cannot be read now: {err}");
+        match self {
+            Missing::Aborts => Err(QueryError::Partial(warning)),
+            Missing::IsWarnedOf => {
+                warnings.push(warning);
+                Ok(None)
+            }
         }
     }
 }

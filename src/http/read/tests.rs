@@ -242,6 +242,15 @@ async fn a_tenant_that_is_opening_is_503_and_an_unknown_one_is_empty() {
     assert!(response.results[0].timeseries.is_empty());
 }
 
+#[tokio::test]
+async fn a_tenant_whose_block_fails_is_503_and_told() {
+    let body = compressed(&ReadRequest { queries: vec![query(0, 1)], ..Default::default() });
+    let failing = FakeSource::of(vec![Arc::new(FakeTenant::failing("t", &[]))]);
+    let (response, body) = post_bytes(failing, &[("thanos-tenant", "t")], body).await;
+    assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(body, "/block/index, byte 7: a series\n");
+}
+
 #[test]
 fn an_answer_without_series_is_one_empty_result_a_query() {
     let budget = ReadBudget::new(READ_BYTES_MAX_DEFAULT);
