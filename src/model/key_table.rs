@@ -116,14 +116,14 @@ impl Lookup {
 
     /// What [`Lookup::find`] takes for these rules.
     pub fn mark(&self, rules: Rules) -> RulesMark {
-        RulesMark((u32::from(rules.0) + 1).wrapping_mul(self.0.mark_factor))
+        self.0.mark(rules)
     }
 
     /// Brings the line of a key's entry. For many keys in a row their misses overlap, while look-ups
     /// alone would wait for each.
     #[inline]
     pub fn touch(&self, key: Fingerprint) -> u64 {
-        self.0.entries[self.0.place(key.high)].high.load(Ordering::Relaxed)
+        self.0.touch(key)
     }
 
     /// The slot that label bytes mean under the rules of a mark.
@@ -147,7 +147,7 @@ impl Adder<'_> {
 
     /// See [`Lookup::touch`].
     pub fn touch(&self, key: Fingerprint) -> u64 {
-        self.entries.entries[self.entries.place(key.high)].high.load(Ordering::Relaxed)
+        self.entries.touch(key)
     }
 
     pub fn find_canonical(&self, key: Fingerprint) -> Option<Slot> {
@@ -163,9 +163,7 @@ impl Adder<'_> {
     /// Lets `raw`, which is not the canonical key of `slot`, mean it under the rules, unless there
     /// are too many aliases already.
     pub fn add_alias(&mut self, raw: &[u8], slot: Slot, rules: Rules) {
-        let lookup = Lookup(self.entries.clone());
-        let (key, mark) = (lookup.fingerprint(raw), lookup.mark(rules));
-        drop(lookup);
+        let (key, mark) = (self.entries.fingerprinter.of(raw), self.entries.mark(rules));
         let has_room = self.counts.aliases < self.counts.series * ALIASES_PER_SERIES;
         let is_known = |low| low == key.low || low == key.low ^ mark.0;
         if has_room && self.entries.find(key.high, is_known).is_none() {
@@ -189,6 +187,15 @@ impl Entries {
     fn empty(fingerprinter: Fingerprinter, mark_factor: u32, len: usize) -> Entries {
         let entries = std::iter::repeat_with(Entry::default).take(len).collect();
         Entries { fingerprinter, mark_factor, entries }
+    }
+
+    fn mark(&self, rules: Rules) -> RulesMark {
+        RulesMark((u32::from(rules.0) + 1).wrapping_mul(self.mark_factor))
+    }
+
+    #[inline]
+    fn touch(&self, key: Fingerprint) -> u64 {
+        self.entries[self.place(key.high)].high.load(Ordering::Relaxed)
     }
 
     fn grown(&self) -> Entries {

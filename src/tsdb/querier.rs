@@ -97,7 +97,7 @@ impl Querier {
                 .collect());
         }
         let mut union = Union::default();
-        for (slot, labels) in in_head {
+        for (slot, labels) in in_head.into_iter().take_while(|_| !stop::is_asked()) {
             union.series(labels.iter()).head = Some(slot);
         }
         for (i, block) in (0..).zip(&self.blocks) {

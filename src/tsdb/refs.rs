@@ -20,6 +20,7 @@ use serde::Deserialize;
 
 use crate::disk::{Disk, lacks_descriptors, read_file};
 use crate::model::HeadSeriesRef;
+use crate::model::varint::read_varint;
 use crate::tsdb::wal::reader::{Found, SegmentReader};
 use crate::tsdb::wal::record::Record;
 use crate::tsdb::wal::repair::LogDir;
@@ -161,7 +162,8 @@ fn chunk_at(file: &mut Window, offset: u64) -> io::Result<Option<(u64, u64)>> {
         return Ok(None);
     }
     let length = behind.get(CHUNK_FIXED_BYTES - 8..).unwrap_or_default();
-    let Some((data_bytes, length_bytes)) = read_uvarint(length) else { return Ok(None) };
+    let Some((data_bytes, rest)) = read_varint(length) else { return Ok(None) };
+    let length_bytes = length.len() - rest.len();
     if data_bytes > CHUNK_DATA_BYTES_MAX {
         return Ok(None);
     }
@@ -186,18 +188,6 @@ fn first_nonzero(file: &mut Window, mut offset: u64) -> io::Result<u64> {
         }
     }
     Ok(file.len)
-}
-
-/// Go's uvarint, and how many bytes it takes.
-fn read_uvarint(bytes: &[u8]) -> Option<(u64, usize)> {
-    let mut value = 0u64;
-    for (byte, i) in bytes.iter().zip(0..9u32) {
-        value |= u64::from(byte & 0x7f) << (7 * i);
-        if byte & 0x80 == 0 {
-            return Some((value, i as usize + 1));
-        }
-    }
-    None
 }
 
 #[cfg(test)]

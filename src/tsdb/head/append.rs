@@ -337,7 +337,7 @@ impl Head {
 
     /// Makes the series of the batch that do not exist and have a sample to hold.
     fn resolve_new_series(&self, log: &mut LogSide, batch: &Batch, bounds: Bounds) {
-        let Scratch { resolved, made, .. } = &mut log.scratch;
+        let Scratch { resolved, made, first_made, .. } = &mut log.scratch;
         resolved.clear();
         made.clear();
         if batch.new_series.is_empty() && batch.aliases.is_empty() {
@@ -348,7 +348,6 @@ impl Head {
             wanted[(sample.series & !NEW_BIT) as usize] |=
                 bounds.mint <= sample.t && sample.t <= bounds.maxt;
         }
-        let Scratch { resolved, made, first_made, .. } = &mut log.scratch;
         let mut known = self.known.adder();
         *first_made = known.series_count() as Slot;
         // Another program's log may leave few refs or none.
@@ -380,6 +379,7 @@ impl Head {
         }
         drop(known);
         let mut states = self.states.write();
+        debug_assert_eq!(states.len(), *first_made as usize, "a slot has a state");
         for _ in made.iter() {
             states.push(SeriesState::new(HeadSeriesRef(log.next_ref)));
             log.next_ref += 1;
@@ -481,7 +481,7 @@ impl Head {
                         let labels = LabelIter::of_canonical(key);
                         record::push_series(records, series_ref, labels);
                     }
-                    // One whose record could not be written before.
+                    // One that was made before, and has no record yet.
                     None => {
                         let labels = self.labels_in(&labels, *slot);
                         record::push_series(records, series_ref, labels);
