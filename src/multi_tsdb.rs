@@ -41,7 +41,7 @@ use crate::multi_tsdb::periodic::Periodic;
 use crate::multi_tsdb::syncer::SyncLane;
 use crate::multi_tsdb::tenant::ExternalLabels;
 pub use crate::multi_tsdb::tenant::{LabelSet, Tenant};
-use crate::tsdb::file::PageCache;
+use crate::tsdb::env::Env;
 use crate::tsdb::options::DbOptions;
 use crate::tsdb::wal::SyncPolicy;
 use crate::tsdb::{Db, OpenError};
@@ -76,9 +76,6 @@ const APPEND_THREADS_MAX: usize = 64;
 const SYNC_THREADS_MAX: usize = 64;
 const SYNC_THREADS: usize = 2;
 
-/// Bytes of indexes and tombstones of blocks that were read lately, for all tenants together.
-const BLOCK_CACHE_BYTES: u64 = 64 << 20;
-
 /// Tenants made at the same time: a disk that hangs must not take all of the runtime's threads for
 /// blocking work.
 const MADE_TOGETHER: usize = 32;
@@ -89,12 +86,7 @@ const QUARANTINE_RETRY: Duration = Duration::from_secs(15);
 /// All tenants of this node.
 pub struct MultiTsdb {
     options: MultiTsdbOptions,
-    disk: Arc<dyn Disk>,
-    clock: Arc<dyn Clock>,
-    registry: Registry,
-    fingerprinter: Fingerprinter,
-    /// Pages of all tenants' blocks.
-    block_cache: Arc<PageCache>,
+    env: Env,
     tenants: RwLock<HashMap<TenantId, Entry>>,
     /// Tenants found at start that are neither open nor quarantined yet.
     unopened: AtomicUsize,
@@ -203,11 +195,7 @@ impl MultiTsdb {
         let data_dir = DataDir::new(options.dir.clone(), registry);
         let tenants = Arc::new(MultiTsdb {
             options,
-            disk,
-            clock,
-            registry: registry.clone(),
-            fingerprinter: Fingerprinter::random(),
-            block_cache: PageCache::new(BLOCK_CACHE_BYTES),
+            env: Env::new(disk, clock, registry.clone()),
             tenants: RwLock::new(entries),
             unopened: AtomicUsize::new(found.len()),
             data_dir,
@@ -259,7 +247,7 @@ impl MultiTsdb {
     }
 
     fn look_at_data_dir(&self) {
-        self.data_dir.look(&*self.disk);
+        self.data_dir.look(&*self.env.disk);
     }
 
     /// Shows on the page how many tenants and series there are and may be.
@@ -430,7 +418,7 @@ impl MultiTsdb {
     fn make(&self, id: &TenantId, done: watch::Sender<()>) -> Result<Arc<Tenant>, TenantError> {
         let claim = ClaimGuard { tenants: self, id, done: Some(done) };
         let dir = self.dir_of(id);
-        let opened = Db::lock(&*self.disk, &dir, &self.options.db)
+        let opened = Db::lock(&*self.env.disk, &dir, &self.options.db)
             .and_then(|lock| self.open_tenant(id, lock));
         let opened = opened.map_err(|err| {
             let err = chain(&err);
@@ -521,7 +509,7 @@ impl MultiTsdb {
                 return;
             }
             self.open_retries.inc();
-            self.settle(&id, Db::lock(&*self.disk, &self.dir_of(&id), &self.options.db));
+            self.settle(&id, Db::lock(&*self.env.disk, &self.dir_of(&id), &self.options.db));
         }
     }
 
@@ -530,26 +518,15 @@ impl MultiTsdb {
         id: &TenantId,
         lock: Option<Box<dyn DirLock>>,
     ) -> Result<Arc<Tenant>, OpenError> {
-        let open = || {
-            Db::open(
-                &self.dir_of(id),
-                lock,
-                self.options.db.clone(),
-                self.fingerprinter.clone(),
-                self.disk.clone(),
-                self.clock.clone(),
-                &self.block_cache,
-                &self.registry,
-                id.as_str(),
-            )
-        };
+        let open =
+            || Db::open(&self.dir_of(id), lock, self.options.db.clone(), &self.env, id.as_str());
         // What is on disk may have been written by anyone. Were it to meet a mistake of ours, it is
         // to cost its own tenant, not the readiness of the node. Nothing of a database that did not
         // open is used again.
         let opened = panic::catch_unwind(AssertUnwindSafe(open))
             .unwrap_or_else(|_| Err(OpenError::Panicked { dir: self.dir_of(id) }))?;
         tenant::log_opened(id, &opened);
-        show_unserved_blocks(&self.registry, id.as_str(), opened.blocks_set_aside.len());
+        show_unserved_blocks(&self.env.registry, id.as_str(), opened.blocks_set_aside.len());
         let external_labels = ExternalLabels::new(&self.options, id);
         let db = Arc::new(opened.db);
         let (threads, metrics) = (self.append_threads.clone(), self.append_metrics.clone());
@@ -564,7 +541,7 @@ impl MultiTsdb {
 
     /// What decodes requests for tenants that do not exist yet hashes keys with.
     pub fn fingerprinter(&self) -> &Fingerprinter {
-        &self.fingerprinter
+        &self.env.fingerprinter
     }
 }
 

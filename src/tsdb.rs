@@ -9,17 +9,17 @@
 //! ```
 
 pub mod block;
+pub mod blocks;
 pub mod chunkenc;
+pub mod env;
 pub mod error;
 pub mod file;
 pub mod head;
 pub mod index;
-pub mod meta;
 pub mod options;
 pub mod querier;
 mod refs;
 pub mod source;
-pub mod view;
 pub mod wal;
 mod window;
 
@@ -30,15 +30,13 @@ use std::sync::Arc;
 use rustix::io::Errno;
 use tokio::time::Instant;
 
-use crate::clock::Clock;
 use crate::disk::{DirLock, Disk};
-use crate::metrics::Registry;
 use crate::model::Timestamp;
-use crate::model::fingerprint::Fingerprinter;
 use crate::model::key_table::Lookup;
 use crate::tsdb::block::Block;
+use crate::tsdb::blocks::Blocks;
+use crate::tsdb::env::Env;
 use crate::tsdb::error::ReadError;
-use crate::tsdb::file::PageCache;
 use crate::tsdb::head::Head;
 use crate::tsdb::head::append::{AppendReport, AppendResults, LogSide};
 use crate::tsdb::head::batch::Batch;
@@ -47,7 +45,6 @@ use crate::tsdb::head::replay::{ReplayReport, replay};
 use crate::tsdb::options::DbOptions;
 use crate::tsdb::querier::Querier;
 use crate::tsdb::source::Source as _;
-use crate::tsdb::view::OpenBlocks;
 use crate::tsdb::wal::repair::{LogContents, open_log};
 use crate::tsdb::wal::{
     SegmentIndex, SyncError, SyncHandle, Wal, WalError, WalMetrics, WalOptions, unsynced,
@@ -157,30 +154,26 @@ impl Db {
 
     /// Opens the database in `dir`, whose lock [`Db::lock`] took, and replays its log. Damage in the
     /// log costs what is damaged and is told in the result.
-    #[expect(clippy::too_many_arguments, reason = "each is another owner's")]
     pub fn open(
         dir: &Path,
         lock: Option<Box<dyn DirLock>>,
         options: DbOptions,
-        fingerprinter: Fingerprinter,
-        disk: Arc<dyn Disk>,
-        clock: Arc<dyn Clock>,
-        block_cache: &Arc<PageCache>,
-        registry: &Registry,
+        env: &Env,
         tenant: &str,
     ) -> Result<Opened, OpenError> {
         let started = Instant::now();
-        let blocks = meta::find_blocks(&*disk, dir).map_err(OpenError::io("listing", dir))?;
+        let Env { disk, clock, registry, .. } = env.clone();
+        let Blocks { served: blocks, set_aside: blocks_set_aside, floor } =
+            Blocks::open(&*disk, dir, &env.block_cache)?;
         let out_of_order_log_bytes = bytes_in(&*disk, &dir.join("wbl"));
-        let floor = blocks.floor;
-        let blocks = OpenBlocks::open(&*disk, &blocks.dirs, block_cache)?;
         let wal_dir = dir.join("wal");
         disk.create_dir_all(&wal_dir).map_err(OpenError::io("making", &wal_dir))?;
-        let wal_metrics = WalMetrics::new(registry, tenant);
-        let (log, contents, report) = replay(fingerprinter, floor, options.block_range, |take| {
-            open_log(&*disk, &wal_dir, &wal_metrics, |found| take(found.record))
-        })
-        .map_err(OpenError::io("reading the log in", &wal_dir))?;
+        let wal_metrics = WalMetrics::new(&registry, tenant);
+        let (log, contents, report) =
+            replay(env.fingerprinter.clone(), floor, options.block_range, |take| {
+                open_log(&*disk, &wal_dir, &wal_metrics, |found| take(found.record))
+            })
+            .map_err(OpenError::io("reading the log in", &wal_dir))?;
         sync_log(&*disk, &wal_dir).map_err(OpenError::io("syncing the log in", &wal_dir))?;
         let highest_ref = refs::highest_beside_log(&*disk, dir)
             .map_err(OpenError::io("looking for refs in", dir))?;
@@ -194,12 +187,11 @@ impl Db {
         let wal = Wal::open(disk, &wal_dir, wal_options, wal_metrics)
             .map_err(|source| OpenError::Log { dir: wal_dir, source })?;
         let sync = wal.sync_handle();
-        let metrics = HeadMetrics::new(registry, tenant);
+        let metrics = HeadMetrics::new(&registry, tenant);
         metrics.replay_seconds.set(started.elapsed().as_secs_f64());
         let log_side = LogSide::new(wal, report.next_ref.max(highest_ref + 1));
         let head = Head::new(options, clock, metrics, floor, contents, log_side);
-        let db = Db { head: Arc::new(head), blocks: blocks.served, sync, _lock: lock };
-        let blocks_set_aside = blocks.set_aside;
+        let db = Db { head: Arc::new(head), blocks, sync, _lock: lock };
         Ok(Opened { db, log, replay: report, blocks_set_aside, out_of_order_log_bytes })
     }
 

@@ -8,11 +8,10 @@ use std::sync::Arc;
 use ringest::clock::SystemClock;
 use ringest::disk::SystemDisk;
 use ringest::metrics::Registry;
-use ringest::model::fingerprint::Fingerprinter;
 use ringest::model::labels::push_label;
 use ringest::model::varint::push_varint;
 use ringest::tsdb::Db;
-use ringest::tsdb::file::PageCache;
+use ringest::tsdb::env::Env;
 use ringest::tsdb::head::batch::Batch;
 use ringest::tsdb::options::DbOptions;
 use ringest::write::Manners;
@@ -112,21 +111,8 @@ pub(crate) fn open(options: &DbOptions) -> BenchDb {
 
 pub(crate) fn open_in(dir: &std::path::Path, options: &DbOptions) -> Db {
     let lock = Db::lock(&SystemDisk, dir, options).expect("the lock");
-    let (disk, clock) = (Arc::new(SystemDisk), Arc::new(SystemClock));
-    let (fingerprinter, registry) = (Fingerprinter::random(), Registry::new());
-    Db::open(
-        dir,
-        lock,
-        options.clone(),
-        fingerprinter,
-        disk,
-        clock,
-        &PageCache::new(0),
-        &registry,
-        "bench",
-    )
-    .expect("opens")
-    .db
+    let env = Env::new(Arc::new(SystemDisk), Arc::new(SystemClock), Registry::new());
+    Db::open(dir, lock, options.clone(), &env, "bench").expect("opens").db
 }
 
 /// Decodes a request against what the database knows.

@@ -148,7 +148,7 @@ fn sync_together(tenants: &MultiTsdb) -> Vec<Arc<Tenant>> {
     // written may be on a disk that hangs, and is synced by itself.
     let written: Vec<_> =
         dirty.iter().map(|tenant| tenant.db.sync_handle().written_position()).collect();
-    if let Err(err) = tenants.disk.sync_file_system(&tenants.options.dir) {
+    if let Err(err) = tenants.env.disk.sync_file_system(&tenants.options.dir) {
         tracing::error!(%err, "syncing the file system failed");
         if !was_not_tried(&err) {
             // Those that were written since are among what the kernel takes for clean now.

@@ -43,9 +43,19 @@ impl Block {
     /// Opens the block in `dir`: reads what finds things in it, checking that. Series, postings and
     /// chunks are checked as they are read.
     pub fn open(disk: &dyn Disk, dir: &Path, cache: Arc<PageCache>) -> Result<Block, ReadError> {
+        Block::open_as(disk, dir, BlockMeta::read(disk, dir)?, cache)
+    }
+
+    /// The same with a manifest that was read.
+    pub fn open_as(
+        disk: &dyn Disk,
+        dir: &Path,
+        meta: BlockMeta,
+        cache: Arc<PageCache>,
+    ) -> Result<Block, ReadError> {
         Ok(Block {
             dir: dir.to_owned(),
-            meta: BlockMeta::read(disk, dir)?,
+            meta,
             index: IndexReader::open(disk, &dir.join(INDEX_FILE), cache)?,
             chunks: ChunkReader::open(disk, &dir.join(CHUNKS_DIR))?,
             tombstones: Tombstones::read(disk, dir)?,

@@ -8,8 +8,8 @@ use super::*;
 use crate::clock::ManualClock;
 use crate::disk::SystemDisk;
 use crate::disk::faulty::{FailedSync, FaultyDisk};
+use crate::metrics::Registry;
 use crate::tsdb::chunkenc::xor::XorIterator;
-use crate::tsdb::file::PageCache;
 use crate::tsdb::head::append::Refusal;
 use crate::tsdb::head::tests::{dump, push};
 use crate::tsdb::wal::Compression;
@@ -35,12 +35,21 @@ fn open_at(disk: &FaultyDisk, now: i64) -> Db {
 }
 
 fn open_with(disk: &FaultyDisk, now: i64, options: DbOptions) -> Db {
-    let dir = Path::new(DIR);
-    let lock = Db::lock(disk, dir, &options).unwrap();
-    let (disk, clock) = (Arc::new(disk.clone()), Arc::new(ManualClock::at(now)));
-    let fingerprinter = Fingerprinter::random();
-    let (cache, registry) = (PageCache::new(0), Registry::new());
-    Db::open(dir, lock, options, fingerprinter, disk, clock, &cache, &registry, "t").unwrap().db
+    let lock = Db::lock(disk, Path::new(DIR), &options).unwrap();
+    try_open(disk, lock, now, options).unwrap().db
+}
+
+fn try_open(
+    disk: &FaultyDisk,
+    lock: Option<Box<dyn DirLock>>,
+    now: i64,
+    options: DbOptions,
+) -> Result<Opened, OpenError> {
+    Db::open(Path::new(DIR), lock, options, &env(disk.clone(), now), "t")
+}
+
+fn env(disk: impl Disk + 'static, now: i64) -> Env {
+    Env::new(Arc::new(disk), Arc::new(ManualClock::at(now)), Registry::new())
 }
 
 /// Appends a sample of a series with a long name of its own.
@@ -141,20 +150,7 @@ fn a_log_that_cannot_be_made_durable_is_not_served() {
     let killed = disk.after_kill();
     killed.fail_syncs(1, FailedSync::KeepsBytes);
     let lock = Db::lock(&killed, Path::new(DIR), &options()).unwrap();
-    let (shared, clock) = (Arc::new(killed.clone()), Arc::new(ManualClock::at(NOW)));
-    let fingerprinter = Fingerprinter::random();
-    let registry = Registry::new();
-    let opened = Db::open(
-        Path::new(DIR),
-        lock,
-        options(),
-        fingerprinter,
-        shared,
-        clock,
-        &PageCache::new(0),
-        &registry,
-        "t",
-    );
+    let opened = try_open(&killed, lock, NOW, options());
     let error = opened.err().unwrap();
     assert_eq!(error.to_string(), "syncing the log in /t/wal");
 }
@@ -168,19 +164,7 @@ fn a_log_that_was_opened_after_a_failed_sync_is_on_the_medium() {
     let killed = disk.after_kill();
     killed.fail_syncs(1, FailedSync::KeepsBytes);
     let lock = Db::lock(&killed, Path::new(DIR), &options()).unwrap();
-    let (shared, clock) = (Arc::new(killed.clone()), Arc::new(ManualClock::at(NOW)));
-    let (fingerprinter, registry) = (Fingerprinter::random(), Registry::new());
-    let opened = Db::open(
-        Path::new(DIR),
-        lock,
-        options(),
-        fingerprinter,
-        shared,
-        clock,
-        &PageCache::new(0),
-        &registry,
-        "t",
-    );
+    let opened = try_open(&killed, lock, NOW, options());
     assert!(opened.is_err());
     assert!(dump(&open(&killed)) == dump(&db));
     assert!(dump(&open(&killed.after_power_cut())) == dump(&db));
@@ -353,20 +337,7 @@ fn what_is_not_served_is_found() {
     add_block(&disk, NOW, NOW - HOUR);
     disk.create_dir_all(Path::new("/t/wbl")).unwrap();
     disk.create(Path::new("/t/wbl/00000000")).unwrap().write_all_at(&[0; 7], 0).unwrap();
-    let (shared, clock) = (Arc::new(disk.clone()), Arc::new(ManualClock::at(NOW)));
-    let fingerprinter = Fingerprinter::random();
-    let registry = Registry::new();
-    let opened = Db::open(
-        Path::new(DIR),
-        None,
-        options(),
-        fingerprinter,
-        shared,
-        clock,
-        &PageCache::new(0),
-        &registry,
-        "t",
-    );
+    let opened = try_open(&disk, None, NOW, options());
     let Opened { blocks_set_aside, out_of_order_log_bytes, .. } = opened.unwrap();
     assert_eq!((blocks_set_aside.len(), out_of_order_log_bytes), (1, 7));
 }
@@ -379,10 +350,7 @@ fn recorded_copy(name: &str) -> tempfile::TempDir {
 }
 
 fn open_dir(dir: &Path) -> Opened {
-    let (disk, clock) = (Arc::new(SystemDisk), Arc::new(ManualClock::at(NOW)));
-    let (cache, fingerprinter) = (PageCache::new(1 << 20), Fingerprinter::random());
-    let registry = Registry::new();
-    Db::open(dir, None, options(), fingerprinter, disk, clock, &cache, &registry, "t").unwrap()
+    Db::open(dir, None, options(), &env(SystemDisk, NOW), "t").unwrap()
 }
 
 fn open_recorded(name: &str) -> (tempfile::TempDir, Db) {

@@ -8,11 +8,10 @@ use std::sync::Arc;
 use ringest::clock::ManualClock;
 use ringest::disk::SystemDisk;
 use ringest::metrics::Registry;
-use ringest::model::fingerprint::Fingerprinter;
 use ringest::model::labels::KeyBuilder;
 use ringest::tsdb::chunkenc::ENCODING_XOR;
 use ringest::tsdb::chunkenc::xor::XorIterator;
-use ringest::tsdb::file::PageCache;
+use ringest::tsdb::env::Env;
 use ringest::tsdb::head::append::AppendReport;
 use ringest::tsdb::head::batch::Batch;
 use ringest::tsdb::options::DbOptions;
@@ -56,9 +55,8 @@ impl Copy {
         let (dir, options) = (self.dir.path(), DbOptions::default());
         let lock = Db::lock(&SystemDisk, dir, &options).unwrap();
         let (disk, clock) = (Arc::new(SystemDisk), Arc::new(ManualClock::at(NOW)));
-        let (hasher, registry) = (Fingerprinter::random(), Registry::new());
-        Db::open(dir, lock, options, hasher, disk, clock, &PageCache::new(0), &registry, "t")
-            .unwrap()
+        let env = Env::new(disk, clock, Registry::new());
+        Db::open(dir, lock, options, &env, "t").unwrap()
     }
 
     /// Opens again until the end of a process would have come twice, once without a goodbye: both

@@ -1,18 +1,18 @@
 //! The append rules against what Prometheus recorded.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::Value;
 
 use crate::clock::ManualClock;
-use crate::disk::SystemDisk;
 use crate::disk::faulty::FaultyDisk;
+use crate::disk::{Disk, SystemDisk};
 use crate::metrics::Registry;
-use crate::model::fingerprint::Fingerprinter;
 use crate::model::labels::KeyBuilder;
 use crate::tsdb::Db;
 use crate::tsdb::chunkenc::xor::XorIterator;
-use crate::tsdb::file::PageCache;
+use crate::tsdb::env::Env;
 use crate::tsdb::head::append::{AppendReport, Refusal};
 use crate::tsdb::head::batch::{Batch, NEW_BIT};
 use crate::tsdb::options::DbOptions;
@@ -51,24 +51,15 @@ impl TestDb {
     }
 }
 
-pub(crate) fn open(dir: &std::path::Path, options: &DbOptions) -> Db {
-    let lock = Db::lock(&SystemDisk, dir, options).unwrap();
+pub(crate) fn open(dir: &Path, options: &DbOptions) -> Db {
+    open_in(dir, SystemDisk, options)
+}
+
+fn open_in(dir: &Path, disk: impl Disk + 'static, options: &DbOptions) -> Db {
+    let lock = Db::lock(&disk, dir, options).unwrap();
     let clock = Arc::new(ManualClock::at(LATER_THAN_ALL));
-    let (disk, registry) = (Arc::new(SystemDisk), Registry::new());
-    let fingerprinter = Fingerprinter::random();
-    Db::open(
-        dir,
-        lock,
-        options.clone(),
-        fingerprinter,
-        disk,
-        clock,
-        &PageCache::new(0),
-        &registry,
-        "t",
-    )
-    .unwrap()
-    .db
+    let env = Env::new(Arc::new(disk), clock, Registry::new());
+    Db::open(dir, lock, options.clone(), &env, "t").unwrap().db
 }
 
 pub(crate) fn dump(db: &Db) -> Vec<Series> {
@@ -336,22 +327,5 @@ fn batches_without_common_series_are_one_write() {
 }
 
 fn open_on(disk: &FaultyDisk, options: &DbOptions) -> Db {
-    let dir = std::path::Path::new("/data/t");
-    let lock = Db::lock(disk, dir, options).unwrap();
-    let clock = Arc::new(ManualClock::at(LATER_THAN_ALL));
-    let (disk, registry) = (Arc::new(disk.clone()), Registry::new());
-    let fingerprinter = Fingerprinter::random();
-    Db::open(
-        dir,
-        lock,
-        options.clone(),
-        fingerprinter,
-        disk,
-        clock,
-        &PageCache::new(0),
-        &registry,
-        "t",
-    )
-    .unwrap()
-    .db
+    open_in(Path::new("/data/t"), disk.clone(), options)
 }

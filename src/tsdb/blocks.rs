@@ -1,0 +1,129 @@
+//! The blocks in a database's directory: which of them are read, and where the head's time begins
+//! behind them.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::disk::{Disk, lacks_descriptors};
+use crate::model::Timestamp;
+use crate::tsdb::block::Block;
+use crate::tsdb::block::meta::BlockMeta;
+use crate::tsdb::block::ulid::Ulid;
+use crate::tsdb::error::ReadError;
+use crate::tsdb::file::PageCache;
+
+/// The blocks of a database, open.
+pub struct Blocks {
+    /// Those that are read, by name: as they were made.
+    pub served: Vec<Arc<Block>>,
+    /// Those that cannot be read, and why.
+    pub set_aside: Vec<(PathBuf, ReadError)>,
+    /// The one floor of in-order samples: what is older belongs to a block, and is neither taken nor
+    /// replayed. It is the latest of the blocks' effective ends, the smallest time if there is no
+    /// block, and hangs on nothing but them: one that moved with the clock would let samples in that
+    /// a later start leaves out. A block whose `meta.json` cannot be read counts as none here, as in
+    /// Prometheus, and so does one that holds some of its time's samples only.
+    pub floor: Timestamp,
+}
+
+impl Blocks {
+    /// Opens the blocks in `dir`. One that is damaged is set aside and costs no other; an error is
+    /// only what may pass, since the floor would be another one then.
+    pub fn open(disk: &dyn Disk, dir: &Path, cache: &Arc<PageCache>) -> Result<Blocks, ReadError> {
+        let mut blocks =
+            Blocks { served: Vec::new(), set_aside: Vec::new(), floor: Timestamp::MIN };
+        let entries = disk.list(dir).map_err(ReadError::io(dir))?;
+        let mut names: Vec<_> = entries
+            .into_iter()
+            .filter(|entry| entry.is_dir)
+            .filter_map(|entry| Some((entry.name.to_str()?.parse::<Ulid>().ok()?, entry.name)))
+            .collect();
+        names.sort_unstable();
+        for (ulid, name) in names {
+            let block = dir.join(name);
+            match blocks.open_one(disk, &block, ulid, cache) {
+                Ok(block) => blocks.served.push(Arc::new(block)),
+                Err(ReadError::Io { path, source }) if lacks_descriptors(&source) => {
+                    return Err(ReadError::Io { path, source });
+                }
+                Err(err) => blocks.set_aside.push((block, err)),
+            }
+        }
+        Ok(blocks)
+    }
+
+    fn open_one(
+        &mut self,
+        disk: &dyn Disk,
+        dir: &Path,
+        ulid: Ulid,
+        cache: &Arc<PageCache>,
+    ) -> Result<Block, ReadError> {
+        let meta = BlockMeta::read(disk, dir)?;
+        // The floor heeds it even if the rest cannot be read.
+        if !meta.is_partial() {
+            self.floor = self.floor.max(effective_end(&meta, ulid));
+        }
+        Block::open_as(disk, dir, meta, cache.clone())
+    }
+}
+
+/// Where a block ends (not included in it), for what it may shut out. One that ends later than it was
+/// made at holds samples of a clock that ran ahead, and others of that time are still to come. What it
+/// has of them may then be in the log, too, and a query takes it from one of both.
+fn effective_end(meta: &BlockMeta, ulid: Ulid) -> Timestamp {
+    meta.max_time.min(ulid.millis() as Timestamp)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::SystemDisk;
+    use crate::tsdb::block::meta::PARTIAL;
+
+    fn open(dir: &Path) -> Blocks {
+        Blocks::open(&SystemDisk, dir, &PageCache::new(0)).unwrap()
+    }
+
+    fn add_block(dir: &Path, name: &str, meta: &str) {
+        let block = dir.join(name);
+        std::fs::create_dir(&block).unwrap();
+        std::fs::write(block.join("meta.json"), meta).unwrap();
+    }
+
+    #[test]
+    fn the_newest_block_counts_and_strangers_do_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let block = |name: &str, meta: &str| add_block(dir.path(), name, meta);
+        let none = open(dir.path());
+        assert_eq!((none.floor, none.set_aside.len()), (Timestamp::MIN, 0));
+        block("01M85ZRFJPEBJ4BHYM21MP7HFW", r#"{"version": 1, "minTime": 1, "maxTime": 20}"#);
+        block("01M85ZRFJPEBJ4BHYM21MP7HFX", r#"{"version": 1, "minTime": -1, "maxTime": 10}"#);
+        block("01M85ZRFJPEBJ4BHYM21MP7HFY", "{");
+        for (digit, hint) in ["1", "2", "3"].into_iter().zip(PARTIAL) {
+            let hints = format!(r#""compaction": {{"hints": ["some", "{hint}"]}}"#);
+            block(
+                &format!("01M85ZRFJPEBJ4BHYM21MP7HF{digit}"),
+                &format!(r#"{{"maxTime": 30, {hints}}}"#),
+            );
+        }
+        block("81M85ZRFJPEBJ4BHYM21MP7HFW", r#"{"maxTime": 99}"#);
+        block("wal", r#"{"maxTime": 99}"#);
+        let found = open(dir.path());
+        let names = found.set_aside.iter().map(|(block, _)| block.clone()).collect::<Vec<_>>();
+        let expected = ["1", "2", "3", "W", "X", "Y"]
+            .map(|last| dir.path().join(format!("01M85ZRFJPEBJ4BHYM21MP7HF{last}")));
+        assert_eq!((found.floor, &names[..]), (20, &expected[..]));
+    }
+
+    #[test]
+    fn a_block_shuts_out_nothing_later_than_it_was_made_at() {
+        let made_at = 1_795_497_410_134;
+        for (end, floor) in [(made_at - 1, made_at - 1), (made_at + 1, made_at)] {
+            let dir = tempfile::tempdir().unwrap();
+            let meta = format!(r#"{{"maxTime": {end}}}"#);
+            add_block(dir.path(), "01M85ZRFJPEBJ4BHYM21MP7HFW", &meta);
+            assert_eq!(open(dir.path()).floor, floor);
+        }
+    }
+}
