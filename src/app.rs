@@ -252,6 +252,7 @@ fn open_storage(
         default_tenant: config.tenancy.tenants.default_tenant().clone(),
         tenants_max: config.tenancy.tenants_max,
         has_periodic_work: true,
+        flush_within: config.storage.flush_within,
     };
     MultiTsdb::open(options, Arc::new(SystemDisk), Arc::new(SystemClock), registry)
         .map_err(AppError::Storage)
@@ -338,7 +339,7 @@ mod tests {
 
     fn storage(dir: PathBuf, no_lockfile: bool) -> StorageConfig {
         let db = DbOptions { no_lockfile, ..DbOptions::default() };
-        StorageConfig { dir, labels: Vec::new(), db }
+        StorageConfig { dir, labels: Vec::new(), db, flush_within: None }
     }
 
     #[test]

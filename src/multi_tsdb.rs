@@ -6,6 +6,7 @@
 //! from time to time, and nobody else notices.
 
 mod append_lane;
+mod cutter;
 pub mod data_dir;
 mod disk_threads;
 mod found;
@@ -31,9 +32,11 @@ use crate::error::chain;
 use crate::hashring::CurrentHashring;
 use crate::metrics::{Counter, Gauge, Registry};
 use crate::model::fingerprint::Fingerprinter;
+use crate::model::stop::{self, Stop, StopOnDrop};
 use crate::model::tenant::TenantId;
 use crate::multi_tsdb::append_lane::AppendMetrics;
 pub use crate::multi_tsdb::append_lane::{AppendError, AppendLane};
+use crate::multi_tsdb::cutter::CutTurns;
 use crate::multi_tsdb::data_dir::DataDir;
 use crate::multi_tsdb::disk_threads::{DiskThreads, DiskThreadsOptions};
 use crate::multi_tsdb::found::{Found, find_tenants, show_unserved_blocks};
@@ -64,6 +67,8 @@ pub struct MultiTsdbOptions {
     /// Whether logs are synced, quarantined tenants tried again and the data directory looked at
     /// from time to time; else only when somebody calls for it.
     pub has_periodic_work: bool,
+    /// `--tsdb.flush-on-shutdown`: how long heads are cut into blocks at the end, if at all.
+    pub flush_within: Option<Duration>,
 }
 
 /// Logs replayed side by side at start; each replay uses up to three threads.
@@ -103,6 +108,9 @@ pub struct MultiTsdb {
     refused: Counter,
     /// The threads for what is done from time to time; none once closed.
     periodic: Mutex<Vec<Periodic>>,
+    /// By which long work in the background learns that it is to end, and who tells it.
+    background: Stop,
+    end_background: Mutex<Option<StopOnDrop>>,
 }
 
 #[derive(Clone)]
@@ -193,6 +201,7 @@ impl MultiTsdb {
         let opening = |id| Entry::Opening(Arc::new(ExternalLabels::new(&options, id)));
         let entries = found.iter().map(|found| (found.id.clone(), opening(&found.id))).collect();
         let data_dir = DataDir::new(options.dir.clone(), registry);
+        let (end_background, background) = stop::pair();
         let tenants = Arc::new(MultiTsdb {
             options,
             env: Env::new(disk, clock, registry.clone()),
@@ -217,6 +226,8 @@ impl MultiTsdb {
                 "Writes that were refused since their tenant would have been one too many.",
             ),
             periodic: Mutex::default(),
+            background,
+            end_background: Mutex::new(Some(end_background)),
         });
         tenants.show(registry);
         if tenants.options.has_periodic_work {
@@ -239,6 +250,9 @@ impl MultiTsdb {
         ];
         let works = works.map(|(name, every, work)| Periodic::start(name, every, self, work));
         self.periodic.lock().extend(works);
+        let every = cutter::look_every(self.cut_range());
+        let cutter = Periodic::start_in_background("cut", every, self, MultiTsdb::cut_heads);
+        self.periodic.lock().push(cutter);
     }
 
     /// Makes all logs durable now; those that cannot be are told. Blocks on the disk.
@@ -370,17 +384,22 @@ impl MultiTsdb {
         }
     }
 
-    /// Stores the writes that wait, then syncs and closes every tenant. Writes that come later fail.
+    /// Stores the writes that wait, then flushes, syncs and closes every tenant. Writes that come later
+    /// fail.
     pub fn close(&self) {
         self.is_closed.store(true, Ordering::Release);
+        drop(self.end_background.lock().take());
         let periodic = std::mem::take(&mut *self.periodic.lock());
         // Waits for those that are at work.
         drop(periodic);
         let tenants = self.tenants();
         // One tenant's disk may be slow, and all have stopped taking writes before.
         tenants.iter().for_each(|tenant| tenant.appends.refuse());
+        tenants.iter().for_each(|tenant| tenant.appends.drain());
+        if let Some(within) = self.options.flush_within {
+            self.flush_heads(within);
+        }
         for tenant in &tenants {
-            tenant.appends.drain();
             if let Err(err) = tenant.db.close() {
                 tracing::error!(tenant = %tenant.id, %err, "closing the log failed");
             }
@@ -532,7 +551,8 @@ impl MultiTsdb {
         let (threads, metrics) = (self.append_threads.clone(), self.append_metrics.clone());
         let appends = AppendLane::new(id.clone(), db.clone(), threads, metrics);
         let syncs = SyncLane::new(id.clone(), db.clone(), self.sync_threads.clone());
-        Ok(Arc::new(Tenant { id: id.clone(), db, appends, syncs, external_labels }))
+        let cuts = CutTurns::new(self.cut_range());
+        Ok(Arc::new(Tenant { id: id.clone(), db, appends, syncs, cuts, external_labels }))
     }
 
     fn dir_of(&self, id: &TenantId) -> PathBuf {

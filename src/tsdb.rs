@@ -4,13 +4,15 @@
 //! <dir>/lock                 held while the database is open
 //! <dir>/wal/00000042         the log
 //! <dir>/wal/checkpoint.00041 what is left of older segments
-//! <dir>/<ULID>/               blocks, which are read and not made yet
+//! <dir>/<ULID>/               blocks
+//! <dir>/ringest.floor         when the head's time begins, from the first block's deletion on
 //! <dir>/chunks_head, wbl     of Prometheus; this version only heeds which refs they know
 //! ```
 
 pub mod block;
 pub mod blocks;
 pub mod chunkenc;
+pub mod cut;
 pub mod env;
 pub mod error;
 pub mod file;
@@ -19,6 +21,7 @@ pub mod index;
 pub mod options;
 pub mod querier;
 mod refs;
+pub mod retention;
 pub mod source;
 pub mod wal;
 mod window;
@@ -27,23 +30,28 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use rustix::io::Errno;
 use tokio::time::Instant;
 
 use crate::disk::{DirLock, Disk};
 use crate::model::Timestamp;
 use crate::model::key_table::Lookup;
-use crate::tsdb::block::Block;
-use crate::tsdb::blocks::Blocks;
+use crate::tsdb::block::removal::remove_leftovers;
+use crate::tsdb::blocks::{Blocks, View};
+use crate::tsdb::cut::Cutting;
 use crate::tsdb::env::Env;
-use crate::tsdb::error::ReadError;
+use crate::tsdb::error::{ReadError, WriteError};
 use crate::tsdb::head::Head;
 use crate::tsdb::head::append::{AppendReport, AppendResults, LogSide};
 use crate::tsdb::head::batch::Batch;
 use crate::tsdb::head::metrics::HeadMetrics;
+use crate::tsdb::head::read::HeadReader;
 use crate::tsdb::head::replay::{ReplayReport, replay};
 use crate::tsdb::options::DbOptions;
 use crate::tsdb::querier::Querier;
+use crate::tsdb::retention::{Retention, RetentionMetrics, read_floor};
 use crate::tsdb::source::Source as _;
 use crate::tsdb::wal::repair::{LogContents, open_log};
 use crate::tsdb::wal::{
@@ -59,6 +67,8 @@ pub enum OpenError {
     Io { what: &'static str, path: PathBuf, source: io::Error },
     #[error(transparent)]
     Block(#[from] ReadError),
+    #[error(transparent)]
+    Leftovers(#[from] WriteError),
     /// A mistake of ours; the panic itself was logged.
     #[error("opening {} panicked", dir.display())]
     Panicked { dir: PathBuf },
@@ -75,9 +85,15 @@ impl OpenError {
 
 /// One tenant's database, open.
 pub struct Db {
+    dir: PathBuf,
+    env: Env,
     head: Arc<Head>,
-    blocks: Vec<Arc<Block>>,
+    view: ArcSwap<View>,
     sync: SyncHandle,
+    /// Blocks are made and deleted by one thread at a time.
+    cutting: Mutex<Cutting>,
+    retention: Retention,
+    retention_metrics: RetentionMetrics,
     _lock: Option<Box<dyn DirLock>>,
 }
 
@@ -162,9 +178,12 @@ impl Db {
         tenant: &str,
     ) -> Result<Opened, OpenError> {
         let started = Instant::now();
+        remove_leftovers(&*env.disk, dir)?;
         let Env { disk, clock, registry, .. } = env.clone();
         let Blocks { served: blocks, set_aside: blocks_set_aside, floor } =
             Blocks::open(&*disk, dir, &env.block_cache)?;
+        let recorded = read_floor(&*disk, dir);
+        let floor = floor.max(recorded.map_err(OpenError::io("reading the floor in", dir))?);
         let out_of_order_log_bytes = bytes_in(&*disk, &dir.join("wbl"));
         let wal_dir = dir.join("wal");
         disk.create_dir_all(&wal_dir).map_err(OpenError::io("making", &wal_dir))?;
@@ -190,14 +209,26 @@ impl Db {
         let metrics = HeadMetrics::new(&registry, tenant);
         metrics.replay_seconds.set(started.elapsed().as_secs_f64());
         let log_side = LogSide::new(wal, report.next_ref.max(highest_ref + 1));
+        let retention = options.retention;
+        let cutting = Mutex::new(Cutting::new(&options, &registry, tenant, blocks.len()));
         let head = Head::new(options, clock, metrics, floor, contents, log_side);
-        let db = Db { head: Arc::new(head), blocks, sync, _lock: lock };
+        let db = Db {
+            dir: dir.to_owned(),
+            env: env.clone(),
+            head: Arc::new(head),
+            view: ArcSwap::from_pointee(View { blocks, floor }),
+            sync,
+            cutting,
+            retention,
+            retention_metrics: RetentionMetrics::new(retention, &registry, tenant),
+            _lock: lock,
+        };
         Ok(Opened { db, log, replay: report, blocks_set_aside, out_of_order_log_bytes })
     }
 
-    /// The series known now, to look a request up in.
-    pub fn lookup(&self) -> Lookup {
-        self.head.lookup()
+    /// The series known now, to look a request up in that goes into the batch.
+    pub fn lookup(&self, batch: &mut Batch) -> Lookup {
+        batch.look_up_in(self.head.catalog())
     }
 
     /// See [`Head::append`].
@@ -217,17 +248,22 @@ impl Db {
 
     /// A reader over `[mint, maxt]`, both included. Sees what was appended before the call.
     pub fn querier(&self, mint: Timestamp, maxt: Timestamp) -> Querier {
-        Querier::new(self.head.clone(), &self.blocks, mint, maxt)
+        // The view first: what is cut meanwhile is still in the head for who has an older one.
+        let view = self.view.load_full();
+        Querier::new(HeadReader::new(self.head.clone()), view, mint, maxt)
     }
 
     /// A reader of the head alone, over all times.
     pub fn head_querier(&self) -> Querier {
-        Querier::new(self.head.clone(), &[], Timestamp::MIN, Timestamp::MAX)
+        let view = View { blocks: Vec::new(), ..*self.view.load_full() };
+        let head = HeadReader::new(self.head.clone());
+        Querier::new(head, Arc::new(view), Timestamp::MIN, Timestamp::MAX)
     }
 
     /// Times of the oldest and the newest sample held; `None` while there is none.
     pub fn time_range(&self) -> Option<(Timestamp, Timestamp)> {
-        let in_blocks = self.blocks.iter().filter_map(|block| block.time_range());
+        let view = self.view.load();
+        let in_blocks = view.blocks.iter().filter_map(|block| block.time_range());
         let ranges = in_blocks.map(|range| (range.mint, range.maxt)).chain(self.head.time_range());
         ranges.reduce(|(mint, maxt), other| (mint.min(other.0), maxt.max(other.1)))
     }

@@ -118,7 +118,7 @@ pub(crate) fn open_in(dir: &std::path::Path, options: &DbOptions) -> Db {
 /// Decodes a request against what the database knows.
 pub(crate) fn decode(db: &Db, request: &[u8], batch: &mut Batch) {
     batch.clear();
-    decode_request(request, &db.lookup(), Manners::Thanos, LabelCaps::default(), batch)
+    decode_request(request, &db.lookup(batch), Manners::Thanos, LabelCaps::default(), batch)
         .expect("a good request");
 }
 

@@ -62,8 +62,8 @@ pub enum ConfigError {
     HeaderName { flag: &'static str, value: String },
     #[error("--tsdb.path: no such file or directory: the path is empty")]
     NoDataDirectory,
-    #[error("--tsdb.min-block-duration: must be at least 30s")]
-    BlockDuration,
+    #[error("--{0}: must be at least 30s")]
+    BlockDuration(&'static str),
     #[error(
         "failed to configure Go runtime memory limits: --auto-gomemlimit.ratio must be above 0 and \
          at most 1"

@@ -153,9 +153,7 @@ pub static CONTENT_PAIRS: [ContentPair; 5] = [
 ];
 
 const GO_RUNTIME: &str = "it sets a memory limit of Go's runtime";
-const NOTHING_PRUNED: &str = "this version cuts no blocks and deletes nothing";
 const NOTHING_SHIPPED: &str = "this version ships no blocks";
-const NO_BLOCKS: &str = "this version cuts no blocks";
 const NO_CACHE: &str = "this version has no such cache";
 const NO_SNAPSHOT: &str = "the head is rebuilt from its log";
 const NOT_OUT_OF_ORDER: &str = "this version takes no samples out of order";
@@ -213,7 +211,7 @@ pub static FLAGS: &[Flag] = &[
     flag("label", Kind::Label, NONE, "External label, as name=\"value\" with the quotes (repeatable). Without any it is replica=\"<hostname>\".").repeatable(),
     flag("objstore.config-file", Kind::Path, NONE, "File with the object storage configuration (YAML).").not_yet(),
     flag("objstore.config", Kind::Content, NONE, "Object storage configuration (YAML), instead of the file.").not_yet(),
-    flag("tsdb.retention", Kind::DurationModel, "15d", "How long data is kept; 0 for ever.").awaited(NOTHING_PRUNED),
+    flag("tsdb.retention", Kind::DurationModel, "15d", "How long blocks are kept; 0 for ever."),
     flag("receive.hashrings-file", Kind::Path, NONE, "File with the hashrings (JSON); watched."),
     flag("receive.hashrings", Kind::Content, NONE, "Hashrings (JSON); the file wins."),
     flag("receive.hashrings-algorithm", Kind::Choice(&["hashmod", "ketama"]), "hashmod", "Placement in rings that name none: hashmod or ketama."),
@@ -237,12 +235,12 @@ pub static FLAGS: &[Flag] = &[
     flag("receive.relabel-config-file", Kind::Path, NONE, "File with relabelling rules (YAML).").not_yet(),
     flag("receive.relabel-config", Kind::Content, NONE, "Relabelling rules (YAML), instead of the file.").not_yet(),
     flag("tsdb.min-block-duration", Kind::DurationModel, "2h", "Time range of a head's block, at least 30s.").hidden(),
-    flag("tsdb.max-block-duration", Kind::DurationModel, "2h", "Longest time range of a block.").hidden().awaited(NO_BLOCKS),
+    flag("tsdb.max-block-duration", Kind::DurationModel, "2h", "Time range of a block that is cut from a head, and how often that is; at least 30s.").hidden(),
     flag("tsdb.too-far-in-future.time-window", Kind::DurationModel, "0s", "Refuse samples that are further ahead of the clock; 0s takes any."),
     flag("tsdb.out-of-order.time-window", Kind::DurationModel, "0s", "Take samples that are older than the newest by at most this; 0s for none.").not_yet(),
     flag("tsdb.out-of-order.cap-max", Kind::Int, "0", "Samples in an out-of-order chunk; 0 for 32.").awaited(NOT_OUT_OF_ORDER),
     switch("tsdb.allow-overlapping-blocks", OFF, "Accepted; has no effect.").no_meaning(NO_EFFECT_IN_THANOS),
-    flag("tsdb.max-retention-bytes", Kind::Bytes, "0", "Bytes of blocks kept per tenant; 0 for no limit.").awaited(NOTHING_PRUNED),
+    flag("tsdb.max-retention-bytes", Kind::Bytes, "0", "Bytes of blocks and log kept per tenant; 0 for no limit."),
     switch("tsdb.wal-compression", ON, "Compress the write-ahead log with snappy."),
     switch("tsdb.no-lockfile", OFF, "Make no lock file in tenants' directories."),
     flag("tsdb.head.expanded-postings-cache-size", Kind::Uint, "0", "Bytes of postings cache per head; 0 for none.").awaited(NO_CACHE),
@@ -268,6 +266,8 @@ pub static FLAGS: &[Flag] = &[
 
     flag("check", Kind::Check, NONE, "Read the flags and all files that they name, build the rings, tell what was found, a line each, and end: 0 if a start would succeed. With =strict, flags that have no effect or none yet are errors, too.").own(),
     flag("tsdb.wal-sync", Kind::Choice(&["interval", "always", "segment"]), "interval", "When the write-ahead log reaches the medium: at least every second (interval), before a write is answered (always), or when a segment of 128 MiB is full, as in Prometheus (segment). A crash of the process alone loses nothing with any of them.").own(),
+    switch("tsdb.flush-on-shutdown", ON, "Cut the heads into blocks when the process is told to stop, as Thanos does. Off, what is not cut stays in the log, and a sender's late retries are still taken after the restart.").own(),
+    flag("tsdb.flush-timeout", Kind::DurationModel, "2m", "Longest time of that; heads that are not cut by then stay in the log.").own(),
     flag("tsdb.head-series-max", Kind::Uint, "50000000", "Series in one tenant's head; samples of further ones are refused.").own(),
     flag("receive.tenants-max", Kind::Uint, "10000", "Tenants on this node; writes of further ones are refused.").own(),
     // Prometheus, vmagent and the OpenTelemetry collector send well under 10 MB at a time; they can

@@ -7,6 +7,7 @@ use crate::config::error::ConfigError;
 use crate::config::grammar;
 use crate::config::settings::{NoticeKind, Settings};
 use crate::tsdb::options::DbOptions;
+use crate::tsdb::retention::Retention;
 use crate::tsdb::wal::{Compression, SyncPolicy};
 
 /// Where and how data is kept.
@@ -16,6 +17,8 @@ pub struct StorageConfig {
     /// External labels, name and value, in the order given.
     pub labels: Vec<(String, String)>,
     pub db: DbOptions,
+    /// How long heads are cut into blocks at the end; `None` if they are not.
+    pub flush_within: Option<Duration>,
 }
 
 /// Shorter ranges have blocks by the thousand; Thanos ends with a panic on them.
@@ -29,7 +32,9 @@ impl StorageConfig {
         let dir = settings.require(has_dir, dir, ConfigError::NoDataDirectory);
         let labels = labels(settings, hostname);
         let db = db_options(settings);
-        Some(StorageConfig { dir: dir?, labels: labels?, db: db? })
+        let flush_within = settings.duration("tsdb.flush-timeout");
+        let flush_within = settings.values.switch("tsdb.flush-on-shutdown").then_some(flush_within);
+        Some(StorageConfig { dir: dir?, labels: labels?, db: db?, flush_within })
     }
 }
 
@@ -45,13 +50,26 @@ fn labels(settings: &mut Settings<'_>, hostname: &str) -> Option<Vec<(String, St
 }
 
 fn db_options(settings: &mut Settings<'_>) -> Option<DbOptions> {
-    let block_range = settings.duration("tsdb.min-block-duration");
-    let is_long_enough = block_range >= BLOCK_DURATION_MIN;
-    let block_range = settings.require(is_long_enough, block_range, ConfigError::BlockDuration);
+    // Of two that are too short one is told, as they are mostly set to one value.
+    let names = ["tsdb.min-block-duration", "tsdb.max-block-duration"];
+    let [block_range, cut_range] = names.map(|name| settings.duration(name));
+    let short = names.into_iter().find(|name| settings.duration(name) < BLOCK_DURATION_MIN);
+    let are_long_enough = short.is_none();
+    let error = ConfigError::BlockDuration(short.unwrap_or_default());
+    let ranges = settings.require(are_long_enough, [block_range, cut_range], error);
     let series_max = settings.positive_count("tsdb.head-series-max");
     let values = settings.values;
+    let millis = |range: Duration| i64::try_from(range.as_millis()).unwrap_or(i64::MAX);
+    let bytes_max = u64::try_from(settings.values.int("tsdb.max-retention-bytes")).ok();
+    let retention = Retention {
+        age_max: Some(millis(settings.duration("tsdb.retention"))).filter(|age| *age > 0),
+        bytes_max: bytes_max.filter(|bytes| *bytes > 0),
+    };
+    let [block_range, cut_range] = ranges?.map(millis);
     Some(DbOptions {
-        block_range: i64::try_from(block_range?.as_millis()).unwrap_or(i64::MAX),
+        block_range,
+        cut_range,
+        retention,
         wal_compression: match values.switch("tsdb.wal-compression") {
             true => Compression::Snappy,
             false => Compression::None,

@@ -130,8 +130,6 @@ fn a_service_config_says_what_of_it_does_nothing() {
 #[test]
 fn what_is_awaited_is_taken_and_mentioned_whatever_its_value() {
     let flags = [
-        "--tsdb.retention=0d",
-        "--tsdb.max-block-duration=2h",
         "--matcher-cache-size=100",
         "--tsdb.memory-snapshot-on-shutdown",
         "--enable-feature=metric-names-filter",

@@ -13,7 +13,8 @@
 //!
 //! One thread at a time adds entries, any number look up meanwhile. An entry is never moved or
 //! overwritten where a look-up can see it: its slot is written last, and a table that is full is
-//! copied into a larger one aside, which look-ups that begin later see.
+//! copied into a larger one aside, which look-ups that begin later see. None is taken out either:
+//! who wants fewer makes another table of those to be kept.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -100,6 +101,25 @@ impl KeyTable {
     pub fn adder(&self) -> Adder<'_> {
         let counts = self.counts.lock();
         Adder { table: self, entries: self.entries.load_full(), counts }
+    }
+
+    /// A table of the entries whose slot `keeps`, aliases included, and of room for as many more. What
+    /// is added here meanwhile may be missing. `series` says how many series are kept.
+    pub fn with_only(&self, series: usize, keeps: impl Fn(Slot) -> bool) -> KeyTable {
+        let entries = self.entries.load_full();
+        let kept = entries.entries.iter().filter_map(|entry| {
+            let low_and_slot = entry.low_and_slot.load(Ordering::Acquire);
+            let slot = (low_and_slot as u32).checked_sub(1)?;
+            keeps(slot).then(|| (entry.high.load(Ordering::Relaxed), low_and_slot))
+        });
+        // Aliases may come between two looks.
+        let kept: Vec<_> = kept.collect();
+        let (fingerprinter, len) =
+            (entries.fingerprinter.clone(), (kept.len() * 2).max(ENTRIES_MIN));
+        let fewer = Entries::empty(fingerprinter, entries.mark_factor, len);
+        kept.iter().for_each(|(high, low_and_slot)| fewer.add(*high, *low_and_slot));
+        let counts = Counts { series, aliases: kept.len().saturating_sub(series) };
+        KeyTable { entries: ArcSwap::from_pointee(fewer), counts: Mutex::new(counts) }
     }
 
     /// Bytes of memory that the entries take.
@@ -312,6 +332,34 @@ mod tests {
         add(b"second", 4);
         table.adder().add_alias(b"other", 4, Rules(2));
         assert_eq!((find(b"other", 1), find(b"other", 2)), (Some(3), Some(4)));
+    }
+
+    #[test]
+    fn a_table_of_fewer_entries_knows_those_alone() {
+        let table = table();
+        let add = |key: &[u8], slot| table.adder().add(table.lookup().fingerprint(key), slot);
+        for slot in 0..1000_u32 {
+            add(&slot.to_be_bytes(), slot);
+            table.adder().add_alias(format!("alias {slot}").as_bytes(), slot, RULES);
+        }
+        let fewer = table.with_only(334, |slot| slot % 3 == 0);
+        let find = |key: &[u8]| {
+            let lookup = fewer.lookup();
+            lookup.find(lookup.fingerprint(key), lookup.mark(RULES))
+        };
+        for slot in 0..1000_u32 {
+            let kept = (slot % 3 == 0).then_some(slot);
+            assert_eq!(find(&slot.to_be_bytes()), kept);
+            assert_eq!(find(format!("alias {slot}").as_bytes()), kept);
+        }
+        let counts = *fewer.counts.lock();
+        assert_eq!((counts.series, counts.aliases), (334, 334));
+        // It grows as any other.
+        for slot in 1000..3000_u32 {
+            let key = fewer.lookup().fingerprint(&slot.to_be_bytes());
+            fewer.adder().add(key, slot);
+            assert_eq!(find(&slot.to_be_bytes()), Some(slot));
+        }
     }
 
     #[test]

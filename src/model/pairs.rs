@@ -17,6 +17,13 @@ use crate::model::labels::fmt_labels;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PairId(u32);
 
+impl PairId {
+    /// Numbers are given from 0 on, without a gap.
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
 /// A text that is kept once for all who name it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Text(ThinArc<(), u8>);
@@ -24,6 +31,10 @@ pub struct Text(ThinArc<(), u8>);
 impl Text {
     pub fn new(bytes: &[u8]) -> Text {
         Text(ThinArc::from_header_and_slice((), bytes))
+    }
+
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0.slice
     }
 }
 

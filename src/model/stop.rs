@@ -34,6 +34,11 @@ pub fn pair() -> (StopOnDrop, Stop) {
 }
 
 impl Stop {
+    /// Whether the work is to stop.
+    pub fn is_asked(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
     /// Runs `work` on this thread, within which [`is_asked`] tells of this.
     pub fn run<T>(self, work: impl FnOnce() -> T) -> T {
         /// Also after a panic: the thread has other work to do.

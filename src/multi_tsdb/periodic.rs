@@ -7,6 +7,9 @@ use std::time::Duration;
 
 use crate::multi_tsdb::MultiTsdb;
 
+/// As of `nice(1)`: against a thread of the usual priority a tenth of a processor.
+const BACKGROUND_NICENESS: i32 = 10;
+
 /// A thread that does something at an interval, ended by dropping this.
 pub(super) struct Periodic {
     stop: Option<mpsc::Sender<()>>,
@@ -20,9 +23,35 @@ impl Periodic {
         tenants: &Arc<MultiTsdb>,
         work: fn(&MultiTsdb),
     ) -> Periodic {
+        Periodic::start_after(name, every, tenants, work, || ())
+    }
+
+    /// The same for work that has time: whatever else there is to do comes first.
+    pub(super) fn start_in_background(
+        name: &str,
+        every: Duration,
+        tenants: &Arc<MultiTsdb>,
+        work: fn(&MultiTsdb),
+    ) -> Periodic {
+        Periodic::start_after(name, every, tenants, work, || {
+            // Of this thread alone, on Linux. Without it the work is done all the same.
+            let _ = rustix::process::setpriority_process(None, BACKGROUND_NICENESS);
+        })
+    }
+
+    fn start_after(
+        name: &str,
+        every: Duration,
+        tenants: &Arc<MultiTsdb>,
+        work: fn(&MultiTsdb),
+        before: fn(),
+    ) -> Periodic {
         let (stop, stopped) = mpsc::channel();
         let tenants = Arc::downgrade(tenants);
-        let run = move || run(every, &tenants, work, &stopped);
+        let run = move || {
+            before();
+            run(every, &tenants, work, &stopped);
+        };
         match thread::Builder::new().name(name.to_owned()).spawn(run) {
             Ok(thread) => Periodic { stop: Some(stop), thread: Some(thread) },
             // A process that cannot have one more thread cannot serve.

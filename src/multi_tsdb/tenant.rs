@@ -7,6 +7,7 @@ use arc_swap::ArcSwap;
 use crate::error::chain;
 use crate::hashring::{CurrentHashring, Hashring};
 use crate::model::tenant::TenantId;
+use crate::multi_tsdb::cutter::CutTurns;
 use crate::multi_tsdb::syncer::SyncLane;
 use crate::multi_tsdb::{AppendLane, MultiTsdbOptions};
 use crate::tsdb::{Db, Opened};
@@ -18,6 +19,7 @@ pub struct Tenant {
     /// What is written goes this way.
     pub appends: AppendLane,
     pub(super) syncs: SyncLane,
+    pub(super) cuts: CutTurns,
     pub(super) external_labels: ExternalLabels,
 }
 

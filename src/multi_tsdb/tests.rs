@@ -36,6 +36,7 @@ impl Storage {
             default_tenant: id("default-tenant"),
             tenants_max: 10,
             has_periodic_work: false,
+            flush_within: None,
         };
         let (disk, registry) = (Arc::new(disk.clone()), Registry::new());
         let tenants = MultiTsdb::open(options, disk, Arc::new(ManualClock::at(NOW)), &registry)?;

@@ -12,6 +12,29 @@ use crate::tsdb::block::ulid::Ulid;
 use crate::tsdb::error::ReadError;
 use crate::tsdb::file::PageCache;
 
+/// What is read beside the head at one moment. A reader holds one, so that what was cut from the head
+/// stays there until nobody looks for it there any more.
+#[derive(Default)]
+pub struct View {
+    /// By name: as they were made.
+    pub blocks: Vec<Arc<Block>>,
+    /// See [`Blocks::floor`]: the head is read from here on.
+    pub floor: Timestamp,
+}
+
+impl View {
+    /// The same with one more block.
+    pub fn with(&self, block: Block) -> View {
+        let floor = match block.meta().is_partial() {
+            true => self.floor,
+            false => self.floor.max(effective_end(block.meta(), block.meta().ulid)),
+        };
+        let mut blocks = self.blocks.clone();
+        blocks.push(Arc::new(block));
+        View { blocks, floor }
+    }
+}
+
 /// The blocks of a database, open.
 pub struct Blocks {
     /// Those that are read, by name: as they were made.
@@ -71,7 +94,7 @@ impl Blocks {
 /// Where a block ends (not included in it), for what it may shut out. One that ends later than it was
 /// made at holds samples of a clock that ran ahead, and others of that time are still to come. What it
 /// has of them may then be in the log, too, and a query takes it from one of both.
-fn effective_end(meta: &BlockMeta, ulid: Ulid) -> Timestamp {
+pub(super) fn effective_end(meta: &BlockMeta, ulid: Ulid) -> Timestamp {
     meta.max_time.min(ulid.millis() as Timestamp)
 }
 

@@ -1,37 +1,38 @@
 //! The head: everything of a tenant that is in no block yet, in memory and in the log.
 //!
 //! A series has a *slot*, its index here, and a *ref*, which the log knows it by. A request finds the
-//! slots of its series without a lock. Three locks are always taken in this order:
+//! slots of its series without a lock, see [`catalog`]. Three locks are always taken in this order:
 //!
 //! 1. `log`: one request at a time is checked, logged and applied (see [`append`]);
-//! 2. `labels`: what the series are called, by slot;
+//! 2. the catalog's: what the series are called, by slot;
 //! 3. `states`: the samples; readers copy a few hundred series' open chunks at a time under a shared
 //!    guard, so an append waits for microseconds at most.
 
 pub mod append;
 pub mod batch;
+pub mod catalog;
+pub mod cut;
+mod gc;
 pub mod labels;
 pub mod metrics;
 pub mod postings;
 pub mod read;
 pub mod replay;
 pub mod series;
+mod slots;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
+use arc_swap::ArcSwap;
 use parking_lot::{Mutex, RwLock};
 
 use crate::clock::Clock;
 use crate::model::Timestamp;
 use crate::model::fingerprint::Fingerprinter;
-use crate::model::key_table::{KeyTable, Lookup, Slot};
-use crate::model::labels::{KeyBuilder, SeriesKey};
-use crate::model::pairs::LabelPairs;
 use crate::tsdb::head::append::LogSide;
-use crate::tsdb::head::labels::SlotLabels;
+use crate::tsdb::head::catalog::Catalog;
 use crate::tsdb::head::metrics::HeadMetrics;
-use crate::tsdb::head::postings::MemPostings;
 use crate::tsdb::head::series::States;
 use crate::tsdb::options::DbOptions;
 
@@ -39,27 +40,26 @@ pub struct Head {
     options: DbOptions,
     clock: Arc<dyn Clock>,
     metrics: HeadMetrics,
-    /// Samples below belong to blocks and are out of bounds: [`Blocks::floor`].
+    /// Samples below belong to blocks and are out of bounds: [`Blocks::floor`]. Rises under the log's
+    /// lock, before what is below is cut into a block.
     ///
-    /// [`Blocks::floor`]: crate::tsdb::meta::Blocks::floor
-    floor: Timestamp,
+    /// [`Blocks::floor`]: crate::tsdb::blocks::Blocks::floor
+    floor: AtomicI64,
     /// Times of the oldest and newest sample; reversed while there is none.
     min_time: AtomicI64,
     max_time: AtomicI64,
-    known: KeyTable,
-    postings: MemPostings,
+    /// Time of the oldest sample that came since old ones began to be dropped.
+    min_time_meanwhile: AtomicI64,
+    catalog: ArcSwap<Catalog>,
 
     log: Mutex<LogSide>,
-    labels: RwLock<SlotLabels>,
     states: RwLock<States>,
 }
 
 /// What a head is made of before it has a log: replay fills it alone, without locks.
 pub struct HeadContents {
-    pub known: KeyTable,
-    pub labels: SlotLabels,
+    pub catalog: Catalog,
     pub states: States,
-    pub postings: MemPostings,
     pub min_time: Timestamp,
     pub max_time: Timestamp,
 }
@@ -67,10 +67,8 @@ pub struct HeadContents {
 impl HeadContents {
     pub fn new(fingerprinter: Fingerprinter) -> HeadContents {
         HeadContents {
-            known: KeyTable::new(fingerprinter),
-            labels: SlotLabels::default(),
+            catalog: Catalog::new(fingerprinter),
             states: States::default(),
-            postings: MemPostings::new(),
             min_time: Timestamp::MAX,
             max_time: Timestamp::MIN,
         }
@@ -84,9 +82,10 @@ impl Head {
         metrics: HeadMetrics,
         floor: Timestamp,
         contents: HeadContents,
-        log: LogSide,
+        mut log: LogSide,
     ) -> Head {
-        metrics.series.set(contents.labels.len() as f64);
+        metrics.series.set(contents.catalog.series_count() as f64);
+        log.slots.begin_behind(contents.states.len());
         // Counted as an integer: no floats at all add up to -0.
         let chunk_count: usize = contents.states.iter().map(|state| state.chunk_count()).sum();
         metrics.chunks.set(chunk_count as f64);
@@ -94,41 +93,30 @@ impl Head {
             options,
             clock,
             metrics,
-            floor,
+            floor: AtomicI64::new(floor),
             min_time: AtomicI64::new(contents.min_time),
             max_time: AtomicI64::new(contents.max_time),
-            known: contents.known,
-            postings: contents.postings,
+            min_time_meanwhile: AtomicI64::new(Timestamp::MAX),
+            catalog: ArcSwap::from_pointee(contents.catalog),
             log: Mutex::new(log),
-            labels: RwLock::new(contents.labels),
             states: RwLock::new(contents.states),
         };
         head.show_time_range();
         head
     }
 
-    /// The series known now, to look a request up in.
-    pub fn lookup(&self) -> Lookup {
-        self.known.lookup()
+    /// What the series are called now.
+    pub fn catalog(&self) -> Arc<Catalog> {
+        self.catalog.load_full()
     }
 
     pub fn series_count(&self) -> usize {
-        self.labels.read().len()
+        self.catalog.load().series_count()
     }
 
-    /// The canonical key of a slot, put together from its labels.
-    #[cold]
-    fn key_of(&self, slot: Slot) -> SeriesKey {
-        let mut key = KeyBuilder::default();
-        let labels = self.labels.read();
-        for (name, value) in self.labels_in(&labels, slot) {
-            key.push(name, value);
-        }
-        SeriesKey::from_canonical(key.as_bytes())
-    }
-
-    fn labels_in<'h>(&'h self, labels: &'h SlotLabels, slot: Slot) -> LabelPairs<'h> {
-        LabelPairs::new(self.postings.pairs(), labels.get(slot).unwrap_or(&[]))
+    /// Samples below are not taken.
+    pub fn floor(&self) -> Timestamp {
+        self.floor.load(Ordering::Acquire)
     }
 
     /// Times of the oldest and the newest sample held.
@@ -139,6 +127,7 @@ impl Head {
     }
 
     fn extend_time_range(&self, mint: Timestamp, maxt: Timestamp) {
+        self.min_time_meanwhile.fetch_min(mint, Ordering::Relaxed);
         let older = self.min_time.fetch_min(mint, Ordering::Relaxed) > mint;
         let newer = self.max_time.fetch_max(maxt, Ordering::Relaxed) < maxt;
         if older || newer {

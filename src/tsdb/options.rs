@@ -2,12 +2,16 @@
 
 use std::time::Duration;
 
+use crate::tsdb::retention::Retention;
 use crate::tsdb::wal::{Compression, SyncPolicy};
 
 #[derive(Clone, Debug)]
 pub struct DbOptions {
     /// `--tsdb.min-block-duration`, in milliseconds: the head's chunks end at its multiples.
     pub block_range: i64,
+    /// `--tsdb.max-block-duration`, in milliseconds: blocks end at its multiples.
+    pub cut_range: i64,
+    pub retention: Retention,
     pub wal_compression: Compression,
     pub wal_segment_bytes: u64,
     pub wal_sync: SyncPolicy,
@@ -23,6 +27,8 @@ impl Default for DbOptions {
     fn default() -> DbOptions {
         DbOptions {
             block_range: 2 * 60 * 60 * 1000,
+            cut_range: 2 * 60 * 60 * 1000,
+            retention: Retention::default(),
             wal_compression: Compression::Snappy,
             wal_segment_bytes: 128 * 1024 * 1024,
             wal_sync: SyncPolicy::Interval,

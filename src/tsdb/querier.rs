@@ -17,18 +17,23 @@ use crate::model::pairs::{PairId, Pairs, SeriesLabels, Text};
 use crate::model::stop;
 use crate::model::{TimeRange, Timestamp};
 use crate::tsdb::block::Block;
+use crate::tsdb::blocks::View;
 use crate::tsdb::chunkenc::xor::{XorIterator, XorState};
 use crate::tsdb::chunkenc::{ENCODING_FLOAT_HISTOGRAM, ENCODING_XOR};
 use crate::tsdb::error::ReadError;
-use crate::tsdb::head::Head;
+use crate::tsdb::head::read::HeadReader;
 use crate::tsdb::source::{Source as _, SourceChunk, SourceRef};
 
 /// A reader over one time range of one database. Holds no lock between calls.
 pub struct Querier {
-    head: Arc<Head>,
+    head: HeadReader,
+    /// The head from the floor on.
+    in_head: TimeRange,
     /// Those that the range meets, oldest first.
     blocks: Vec<Arc<Block>>,
     range: TimeRange,
+    /// Held, so that the head keeps what it has that is not in these blocks.
+    _view: Arc<View>,
 }
 
 /// A series that a query selected.
@@ -75,21 +80,22 @@ pub struct ChunkData {
 
 impl Querier {
     pub(super) fn new(
-        head: Arc<Head>,
-        blocks: &[Arc<Block>],
+        head: HeadReader,
+        view: Arc<View>,
         mint: Timestamp,
         maxt: Timestamp,
     ) -> Querier {
         let meets = |block: &&Arc<Block>| {
             block.time_range().is_some_and(|range| range.overlaps(mint, maxt))
         };
-        let blocks = blocks.iter().filter(meets).cloned().collect();
-        Querier { head, blocks, range: TimeRange { mint, maxt } }
+        let blocks = view.blocks.iter().filter(meets).cloned().collect();
+        let in_head = TimeRange { mint: mint.max(view.floor), maxt };
+        Querier { head, in_head, blocks, range: TimeRange { mint, maxt }, _view: view }
     }
 
     /// Series that match all `matchers` and have a chunk in the range, in no particular order.
     pub fn select(&self, matchers: &[Matcher]) -> Result<Vec<SelectedSeries>, ReadError> {
-        let in_head = self.head.select(matchers, self.range.mint, self.range.maxt);
+        let in_head = self.head.select(matchers, self.in_head.mint, self.in_head.maxt);
         if self.blocks.is_empty() {
             let series = in_head.into_iter();
             return Ok(series
@@ -127,7 +133,7 @@ impl Querier {
             }
         }
         if let Some(slot) = head {
-            self.head.chunks(*slot, self.range.mint, self.range.maxt, |chunk| {
+            self.head.chunks(*slot, self.in_head.mint, self.in_head.maxt, |chunk| {
                 let (mint, maxt, bytes) = (chunk.mint, chunk.maxt, chunk.bytes);
                 chunks.push(ChunkData { mint, maxt, encoding: ENCODING_XOR, bytes });
             });
@@ -182,12 +188,12 @@ impl Querier {
     }
 
     fn matching_in_head(&self, matchers: &[Matcher]) -> impl Iterator<Item = (Slot, SeriesLabels)> {
-        let series = self.head.select(matchers, self.range.mint, self.range.maxt);
+        let series = self.head.select(matchers, self.in_head.mint, self.in_head.maxt);
         series.into_iter().take_while(|_| !stop::is_asked())
     }
 
     fn overlaps_head(&self) -> bool {
-        let TimeRange { mint, maxt } = self.range;
+        let TimeRange { mint, maxt } = self.in_head;
         self.head.time_range().is_some_and(|(oldest, newest)| oldest <= maxt && mint <= newest)
     }
 }

@@ -410,7 +410,8 @@ fn a_query_is_answered_from_overlapping_blocks_and_the_head_together() {
         }
     }
     let held = |content: &Content| content.values().map(BTreeMap::len).sum::<usize>();
-    let mut in_parts = db.blocks.iter().map(|block| block.meta().stats.num_samples).sum::<u64>();
+    let blocks = &db.view.load_full().blocks;
+    let mut in_parts = blocks.iter().map(|block| block.meta().stats.num_samples).sum::<u64>();
     let in_head = db.head_querier();
     for series in in_head.select(&[]).unwrap() {
         let mut chunks = Vec::new();
@@ -461,7 +462,7 @@ fn a_block_of_which_a_series_is_damaged_fails_the_queries_that_ask_it() {
     std::fs::write(&index, bytes).unwrap();
     let Opened { db, blocks_set_aside, .. } = open_dir(dir.path());
     assert!(blocks_set_aside.is_empty(), "it is found when it is read");
-    let block = db.blocks[0].time_range().unwrap();
+    let block = db.view.load().blocks[0].time_range().unwrap();
     assert!(db.querier(block.mint, block.maxt).select(&[]).is_err());
     assert!(db.querier(block.maxt + 1, i64::MAX).select(&[]).unwrap().is_empty());
 }
@@ -469,12 +470,12 @@ fn a_block_of_which_a_series_is_damaged_fails_the_queries_that_ask_it() {
 #[test]
 fn a_block_that_cannot_be_opened_is_set_aside_and_costs_no_other() {
     let dir = recorded_copy("overlapping");
-    let blocks = open_dir(dir.path()).db.blocks.len();
+    let blocks = open_dir(dir.path()).db.view.load().blocks.len();
     let (_, whole) = open_recorded("overlapping");
     let damaged = dir.path().join("01M85ZRPC29QEN34G1NZQVWHK8");
     std::fs::write(damaged.join("index"), "none").unwrap();
     let Opened { db, blocks_set_aside, .. } = open_dir(dir.path());
-    assert_eq!((db.blocks.len(), blocks_set_aside.len()), (blocks - 1, 1));
+    assert_eq!((db.view.load().blocks.len(), blocks_set_aside.len()), (blocks - 1, 1));
     assert_eq!(blocks_set_aside[0].0, damaged);
     let (rest, all) = (content(&db), content(&whole));
     for (series, samples) in rest {

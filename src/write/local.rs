@@ -116,7 +116,7 @@ impl LocalWriter {
         let existing = self.tenants.find(id).map_err(|err| not_ready(id, err))?;
         let decode = || {
             let known = match &existing {
-                Some(tenant) => &tenant.db.lookup(),
+                Some(tenant) => &tenant.db.lookup(batch),
                 None => &self.nothing_known,
             };
             decode_fields(request, bytes, known, manners, self.caps, batch)

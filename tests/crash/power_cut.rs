@@ -49,6 +49,7 @@ fn open(disk: &FaultyDisk, policy: SyncPolicy, clock: i64) -> Storage {
         default_tenant: TenantId::parse(b"default-tenant").unwrap(),
         tenants_max: 100,
         has_periodic_work: false,
+        flush_within: None,
         rings: None,
     };
     let clock = ManualClock::at(clock);

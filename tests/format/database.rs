@@ -95,7 +95,7 @@ pub(crate) fn append(db: &Db, series: &[Labels], t: i64) {
 pub(crate) fn try_append(db: &Db, series: &[Labels], t: i64) -> AppendReport {
     let mut batch = Batch::default();
     let mut key = KeyBuilder::default();
-    let known = db.lookup();
+    let known = db.lookup(&mut batch);
     for labels in series {
         key.clear();
         for (name, value) in labels {

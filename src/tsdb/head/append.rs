@@ -14,16 +14,20 @@ mod unsynced;
 
 use std::collections::HashMap;
 use std::io;
+use std::sync::Arc;
 
 use parking_lot::RwLockWriteGuard;
 
-use crate::model::key_table::Slot;
+use crate::model::fingerprint::Fingerprint;
+use crate::model::key_table::{Adder, Slot};
 use crate::model::labels::{LabelIter, SeriesKey};
 use crate::model::{HeadSeriesRef, Timestamp};
 use crate::tsdb::head::Head;
 use crate::tsdb::head::append::unsynced::Unsynced;
 use crate::tsdb::head::batch::{Batch, BatchSample, NEW_BIT, NewSeries};
+use crate::tsdb::head::catalog::Catalog;
 use crate::tsdb::head::series::{Cut, SeriesState, States};
+use crate::tsdb::head::slots::FreeSlots;
 use crate::tsdb::wal::record;
 use crate::tsdb::wal::{Appended, LogPosition, Wal, WalError};
 
@@ -95,9 +99,12 @@ pub struct LogSide {
     wal: Option<Wal>,
     /// The next series' ref.
     next_ref: u64,
+    pub(super) slots: FreeSlots,
+    /// While series are being forgotten: those that were made or got their first sample meanwhile.
+    pub(super) meanwhile: Option<Vec<Slot>>,
     /// Number of the batch, for marks.
     request: u64,
-    unsynced: Unsynced,
+    pub(super) unsynced: Unsynced,
     group: Group,
     scratch: Scratch,
 }
@@ -132,17 +139,43 @@ struct Mark {
 struct Scratch {
     /// Slot of each new series of the batch; `None` for one that was not made.
     resolved: Vec<Option<Slot>>,
-    /// Those of the batch's new series that it made, and the slot of the first of them.
-    made: Vec<usize>,
-    first_made: Slot,
+    /// Series that were forgotten since the look-up: their slots now, likewise.
+    forgotten: HashMap<Slot, Option<Slot>>,
+    /// The slots of the series that the batch made, rising, and their places among its new series.
+    made: Vec<(Slot, usize)>,
     record_samples: Vec<RefSample>,
 }
 
 impl Scratch {
-    /// The key of a series that the batch made.
-    fn made_by<'b>(&self, batch: &'b Batch, slot: Slot) -> Option<&'b [u8]> {
-        let new = *self.made.get(slot.checked_sub(self.first_made)? as usize)?;
-        Some(batch.key(&batch.new_series[new]))
+    /// The slot of a sample's series.
+    #[inline]
+    fn slot_of(&self, series: u32) -> Option<Slot> {
+        match series & NEW_BIT {
+            0 if !self.forgotten.is_empty() => {
+                self.forgotten.get(&series).copied().unwrap_or(Some(series))
+            }
+            _ => Batch::slot_of(series, &self.resolved),
+        }
+    }
+}
+
+/// Finds the keys of the series that a batch made.
+struct MadeKeys<'b> {
+    batch: &'b Batch,
+    made: &'b [(Slot, usize)],
+    /// Where the one after the last that was asked for is: they mostly come in order.
+    next: usize,
+}
+
+impl<'b> MadeKeys<'b> {
+    fn of(&mut self, slot: Slot) -> Option<&'b [u8]> {
+        let is_next = self.made.get(self.next).is_some_and(|(made, _)| *made == slot);
+        let at = match is_next {
+            true => self.next,
+            false => self.made.binary_search_by_key(&slot, |(made, _)| *made).ok()?,
+        };
+        self.next = at + 1;
+        Some(self.batch.key(&self.batch.new_series[self.made[at].1]))
     }
 }
 
@@ -174,9 +207,16 @@ const SERIES_PER_HOLD: usize = 256;
 
 impl LogSide {
     pub fn new(wal: Wal, next_ref: u64) -> LogSide {
-        let (group, scratch) = (Group::default(), Scratch::default());
-        let unsynced = Unsynced::default();
-        LogSide { wal: Some(wal), next_ref, request: 0, unsynced, group, scratch }
+        LogSide {
+            wal: Some(wal),
+            next_ref,
+            slots: FreeSlots::default(),
+            meanwhile: None,
+            request: 0,
+            unsynced: Unsynced::default(),
+            group: Group::default(),
+            scratch: Scratch::default(),
+        }
     }
 }
 
@@ -187,6 +227,12 @@ struct Bounds {
     mint: Timestamp,
     /// Newer samples are too far in the future.
     maxt: Timestamp,
+}
+
+impl Bounds {
+    fn take(self, t: Timestamp) -> bool {
+        self.mint <= t && t <= self.maxt
+    }
 }
 
 impl Head {
@@ -234,7 +280,9 @@ impl Head {
         let Some(bounds) = self.bounds_of(batch, &log.group) else {
             return Ok(Ok(report));
         };
-        self.resolve_new_series(log, batch, bounds);
+        let catalog = &*self.catalog.load();
+        self.resolve_forgotten(log, catalog, batch, bounds);
+        self.resolve_new_series(log, catalog, batch, bounds);
         let mark = log.group.mark();
         if let Err(shares) = self.check(log, batch, bounds, &mut report) {
             self.take_back(&mut log.group, &mark);
@@ -244,7 +292,7 @@ impl Head {
         if log.group.accepted.len() == mark.accepted {
             return Ok(Ok(report));
         }
-        if let Err(too_long) = self.encode(log, batch, &mark) {
+        if let Err(too_long) = self.encode(log, catalog, batch, &mark) {
             self.take_back(&mut log.group, &mark);
             return Ok(Err(too_long));
         }
@@ -321,7 +369,7 @@ impl Head {
             0 => Timestamp::MAX,
             window => now.saturating_add(Timestamp::try_from(window).unwrap_or(Timestamp::MAX)),
         };
-        let lowest = self.floor.max(LOWEST_TIME);
+        let lowest = self.floor().max(LOWEST_TIME);
         let newest = self.time_range().into_iter().chain(group.time_range());
         let head_max = match newest.map(|(_, maxt)| maxt).max() {
             Some(head_max) => head_max,
@@ -335,26 +383,77 @@ impl Head {
         Some(Bounds { mint: mint.max(lowest), maxt })
     }
 
+    /// Finds the slots of series that were forgotten since the batch was looked up. They are made anew
+    /// if they have a sample to hold.
+    fn resolve_forgotten(
+        &self,
+        log: &mut LogSide,
+        catalog: &Arc<Catalog>,
+        batch: &Batch,
+        bounds: Bounds,
+    ) {
+        log.scratch.forgotten.clear();
+        match batch.catalog() {
+            Some(before) if !Arc::ptr_eq(before, catalog) => {
+                self.resolve_by_catalog(log, catalog, batch, before, bounds);
+            }
+            _ => {}
+        }
+    }
+
+    #[cold]
+    fn resolve_by_catalog(
+        &self,
+        log: &mut LogSide,
+        catalog: &Catalog,
+        batch: &Batch,
+        before: &Catalog,
+        bounds: Bounds,
+    ) {
+        // Whether each has a sample to hold.
+        let mut forgotten: HashMap<Slot, bool> = HashMap::new();
+        let labels = catalog.labels();
+        for sample in batch.samples.iter().filter(|sample| sample.series & NEW_BIT == 0) {
+            // Nobody else got its slot: the batch holds the catalog in which it was its.
+            if labels.get(sample.series).is_none() {
+                *forgotten.entry(sample.series).or_default() |= bounds.take(sample.t);
+            }
+        }
+        drop(labels);
+        for (slot, is_wanted) in forgotten {
+            let key = before.key_of(slot);
+            let mut known = catalog.known.adder();
+            let fingerprint = catalog.lookup().fingerprint(key.as_bytes());
+            let mut found = known.find_canonical(fingerprint);
+            if found.is_none() && is_wanted && self.has_room(known.series_count(), log, 0) {
+                let new = log.give_slot(&mut known, fingerprint);
+                drop(known);
+                self.begin_series(log, &[new]);
+                catalog.name([(new, LabelIter::of_canonical(key.as_bytes()))]);
+                found = Some(new);
+            }
+            log.scratch.forgotten.insert(slot, found);
+        }
+    }
+
     /// Makes the series of the batch that do not exist and have a sample to hold.
-    fn resolve_new_series(&self, log: &mut LogSide, batch: &Batch, bounds: Bounds) {
-        let Scratch { resolved, made, first_made, .. } = &mut log.scratch;
-        resolved.clear();
-        made.clear();
+    fn resolve_new_series(
+        &self,
+        log: &mut LogSide,
+        catalog: &Catalog,
+        batch: &Batch,
+        bounds: Bounds,
+    ) {
+        log.scratch.resolved.clear();
+        log.scratch.made.clear();
         if batch.new_series.is_empty() && batch.aliases.is_empty() {
             return;
         }
         let mut wanted = vec![false; batch.new_series.len()];
         for sample in batch.samples.iter().filter(|sample| sample.series & NEW_BIT != 0) {
-            wanted[(sample.series & !NEW_BIT) as usize] |=
-                bounds.mint <= sample.t && sample.t <= bounds.maxt;
+            wanted[(sample.series & !NEW_BIT) as usize] |= bounds.take(sample.t);
         }
-        let mut known = self.known.adder();
-        *first_made = known.series_count() as Slot;
-        // Another program's log may leave few refs or none.
-        let refs_left = HeadSeriesRef::LIMIT.saturating_sub(log.next_ref);
-        let has_room = |series: usize, made: usize| {
-            series < self.options.series_max && (made as u64) < refs_left
-        };
+        let mut known = catalog.known.adder();
         for (i, (series, wanted)) in batch.new_series.iter().zip(wanted).enumerate() {
             if i.is_multiple_of(TOUCHED_TOGETHER) {
                 let window = batch.new_series[i..].iter().take(TOUCHED_TOGETHER);
@@ -364,38 +463,51 @@ impl Head {
             }
             // Another request may have made it since the look-up, or this one names it twice.
             let mut slot = known.find_canonical(series.fingerprint);
-            if slot.is_none() && wanted && has_room(known.series_count(), made.len()) {
-                let new = known.series_count() as Slot;
-                known.add(series.fingerprint, new);
-                made.push(i);
+            let made = log.scratch.made.len();
+            if slot.is_none() && wanted && self.has_room(known.series_count(), log, made) {
+                let new = log.give_slot(&mut known, series.fingerprint);
+                log.scratch.made.push((new, i));
                 slot = Some(new);
             }
-            resolved.push(slot);
+            log.scratch.resolved.push(slot);
         }
         for alias in &batch.aliases {
-            if let Some(slot) = Batch::slot_of(alias.series, resolved) {
+            if let Some(slot) = log.scratch.slot_of(alias.series) {
                 known.add_alias(batch.raw(alias), slot, alias.rules);
             }
         }
         drop(known);
+        let made = std::mem::take(&mut log.scratch.made);
+        for made in made.chunks(SERIES_PER_HOLD) {
+            let slots = made.iter().map(|(slot, _)| *slot);
+            self.begin_series(log, &slots.clone().collect::<Vec<_>>());
+            let keys = made.iter().map(|(_, new)| batch.key(&batch.new_series[*new]));
+            // Readers wait that need the labels of a series.
+            catalog.name(slots.zip(keys.map(LabelIter::of_canonical)));
+        }
+        log.scratch.made = made;
+    }
+
+    /// Whether there is room for a series beside those that exist and of which `unnumbered` have no
+    /// ref yet. Another program's log may leave few refs or none.
+    fn has_room(&self, series: usize, log: &LogSide, unnumbered: usize) -> bool {
+        let refs_left = HeadSeriesRef::LIMIT.saturating_sub(log.next_ref);
+        series < self.options.series_max && (unnumbered as u64) < refs_left
+    }
+
+    /// Gives each slot the state of a series without samples.
+    fn begin_series(&self, log: &mut LogSide, slots: &[Slot]) {
         let mut states = self.states.write();
-        debug_assert_eq!(states.len(), *first_made as usize, "a slot has a state");
-        for _ in made.iter() {
-            states.push(SeriesState::new(HeadSeriesRef(log.next_ref)));
+        for slot in slots {
+            states.begin(*slot, SeriesState::new(HeadSeriesRef(log.next_ref)));
             log.next_ref += 1;
         }
         drop(states);
-        let mut slots = *first_made..;
-        for made in made.chunks(SERIES_PER_HOLD) {
-            let keys = made.iter().map(|new| batch.key(&batch.new_series[*new]));
-            let series = keys.map(LabelIter::of_canonical);
-            // Readers wait that need the labels of a series.
-            let mut labels = self.labels.write();
-            let series = series.zip(&mut slots).map(|(labels, slot)| (slot, labels));
-            self.postings.add(series, |pairs| labels.push(pairs));
+        if let Some(meanwhile) = &mut log.meanwhile {
+            meanwhile.extend_from_slice(slots);
         }
-        self.metrics.series_created.add(made.len() as u64);
-        self.metrics.series.add(made.len() as f64);
+        self.metrics.series_created.add(slots.len() as u64);
+        self.metrics.series.add(slots.len() as f64);
     }
 
     /// Judges each sample and adds the accepted ones to the group. What it has added before it
@@ -408,10 +520,10 @@ impl Head {
         report: &mut AppendReport,
     ) -> Result<(), SharesSeries> {
         log.request += 1;
-        let LogSide { request, group, scratch, .. } = log;
+        let LogSide { request, group, scratch, meanwhile, .. } = log;
         let batches_before = *request - group.first_request;
         let Group { accepted, unlogged, mint, maxt, .. } = group;
-        let Scratch { resolved, record_samples, .. } = scratch;
+        let mut record_samples = std::mem::take(&mut scratch.record_samples);
         let accepted_before = accepted.len();
         record_samples.clear();
         let mut repeats = Repeats::default();
@@ -423,7 +535,7 @@ impl Head {
             touch(&states, known.filter(|series| series & NEW_BIT == 0));
             for (j, sample) in window.iter().enumerate() {
                 let place = i * TOUCHED_TOGETHER + j;
-                let Some(slot) = Batch::slot_of(sample.series, resolved) else {
+                let Some(slot) = scratch.slot_of(sample.series) else {
                     refuse_unmade(batch, place, bounds, report);
                     continue;
                 };
@@ -433,7 +545,10 @@ impl Head {
                         let own = &accepted[accepted_before..];
                         repeats.last_of(slot, own).or_else(|| state.last())
                     }
-                    batches if batches <= batches_before => return Err(SharesSeries),
+                    batches if batches <= batches_before => {
+                        scratch.record_samples = record_samples;
+                        return Err(SharesSeries);
+                    }
                     _ => state.last(),
                 };
                 match judge(sample, last, bounds, state) {
@@ -443,6 +558,11 @@ impl Head {
                             // Its record is part of this append; were that to fail, the next
                             // append finds the series unlogged again: see `take_back`.
                             state.set_logged();
+                        }
+                        if last.is_none()
+                            && let Some(meanwhile) = meanwhile
+                        {
+                            meanwhile.push(slot);
                         }
                         let series_ref = state.series_ref();
                         record_samples.push(RefSample { series_ref, t: sample.t, v: sample.v });
@@ -457,33 +577,41 @@ impl Head {
                 }
             }
         }
-        // Keys come before states in the order of locks.
+        scratch.record_samples = record_samples;
+        // Labels come before states in the order of locks.
         drop(states);
         for (place, refusal, slot) in refused {
-            report.refuse(place, refusal, || self.key_of(slot));
+            report.refuse(place, refusal, || self.catalog.load().key_of(slot));
         }
         Ok(())
     }
 
     /// Adds the records of the batch that was just checked: its series that are not in the log yet,
     /// then its accepted samples.
-    fn encode(&self, log: &mut LogSide, batch: &Batch, mark: &Mark) -> Result<(), WalError> {
+    fn encode(
+        &self,
+        log: &mut LogSide,
+        catalog: &Catalog,
+        batch: &Batch,
+        mark: &Mark,
+    ) -> Result<(), WalError> {
         let Group { unlogged, records, ends, .. } = &mut log.group;
         let unlogged = &unlogged[mark.unlogged..];
         if !unlogged.is_empty() {
-            let labels = self.labels.read();
+            let mut made = MadeKeys { batch, made: &log.scratch.made, next: 0 };
+            let labels = catalog.labels();
             let states = self.states.read();
             record::begin_series(records);
             for slot in unlogged {
                 let series_ref = states.get(*slot).series_ref();
-                match log.scratch.made_by(batch, *slot) {
+                match made.of(*slot) {
                     Some(key) => {
                         let labels = LabelIter::of_canonical(key);
                         record::push_series(records, series_ref, labels);
                     }
                     // One that was made before, and has no record yet.
                     None => {
-                        let labels = self.labels_in(&labels, *slot);
+                        let labels = catalog.labels_in(&labels, *slot);
                         record::push_series(records, series_ref, labels);
                     }
                 }
@@ -537,8 +665,7 @@ fn refuse_unmade(batch: &Batch, place: usize, bounds: Bounds, report: &mut Appen
     } else {
         Refusal::TooManySeries
     };
-    let series = &batch.new_series[(sample.series & !NEW_BIT) as usize];
-    report.refuse(place, refusal, || SeriesKey::from_canonical(batch.key(series)));
+    report.refuse(place, refusal, || batch.key_of(sample.series));
 }
 
 /// Between the windows of a large request, lets readers that wait have their turn.
@@ -633,6 +760,13 @@ impl Repeats {
 }
 
 impl LogSide {
+    /// A slot for a new series, which look-ups find from now on.
+    fn give_slot(&mut self, known: &mut Adder<'_>, fingerprint: Fingerprint) -> Slot {
+        let slot = self.slots.take();
+        known.add(fingerprint, slot);
+        slot
+    }
+
     /// The group before is applied or given up.
     fn begin_group(&mut self) {
         self.group.clear();
@@ -644,7 +778,7 @@ impl LogSide {
         let kept = self.group.capacity_bytes()
             + self.scratch.record_samples.capacity() * size_of::<RefSample>()
             + self.scratch.resolved.capacity() * size_of::<Option<Slot>>()
-            + self.scratch.made.capacity() * size_of::<usize>();
+            + self.scratch.made.capacity() * size_of::<(Slot, usize)>();
         if kept > KEPT_SCRATCH_BYTES_MAX {
             (self.group, self.scratch) = (Group::default(), Scratch::default());
         }

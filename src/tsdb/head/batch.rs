@@ -1,8 +1,12 @@
 //! A request on its way into a head: samples of known series by slot, and the keys of others.
 
+use std::sync::Arc;
+
 use crate::model::Timestamp;
 use crate::model::fingerprint::Fingerprint;
-use crate::model::key_table::{Rules, Slot};
+use crate::model::key_table::{Lookup, Rules, Slot};
+use crate::model::labels::SeriesKey;
+use crate::tsdb::head::catalog::Catalog;
 
 /// One float sample. `series` is a slot, or with [`NEW_BIT`] an index of the batch's new series.
 #[derive(Clone, Copy, Debug)]
@@ -41,6 +45,8 @@ pub struct Batch {
     bytes: Vec<u8>,
     /// Series messages with another number of samples than one, in order.
     uneven: Vec<Uneven>,
+    /// What gave the slots of known series. Held, so that they mean no other series.
+    catalog: Option<Arc<Catalog>>,
 }
 
 /// A series message of the request, and how many samples it has.
@@ -65,11 +71,22 @@ impl Batch {
             *self = Batch::default();
             return;
         }
+        self.catalog = None;
         self.samples.clear();
         self.new_series.clear();
         self.aliases.clear();
         self.bytes.clear();
         self.uneven.clear();
+    }
+
+    /// What to look the batch's series up in: the catalog, unless it has begun with another.
+    pub fn look_up_in(&mut self, catalog: Arc<Catalog>) -> Lookup {
+        self.catalog.get_or_insert(catalog).lookup()
+    }
+
+    /// What its series were looked up in; `None` if none of them is known.
+    pub fn catalog(&self) -> Option<&Arc<Catalog>> {
+        self.catalog.as_ref()
     }
 
     /// What it takes.
@@ -147,6 +164,18 @@ impl Batch {
         match series & NEW_BIT {
             0 => Some(series),
             _ => resolved[(series & !NEW_BIT) as usize],
+        }
+    }
+
+    /// The canonical key of a sample's series.
+    #[cold]
+    pub fn key_of(&self, series: u32) -> SeriesKey {
+        match (series & NEW_BIT, &self.catalog) {
+            (0, Some(catalog)) => catalog.key_of(series),
+            (0, None) => SeriesKey::from_canonical(&[]),
+            _ => {
+                SeriesKey::from_canonical(self.key(&self.new_series[(series & !NEW_BIT) as usize]))
+            }
         }
     }
 }

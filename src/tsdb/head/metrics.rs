@@ -6,8 +6,10 @@ use crate::tsdb::head::append::Refusal;
 pub struct HeadMetrics {
     pub series: Gauge,
     pub series_created: Counter,
+    pub series_removed: Counter,
     pub chunks: Gauge,
     pub chunks_created: Counter,
+    pub chunks_removed: Counter,
     pub samples_appended: Counter,
     pub min_time: Gauge,
     pub max_time: Gauge,
@@ -60,6 +62,10 @@ impl HeadMetrics {
                 "prometheus_tsdb_head_series_created_total",
                 "Total number of series created in the head.",
             ),
+            series_removed: counter(
+                "prometheus_tsdb_head_series_removed_total",
+                "Total number of series removed in the head.",
+            ),
             chunks: gauge(
                 "prometheus_tsdb_head_chunks",
                 "Total number of chunks in the head block.",
@@ -67,6 +73,10 @@ impl HeadMetrics {
             chunks_created: counter(
                 "prometheus_tsdb_head_chunks_created_total",
                 "Total number of chunks created in the head.",
+            ),
+            chunks_removed: counter(
+                "prometheus_tsdb_head_chunks_removed_total",
+                "Total number of chunks removed in the head.",
             ),
             samples_appended: by_type(
                 "prometheus_tsdb_head_samples_appended_total",

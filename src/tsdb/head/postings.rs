@@ -81,12 +81,12 @@ impl MemPostings {
     pub fn add<'k>(
         &self,
         series: impl IntoIterator<Item = (Slot, LabelIter<'k>)>,
-        mut tell: impl FnMut(&[PairId]),
+        mut tell: impl FnMut(Slot, &[PairId]),
     ) {
         let mut index = self.index.write();
         for (slot, labels) in series {
             index.add(&self.pairs, slot, labels);
-            tell(&index.added);
+            tell(slot, &index.added);
         }
     }
 
@@ -153,6 +153,33 @@ impl MemPostings {
     /// Values of one label, sorted.
     pub fn label_values(&self, name: &[u8]) -> Vec<Vec<u8>> {
         self.sorted_texts(|index| Some(&index.names.get(name)?.lists))
+    }
+
+    /// All labels, sorted by name: each name with its values and their numbers, sorted.
+    pub fn sorted_pairs(&self) -> Vec<(Text, Vec<(Text, PairId)>)> {
+        let mut all = Vec::new();
+        for at in 0.. {
+            let Some(name) = self.index.read().names.get_index(at).map(|(name, _)| name.clone())
+            else {
+                break;
+            };
+            let mut values: Vec<(Text, PairId)> = Vec::new();
+            loop {
+                let index = self.index.read();
+                let Some((_, Values { lists, pairs })) = index.names.get_index(at) else { break };
+                let from = values.len();
+                let to = lists.len().min(from + SLICE_ITEMS);
+                let slice = lists.get_range(from..to).into_iter().flat_map(|slice| slice.keys());
+                values.extend(slice.cloned().zip(pairs[from..to].iter().copied()));
+                if values.len() == from {
+                    break;
+                }
+            }
+            values.sort_unstable_by(|(a, _), (b, _)| bytes(a).cmp(bytes(b)));
+            all.push((name, values));
+        }
+        all.sort_unstable_by(|(a, _), (b, _)| bytes(a).cmp(bytes(b)));
+        all
     }
 
     /// How many values each label name has, in no particular order.

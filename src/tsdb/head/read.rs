@@ -1,17 +1,38 @@
 //! The head as a query sees it: slots to series and chunks, a few hundred at a time.
 
+use std::sync::Arc;
+
 use crate::model::Timestamp;
 use crate::model::key_table::Slot;
 use crate::model::matcher::Matcher;
 use crate::model::pairs::SeriesLabels;
 use crate::model::stop;
 use crate::tsdb::head::Head;
+use crate::tsdb::head::catalog::Catalog;
 use crate::tsdb::head::series::FullChunk;
 
 /// Series read under one hold of the locks: some ten microseconds that an append may wait.
 const SERIES_PER_HOLD: usize = 256;
 
-impl Head {
+/// A head whose slots mean the same for as long as this is held. One that is forgotten meanwhile has no
+/// samples any more.
+#[derive(Clone)]
+pub struct HeadReader {
+    head: Arc<Head>,
+    catalog: Arc<Catalog>,
+}
+
+impl HeadReader {
+    pub fn new(head: Arc<Head>) -> HeadReader {
+        let catalog = head.catalog();
+        HeadReader { head, catalog }
+    }
+
+    /// Times of the oldest and the newest sample held now.
+    pub fn time_range(&self) -> Option<(Timestamp, Timestamp)> {
+        self.head.time_range()
+    }
+
     /// Series that match and have a chunk in the range.
     pub fn select(
         &self,
@@ -19,18 +40,19 @@ impl Head {
         mint: Timestamp,
         maxt: Timestamp,
     ) -> Vec<(Slot, SeriesLabels)> {
-        let slots = self.postings.select(matchers);
+        let postings = &self.catalog.postings;
+        let slots = postings.select(matchers);
         let mut selected = Vec::new();
         for slots in slots.chunks(SERIES_PER_HOLD) {
             if stop::is_asked() {
                 break;
             }
-            let labels = self.labels.read();
-            let states = self.states.read();
+            let labels = self.catalog.labels();
+            let states = self.head.states.read();
             selected.extend(slots.iter().filter_map(|slot| {
                 // One that is being made may have none yet, and has no sample.
                 let pairs = labels.get(*slot).filter(|_| states.get(*slot).overlaps(mint, maxt))?;
-                Some((*slot, SeriesLabels::new(self.postings.pairs().clone(), pairs)))
+                Some((*slot, SeriesLabels::new(postings.pairs().clone(), pairs)))
             }));
         }
         selected
@@ -44,14 +66,14 @@ impl Head {
         maxt: Timestamp,
         each: impl FnMut(FullChunk),
     ) {
-        self.states.read().get(slot).chunks_in(mint, maxt, each);
+        self.head.states.read().get(slot).chunks_in(mint, maxt, each);
     }
 
     pub fn label_names(&self) -> Vec<Vec<u8>> {
-        self.postings.label_names()
+        self.catalog.postings.label_names()
     }
 
     pub fn label_values(&self, name: &[u8]) -> Vec<Vec<u8>> {
-        self.postings.label_values(name)
+        self.catalog.postings.label_values(name)
     }
 }

@@ -21,7 +21,8 @@ use crate::model::labels::{KeyBuilder, LabelIter};
 use crate::model::{HeadSeriesRef, Timestamp};
 use crate::tsdb::head::HeadContents;
 use crate::tsdb::head::append::RefSample;
-use crate::tsdb::head::series::{SERIES_MAX, SeriesState};
+use crate::tsdb::head::catalog::Catalog;
+use crate::tsdb::head::series::{SERIES_MAX, SeriesState, States};
 use crate::tsdb::refs;
 use crate::tsdb::wal::record::{Record, RecordTombstone};
 
@@ -99,17 +100,12 @@ pub fn replay<T: Send>(
     let contents = HeadContents::new(fingerprinter.clone());
     let (steps_in, steps_out) = mpsc::sync_channel(QUEUE_BATCHES);
     let (made_in, made_out) = mpsc::sync_channel::<MadeSeries>(QUEUE_BATCHES);
-    let HeadContents { known, mut labels, states, postings, min_time, max_time } = contents;
+    let HeadContents { catalog, states, min_time, max_time } = contents;
     let mut builder = Builder {
-        contents: HeadContents {
-            known,
-            states,
-            // The postings thread fills the real ones.
-            labels: Default::default(),
-            postings: Default::default(),
-            min_time,
-            max_time,
-        },
+        catalog: &catalog,
+        states,
+        min_time,
+        max_time,
         refs: RefMap::default(),
         tombstones: HashMap::new(),
         further_refs: HashMap::new(),
@@ -133,10 +129,9 @@ pub fn replay<T: Send>(
             (result, sorter.found)
         };
         let reader = thread::Builder::new().name("wal-read".into()).spawn_scoped(scope, sort)?;
-        let (postings, labels) = (&postings, &mut labels);
-        let index = move || {
+        let index = || {
             for made in made_out {
-                postings.add(made.iter(), |pairs| labels.push(pairs));
+                catalog.name(made.iter());
             }
         };
         let indexer = thread::Builder::new().name("wal-index".into()).spawn_scoped(scope, index)?;
@@ -150,8 +145,8 @@ pub fn replay<T: Send>(
     })?;
     let mut report = builder.finish(sorted_out.max_ref);
     report.histograms_left = sorted_out.histograms;
-    let mut contents = builder.contents;
-    (contents.labels, contents.postings) = (labels, postings);
+    let Builder { states, min_time, max_time, .. } = builder;
+    let contents = HeadContents { catalog, states, min_time, max_time };
     Ok((read_result?, contents, report))
 }
 
@@ -259,8 +254,12 @@ impl Sorter {
 }
 
 /// The building thread's half.
-struct Builder {
-    contents: HeadContents,
+struct Builder<'c> {
+    /// Another thread gives the series their labels.
+    catalog: &'c Catalog,
+    states: States,
+    min_time: Timestamp,
+    max_time: Timestamp,
     refs: RefMap,
     tombstones: HashMap<Slot, Vec<(Timestamp, Timestamp)>>,
     /// Refs of a series beside the one that its state knows.
@@ -273,7 +272,7 @@ struct Builder {
     report: ReplayReport,
 }
 
-impl Builder {
+impl Builder<'_> {
     fn take(&mut self, step: Step, made: &mpsc::SyncSender<MadeSeries>) {
         match step {
             Step::Series(SeriesBatch { keys, series }) => {
@@ -298,11 +297,11 @@ impl Builder {
         self.see_ref(series_ref);
         match self.refs.slot(series_ref) {
             Some(slot) if (mint, maxt) == (Timestamp::MIN, Timestamp::MAX) => {
-                self.refs.forget(self.contents.states.get(slot).series_ref());
+                self.refs.forget(self.states.get(slot).series_ref());
                 let further = self.further_refs.remove(&slot).unwrap_or_default();
                 further.into_iter().for_each(|series_ref| self.refs.forget(series_ref));
                 self.tombstones.remove(&slot);
-                *self.contents.states.get_mut(slot) = SeriesState::new(series_ref);
+                *self.states.get_mut(slot) = SeriesState::new(series_ref);
                 self.removed.insert(slot);
             }
             Some(slot) => self.tombstones.entry(slot).or_default().push((mint, maxt)),
@@ -335,12 +334,11 @@ impl Builder {
             state.set_logged();
             state
         };
-        let contents = &mut self.contents;
-        let mut known = contents.known.adder();
+        let mut known = self.catalog.known.adder();
         let slot = match known.find_canonical(fingerprint) {
             Some(slot) => {
                 if self.removed.remove(&slot) {
-                    *contents.states.get_mut(slot) = logged_state();
+                    *self.states.get_mut(slot) = logged_state();
                 } else {
                     self.further_refs.entry(slot).or_default().push(series_ref);
                 }
@@ -350,7 +348,7 @@ impl Builder {
             None => {
                 let slot = known.series_count() as Slot;
                 known.add(fingerprint, slot);
-                contents.states.push(logged_state());
+                self.states.push(logged_state());
                 self.made.push(slot, key);
                 slot
             }
@@ -365,7 +363,7 @@ impl Builder {
             for (sample, slot) in window.iter().zip(&mut slots) {
                 *slot = self.refs.slot(sample.series_ref);
                 if let Some(slot) = slot {
-                    touched = touched.wrapping_add(self.contents.states.get(*slot).touch());
+                    touched = touched.wrapping_add(self.states.get(*slot).touch());
                 }
             }
             std::hint::black_box(touched);
@@ -383,15 +381,15 @@ impl Builder {
 
     #[inline]
     fn add_sample(&mut self, slot: Slot, t: Timestamp, v: u64) {
-        let state = self.contents.states.get_mut(slot);
+        let state = self.states.get_mut(slot);
         if t < self.floor || state.last().is_some_and(|(last, _)| t <= last) {
             self.report.samples_skipped += 1;
             return;
         }
         state.append(t, v, self.block_range);
         self.report.samples += 1;
-        self.contents.min_time = self.contents.min_time.min(t);
-        self.contents.max_time = self.contents.max_time.max(t);
+        self.min_time = self.min_time.min(t);
+        self.max_time = self.max_time.max(t);
     }
 
     /// Takes deleted samples out, and gives removed series new refs, since samples of the old ones
@@ -401,14 +399,14 @@ impl Builder {
         *next_ref = (*next_ref).max(max_ref + 1);
         for slot in std::mem::take(&mut self.removed) {
             if *next_ref < HeadSeriesRef::LIMIT {
-                *self.contents.states.get_mut(slot) = SeriesState::new(HeadSeriesRef(*next_ref));
+                *self.states.get_mut(slot) = SeriesState::new(HeadSeriesRef(*next_ref));
                 *next_ref += 1;
             }
         }
         for (slot, deleted) in std::mem::take(&mut self.tombstones) {
             let is_deleted =
                 |t: Timestamp| deleted.iter().any(|(mint, maxt)| (*mint..=*maxt).contains(&t));
-            self.contents.states.get_mut(slot).retain(self.block_range, |t| !is_deleted(t));
+            self.states.get_mut(slot).retain(self.block_range, |t| !is_deleted(t));
         }
         std::mem::take(&mut self.report)
     }

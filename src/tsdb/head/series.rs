@@ -38,6 +38,17 @@ impl States {
         self.segments.is_empty()
     }
 
+    /// Puts a series' state in place of what its slot had, or behind all others.
+    pub fn begin(&mut self, slot: Slot, state: SeriesState) {
+        match (slot as usize) < self.len() {
+            true => *self.get_mut(slot) = state,
+            false => {
+                debug_assert_eq!(self.len(), slot as usize, "slots are given without a gap");
+                self.push(state);
+            }
+        }
+    }
+
     pub fn push(&mut self, state: SeriesState) {
         match self.segments.last_mut() {
             Some(last) if last.len() < SEGMENT_SLOTS => last.push(state),
@@ -211,8 +222,7 @@ impl SeriesState {
     /// Whether any chunk overlaps the range, both ends included.
     pub fn overlaps(&self, mint: Timestamp, maxt: Timestamp) -> bool {
         let Some((last, _)) = self.last() else { return false };
-        let first = self.full.first().map_or_else(|| self.open_mint(), |chunk| chunk.mint);
-        if last < mint || first > maxt {
+        if last < mint || self.first_time().is_none_or(|first| first > maxt) {
             return false;
         }
         self.full.iter().any(|chunk| chunk.mint <= maxt && mint <= chunk.maxt)
@@ -246,6 +256,45 @@ impl SeriesState {
             value = value.or_else(|| XorIterator::new(&chunk.bytes).find_map(at));
         });
         value
+    }
+
+    /// Drops the samples before `mint`, and gives their room back; returns how many chunks went. A
+    /// chunk that has samples on both sides is encoded anew.
+    pub fn drop_before(&mut self, mint: Timestamp) -> usize {
+        let Some((last, _)) = self.last() else { return 0 };
+        if last < mint {
+            let count = self.chunk_count();
+            (self.xor, self.chunk, self.full) =
+                (XorState::default(), ThinVec::new(), ThinVec::new());
+            return count;
+        }
+        let count = self.full.partition_point(|chunk| chunk.maxt < mint);
+        if count > 0 {
+            self.full = self.full.split_off(count);
+        }
+        let begin_at_mint = |bytes: &[u8]| {
+            let (mut xor, mut chunk) = (XorState::default(), ThinVec::new());
+            let kept = XorIterator::new(bytes).flatten().filter(|(t, _)| *t >= mint);
+            kept.for_each(|(t, v)| xor.append(&mut chunk, t, v));
+            (xor, chunk)
+        };
+        if self.first_time().is_none_or(|first| first >= mint) {
+            return count;
+        }
+        match self.full.first_mut() {
+            Some(first) => {
+                let (xor, chunk) = begin_at_mint(&first.bytes);
+                (first.mint, first.bytes) = (xor.first_time(&chunk), xor.snapshot(&chunk));
+            }
+            None => (self.xor, self.chunk) = begin_at_mint(&self.xor.snapshot(&self.chunk)),
+        }
+        count
+    }
+
+    /// Time of the oldest sample.
+    pub fn first_time(&self) -> Option<Timestamp> {
+        self.last()?;
+        Some(self.full.first().map_or_else(|| self.open_mint(), |chunk| chunk.mint))
     }
 
     /// Drops samples whose time is not kept, by writing the chunks anew.
@@ -335,6 +384,39 @@ mod tests {
         assert!(
             state.overlaps(0, 0) && !state.overlaps(-10, -1) && !state.overlaps(500_000, 600_000)
         );
+    }
+
+    #[test]
+    fn what_is_before_a_time_is_dropped_and_nothing_else() {
+        let samples = |state: &SeriesState| {
+            let mut samples = Vec::new();
+            state.chunks_in(i64::MIN, i64::MAX, |chunk| {
+                let of_chunk: Vec<_> = XorIterator::new(&chunk.bytes).map(Result::unwrap).collect();
+                let times = (of_chunk[0].0, of_chunk[of_chunk.len() - 1].0);
+                assert_eq!(times, (chunk.mint, chunk.maxt));
+                samples.extend(of_chunk);
+            });
+            samples
+        };
+        for mint in [-5, 0, 1, 119, 120, 121, 240, 333, 399, 400] {
+            let mut state = SeriesState::new(HeadSeriesRef(1));
+            let all: Vec<_> = (0..400).map(|i| (i, i as u64 * 3)).collect();
+            for (t, v) in &all {
+                state.append(*t, *v, 7_200_000);
+            }
+            let before = state.chunk_count();
+            let dropped = state.drop_before(mint);
+            let mut kept: Vec<_> = all.into_iter().filter(|(t, _)| *t >= mint).collect();
+            assert_eq!(samples(&state), kept, "from {mint}");
+            assert_eq!(state.first_time(), kept.first().map(|(t, _)| *t));
+            assert_eq!(state.chunk_count() + dropped, before, "from {mint}");
+            // It goes on where it was.
+            for t in 500..700 {
+                state.append(t, 7, 7_200_000);
+                kept.push((t, 7));
+            }
+            assert_eq!(samples(&state), kept, "from {mint}");
+        }
     }
 
     #[test]

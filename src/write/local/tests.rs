@@ -43,6 +43,7 @@ impl Node {
             default_tenant: tenant("default-tenant"),
             tenants_max: 1000,
             has_periodic_work: true,
+            flush_within: None,
             rings: None,
         };
         let clock = Arc::new(ManualClock::at(NOW));

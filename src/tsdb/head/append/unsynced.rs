@@ -22,7 +22,7 @@ const SAMPLES_TOGETHER: usize = 8192;
 
 /// Groups that were logged since the last good sync, in order of the log.
 #[derive(Default)]
-pub(super) struct Unsynced(VecDeque<Note>);
+pub(in crate::tsdb::head) struct Unsynced(VecDeque<Note>);
 
 struct Note {
     end: LogPosition,
@@ -43,6 +43,13 @@ impl Unsynced {
             (last.end, last.mint) = (end, last.mint.min(mint));
             last.series.extend_from_slice(series);
         }
+    }
+}
+
+impl Unsynced {
+    /// Series whose slots are not kept are gone, and with them all that their records are for.
+    pub(in crate::tsdb::head) fn keep_series(&mut self, keeps: impl Fn(Slot) -> bool) {
+        self.0.iter_mut().for_each(|note| note.series.retain(|slot| keeps(*slot)));
     }
 }
 
@@ -70,14 +77,15 @@ impl Head {
     /// series before.
     fn log_series_again(&self, wal: &mut Wal, unsynced: &Unsynced) -> Result<(), WalError> {
         let synced = wal.synced_position();
+        let catalog = self.catalog.load();
         for note in unsynced.0.iter().filter(|note| note.end > synced) {
             for slots in note.series.chunks(SERIES_TOGETHER) {
                 let mut bytes = Vec::new();
                 record::begin_series(&mut bytes);
-                let (labels, states) = (self.labels.read(), self.states.read());
+                let (labels, states) = (catalog.labels(), self.states.read());
                 for slot in slots {
                     let series_ref = states.get(*slot).series_ref();
-                    let labels = self.labels_in(&labels, *slot);
+                    let labels = catalog.labels_in(&labels, *slot);
                     record::push_series(&mut bytes, series_ref, labels);
                 }
                 drop((labels, states));

@@ -21,13 +21,13 @@ fn key(labels: &Labels) -> SeriesKey {
 }
 
 fn add(postings: &MemPostings, slot: u32, key: &SeriesKey) {
-    postings.add([(slot, key.labels())], |_| {});
+    postings.add([(slot, key.labels())], |_, _| {});
 }
 
 /// Adds series, and looks at what is told of them.
 fn add_batch(postings: &MemPostings, series: &[(u32, SeriesKey)]) {
     let mut told = Vec::new();
-    postings.add(series.iter().map(|(slot, key)| (*slot, key.labels())), |pairs| {
+    postings.add(series.iter().map(|(slot, key)| (*slot, key.labels())), |_, pairs| {
         told.push(SeriesLabels::new(postings.pairs().clone(), pairs));
     });
     assert_eq!(told.len(), series.len());

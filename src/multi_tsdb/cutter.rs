@@ -1,0 +1,123 @@
+//! Cuts the tenants' heads into blocks, one after another: from time to time as Thanos does, and all
+//! of them at the end.
+
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use crate::error::chain;
+use crate::model::stop;
+use crate::multi_tsdb::{MultiTsdb, Tenant};
+use crate::tsdb::cut::CutError;
+
+/// When a tenant is looked at again after its cut failed, at first; then after twice as long.
+const RETRY: Duration = Duration::from_secs(60);
+
+/// How often it is looked whether a tenant's turn has come.
+pub(super) fn look_every(range: Duration) -> Duration {
+    (range / 100).clamp(Duration::from_millis(100), Duration::from_secs(5))
+}
+
+/// A tenant's turns.
+pub(super) struct CutTurns(Mutex<Turns>);
+
+struct Turns {
+    next: Instant,
+    /// Turns that failed since the last good one.
+    failed: u32,
+}
+
+impl CutTurns {
+    /// The first turn comes within a tenth of the range, so that those of many tenants do not come
+    /// together.
+    pub(super) fn new(range: Duration) -> CutTurns {
+        let share = f64::from(getrandom::u32().unwrap_or(0)) / f64::from(u32::MAX);
+        let next = Instant::now() + (range / 10).mul_f64(share);
+        CutTurns(Mutex::new(Turns { next, failed: 0 }))
+    }
+
+    fn has_come(&self) -> bool {
+        self.0.lock().next <= Instant::now()
+    }
+
+    fn end(&self, range: Duration, is_good: bool) {
+        let mut turns = self.0.lock();
+        turns.failed = if is_good { 0 } else { turns.failed + 1 };
+        let wait = match turns.failed {
+            0 => range,
+            failed => range.min(RETRY * (1 << (failed - 1).min(16))),
+        };
+        turns.next = Instant::now() + wait;
+    }
+}
+
+impl MultiTsdb {
+    /// Cuts what is due, lets heads drop what was cut, and deletes what is kept no longer.
+    pub(super) fn cut_heads(&self) {
+        let range = self.cut_range();
+        for tenant in self.tenants() {
+            if self.background.is_asked() {
+                return;
+            }
+            if tenant.cuts.has_come() {
+                let cut = self.background.clone().run(|| tenant.db.cut_due());
+                tenant.cuts.end(range, cut.is_ok());
+                tell(&tenant, cut);
+            } else {
+                // A reader may have kept the head from it before.
+                tenant.db.drop_cut();
+            }
+            if let Err(err) = tenant.db.drop_expired(|_| true) {
+                let (tenant, err) = (&tenant.id, chain(&err));
+                tracing::error!(%tenant, err, "an old block cannot be deleted");
+            }
+        }
+    }
+
+    pub(super) fn cut_range(&self) -> Duration {
+        Duration::from_millis(u64::try_from(self.options.db.cut_range).unwrap_or(u64::MAX))
+    }
+
+    /// Cuts all of the heads, as far as the time reaches; what is left stays in the logs. The tenants
+    /// take no more writes.
+    pub(super) fn flush_heads(&self, within: Duration) {
+        let tenants = self.tenants();
+        let count = tenants.len();
+        tracing::info!(tenants = count, "flushing the heads into blocks");
+        let (deadline, stop) = stop::pair();
+        let (done, is_done) = mpsc::channel::<()>();
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                if let Err(RecvTimeoutError::Timeout) = is_done.recv_timeout(within) {
+                    drop(deadline);
+                }
+            });
+            for (i, tenant) in (1..).zip(&tenants) {
+                let cut = stop.clone().run(|| tenant.db.flush());
+                let is_interrupted = matches!(cut, Err(CutError::Interrupted));
+                tell(tenant, cut);
+                if is_interrupted {
+                    let left = count - i + 1;
+                    tracing::warn!(left, "no time is left to flush heads; the logs keep them");
+                    break;
+                }
+                tracing::info!(tenant = %tenant.id, done = i, of = count, "head flushed");
+            }
+            drop(done);
+        });
+    }
+}
+
+fn tell(tenant: &Tenant, cut: Result<usize, CutError>) {
+    match cut {
+        Ok(0) | Err(CutError::Interrupted) => {}
+        Ok(blocks) => tracing::info!(tenant = %tenant.id, blocks, "the head was cut into blocks"),
+        Err(err) => {
+            let err = chain(&err);
+            tracing::error!(tenant = %tenant.id, err, "cutting the head failed; it will be tried again");
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! Cutting the head into blocks, in an order in which every sample is at every moment either in the
+//! head or in a block, for whoever reads and for whoever starts after a crash:
+//!
+//! 1. the floor rises to the block's end, so that no more samples come there;
+//! 2. the block is written under a temporary name, synced, and given its own;
+//! 3. readers that begin from now on see the block, and the head from the floor on;
+//! 4. when no reader is left that began before, the head drops what the block has, and forgets the
+//!    series that have nothing else;
+//! 5. the log is cut.
+//!
+//! A process that ends before the block has its name starts with all of it in the log, and after that
+//! with a floor below which the log is not replayed.
+
+use std::sync::{Arc, Weak};
+
+use crate::metrics::{Counter, Gauge, Registry};
+use crate::model::Timestamp;
+use crate::tsdb::Db;
+use crate::tsdb::block::Block;
+use crate::tsdb::block::meta::Compaction;
+use crate::tsdb::block::removal::take_name;
+use crate::tsdb::block::ulid::Ulid;
+use crate::tsdb::block::writer::BlockWriter;
+use crate::tsdb::blocks::View;
+use crate::tsdb::error::{ReadError, WriteError};
+use crate::tsdb::head::cut::Span;
+use crate::tsdb::options::DbOptions;
+
+/// Why a head was not cut. It is as it was, and may be cut later.
+#[derive(Debug, thiserror::Error)]
+pub enum CutError {
+    #[error(transparent)]
+    Write(#[from] WriteError),
+    /// What was written cannot be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// The work was asked to stop.
+    #[error("cutting was interrupted")]
+    Interrupted,
+}
+
+/// What is known about cutting between two cuts.
+pub struct Cutting {
+    range: i64,
+    /// Views of readers that look for things in the head that blocks have by now.
+    older_views: Vec<Weak<View>>,
+    /// What the head has to drop once nobody holds these: all before this time.
+    to_drop: Option<Timestamp>,
+    metrics: CutMetrics,
+}
+
+struct CutMetrics {
+    triggered: Counter,
+    done: Counter,
+    failed: Counter,
+    truncations: Counter,
+    blocks_loaded: Gauge,
+}
+
+impl Cutting {
+    pub(super) fn new(
+        options: &DbOptions,
+        registry: &Registry,
+        tenant: &str,
+        block_count: usize,
+    ) -> Cutting {
+        let counter = |name, help| registry.counter_vec(name, help, &["tenant"]).with(&[tenant]);
+        let gauge = |name, help| registry.gauge_vec(name, help, &["tenant"]).with(&[tenant]);
+        let metrics = CutMetrics {
+            triggered: counter(
+                "prometheus_tsdb_compactions_triggered_total",
+                "Total number of triggered compactions for the partition.",
+            ),
+            done: counter(
+                "prometheus_tsdb_compactions_total",
+                "Total number of compactions that were executed for the partition.",
+            ),
+            failed: counter(
+                "prometheus_tsdb_compactions_failed_total",
+                "Total number of compactions that failed for the partition.",
+            ),
+            truncations: counter(
+                "prometheus_tsdb_head_truncations_total",
+                "Total number of head truncations attempted.",
+            ),
+            blocks_loaded: gauge(
+                "prometheus_tsdb_blocks_loaded",
+                "Number of currently loaded data blocks",
+            ),
+        };
+        metrics.blocks_loaded.set(block_count as f64);
+        Cutting { range: options.cut_range, older_views: Vec::new(), to_drop: None, metrics }
+    }
+}
+
+impl Db {
+    /// Cuts what is due of the head, by Thanos' clock: when the oldest sample is older than one and a
+    /// half ranges, the rest of the range that it is in, and so on while the head spans more than that.
+    /// How many blocks were made. Blocks on the disk, and may take long.
+    pub fn cut_due(&self) -> Result<usize, CutError> {
+        let mut cutting = self.cutting.lock();
+        let patience = cutting.range.saturating_mul(3) / 2;
+        let is_old = |oldest| self.env.clock.now().saturating_sub(oldest) > patience;
+        if !self.head.time_range().is_some_and(|(oldest, _)| oldest >= 0 && is_old(oldest)) {
+            return Ok(0);
+        }
+        cutting.metrics.triggered.inc();
+        let mut made = 0;
+        while let Some((oldest, newest)) = self.head_span()
+            && (made == 0 || newest.saturating_sub(oldest) > patience)
+        {
+            let end = range_end(oldest, cutting.range);
+            if end > self.env.clock.now() {
+                break;
+            }
+            made += usize::from(self.cut(&mut cutting, Span { start: oldest, end })?);
+        }
+        Ok(made)
+    }
+
+    /// Cuts all of the head that is not later than now, in blocks of a range each; the rest stays.
+    pub fn flush(&self) -> Result<usize, CutError> {
+        let mut cutting = self.cutting.lock();
+        let mut made = 0;
+        while let Some((oldest, newest)) = self.head_span() {
+            let now = self.env.clock.now();
+            let end = range_end(oldest, cutting.range).min(newest.saturating_add(1)).min(now);
+            if end <= oldest {
+                break;
+            }
+            made += usize::from(self.cut(&mut cutting, Span { start: oldest, end })?);
+        }
+        Ok(made)
+    }
+
+    /// Times of the oldest and newest sample that only the head has.
+    fn head_span(&self) -> Option<(Timestamp, Timestamp)> {
+        let (oldest, newest) = self.head.time_range()?;
+        let floor = self.view.load().floor;
+        (newest >= floor).then_some((oldest.max(floor), newest))
+    }
+
+    /// Whether a block was made: of no samples there is none.
+    fn cut(&self, cutting: &mut Cutting, span: Span) -> Result<bool, CutError> {
+        let before = self.head.floor();
+        self.head.raise_floor(span.end);
+        let ulid = self.new_ulid()?;
+        match self.write_block(ulid, span) {
+            Ok(block) => {
+                cutting.metrics.done.inc();
+                let has_block = block.is_some();
+                self.replace_view(cutting, block, span.end);
+                self.drop_cut_of(cutting);
+                Ok(has_block)
+            }
+            Err(err) => {
+                cutting.metrics.failed.inc();
+                if self.withdraw(ulid) {
+                    self.head.lower_floor(before);
+                }
+                Err(err)
+            }
+        }
+    }
+
+    fn new_ulid(&self) -> Result<Ulid, CutError> {
+        let mut random = [0; 16];
+        let filled = getrandom::fill(&mut random).map_err(std::io::Error::other);
+        filled.map_err(WriteError::io(&self.dir))?;
+        let now = u64::try_from(self.env.clock.now()).unwrap_or(0);
+        Ok(Ulid::new(now, u128::from_le_bytes(random)))
+    }
+
+    fn write_block(&self, ulid: Ulid, span: Span) -> Result<Option<Block>, CutError> {
+        let disk = &*self.env.disk;
+        let mut writer = BlockWriter::create(disk, &self.dir, ulid)?;
+        match self.head.write_block(&mut writer, span) {
+            Ok(true) => {}
+            Ok(false) => {
+                writer.abort()?;
+                return Err(CutError::Interrupted);
+            }
+            Err(err) => {
+                // What is left goes away with the next start; it has no name that is read.
+                if let Err(left) = writer.abort() {
+                    tracing::warn!(err = %left, "a block that was not finished stays until a restart");
+                }
+                return Err(err.into());
+            }
+        }
+        let Some(meta) = writer.finish(span.start, span.end, Compaction::of_head(ulid))? else {
+            return Ok(None);
+        };
+        let dir = self.dir.join(ulid.to_string());
+        Ok(Some(Block::open_as(disk, &dir, meta, self.env.block_cache.clone())?))
+    }
+
+    /// Takes away a block that failed late. Whether it is certain that no start finds it: else the
+    /// floor must stay where it would be then.
+    fn withdraw(&self, ulid: Ulid) -> bool {
+        match take_name(&*self.env.disk, &self.dir.join(ulid.to_string())) {
+            Ok(nameless) => {
+                if let Err(err) = nameless.remove(&*self.env.disk) {
+                    tracing::warn!(%err, "a block that was not finished stays until a restart");
+                }
+                true
+            }
+            Err(WriteError::Io { source, .. }) => source.kind() == std::io::ErrorKind::NotFound,
+            Err(_) => false,
+        }
+    }
+
+    /// Lets readers that begin from now on see the block, and the head behind it.
+    fn replace_view(&self, cutting: &mut Cutting, block: Option<Block>, floor: Timestamp) {
+        let before = self.view.load_full();
+        let mut view = match block {
+            Some(block) => before.with(block),
+            None => View { blocks: before.blocks.clone(), floor: before.floor },
+        };
+        view.floor = view.floor.max(floor);
+        cutting.metrics.blocks_loaded.set(view.blocks.len() as f64);
+        self.view.store(Arc::new(view));
+        cutting.older_views.push(Arc::downgrade(&before));
+        cutting.to_drop = Some(floor);
+    }
+
+    /// Lets the head drop what blocks have, unless a reader still looks for it there; whether there is
+    /// nothing left to drop. Does not wait.
+    pub fn drop_cut(&self) -> bool {
+        self.drop_cut_of(&mut self.cutting.lock())
+    }
+
+    fn drop_cut_of(&self, cutting: &mut Cutting) -> bool {
+        cutting.older_views.retain(|view| view.strong_count() > 0);
+        if !cutting.older_views.is_empty() {
+            return false;
+        }
+        if let Some(mint) = cutting.to_drop.take() {
+            cutting.metrics.truncations.inc();
+            self.head.drop_before(mint);
+        }
+        true
+    }
+}
+
+/// End of the range that a time falls into, which is not negative.
+fn range_end(t: Timestamp, range: i64) -> Timestamp {
+    (t - t % range).saturating_add(range)
+}
+
+#[cfg(test)]
+pub(super) mod tests;

@@ -1,0 +1,302 @@
+use std::sync::Arc;
+
+use serde_json::json;
+
+use super::*;
+use crate::clock::{Clock as _, ManualClock};
+use crate::disk::faulty::FaultyDisk;
+use crate::disk::{Disk, SystemDisk};
+use crate::tsdb::env::Env;
+use crate::tsdb::head::batch::Batch;
+use crate::tsdb::head::tests::{Series, dump, push};
+
+const MINUTE: i64 = 60_000;
+pub(crate) const HOUR: i64 = 60 * MINUTE;
+/// Five minutes after the begin of a range of two hours.
+const START: i64 = 1_700_000 * HOUR / 1000 * 1000 / (2 * HOUR) * (2 * HOUR) + 5 * MINUTE;
+
+pub(crate) struct Life {
+    disk: Arc<dyn Disk>,
+    pub clock: ManualClock,
+    pub options: DbOptions,
+    dir: std::path::PathBuf,
+    db: Option<Db>,
+}
+
+impl Life {
+    fn begin(disk: Arc<dyn Disk>, dir: &std::path::Path) -> Life {
+        let (clock, options) = (ManualClock::at(START), DbOptions::default());
+        let mut life = Life { disk, clock, options, dir: dir.to_owned(), db: None };
+        life.open();
+        life
+    }
+
+    pub(crate) fn open(&mut self) {
+        self.db = None;
+        let env = Env::new(self.disk.clone(), Arc::new(self.clock.clone()), Registry::new());
+        let lock = Db::lock(&*self.disk, &self.dir, &self.options).unwrap();
+        self.db = Some(Db::open(&self.dir, lock, self.options.clone(), &env, "t").unwrap().db);
+    }
+
+    pub(crate) fn db(&self) -> &Db {
+        self.db.as_ref().unwrap()
+    }
+
+    /// A sample of each of some series each minute, as the clock goes.
+    pub(crate) fn write(&self, series: std::ops::Range<usize>, minutes: i64) {
+        for _ in 0..minutes {
+            let now = self.clock.now() + MINUTE;
+            self.clock.set(now);
+            let mut batch = Batch::default();
+            for i in series.clone() {
+                let labels = json!([["__name__", "m"], ["i", i.to_string()], ["job", "j"]]);
+                push(self.db(), &mut batch, &labels, now, (i as i64 * now) as u64);
+            }
+            assert_eq!(self.db().append(&batch).unwrap().stored, series.len() as u64);
+        }
+    }
+
+    pub(crate) fn blocks(&self) -> Vec<(i64, i64, u64)> {
+        let view = self.db().view.load_full();
+        let metas = view.blocks.iter().map(|block| block.meta());
+        metas.map(|meta| (meta.min_time, meta.max_time, meta.stats.num_series)).collect()
+    }
+}
+
+pub(crate) fn in_temp(test: impl FnOnce(Life)) {
+    let dir = tempfile::tempdir().unwrap();
+    test(Life::begin(Arc::new(SystemDisk), dir.path()));
+}
+
+pub(crate) fn sample_count(all: &[Series]) -> usize {
+    all.iter().map(|(_, samples)| samples.len()).sum()
+}
+
+#[test]
+fn a_head_is_cut_when_thanos_cuts_it_and_loses_nothing() {
+    in_temp(|mut life| {
+        life.write(0..10, 110);
+        life.write(5..15, 70);
+        // The oldest sample is three hours old, and a minute is missing.
+        assert_eq!(life.db().cut_due().unwrap(), 0);
+        life.write(5..15, 2);
+        let before = dump(life.db());
+        assert_eq!(sample_count(&before), 1820);
+        assert_eq!(life.db().cut_due().unwrap(), 1);
+        let end = START - 5 * MINUTE + 2 * HOUR;
+        assert_eq!(life.blocks(), [(START + MINUTE, end, 15)]);
+        assert_eq!(dump(life.db()), before);
+        // The head has what is behind the block, of the series that still have something.
+        assert_eq!(life.db().head_time_range(), Some((end, START + 182 * MINUTE)));
+        assert_eq!(life.db().series_count(), 10);
+        assert_eq!(life.db().cut_due().unwrap(), 0);
+        life.open();
+        assert_eq!(dump(life.db()), before);
+        assert_eq!(life.db().head_time_range(), Some((end, START + 182 * MINUTE)));
+        // It goes on as if nothing had been.
+        life.write(0..20, 120);
+        assert_eq!(life.db().cut_due().unwrap(), 1);
+        assert_eq!(life.blocks()[1], (end, end + 2 * HOUR, 20));
+        assert_eq!(sample_count(&dump(life.db())), 1820 + 2400);
+    });
+}
+
+#[test]
+fn a_head_that_was_left_alone_is_cut_into_one_block_a_range() {
+    in_temp(|life| {
+        life.write(0..3, 10);
+        life.clock.set(life.clock.now() + 4 * HOUR);
+        life.write(0..3, 10);
+        life.clock.set(life.clock.now() + 4 * HOUR);
+        let before = dump(life.db());
+        let ends: Vec<_> = {
+            // The head spans more than three hours until the first is cut.
+            assert_eq!(life.db().cut_due().unwrap(), 1);
+            assert_eq!(life.db().cut_due().unwrap(), 1);
+            life.blocks().iter().map(|(_, end, _)| (end - (START - 5 * MINUTE)) / HOUR).collect()
+        };
+        assert_eq!(ends, [2, 6]);
+        assert_eq!(dump(life.db()), before);
+        assert_eq!((life.db().head_time_range(), life.db().series_count()), (None, 0));
+    });
+}
+
+#[test]
+fn a_flush_takes_all_and_late_samples_are_refused_behind_it() {
+    in_temp(|mut life| {
+        life.write(0..3, 150);
+        let before = dump(life.db());
+        let now = life.clock.now();
+        life.clock.set(now + 1);
+        assert_eq!(life.db().flush().unwrap(), 2);
+        let end = START - 5 * MINUTE + 2 * HOUR;
+        assert_eq!(life.blocks(), [(START + MINUTE, end, 3), (end, now + 1, 3)]);
+        assert_eq!(dump(life.db()), before);
+        assert_eq!(life.db().head_time_range(), None);
+        life.open();
+        assert_eq!(dump(life.db()), before);
+        assert_eq!(life.db().flush().unwrap(), 0);
+        life.write(0..3, 1);
+        assert_eq!(sample_count(&dump(life.db())), sample_count(&before) + 3);
+    });
+}
+
+#[test]
+fn a_reader_that_began_before_finds_all_until_it_ends() {
+    in_temp(|life| {
+        life.write(0..300, 5);
+        life.clock.set(life.clock.now() + 4 * HOUR);
+        let before = dump(life.db());
+        let querier = life.db().querier(i64::MIN, i64::MAX);
+        let selected = querier.select(&[]).unwrap();
+        assert_eq!(life.db().cut_due().unwrap(), 1);
+        assert!(!life.db().drop_cut(), "somebody still reads");
+        let mut chunks = Vec::new();
+        for series in &selected {
+            let count = chunks.len();
+            querier.chunks(series, &mut chunks).unwrap();
+            assert_eq!(chunks.len(), count + 1);
+        }
+        // Those that begin now find each sample once.
+        assert_eq!(dump(life.db()), before);
+        assert_eq!(
+            life.db().querier(i64::MIN, i64::MAX).label_values(b"i", &[]).unwrap().len(),
+            300
+        );
+        drop((querier, selected));
+        assert!(life.db().drop_cut());
+        assert_eq!(life.db().series_count(), 0);
+        assert_eq!(dump(life.db()), before);
+    });
+}
+
+/// What a start finds, however the process ended.
+fn restarted(life: &Life, disk: FaultyDisk) -> Life {
+    let mut again = Life {
+        disk: Arc::new(disk),
+        clock: life.clock.clone(),
+        options: life.options.clone(),
+        dir: life.dir.clone(),
+        db: None,
+    };
+    again.open();
+    again
+}
+
+#[test]
+fn at_whatever_operation_a_cut_fails_or_ends_nothing_is_lost_and_a_later_one_succeeds() {
+    for operation in 0.. {
+        let disk = FaultyDisk::new();
+        let mut life = Life::begin(Arc::new(disk.clone()), std::path::Path::new("/db/t"));
+        life.write(0..5, 110);
+        life.db().sync_handle().sync().unwrap();
+        life.clock.set(life.clock.now() + 2 * HOUR);
+        let before = dump(life.db());
+        disk.fail_all_operations(operation);
+        let is_cut = life.db().cut_due().is_ok();
+        let context = format!("operation {operation}, cut: {is_cut}");
+        assert_eq!(dump(life.db()), before, "{context}");
+        for (disk, end) in [(disk.after_kill(), "killed"), (disk.after_power_cut(), "power cut")] {
+            let again = restarted(&life, disk);
+            assert_eq!(dump(again.db()), before, "{context}, {end}");
+            let _ = again.db().cut_due().unwrap();
+            assert_eq!(dump(again.db()), before, "{context}, {end} and cut");
+            assert_eq!(again.db().head_time_range(), None, "{context}, {end} and cut");
+        }
+        // The same with one operation that fails, and the process going on.
+        let disk = FaultyDisk::new();
+        life = Life::begin(Arc::new(disk.clone()), std::path::Path::new("/db/t"));
+        life.write(0..5, 110);
+        life.clock.set(life.clock.now() + 2 * HOUR);
+        disk.fail_operation(operation, std::io::ErrorKind::Other, 0);
+        let is_cut = life.db().cut_due().is_ok();
+        let has_failed = disk.pending_faults() == 0;
+        if !has_failed {
+            assert!(is_cut && operation > 10, "a cut has {operation} operations");
+            return;
+        }
+        life.write(0..5, 1);
+        let before = dump(life.db());
+        assert_eq!(sample_count(&before), 555, "{context}");
+        life.open();
+        assert_eq!(dump(life.db()), before, "{context}, reopened");
+        let _ = life.db().flush().unwrap();
+        assert_eq!(dump(life.db()), before, "{context}, reopened and flushed");
+        life.open();
+        assert_eq!(dump(life.db()), before, "{context}, flushed and reopened");
+    }
+}
+
+/// `tests/data/tsdb/compaction/head`: samples, and the blocks that Prometheus cut of them.
+#[test]
+fn blocks_are_byte_for_byte_what_prometheus_cuts() {
+    let data = std::path::Path::new("tests/data/tsdb/compaction/head");
+    for name in ["floats", "ranges", "restarts", "unaligned"] {
+        let case = std::fs::read(data.join(format!("{name}.json"))).unwrap();
+        let case: serde_json::Value = serde_json::from_slice(&case).unwrap();
+        in_temp(|life| {
+            life.clock.set(i64::MAX / 2);
+            let mut samples = Vec::new();
+            for series in case["series"].as_array().unwrap() {
+                for sample in series["samples"].as_array().unwrap() {
+                    let v = u64::from_str_radix(sample[1].as_str().unwrap(), 16).unwrap();
+                    samples.push((sample[0].as_i64().unwrap(), v, &series["labels"]));
+                }
+            }
+            samples.sort_by_key(|(t, ..)| *t);
+            for (t, v, labels) in samples {
+                let mut batch = Batch::default();
+                push(life.db(), &mut batch, labels, t, v);
+                assert_eq!(life.db().append(&batch).unwrap().stored, 1);
+            }
+            let blocks = case["blocks"].as_array().unwrap();
+            for (step, expected) in case["steps"].as_array().unwrap().iter().zip(blocks) {
+                let (start, end) = (step[1].as_i64().unwrap(), step[2].as_i64().unwrap() + 1);
+                let span = Span { start, end };
+                assert!(life.db().cut(&mut life.db().cutting.lock(), span).unwrap());
+                let view = life.db().view.load_full();
+                let block = view.blocks.last().unwrap();
+                let recorded = data.join(name).join(expected["ulid"].as_str().unwrap());
+                for file in ["index", "chunks/000001", "tombstones"] {
+                    let [ours, theirs] =
+                        [block.dir(), &recorded].map(|dir| std::fs::read(dir.join(file)).unwrap());
+                    assert!(ours == theirs, "{name}: {file} of {span:?}");
+                }
+                let stats = serde_json::to_value(block.meta().stats).unwrap();
+                assert_eq!(stats, expected["stats"], "{name}");
+            }
+            let series = case["head_after"]["series"].as_u64().unwrap();
+            assert_eq!(life.db().series_count() as u64, series, "{name}");
+        });
+    }
+}
+
+#[test]
+fn series_come_in_order_whatever_their_labels() {
+    in_temp(|life| {
+        let now = life.clock.now();
+        let mut batch = Batch::default();
+        // Of seven labels each is there with one of two values or not: many begin alike, some with all
+        // of another's labels. Not in their order.
+        let count = 3usize.pow(7);
+        for i in (0..count).map(|i| i * 1000 % count) {
+            let digits = (0..7).map(|at| (at, i / 3usize.pow(at) % 3));
+            let labels: Vec<_> = [json!(["a", "b"])]
+                .into_iter()
+                .chain(
+                    digits
+                        .filter(|(_, digit)| *digit > 0)
+                        .map(|(at, digit)| json!([format!("n{at}"), format!("v{digit}")])),
+                )
+                .collect();
+            push(life.db(), &mut batch, &json!(labels), now, 1);
+        }
+        life.db().append(&batch).unwrap();
+        life.clock.set(now + 4 * HOUR);
+        let before = dump(life.db());
+        // The writer refuses what is not in order.
+        assert_eq!(life.db().cut_due().unwrap(), 1);
+        assert_eq!(life.blocks()[0].2, count as u64);
+        assert_eq!(dump(life.db()), before);
+    });
+}

@@ -1,0 +1,221 @@
+//! A head's samples of a span of time into a block.
+//!
+//! The block is what Prometheus would make of the same samples: the symbols are all of the head's, as
+//! they are when the cut begins; chunks are taken as they lie, but for those with samples on both sides
+//! of the span's end.
+//!
+//! It is made a few hundred series at a time, and appends and queries go on between. What it takes: 12
+//! bytes a label of the head that is like no other, 24 a series in the block, and what the writer
+//! keeps, which is a byte or two a label of a series.
+
+use thin_vec::ThinVec;
+
+use crate::model::Timestamp;
+use crate::model::key_table::Slot;
+use crate::model::pairs::{PairId, Text};
+use crate::model::stop;
+use crate::tsdb::block::chunks::EncodedChunk;
+use crate::tsdb::block::writer::BlockWriter;
+use crate::tsdb::chunkenc::ENCODING_XOR;
+use crate::tsdb::chunkenc::xor::{XorIterator, XorState};
+use crate::tsdb::error::WriteError;
+use crate::tsdb::head::Head;
+use crate::tsdb::head::catalog::Catalog;
+use crate::tsdb::head::labels::SlotLabels;
+use crate::tsdb::head::series::FullChunk;
+use crate::tsdb::index::LabelSymbols;
+
+/// Series read under one hold of the locks: some ten microseconds that an append may wait.
+const SERIES_PER_HOLD: usize = 256;
+/// Series whose chunks are copied under one hold.
+const COPIED_TOGETHER: usize = 32;
+
+/// The span of a block: from its first time up to, and without, its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    pub start: Timestamp,
+    pub end: Timestamp,
+}
+
+/// Labels in the order of the block.
+struct LabelOrder {
+    /// By number of the pair: its place among all pairs as sorted, from 1 on, and its symbols.
+    places: Vec<u32>,
+    symbols: Vec<LabelSymbols>,
+}
+
+/// A series in the order of the block, judged by four of its labels.
+#[derive(Clone, Copy)]
+struct Sorted {
+    places: u128,
+    slot: Slot,
+}
+
+impl Head {
+    /// Writes the samples of the span into the block, the floor having risen to its end. Whether all
+    /// were written: work that was [asked to stop](stop) was not.
+    pub fn write_block(
+        &self,
+        writer: &mut BlockWriter<'_>,
+        span: Span,
+    ) -> Result<bool, WriteError> {
+        let catalog = self.catalog();
+        // Later ones have no sample in the span.
+        let mut series = self.series_in(&catalog, span);
+        let order = LabelOrder::write(&catalog, writer)?;
+        order.sort(&catalog.labels(), &mut series, 0);
+        for some in series.chunks(COPIED_TOGETHER) {
+            if stop::is_asked() {
+                return Ok(false);
+            }
+            self.write_series(&catalog, &order, some, span, writer)?;
+        }
+        Ok(true)
+    }
+
+    fn series_in(&self, catalog: &Catalog, span: Span) -> Vec<Sorted> {
+        let mut series = Vec::new();
+        for slots in catalog.postings.all().chunks(SERIES_PER_HOLD) {
+            let labels = catalog.labels();
+            let states = self.states.read();
+            let has_samples = |slot: &&Slot| {
+                // One that is being made has no labels yet, and no state.
+                labels.get(**slot).is_some()
+                    && states.get(**slot).overlaps(span.start, span.end - 1)
+            };
+            series.extend(slots.iter().filter(has_samples).map(|slot| Sorted::of(*slot)));
+        }
+        series
+    }
+
+    fn write_series(
+        &self,
+        catalog: &Catalog,
+        order: &LabelOrder,
+        series: &[Sorted],
+        span: Span,
+        writer: &mut BlockWriter<'_>,
+    ) -> Result<(), WriteError> {
+        let mut copied = Vec::with_capacity(series.len());
+        {
+            let states = self.states.read();
+            for series in series {
+                let mut chunks: ThinVec<FullChunk> = ThinVec::new();
+                let copy = |chunk| chunks.push(chunk);
+                states.get(series.slot).chunks_in(span.start, span.end - 1, copy);
+                copied.push(chunks);
+            }
+        }
+        for (series, mut chunks) in series.iter().zip(copied) {
+            if let Some(last) = chunks.last_mut()
+                && last.maxt >= span.end
+            {
+                *last = cut_off(last, span.end);
+            }
+            let chunks: Vec<_> = chunks
+                .iter()
+                .map(|chunk| EncodedChunk {
+                    mint: chunk.mint,
+                    maxt: chunk.maxt,
+                    encoding: ENCODING_XOR,
+                    bytes: &chunk.bytes,
+                })
+                .collect();
+            let labels = catalog.labels();
+            let pairs = labels.get(series.slot).unwrap_or(&[]);
+            let symbols: Vec<_> = pairs.iter().map(|pair| order.symbols[pair.index()]).collect();
+            drop(labels);
+            writer.add_series(&symbols, &chunks)?;
+        }
+        Ok(())
+    }
+}
+
+/// The part of a chunk before `end`, where it has samples.
+fn cut_off(chunk: &FullChunk, end: Timestamp) -> FullChunk {
+    let (mut xor, mut bytes) = (XorState::default(), ThinVec::new());
+    let kept = XorIterator::new(&chunk.bytes).flatten().take_while(|(t, _)| *t < end);
+    kept.for_each(|(t, v)| xor.append(&mut bytes, t, v));
+    FullChunk { mint: chunk.mint, maxt: xor.t, bytes: xor.snapshot(&bytes) }
+}
+
+impl LabelOrder {
+    /// Gives the block all symbols of the catalog.
+    fn write(catalog: &Catalog, writer: &mut BlockWriter<'_>) -> Result<LabelOrder, WriteError> {
+        let names = catalog.postings.sorted_pairs();
+        let pair_count = names.iter().map(|(_, values)| values.len()).sum::<usize>();
+        let mut order =
+            LabelOrder { places: vec![0; pair_count], symbols: vec![(0, 0); pair_count] };
+        let pairs = names.iter().flat_map(|(_, values)| values);
+        for (place, (_, pair)) in (1..).zip(pairs) {
+            *grown(&mut order.places, pair.index()) = place;
+        }
+        // Names and values are symbols alike; one text is one symbol.
+        let mut texts: Vec<(&Text, Use)> = Vec::with_capacity(pair_count + names.len());
+        for (i, (name, values)) in names.iter().enumerate() {
+            texts.push((name, Use::Name(i)));
+            texts.extend(values.iter().map(|(value, pair)| (value, Use::Value(*pair))));
+        }
+        texts.sort_unstable_by(|(a, _), (b, _)| a.as_bytes().cmp(b.as_bytes()));
+        let mut number = writer.add_symbol(b"")?;
+        let mut last: &[u8] = b"";
+        let mut name_symbols = vec![0; names.len()];
+        for (text, used) in texts {
+            if text.as_bytes() != last {
+                last = text.as_bytes();
+                number = writer.add_symbol(last)?;
+            }
+            match used {
+                Use::Name(i) => name_symbols[i] = number,
+                Use::Value(pair) => grown(&mut order.symbols, pair.index()).1 = number,
+            }
+        }
+        for ((_, values), name) in names.iter().zip(name_symbols) {
+            values.iter().for_each(|(_, pair)| order.symbols[pair.index()].0 = name);
+        }
+        Ok(order)
+    }
+
+    /// Sorts series that have their first `skipped` labels in common by the others.
+    fn sort(&self, labels: &SlotLabels, series: &mut [Sorted], skipped: usize) {
+        const LABELS: usize = 4;
+        for series in series.iter_mut() {
+            let pairs = labels.get(series.slot).unwrap_or(&[]);
+            let mut next = pairs.get(skipped..).unwrap_or(&[]).iter();
+            // Where there is no label any more, there is 0: the shorter series comes first.
+            series.places = (0..LABELS).fold(0, |places, _| {
+                let place = next.next().map_or(0, |pair| self.places[pair.index()]);
+                places << u32::BITS | u128::from(place)
+            });
+        }
+        series.sort_unstable_by_key(|series| series.places);
+        for same in series.chunk_by_mut(|a, b| a.places == b.places) {
+            // All labels are compared when the last of four places is empty; two series are never the
+            // same.
+            if same.len() > 1 && same[0].places as u32 != 0 {
+                self.sort(labels, same, skipped + LABELS);
+            }
+        }
+    }
+}
+
+/// What a text is in a catalog.
+#[derive(Clone, Copy)]
+enum Use {
+    Name(usize),
+    Value(PairId),
+}
+
+impl Sorted {
+    fn of(slot: Slot) -> Sorted {
+        Sorted { places: 0, slot }
+    }
+}
+
+/// The item at `index`, the list made longer if need be: pairs that no series has leave gaps.
+fn grown<T: Clone + Default>(list: &mut Vec<T>, index: usize) -> &mut T {
+    if index >= list.len() {
+        list.resize(index + 1, T::default());
+    }
+    &mut list[index]
+}

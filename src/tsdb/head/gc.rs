@@ -1,0 +1,202 @@
+//! What a head drops once a block holds it: samples, and then the series that have none left.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crate::model::Timestamp;
+use crate::model::key_table::Slot;
+use crate::model::labels::{KeyBuilder, LabelIter};
+use crate::model::stop;
+use crate::tsdb::head::Head;
+use crate::tsdb::head::append::LogSide;
+use crate::tsdb::head::catalog::Catalog;
+
+/// Series looked at under one hold of the locks: some ten microseconds that an append may wait.
+const SERIES_PER_HOLD: usize = 256;
+
+/// Series that may be left to be carried over while nothing is appended: about a millisecond.
+const LEFT_FOR_THE_END_MAX: usize = 512;
+
+/// How often what came meanwhile is carried over at most while appends go on.
+const ROUNDS_MAX: usize = 8;
+
+/// What [`Head::drop_before`] dropped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Dropped {
+    pub chunks: u64,
+    pub series: u64,
+}
+
+/// A bit for each slot.
+struct SlotSet(Vec<u64>);
+
+impl SlotSet {
+    fn of(slots: usize) -> SlotSet {
+        SlotSet(vec![0; slots.div_ceil(64)])
+    }
+
+    fn insert(&mut self, slot: Slot) {
+        self.0[slot as usize / 64] |= 1 << (slot % 64);
+    }
+
+    fn contains(&self, slot: Slot) -> bool {
+        self.0.get(slot as usize / 64).is_some_and(|bits| bits >> (slot % 64) & 1 != 0)
+    }
+}
+
+impl Head {
+    /// Takes no more samples before `floor`.
+    pub fn raise_floor(&self, floor: Timestamp) {
+        let _log = self.log.lock();
+        self.floor.fetch_max(floor, Ordering::AcqRel);
+    }
+
+    /// Takes samples from `floor` on again, which no block has.
+    pub fn lower_floor(&self, floor: Timestamp) {
+        let _log = self.log.lock();
+        self.floor.store(floor, Ordering::Release);
+    }
+
+    /// Drops the samples before `mint`, which the floor has risen to and no reader looks for here any
+    /// more, and forgets the series that then have none. One thread at a time may call it; appends go
+    /// on meanwhile.
+    pub fn drop_before(&self, mint: Timestamp) -> Dropped {
+        let chunks = self.drop_samples_before(mint);
+        Dropped { chunks, series: self.forget_empty_series() }
+    }
+
+    fn drop_samples_before(&self, mint: Timestamp) -> u64 {
+        debug_assert!(mint <= self.floor(), "what is dropped must not come again");
+        // Of all that comes from now on.
+        self.min_time_meanwhile.store(Timestamp::MAX, Ordering::Relaxed);
+        let count = self.log.lock().slots.used();
+        let (mut chunks, mut oldest) = (0, Timestamp::MAX);
+        for first in (0..count).step_by(SERIES_PER_HOLD) {
+            let mut states = self.states.write();
+            for slot in first..count.min(first + SERIES_PER_HOLD) {
+                let state = states.get_mut(slot as Slot);
+                chunks += state.drop_before(mint) as u64;
+                oldest = oldest.min(state.first_time().unwrap_or(Timestamp::MAX));
+            }
+        }
+        let log = self.log.lock();
+        let oldest = oldest.min(self.min_time_meanwhile.load(Ordering::Relaxed));
+        self.min_time.store(oldest, Ordering::Relaxed);
+        if oldest == Timestamp::MAX {
+            self.max_time.store(Timestamp::MIN, Ordering::Relaxed);
+        }
+        drop(log);
+        self.show_time_range();
+        self.metrics.chunks_removed.add(chunks);
+        self.metrics.chunks.add(-(chunks as f64));
+        chunks
+    }
+
+    /// Puts a catalog of the series that have samples in the place of today's.
+    fn forget_empty_series(&self) -> u64 {
+        let (before, count) = {
+            let mut log = self.log.lock();
+            log.meanwhile = Some(Vec::new());
+            (self.catalog.load_full(), log.slots.used())
+        };
+        let (kept, kept_count, empty) = self.sort_by_emptiness(&before, count);
+        if empty.is_empty() {
+            self.log.lock().meanwhile = None;
+            return 0;
+        }
+        let known = before.known.with_only(kept_count, |slot| kept.contains(slot));
+        let catalog = Catalog::of(known);
+        let mut slots = (0..count).map(|slot| slot as Slot).filter(|slot| kept.contains(*slot));
+        while carry_labels(&before, &catalog, slots.by_ref().take(SERIES_PER_HOLD)) > 0 {
+            if stop::is_asked() {
+                self.log.lock().meanwhile = None;
+                return 0;
+            }
+        }
+        for _ in 0..ROUNDS_MAX {
+            let came = self.log.lock().meanwhile.replace(Vec::new()).unwrap_or_default();
+            carry(&before, &catalog, &came);
+            if came.len() <= LEFT_FOR_THE_END_MAX {
+                break;
+            }
+        }
+        self.replace_catalog(&before, catalog, empty)
+    }
+
+    /// The slots whose series have samples, how many these are, and the slots of the other series.
+    fn sort_by_emptiness(&self, catalog: &Catalog, count: usize) -> (SlotSet, usize, Vec<Slot>) {
+        let (mut kept, mut kept_count, mut empty) = (SlotSet::of(count), 0, Vec::new());
+        for first in (0..count).step_by(SERIES_PER_HOLD) {
+            let labels = catalog.labels();
+            let states = self.states.read();
+            for slot in first..count.min(first + SERIES_PER_HOLD) {
+                let slot = slot as Slot;
+                if labels.get(slot).is_none() {
+                    continue;
+                }
+                match states.get(slot).last() {
+                    Some(_) => {
+                        kept.insert(slot);
+                        kept_count += 1;
+                    }
+                    None => empty.push(slot),
+                }
+            }
+        }
+        (kept, kept_count, empty)
+    }
+
+    /// The last step, while nothing is appended. How many series are forgotten.
+    fn replace_catalog(&self, before: &Arc<Catalog>, catalog: Catalog, empty: Vec<Slot>) -> u64 {
+        let catalog = Arc::new(catalog);
+        let mut log = self.log.lock();
+        let LogSide { meanwhile, slots, unsynced, .. } = &mut *log;
+        carry(before, &catalog, &meanwhile.take().unwrap_or_default());
+        let labels = catalog.labels();
+        let forgotten: Vec<_> =
+            empty.into_iter().filter(|slot| labels.get(*slot).is_none()).collect();
+        unsynced.keep_series(|slot| labels.get(slot).is_some());
+        let count = labels.count();
+        drop(labels);
+        let forgotten_count = forgotten.len() as u64;
+        slots.give_back(before, forgotten);
+        self.catalog.store(catalog);
+        self.metrics.series.set(count as f64);
+        self.metrics.series_removed.add(forgotten_count);
+        forgotten_count
+    }
+}
+
+/// Gives slots the labels in `to` that they have in `from`, and returns how many there were.
+fn carry_labels(from: &Catalog, to: &Catalog, slots: impl Iterator<Item = Slot>) -> usize {
+    let labels = from.labels();
+    let mut keys: Vec<(Slot, KeyBuilder)> = Vec::with_capacity(SERIES_PER_HOLD);
+    for slot in slots {
+        let mut key = KeyBuilder::default();
+        from.labels_in(&labels, slot).for_each(|(name, value)| key.push(name, value));
+        keys.push((slot, key));
+    }
+    drop(labels);
+    to.name(keys.iter().map(|(slot, key)| (*slot, LabelIter::of_canonical(key.as_bytes()))));
+    keys.len()
+}
+
+/// Adds to `to` those of the series that it does not have yet.
+fn carry(from: &Catalog, to: &Catalog, slots: &[Slot]) {
+    let lookup = to.lookup();
+    for slots in slots.chunks(SERIES_PER_HOLD) {
+        let mut new = Vec::new();
+        for slot in slots {
+            let fingerprint = lookup.fingerprint(from.key_of(*slot).as_bytes());
+            let mut known = to.known.adder();
+            if known.find_canonical(fingerprint).is_none() {
+                known.add(fingerprint, *slot);
+                new.push(*slot);
+            }
+        }
+        carry_labels(from, to, new.into_iter());
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,185 @@
+//! Which blocks are kept no longer, by age and by size, as Prometheus judges it; and taking them away.
+//!
+//! Ages are measured between blocks and not by the clock, so that neither a clock that jumps nor a
+//! sample of the future deletes anything: from the newest block's end, or the time at which it was made
+//! if it claims to end later, back to a block's own end.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::disk::{Disk, read_file, replace_file};
+use crate::metrics::{Counter, Registry};
+use crate::model::Timestamp;
+use crate::tsdb::block::Block;
+use crate::tsdb::block::removal::take_name;
+use crate::tsdb::block::ulid::Ulid;
+use crate::tsdb::blocks::{View, effective_end};
+use crate::tsdb::error::WriteError;
+use crate::tsdb::{Db, bytes_in};
+
+/// How long and how much is kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Retention {
+    /// `--tsdb.retention`, in milliseconds; `None` for ever.
+    pub age_max: Option<i64>,
+    /// `--tsdb.max-retention-bytes`: of a database, its log included; `None` for as many as there are.
+    pub bytes_max: Option<u64>,
+}
+
+/// What is kept no longer, by place.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Expired {
+    by_age: Vec<usize>,
+    by_size: Vec<usize>,
+}
+
+/// A block as it is judged.
+#[derive(Clone, Copy, Debug)]
+struct Judged {
+    max_time: Timestamp,
+    /// Where it ends for what it says of others' age.
+    effective_end: Timestamp,
+    bytes: u64,
+}
+
+impl Retention {
+    /// Of a database whose head and log take `head_bytes`.
+    fn judge(self, blocks: &[Judged], head_bytes: u64) -> Expired {
+        // Newest first; of two that end together the one that was made first is the older.
+        let mut order: Vec<usize> = (0..blocks.len()).collect();
+        order.sort_by_key(|i| (std::cmp::Reverse(blocks[*i].max_time), std::cmp::Reverse(*i)));
+        let newest = blocks.iter().map(|block| block.effective_end).max();
+        let is_too_old = |i: usize| {
+            let age = newest.map_or(0, |newest| newest.saturating_sub(blocks[i].max_time));
+            self.age_max.is_some_and(|age_max| age >= age_max)
+        };
+        // All behind the first that is too old are older; the newest stays whatever it claims.
+        let by_age = order.iter().skip(1).position(|i| is_too_old(*i));
+        let by_age = by_age.map_or(Vec::new(), |first| order.split_off(first + 1));
+        let mut bytes = head_bytes;
+        let by_size = order.iter().position(|i| {
+            bytes = bytes.saturating_add(blocks[*i].bytes);
+            self.bytes_max.is_some_and(|bytes_max| bytes > bytes_max)
+        });
+        let by_size = by_size.map_or(Vec::new(), |first| order.split_off(first));
+        Expired { by_age, by_size }
+    }
+}
+
+pub(super) struct RetentionMetrics {
+    by_age: Counter,
+    by_size: Counter,
+}
+
+impl RetentionMetrics {
+    pub(super) fn new(retention: Retention, registry: &Registry, tenant: &str) -> RetentionMetrics {
+        let counter = |name, help| registry.counter_vec(name, help, &["tenant"]).with(&[tenant]);
+        let gauge = |name, help| registry.gauge_vec(name, help, &["tenant"]).with(&[tenant]);
+        gauge("prometheus_tsdb_retention_limit_seconds", "How long to retain samples in storage.")
+            .set(retention.age_max.map_or(0.0, |millis| millis as f64 / 1000.0));
+        gauge(
+            "prometheus_tsdb_retention_limit_bytes",
+            "Max number of bytes to be retained in the tsdb blocks, configured 0 means disabled",
+        )
+        .set(retention.bytes_max.unwrap_or(0) as f64);
+        RetentionMetrics {
+            by_age: counter(
+                "prometheus_tsdb_time_retentions_total",
+                "The number of times that blocks were deleted because the maximum time limit was \
+                 exceeded.",
+            ),
+            by_size: counter(
+                "prometheus_tsdb_size_retentions_total",
+                "The number of times that blocks were deleted because the maximum number of bytes was \
+                 exceeded.",
+            ),
+        }
+    }
+}
+
+impl Db {
+    /// Deletes the blocks that are kept no longer, of those that `may_go`. How many went. Blocks on
+    /// the disk.
+    pub fn drop_expired(&self, may_go: impl Fn(Ulid) -> bool) -> Result<usize, WriteError> {
+        let cutting = self.cutting.lock();
+        let view = self.view.load_full();
+        let judged: Vec<_> = view.blocks.iter().map(judged).collect();
+        let log_bytes = || bytes_in(&*self.env.disk, &self.dir.join("wal"));
+        let head_bytes = if self.retention.bytes_max.is_some() { log_bytes() } else { 0 };
+        let Expired { by_age, by_size } = self.retention.judge(&judged, head_bytes);
+        let mut gone = 0;
+        for (expired, counter) in
+            [(by_age, &self.retention_metrics.by_age), (by_size, &self.retention_metrics.by_size)]
+        {
+            let going: Vec<_> = expired
+                .into_iter()
+                .map(|i| view.blocks[i].clone())
+                .filter(|block| may_go(block.meta().ulid))
+                .collect();
+            if going.is_empty() {
+                continue;
+            }
+            counter.inc();
+            // What they shut out stays out without them.
+            write_floor(&*self.env.disk, &self.dir, self.head.floor())?;
+            for block in going {
+                self.delete(&block)?;
+                gone += 1;
+            }
+        }
+        drop(cutting);
+        Ok(gone)
+    }
+
+    /// Readers that have it open read on.
+    fn delete(&self, block: &Arc<Block>) -> Result<(), WriteError> {
+        let disk = &*self.env.disk;
+        let nameless = take_name(disk, block.dir())?;
+        self.view.rcu(|view| View {
+            blocks: view.blocks.iter().filter(|one| !Arc::ptr_eq(one, block)).cloned().collect(),
+            floor: view.floor,
+        });
+        let meta = block.meta();
+        let (ulid, min_time, max_time) = (meta.ulid, meta.min_time, meta.max_time);
+        tracing::info!(block = %ulid, min_time, max_time, "deleted a block that is kept no longer");
+        nameless.remove(disk)
+    }
+}
+
+fn judged(block: &Arc<Block>) -> Judged {
+    let meta = block.meta();
+    let effective_end = effective_end(meta, meta.ulid);
+    Judged { max_time: meta.max_time, effective_end, bytes: block.bytes() }
+}
+
+/// The file that says from when on the head's time begins if no block says so.
+const FLOOR_FILE: &str = "ringest.floor";
+/// A number with its sign.
+const FLOOR_BYTES_MAX: u64 = 32;
+
+fn write_floor(disk: &dyn Disk, dir: &Path, floor: Timestamp) -> Result<(), WriteError> {
+    let path = dir.join(FLOOR_FILE);
+    replace_file(disk, &path, format!("{floor}\n").as_bytes()).map_err(WriteError::io(&path))
+}
+
+/// The floor that was recorded before blocks were deleted; the smallest time if there is none.
+pub(super) fn read_floor(disk: &dyn Disk, dir: &Path) -> io::Result<Timestamp> {
+    let path: PathBuf = dir.join(FLOOR_FILE);
+    let bytes = match read_file(disk, &path, FLOOR_BYTES_MAX) {
+        Ok(bytes) => bytes,
+        Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(Timestamp::MIN),
+        Err(err) if err.kind() == io::ErrorKind::InvalidData => Vec::new(),
+        Err(err) => return Err(err),
+    };
+    let floor = str::from_utf8(&bytes).ok().and_then(|text| text.trim_ascii().parse().ok());
+    Ok(floor.unwrap_or_else(|| {
+        // Samples that deleted blocks had may be read from the log once more, and cut again.
+        let file = path.display();
+        tracing::error!(%file, "it holds no time; the floor is that of the blocks");
+        Timestamp::MIN
+    }))
+}
+
+#[cfg(test)]
+mod tests;
