@@ -23,6 +23,7 @@ use crate::support::messages::WriteRequest;
 use crate::support::process::wait_until;
 use crate::support::random::{Random, seed};
 use crate::support::remote_read::name_of;
+use crate::support::same::assert_same;
 
 /// More than are synced one by one, so that the file system is synced for all.
 const TENANTS: usize = 8;
@@ -107,9 +108,14 @@ fn assert_between(found: &Model, certain: &Model, sent: &Model, context: &str) {
     }
 }
 
+/// What a run met: each life's content at its start, and whether each of its writes was answered
+/// with success.
+type Met = Vec<(Model, Vec<bool>)>;
+
 /// One life after another on one disk, with power cuts and kills between them. Nothing happens by
 /// itself meanwhile, so that the seed is all there is to know.
-async fn run(policy: SyncPolicy, random: &mut Random) {
+async fn run(policy: SyncPolicy, random: &mut Random) -> Met {
+    let mut met = Met::new();
     let mut disk = FaultyDisk::new();
     // Answered with success, and all that was ever sent: what got no answer may be stored or not.
     let (mut acknowledged, mut sent) = (Model::new(), Model::new());
@@ -121,8 +127,9 @@ async fn run(policy: SyncPolicy, random: &mut Random) {
         let storage = open(&disk, policy, t);
         let found = storage.content();
         assert_between(&found, &acknowledged, &sent, &format!("{policy:?}, life {life}"));
+        met.push((found.clone(), Vec::new()));
         if is_last {
-            return;
+            break;
         }
         // Whatever a restart finds is on the medium: it is what those are told that send it again.
         acknowledged = found.clone();
@@ -156,6 +163,7 @@ async fn run(policy: SyncPolicy, random: &mut Random) {
             }
             sent.extend(samples.iter().copied());
             let result = storage.writer.write(&tenant(number), &request.0, Manners::Thanos).await;
+            met[life].1.push(result.is_ok());
             match result {
                 Ok(outcome) if outcome.refusals.is_empty() => acknowledged.extend(samples),
                 Ok(outcome) => panic!("refused: {}", outcome.refusals),
@@ -183,13 +191,14 @@ async fn run(policy: SyncPolicy, random: &mut Random) {
         }
         disk = stopped;
     }
+    met
 }
 
 #[tokio::test]
 async fn with_always_no_acknowledged_sample_is_lost() {
     let seed = seed();
     for i in 0..RUNS {
-        run(SyncPolicy::Always, &mut Random(seed.wrapping_add(i))).await;
+        drop(run(SyncPolicy::Always, &mut Random(seed.wrapping_add(i))).await);
     }
 }
 
@@ -197,6 +206,22 @@ async fn with_always_no_acknowledged_sample_is_lost() {
 async fn with_interval_what_was_synced_is_kept() {
     let seed = seed();
     for i in 0..RUNS {
-        run(SyncPolicy::Interval, &mut Random(seed.wrapping_add(i))).await;
+        drop(run(SyncPolicy::Interval, &mut Random(seed.wrapping_add(i))).await);
+    }
+}
+
+/// A failure could not be played again otherwise.
+#[tokio::test]
+async fn a_seed_determines_the_run() {
+    let seed = seed();
+    for policy in [SyncPolicy::Always, SyncPolicy::Interval] {
+        let played = run(policy, &mut Random(seed)).await;
+        let again = run(policy, &mut Random(seed)).await;
+        assert_eq!(played.len(), again.len(), "lives, {policy:?}");
+        for (life, (played, again)) in played.iter().zip(&again).enumerate() {
+            let context = format!("life {life}, {policy:?}");
+            assert_same(&context, &again.0, &played.0);
+            assert_eq!(again.1, played.1, "{context}");
+        }
     }
 }
