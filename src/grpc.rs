@@ -49,6 +49,9 @@ use tonic_health::pb::health_server::HealthServer;
 /// label names; answers are not limited here, since they come in frames of about 1 MiB.
 const READ_REQUEST_BYTES_MAX: usize = 16 * 1024 * 1024;
 
+/// The same for health and reflection, whose questions are names of services and symbols.
+const NAME_REQUEST_BYTES_MAX: usize = 64 * 1024;
+
 /// Calls under way on one connection; a querier has one per query.
 pub const STREAMS_PER_CONNECTION_MAX: u32 = 1000;
 
@@ -126,27 +129,28 @@ impl Services {
         stall: Duration,
         is_ready: impl Fn() -> bool + Send + Sync + 'static,
     ) -> Services {
+        // The cap is that of `Compressed`, whose answer to more is that of grpc-go.
         let store = StoreServer::new(StoreService::new(source.clone(), budget.clone()))
-            .max_decoding_message_size(READ_REQUEST_BYTES_MAX)
+            .max_decoding_message_size(usize::MAX)
             .max_encoding_message_size(usize::MAX);
-        let info = InfoServer::new(InfoService::new(source.clone()))
-            .max_decoding_message_size(READ_REQUEST_BYTES_MAX);
+        let info =
+            InfoServer::new(InfoService::new(source.clone())).max_decoding_message_size(usize::MAX);
         let exemplars = ExemplarsServer::new(ExemplarsService::new(source.clone()))
-            .max_decoding_message_size(READ_REQUEST_BYTES_MAX);
+            .max_decoding_message_size(usize::MAX);
         let status = StatusServer::new(StatusService::new(source, budget.clone()))
-            .max_decoding_message_size(READ_REQUEST_BYTES_MAX);
+            .max_decoding_message_size(usize::MAX);
         let health = HealthServer::new(HealthService::new(is_ready));
         let services = Services { budget, stall, ..Services::default() };
         services
-            .with_question(store)
-            .with_question(info)
-            .with_question(exemplars)
-            .with_question(status)
-            .with_question(health)
+            .with_question(store, READ_REQUEST_BYTES_MAX)
+            .with_question(info, READ_REQUEST_BYTES_MAX)
+            .with_question(exemplars, READ_REQUEST_BYTES_MAX)
+            .with_question(status, READ_REQUEST_BYTES_MAX)
+            .with_question(health, NAME_REQUEST_BYTES_MAX)
     }
 
-    /// Adds a generated server of reads.
-    fn with_question<S>(self, service: S) -> Services
+    /// Adds a generated server of reads, whose questions are of so many bytes at most.
+    fn with_question<S>(self, service: S, bytes_max: usize) -> Services
     where
         S: tower::Service<
                 http::Request<tonic::body::Body>,
@@ -159,12 +163,12 @@ impl Services {
             + 'static,
         S::Future: Send + 'static,
     {
-        let compressed = self.question(service);
+        let compressed = self.question(service, bytes_max);
         self.with(compressed)
     }
 
-    fn question<S>(&self, service: S) -> Compressed<S> {
-        Compressed::new(service, self.budget.clone(), self.stall)
+    fn question<S>(&self, service: S, bytes_max: usize) -> Compressed<S> {
+        Compressed::new(service, bytes_max, self.budget.clone(), self.stall)
     }
 
     /// Adds a generated server.
@@ -192,7 +196,8 @@ impl Services {
     /// Adds reflection, which tells of all services added before.
     fn with_reflection(self) -> Routes {
         let (v1, v1alpha) = reflection::servers(self.names.clone());
-        let (v1, v1alpha) = (self.question(v1), self.question(v1alpha));
+        let v1 = self.question(v1, NAME_REQUEST_BYTES_MAX);
+        let v1alpha = self.question(v1alpha, NAME_REQUEST_BYTES_MAX);
         self.routes.add_service(v1).add_service(v1alpha)
     }
 }

@@ -1,5 +1,6 @@
-//! A reader's question while it arrives: it is held against the budget of reads, and must be there
-//! in time. Else clients that send halves of questions could take any memory, for any time.
+//! A reader's question while it arrives: it is no longer than it may be, held against the budget of
+//! reads, and must be there in time. Else clients that send halves of questions could take any
+//! memory, for any time.
 //!
 //! What it takes once decoded is held from the start, as far as its length allows it to be much.
 
@@ -20,6 +21,7 @@ use crate::grpc::codec::decoded_bytes_most;
 use crate::grpc::respond;
 use crate::store::budget::{ReadBudget, ReadBudgetGuard};
 use crate::store::error::QueryError;
+use crate::wire::grpc::{Encoding, HEAD_BYTES, Head, MessageError};
 
 /// From a call's head to the last byte of its question.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
@@ -47,15 +49,70 @@ impl Held {
 /// The body of a question, which is bounded in bytes and in time.
 pub(super) struct BoundedBody {
     inner: Body,
+    heads: Heads,
     bytes: usize,
     held: Held,
     timeout: Pin<Box<Sleep>>,
 }
 
 impl BoundedBody {
-    pub(super) fn wrap(inner: Body, held: Held) -> Body {
+    /// `encoding` is that of the call, `message_bytes_max` the cap of each message as it is sent.
+    pub(super) fn wrap(
+        inner: Body,
+        encoding: Option<Encoding>,
+        message_bytes_max: usize,
+        held: Held,
+    ) -> Body {
         let timeout = Box::pin(tokio::time::sleep(READ_TIMEOUT));
-        Body::new(BoundedBody { inner, bytes: 0, held, timeout })
+        let heads = Heads { encoding, message_bytes_max, head: [0; HEAD_BYTES], come: 0, left: 0 };
+        Body::new(BoundedBody { inner, heads, bytes: 0, held, timeout })
+    }
+
+    fn take(&mut self, data: &[u8]) -> Result<(), Status> {
+        self.heads.pass(data).map_err(|error| respond::message(&error))?;
+        self.bytes = self.bytes.saturating_add(data.len());
+        self.held.hold(self.bytes).map_err(|error| respond::query(&error))
+    }
+}
+
+/// The heads of messages, judged as they pass.
+struct Heads {
+    encoding: Option<Encoding>,
+    message_bytes_max: usize,
+    /// The next head, of which so many bytes have come.
+    head: [u8; HEAD_BYTES],
+    come: usize,
+    /// What has not come of the message at hand.
+    left: usize,
+}
+
+impl Heads {
+    fn pass(&mut self, mut data: &[u8]) -> Result<(), MessageError> {
+        loop {
+            let (_, rest) = data.split_at(self.left.min(data.len()));
+            self.left -= data.len() - rest.len();
+            let (head, rest) = rest.split_at(rest.len().min(HEAD_BYTES - self.come));
+            if head.is_empty() {
+                return Ok(());
+            }
+            self.head[self.come..][..head.len()].copy_from_slice(head);
+            self.come += head.len();
+            data = rest;
+            if self.come == HEAD_BYTES {
+                self.left = self.judge(self.head)?;
+                self.come = 0;
+            }
+        }
+    }
+
+    /// The length of the message behind a head.
+    fn judge(&self, head: [u8; HEAD_BYTES]) -> Result<usize, MessageError> {
+        let len = Head::parse(head, self.encoding)?.len as usize;
+        if len > self.message_bytes_max {
+            let max = self.message_bytes_max as u64;
+            return Err(MessageError::TooLarge { len: len as u64, max });
+        }
+        Ok(len)
     }
 }
 
@@ -76,9 +133,9 @@ impl HttpBody for BoundedBody {
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()
         {
-            this.bytes = this.bytes.saturating_add(data.len());
-            if let Err(error) = this.held.hold(this.bytes) {
-                return Poll::Ready(Some(Err(respond::query(&error))));
+            let data = data.clone();
+            if let Err(status) = this.take(&data) {
+                return Poll::Ready(Some(Err(status)));
             }
         }
         Poll::Ready(frame)
@@ -101,11 +158,24 @@ mod tests {
 
     use super::*;
 
-    /// A body of these frames that never ends.
+    const MESSAGE_BYTES_MAX: usize = 4 << 20;
+
+    /// A body of these frames that never ends: of empty messages, if it is of more than a head.
     fn half_sent(frames: impl IntoIterator<Item = usize, IntoIter: Send + 'static>) -> Body {
-        let frames =
-            stream::iter(frames).map(|len| Ok::<_, Status>(Frame::data(vec![0; len].into())));
-        Body::new(StreamBody::new(frames.chain(stream::pending())))
+        let frames = frames.into_iter().map(|len| vec![0; len]);
+        body_of(frames.collect::<Vec<_>>(), stream::pending())
+    }
+
+    fn body_of(
+        frames: impl IntoIterator<Item = Vec<u8>, IntoIter: Send + 'static>,
+        then: impl futures::Stream<Item = Result<Frame<Bytes>, Status>> + Send + 'static,
+    ) -> Body {
+        let frames = stream::iter(frames).map(|bytes| Ok(Frame::data(bytes.into())));
+        Body::new(StreamBody::new(frames.chain(then)))
+    }
+
+    fn bounded(body: Body, budget: &ReadBudget) -> Body {
+        BoundedBody::wrap(body, None, MESSAGE_BYTES_MAX, Held::new(budget))
     }
 
     async fn read_frame(body: &mut Body) -> Result<usize, Code> {
@@ -118,7 +188,7 @@ mod tests {
         // Long ones hold what they may be decoded to as well.
         let decoded = decoded_bytes_most(usize::MAX);
         let budget = ReadBudget::new(decoded + (2 << 20));
-        let question = |len| BoundedBody::wrap(half_sent([len]), Held::new(&budget));
+        let question = |len| bounded(half_sent([len]), &budget);
         let mut first = question(1 << 20);
         assert_eq!(read_frame(&mut first).await, Ok(1 << 20));
         assert_eq!(read_frame(&mut question(1 << 20)).await, Err(Code::ResourceExhausted));
@@ -136,7 +206,7 @@ mod tests {
         let bytes = 6 << 10;
         let budget = ReadBudget::new(bytes + decoded_bytes_most(bytes));
         let frames = half_sent(std::iter::repeat_n(1, bytes));
-        let mut question = BoundedBody::wrap(frames, Held::new(&budget));
+        let mut question = bounded(frames, &budget);
         for _ in 0..bytes {
             assert_eq!(read_frame(&mut question).await, Ok(1));
         }
@@ -145,8 +215,39 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn half_a_question_is_not_waited_for() {
         let budget = ReadBudget::new(64 << 10);
-        let mut question = BoundedBody::wrap(half_sent([10]), Held::new(&budget));
+        let mut question = bounded(half_sent([10]), &budget);
         assert_eq!(read_frame(&mut question).await, Ok(10));
         assert_eq!(read_frame(&mut question).await, Err(Code::DeadlineExceeded));
+    }
+
+    /// Whatever frames a head comes in, and before its message does.
+    #[tokio::test]
+    async fn a_message_over_its_cap_is_refused_by_its_head() {
+        let message = |len: u32, come: usize| {
+            let head = Head { is_encoded: false, len }.to_bytes();
+            [&head[..], &vec![7; come]].concat()
+        };
+        let max = MESSAGE_BYTES_MAX as u32;
+        let bytes = [message(3, 3), message(0, 0), message(300, 300), message(max + 1, 1)].concat();
+        for frame_bytes in [1, 2, 3, 5, 7, 8, 11, 308, bytes.len()] {
+            let frames: Vec<_> = bytes.chunks(frame_bytes).map(<[u8]>::to_vec).collect();
+            let budget = ReadBudget::new(1 << 20);
+            let mut question = bounded(body_of(frames, stream::empty()), &budget);
+            let mut passed = 0;
+            let refused = loop {
+                match read_frame(&mut question).await {
+                    Ok(bytes) => passed += bytes,
+                    Err(code) => break code,
+                }
+            };
+            assert_eq!(refused, Code::ResourceExhausted, "frames of {frame_bytes}");
+            assert!(passed + frame_bytes >= bytes.len() - 1, "frames of {frame_bytes}: {passed}");
+        }
+        let budget = ReadBudget::new(64 << 20);
+        let largest = message(max, MESSAGE_BYTES_MAX);
+        let mut question = bounded(body_of([largest], stream::empty()), &budget);
+        assert_eq!(read_frame(&mut question).await, Ok(HEAD_BYTES + MESSAGE_BYTES_MAX));
+        let mut question = bounded(body_of([vec![2; 5]], stream::empty()), &budget);
+        assert_eq!(read_frame(&mut question).await, Err(Code::Internal), "a flag of no meaning");
     }
 }

@@ -235,6 +235,62 @@ async fn odd_calls_get_the_recorded_codes() {
     assert_eq!(code, Code::Unimplemented);
 }
 
+/// Whatever is asked, and whether its length is told or found out: as grpc-go answers.
+#[tokio::test]
+async fn questions_over_their_caps_are_refused_by_one_code() {
+    use crate::wire::grpc::Encoding;
+    let server = start(recorded_data_set(), GrpcOptions::default());
+    let reads = [
+        "/thanos.Store/Series",
+        "/thanos.Store/LabelNames",
+        "/thanos.Store/LabelValues",
+        "/thanos.Exemplars/Exemplars",
+        "/thanos.Status/TSDBStatistics",
+        "/thanos.info.Info/Info",
+    ];
+    let names = [
+        "/grpc.health.v1.Health/Check",
+        "/grpc.health.v1.Health/Watch",
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+    ];
+    // A field that is in no message.
+    let unknown = |bytes: usize| {
+        let mut message = BytesMut::new();
+        message.put_slice(&[0xfa, 0x3e]);
+        prost::encoding::encode_varint(bytes as u64, &mut message);
+        message.put_bytes(b'x', bytes);
+        message.freeze()
+    };
+    let framed = |flag: u8, message: &[u8], len: usize| {
+        let mut frame = BytesMut::new();
+        frame.put_u8(flag);
+        frame.put_u32(len as u32);
+        frame.put_slice(message);
+        frame.freeze()
+    };
+    let reads = reads.map(|method| (method, READ_REQUEST_BYTES_MAX));
+    for (method, max) in reads.into_iter().chain(names.map(|name| (name, NAME_REQUEST_BYTES_MAX))) {
+        let told = framed(0, b"some", max + 1);
+        let refused = call(server.addr, method, told, &[]).await;
+        assert_eq!(refused, (Code::ResourceExhausted, vec![]), "{method}");
+        for (name, encoding) in [("snappy", Encoding::Snappy), ("gzip", Encoding::Gzip)] {
+            let deflated = encoding.deflate(&unknown(max));
+            let found_out = framed(1, &deflated, deflated.len());
+            let refused = call(server.addr, method, found_out, &[("grpc-encoding", name)]).await;
+            assert_eq!(refused, (Code::ResourceExhausted, vec![]), "{method}, {name}");
+        }
+        if method.ends_with("/Watch") {
+            // Its answer has no end.
+            continue;
+        }
+        let fits = unknown(max - 8);
+        let fits = framed(0, &fits, fits.len());
+        let (code, _) = call(server.addr, method, fits, &[]).await;
+        assert_ne!(code, Code::ResourceExhausted, "{method}");
+    }
+}
+
 #[tokio::test]
 async fn label_names_need_not_be_utf8() {
     let server = start(recorded_data_set(), GrpcOptions::default());

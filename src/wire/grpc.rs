@@ -178,14 +178,19 @@ impl Encoding {
 
     /// Deflates a message.
     pub fn deflate(self, message: &[u8]) -> Vec<u8> {
+        self.deflate_behind(Vec::new(), message)
+    }
+
+    /// Deflates a message behind what is in `out`.
+    pub fn deflate_behind(self, mut out: Vec<u8>, message: &[u8]) -> Vec<u8> {
         match self {
             Encoding::Snappy => {
-                let mut out = Vec::with_capacity(message.len() / 2);
+                out.reserve(message.len() / 2);
                 deflate_snappy([message], &mut out);
                 out
             }
             Encoding::Gzip => {
-                let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+                let mut encoder = GzEncoder::new(out, Compression::fast());
                 // A vector takes whatever is written to it.
                 let _ = encoder.write_all(message);
                 encoder.finish().unwrap_or_default()
