@@ -241,6 +241,19 @@ impl Hashring {
         }
     }
 
+    /// Whether series of a hashmod ring are placed otherwise than before: nearly all of them are then
+    /// somebody else's.
+    pub fn has_moved_by_hashmod(&self, before: &Hashring) -> bool {
+        let placed = |hashring: &Hashring| {
+            let members = hashring.rings.iter().map(|member| &member.options);
+            let resolved =
+                |member: &RingOptions| member.algorithm.resolve(hashring.defaults.algorithm);
+            let by_hashmod = members.filter(|member| resolved(member) == Algorithm::Hashmod);
+            by_hashmod.map(|member| member.endpoints.clone()).collect::<Vec<_>>()
+        };
+        placed(self) != placed(before)
+    }
+
     /// The member at the same place among those of the same name.
     fn namesake(&self, name: &str, nth: usize) -> Option<&MemberRing> {
         self.rings.iter().filter(|ring| ring.options.name == name).nth(nth)

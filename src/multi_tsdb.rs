@@ -29,7 +29,7 @@ use tokio::sync::{Semaphore, watch};
 use crate::clock::Clock;
 use crate::disk::{DirLock, Disk};
 use crate::error::chain;
-use crate::hashring::CurrentHashring;
+use crate::hashring::{CurrentHashring, Hashring};
 use crate::metrics::{Counter, Gauge, Registry};
 use crate::model::fingerprint::Fingerprinter;
 use crate::model::stop::{self, Stop, StopOnDrop};
@@ -110,6 +110,8 @@ pub struct MultiTsdb {
     periodic: Mutex<Vec<Periodic>>,
     /// By which long work in the background learns that it is to end, and who tells it.
     background: Stop,
+    /// The rings at the last look.
+    seen_rings: Mutex<Option<Arc<Hashring>>>,
     end_background: Mutex<Option<StopOnDrop>>,
 }
 
@@ -227,6 +229,7 @@ impl MultiTsdb {
             ),
             periodic: Mutex::default(),
             background,
+            seen_rings: Mutex::default(),
             end_background: Mutex::new(Some(end_background)),
         });
         tenants.show(registry);

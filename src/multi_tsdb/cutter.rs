@@ -1,6 +1,7 @@
 //! Cuts the tenants' heads into blocks, one after another: from time to time as Thanos does, and all
 //! of them at the end.
 
+use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
@@ -9,6 +10,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::error::chain;
+use crate::hashring::CurrentHashring;
 use crate::model::stop;
 use crate::multi_tsdb::{MultiTsdb, Tenant};
 use crate::tsdb::cut::CutError;
@@ -26,6 +28,8 @@ pub(super) struct CutTurns(Mutex<Turns>);
 
 struct Turns {
     next: Instant,
+    /// The rings have changed, and most series are written elsewhere from now on.
+    has_moved: bool,
     /// Turns that failed since the last good one.
     failed: u32,
 }
@@ -36,11 +40,19 @@ impl CutTurns {
     pub(super) fn new(range: Duration) -> CutTurns {
         let share = f64::from(getrandom::u32().unwrap_or(0)) / f64::from(u32::MAX);
         let next = Instant::now() + (range / 10).mul_f64(share);
-        CutTurns(Mutex::new(Turns { next, failed: 0 }))
+        CutTurns(Mutex::new(Turns { next, has_moved: false, failed: 0 }))
     }
 
     fn has_come(&self) -> bool {
         self.0.lock().next <= Instant::now()
+    }
+
+    fn moves(&self) {
+        self.0.lock().has_moved = true;
+    }
+
+    fn take_move(&self) -> bool {
+        std::mem::take(&mut self.0.lock().has_moved)
     }
 
     fn end(&self, range: Duration, is_good: bool) {
@@ -58,9 +70,20 @@ impl MultiTsdb {
     /// Cuts what is due, lets heads drop what was cut, and deletes what is kept no longer.
     pub(super) fn cut_heads(&self) {
         let range = self.cut_range();
-        for tenant in self.tenants() {
+        let tenants = self.tenants();
+        if self.has_moved_by_hashmod() {
+            tenants.iter().for_each(|tenant| tenant.cuts.moves());
+        }
+        for tenant in tenants {
             if self.background.is_asked() {
                 return;
+            }
+            if tenant.cuts.take_move() {
+                let cut = self.background.clone().run(|| tenant.db.cut_settled());
+                if cut.is_err() {
+                    tenant.cuts.moves();
+                }
+                tell(&tenant, cut);
             }
             if tenant.cuts.has_come() {
                 let cut = self.background.clone().run(|| tenant.db.cut_due());
@@ -75,6 +98,16 @@ impl MultiTsdb {
                 tracing::error!(%tenant, err, "an old block cannot be deleted");
             }
         }
+    }
+
+    /// Whether the rings have changed since the last look so that nearly all series are others'.
+    fn has_moved_by_hashmod(&self) -> bool {
+        let Some(now) = self.options.rings.as_ref().and_then(CurrentHashring::load) else {
+            return false;
+        };
+        let before = self.seen_rings.lock().replace(now.clone());
+        before
+            .is_some_and(|before| !Arc::ptr_eq(&before, &now) && now.has_moved_by_hashmod(&before))
     }
 
     pub(super) fn cut_range(&self) -> Duration {

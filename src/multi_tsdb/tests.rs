@@ -27,17 +27,10 @@ impl Storage {
     }
 
     fn start(disk: &FaultyDisk) -> Result<Storage, StartError> {
-        let options = MultiTsdbOptions {
-            dir: PathBuf::from("/data"),
-            db: DbOptions { wal_sync: SyncPolicy::Segment, ..DbOptions::default() },
-            labels: vec![("replica".into(), "r0".into())],
-            tenant_label_name: "tenant_id".into(),
-            rings: None,
-            default_tenant: id("default-tenant"),
-            tenants_max: 10,
-            has_periodic_work: false,
-            flush_within: None,
-        };
+        Storage::start_with(options(), disk)
+    }
+
+    fn start_with(options: MultiTsdbOptions, disk: &FaultyDisk) -> Result<Storage, StartError> {
         let (disk, registry) = (Arc::new(disk.clone()), Registry::new());
         let tenants = MultiTsdb::open(options, disk, Arc::new(ManualClock::at(NOW)), &registry)?;
         while tenants.unopened.load(Ordering::Acquire) > 0 {
@@ -55,6 +48,26 @@ impl Storage {
         let unavailable = all.unavailable.iter().map(|tenant| tenant.id.to_string());
         [all.open.iter().map(|tenant| tenant.id.to_string()).collect(), unavailable.collect()]
     }
+}
+
+fn options() -> MultiTsdbOptions {
+    MultiTsdbOptions {
+        dir: PathBuf::from("/data"),
+        db: DbOptions { wal_sync: SyncPolicy::Segment, ..DbOptions::default() },
+        labels: vec![("replica".into(), "r0".into())],
+        tenant_label_name: "tenant_id".into(),
+        rings: None,
+        default_tenant: id("default-tenant"),
+        tenants_max: 10,
+        has_periodic_work: false,
+        flush_within: None,
+    }
+}
+
+fn one_label() -> KeyBuilder {
+    let mut key = KeyBuilder::default();
+    key.push(b"__name__", b"m");
+    key
 }
 
 fn id(name: &str) -> TenantId {
@@ -432,4 +445,51 @@ fn a_tenant_whose_lock_another_has_ends_the_start() {
     let _lock = disk.lock(Path::new("/data/b/lock")).unwrap();
     let error = Storage::start(&disk).err().unwrap();
     assert_eq!(error.to_string(), "/data/b is locked by another process");
+}
+
+#[test]
+fn a_hashmod_ring_that_changes_has_the_heads_cut_up_to_what_is_still_taken() {
+    use crate::hashring::{
+        Algorithm, AlgorithmChoice, Endpoint, HashringMetrics, RingDefaults, RingOptions,
+    };
+    const MINUTE: i64 = 60_000;
+    let current = CurrentHashring::none_yet();
+    let metrics = HashringMetrics::new(&Registry::new());
+    let ring = |algorithm: &str, endpoints: &[&str]| {
+        let defaults = RingDefaults { algorithm: Algorithm::Hashmod, replication_factor: 1 };
+        let options = RingOptions {
+            algorithm: AlgorithmChoice::parse(algorithm),
+            endpoints: endpoints.iter().map(|address| Endpoint::at(address)).collect(),
+            ..RingOptions::default()
+        };
+        current.replace(Hashring::build(vec![options], defaults, None, &metrics));
+    };
+    let options = MultiTsdbOptions { rings: Some(current.clone()), ..options() };
+    let storage = Storage::start_with(options, &FaultyDisk::new()).unwrap();
+    let tenants = &storage.tenants;
+    let tenant = tenants.tenant(&id("default-tenant")).unwrap();
+    // Three hours, the last sample now.
+    for minute in (0..=180).rev() {
+        let mut batch = Batch::default();
+        let series = series_number(&tenant.db, &mut batch, one_label().as_bytes());
+        batch.push(series, NOW - minute * MINUTE, 1);
+        assert_eq!(tenant.db.append(&batch).unwrap().stored, 1);
+    }
+    let oldest_in_head = || tenant.db.head_time_range().unwrap().0;
+    let before = oldest_in_head();
+    for endpoints in [&["a:1"][..], &["a:1"], &["a:1", "b:1"]] {
+        ring("ketama", endpoints);
+        tenants.cut_heads();
+        assert_eq!(oldest_in_head(), before, "{endpoints:?}");
+    }
+    ring("hashmod", &["a:1", "b:1"]);
+    tenants.cut_heads();
+    assert_eq!(oldest_in_head(), NOW - 60 * MINUTE);
+    // What was taken before is taken still.
+    let mut batch = Batch::default();
+    let mut key = KeyBuilder::default();
+    key.push(b"__name__", b"late");
+    let series = series_number(&tenant.db, &mut batch, key.as_bytes());
+    batch.push(series, NOW - 60 * MINUTE, 1);
+    assert_eq!(tenant.db.append(&batch).unwrap().stored, 1);
 }

@@ -133,6 +133,22 @@ impl Db {
         Ok(made)
     }
 
+    /// Cuts what no sender can add to any more: all that is older than what is taken now, which stays
+    /// so. For heads whose series are written elsewhere from now on.
+    pub fn cut_settled(&self) -> Result<usize, CutError> {
+        let mut cutting = self.cutting.lock();
+        let mut made = 0;
+        let settled = self.head.oldest_taken().unwrap_or(Timestamp::MIN);
+        while let Some((oldest, _)) = self.head_span() {
+            let end = range_end(oldest, cutting.range).min(settled);
+            if end <= oldest {
+                break;
+            }
+            made += usize::from(self.cut(&mut cutting, Span { start: oldest, end })?);
+        }
+        Ok(made)
+    }
+
     /// Times of the oldest and newest sample that only the head has.
     fn head_span(&self) -> Option<(Timestamp, Timestamp)> {
         let (oldest, newest) = self.head.time_range()?;
@@ -225,9 +241,11 @@ impl Db {
     }
 
     /// Lets the head drop what blocks have, unless a reader still looks for it there; whether there is
-    /// nothing left to drop. Does not wait.
+    /// nothing left to drop. Does not wait. Also forgets series that were made in vain.
     pub fn drop_cut(&self) -> bool {
-        self.drop_cut_of(&mut self.cutting.lock())
+        let mut cutting = self.cutting.lock();
+        self.head.forget_refused();
+        self.drop_cut_of(&mut cutting)
     }
 
     fn drop_cut_of(&self, cutting: &mut Cutting) -> bool {

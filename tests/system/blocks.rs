@@ -17,7 +17,7 @@ use thin_vec::ThinVec;
 use crate::directories::{NO_TARGETS, judge_with_promtool};
 use crate::programs::{Prometheus, start_node};
 use crate::support::messages::WriteRequest;
-use crate::support::node::DEFAULT_TENANT;
+use crate::support::node::{DEFAULT_TENANT, Node};
 use crate::support::remote_read::{Content, Samples, everything};
 use crate::support::same::assert_same;
 
@@ -136,5 +136,52 @@ fn blocks_and_what_comes_after_them_are_one_answer() {
     node.kill();
     let node = start_node(root.path(), &[]);
     assert_same("what we serve after a restart", &everything(&node.http), &all);
+    node.stop();
+}
+
+/// Samples of five hours, the last ones now: a stop makes blocks of them, and leaves nothing else.
+#[test]
+fn a_head_is_flushed_into_blocks_that_prometheus_takes_over_and_gives_back() {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis() as i64;
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("data").join(DEFAULT_TENANT);
+    let node = start_node(root.path(), &[]);
+    let mut all = Content::new();
+    let mut write = |node: &Node, from: i64, count: i64| {
+        for n in 0..count {
+            let t = from + n * STEP_MS;
+            let mut request = WriteRequest::default();
+            for i in 0..20 {
+                let labels = [("__name__", "m"), ("i", &*i.to_string()), ("z", "\u{6f22}")];
+                let v = (n * i) as f64 / 7.0;
+                request = request.with(&labels, &[(t, v)]);
+                let labels = labels.map(|(name, value)| (name.to_owned(), value.to_owned()));
+                all.entry(labels.to_vec()).or_default().push((t, v.to_bits()));
+            }
+            let answer = node.write(DEFAULT_TENANT, &request);
+            assert_eq!(answer.status, 200, "{}", answer.text());
+        }
+        all.clone()
+    };
+    let count = 5 * 60 * 60 * 1000 / STEP_MS;
+    let first = write(&node, now - count * STEP_MS, count);
+    assert_same("what we serve of the head", &everything(&node.http), &first);
+    node.stop();
+    let blocks = fs::read_dir(&dir).unwrap();
+    let blocks = blocks.filter(|entry| entry.as_ref().unwrap().path().join("index").exists());
+    assert!((3..=4).contains(&blocks.count()), "one for each range of two hours");
+    judge_with_promtool(&dir, &first, &[]);
+    let prometheus = Prometheus::start(&dir, NO_TARGETS, &[]);
+    assert_eq!(prometheus.complaints(), [""; 0]);
+    assert_same("what Prometheus serves", &everything(prometheus.address()), &first);
+    prometheus.stop();
+
+    let node = start_node(root.path(), &[]);
+    assert_same("what we serve of the blocks", &everything(&node.http), &first);
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis() as i64;
+    let second = write(&node, now, 2);
+    node.kill();
+    let node = start_node(root.path(), &[]);
+    assert_same("what we serve of blocks and log", &everything(&node.http), &second);
     node.stop();
 }

@@ -102,6 +102,8 @@ pub struct LogSide {
     pub(super) slots: FreeSlots,
     /// While series are being forgotten: those that were made or got their first sample meanwhile.
     pub(super) meanwhile: Option<Vec<Slot>>,
+    /// Series were made for what could not be written then.
+    pub(super) has_refused_series: bool,
     /// Number of the batch, for marks.
     request: u64,
     pub(super) unsynced: Unsynced,
@@ -212,6 +214,7 @@ impl LogSide {
             next_ref,
             slots: FreeSlots::default(),
             meanwhile: None,
+            has_refused_series: false,
             request: 0,
             unsynced: Unsynced::default(),
             group: Group::default(),
@@ -293,6 +296,7 @@ impl Head {
             return Ok(Ok(report));
         }
         if let Err(too_long) = self.encode(log, catalog, batch, &mark) {
+            log.has_refused_series |= log.group.unlogged.len() > mark.unlogged;
             self.take_back(&mut log.group, &mark);
             return Ok(Err(too_long));
         }
@@ -322,6 +326,7 @@ impl Head {
                 self.apply(&log.group, logged);
             }
             Err(err) => {
+                log.has_refused_series |= !log.group.unlogged.is_empty();
                 self.take_back(&mut log.group, &Mark::START);
                 for result in results.iter_mut().filter(|result| result.is_ok()) {
                     *result = Err(err.clone());
@@ -357,6 +362,13 @@ impl Head {
         // Not under the lock: closing waits for the disk.
         let wal = self.log.lock().wal.take();
         wal.map_or(Ok(()), Wal::close)
+    }
+
+    /// Older samples than this are refused now; `None` while there is none.
+    pub fn oldest_taken(&self) -> Option<Timestamp> {
+        let (_, newest) = self.time_range()?;
+        let behind = newest.min(self.clock.now()).saturating_sub(self.options.block_range / 2);
+        Some(behind.max(self.floor()))
     }
 
     /// As if the group were applied; `None` for a batch without samples.

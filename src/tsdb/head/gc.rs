@@ -65,6 +65,13 @@ impl Head {
         Dropped { chunks, series: self.forget_empty_series() }
     }
 
+    /// Forgets series that were made for requests whose write failed then, if there are any. As for
+    /// [`Head::drop_before`].
+    pub fn forget_refused(&self) -> u64 {
+        let has_refused = std::mem::take(&mut self.log.lock().has_refused_series);
+        if has_refused { self.forget_empty_series() } else { 0 }
+    }
+
     fn drop_samples_before(&self, mint: Timestamp) -> u64 {
         debug_assert!(mint <= self.floor(), "what is dropped must not come again");
         // Of all that comes from now on.

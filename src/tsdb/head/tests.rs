@@ -326,6 +326,6 @@ fn batches_without_common_series_are_one_write() {
     assert!(positions.windows(2).all(|pair| pair[0] == pair[1]), "{positions:?}");
 }
 
-fn open_on(disk: &FaultyDisk, options: &DbOptions) -> Db {
+pub(crate) fn open_on(disk: &FaultyDisk, options: &DbOptions) -> Db {
     open_in(Path::new("/data/t"), disk.clone(), options)
 }

@@ -162,6 +162,7 @@ fn nothing_is_lost_while_series_are_forgotten() {
                     let t = NEW + 1 + round;
                     let names: Vec<_> = (0..50)
                         .map(|i| (round as usize * 97 + i * 401) % 21_000 * 2 + writer)
+                        .filter(|name| name % 7 != 0)
                         .collect();
                     append(test, names.iter().copied(), t);
                     appended.extend(names.into_iter().map(|name| (name, t)));
@@ -172,12 +173,15 @@ fn nothing_is_lost_while_series_are_forgotten() {
                 unreachable!()
             })
         });
-        assert!(forget_before(test, NEW).series > 0);
+        let forgotten = forget_before(test, NEW).series;
         for _ in 0..20 {
             test.db.head.drop_before(NEW);
         }
         is_over.store(true, Ordering::Relaxed);
-        writers.map(|writer| writer.join().unwrap()).concat()
+        let appended = writers.map(|writer| writer.join().unwrap()).concat();
+        // Those that no writer ever names, at least.
+        assert!(forgotten > 2000, "{forgotten} series are forgotten");
+        appended
     });
     let stored: std::collections::HashSet<(usize, i64)> = test
         .dump()
@@ -195,4 +199,32 @@ fn nothing_is_lost_while_series_are_forgotten() {
         appended.len(),
         &lost[..lost.len().min(5)]
     );
+}
+
+#[test]
+fn series_of_a_request_that_could_not_be_written_do_not_stay() {
+    use crate::disk::faulty::FaultyDisk;
+    use crate::tsdb::head::tests::open_on;
+    let disk = FaultyDisk::new();
+    let db = open_on(&disk, &DbOptions::default());
+    let batch = |names: std::ops::Range<usize>| {
+        let mut batch = Batch::default();
+        for i in names {
+            push(&db, &mut batch, &json!([["__name__", "m"], ["i", i.to_string()]]), OLD, 1);
+        }
+        batch
+    };
+    assert_eq!(db.append(&batch(0..10)).unwrap().stored, 10);
+    disk.limit_bytes(Some(disk.used_bytes()));
+    let refused = batch(10..1000);
+    assert!(db.append(&refused).is_err());
+    assert_eq!(db.series_count(), 1000);
+    assert_eq!(db.head.forget_refused(), 990);
+    assert_eq!(db.series_count(), 10);
+    assert_eq!(db.head.forget_refused(), 0);
+    // The same request, and one that was looked up in between.
+    disk.limit_bytes(None);
+    assert_eq!(db.append(&refused).unwrap().stored, 990);
+    assert_eq!(db.append(&batch(500..1500)).unwrap().stored, 1000);
+    assert_eq!(crate::tsdb::head::tests::dump(&db).len(), 1500);
 }
