@@ -23,7 +23,7 @@ pub struct Admission {
 struct Budget {
     bytes_max: u64,
     /// Invariant: the sum over all guards; more than `bytes_max` only by what [`Admission::hold`]
-    /// took.
+    /// and [`InflightGuard::resize_in_any_case`] took.
     bytes: AtomicU64,
 }
 
@@ -63,7 +63,7 @@ impl Admission {
         limit.set(self.budget.bytes_max as f64);
         let used = registry.gauge(
             "ringest_inflight_bytes",
-            "Bytes of writes in flight, as sent and inflated, and of batches that wait for the log.",
+            "Bytes of writes in flight: as sent, inflated, and decoded until they are stored.",
         );
         let budget = self.budget.clone();
         registry.on_collect(move || used.set(budget.bytes.load(Ordering::Relaxed) as f64));
@@ -121,13 +121,24 @@ impl InflightGuard {
     /// Holds `bytes` from now on. When they are more than before and do not fit, the guard stays
     /// as it was.
     pub fn resize(&mut self, bytes: u64) -> Result<(), Overloaded> {
-        if let Some(more) = bytes.checked_sub(self.bytes) {
-            self.admission.take(more)?;
-        } else {
-            self.admission.budget.bytes.fetch_sub(self.bytes - bytes, Ordering::Relaxed);
+        match bytes.checked_sub(self.bytes) {
+            Some(more) => {
+                self.admission.take(more)?;
+                self.bytes = bytes;
+            }
+            None => self.resize_in_any_case(bytes),
         }
-        self.bytes = bytes;
         Ok(())
+    }
+
+    /// The same for what is let in whether it fits or not.
+    pub fn resize_in_any_case(&mut self, bytes: u64) {
+        let inflight = &self.admission.budget.bytes;
+        match bytes.checked_sub(self.bytes) {
+            Some(more) => inflight.fetch_add(more, Ordering::Relaxed),
+            None => inflight.fetch_sub(self.bytes - bytes, Ordering::Relaxed),
+        };
+        self.bytes = bytes;
     }
 
     pub fn bytes(&self) -> u64 {
@@ -186,8 +197,10 @@ mod tests {
     fn what_is_held_in_any_case_shuts_the_others_out() {
         let admission = Admission::new(100);
         let first = admission.admit(60).unwrap();
-        let held = admission.hold(60);
-        assert_eq!(admission.inflight_bytes(), 120);
+        let mut held = admission.hold(20);
+        held.resize_in_any_case(90);
+        held.resize_in_any_case(60);
+        assert_eq!((held.bytes(), admission.inflight_bytes()), (60, 120));
         drop(first);
         assert_eq!(
             admission.admit(41).err(),

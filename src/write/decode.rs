@@ -2,6 +2,8 @@
 //!
 //! A known series costs a fingerprint of its label bytes and one line of the table. Messages are
 //! taken sixteen at a time, so that the cache misses of their look-ups overlap.
+//!
+//! A batch may become larger than its request. Its buffers are held before they grow.
 
 use crate::model::fingerprint::Fingerprint;
 use crate::model::key_table::{Lookup, Rules, RulesMark};
@@ -12,12 +14,16 @@ use crate::wire::remote_write_v1::{
     DecodeError, RequestField, RequestFields, SeriesField, SeriesFields, check_message,
     split_tail_sample,
 };
+use crate::write::admission::{Admission, InflightGuard, Overloaded};
 use crate::write::error::Reason;
 use crate::write::label_rules::{LabelCaps, display, judge_labels};
 use crate::write::{Manners, WriteOutcome};
 
 /// Messages looked up together.
 const WINDOW: usize = 16;
+
+/// A batch of so many bytes has its place with its request: those of usual ones take no more.
+const SMALL_BATCH_BYTES: usize = 256 << 10;
 
 /// The shortest sample with a time after 1971: two bytes of header, a tag and six of time.
 const SAMPLE_BYTES_MIN: usize = 9;
@@ -34,20 +40,32 @@ pub(super) fn samples_max(bytes: usize) -> usize {
     (bytes / SAMPLE_BYTES_MIN).max(SAMPLES_ALLOWED)
 }
 
+/// Why a request is not decoded. What of it is in the batch is of no use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotDecoded {
+    #[error(transparent)]
+    Malformed(#[from] DecodeError),
+    #[error(transparent)]
+    Overloaded(#[from] Overloaded),
+}
+
 /// Decodes a remote write 1.0 request into `batch`, looking series up in `known`. Series that the
-/// label rules refuse are counted in the outcome, their samples are not in the batch.
+/// label rules refuse are counted in the outcome, their samples are not in the batch. No budget
+/// bounds it.
 pub fn decode_request(
     request: &[u8],
     known: &Lookup,
     manners: Manners,
     caps: LabelCaps,
     batch: &mut Batch,
-) -> Result<WriteOutcome, DecodeError> {
-    decode_fields(RequestFields::new(request), request.len(), known, manners, caps, batch)
+) -> Result<WriteOutcome, NotDecoded> {
+    let mut held = Admission::new(u64::MAX).hold(0);
+    let fields = RequestFields::new(request);
+    decode_fields(fields, request.len(), known, manners, caps, batch, &mut held)
 }
 
 /// As [`decode_request`], for any fields that carry series as those of a write request do, of
-/// `bytes` bytes in all.
+/// `bytes` bytes in all. `held` is what the batch is held by.
 pub fn decode_fields<'r>(
     fields: impl IntoIterator<Item = Result<RequestField<'r>, DecodeError>>,
     bytes: usize,
@@ -55,7 +73,8 @@ pub fn decode_fields<'r>(
     manners: Manners,
     caps: LabelCaps,
     batch: &mut Batch,
-) -> Result<WriteOutcome, DecodeError> {
+    held: &mut InflightGuard,
+) -> Result<WriteOutcome, NotDecoded> {
     let mut decoder = Decoder {
         known,
         rules: known.mark(rules(manners)),
@@ -63,6 +82,7 @@ pub fn decode_fields<'r>(
         caps,
         samples_max: samples_max(bytes),
         batch,
+        held,
         outcome: WriteOutcome::default(),
         place: 0,
         labels: Vec::new(),
@@ -91,6 +111,15 @@ pub fn decode_fields<'r>(
     Ok(decoder.outcome)
 }
 
+/// Has `held` hold the `bytes` of a batch.
+fn hold_batch(held: &mut InflightGuard, bytes: usize) -> Result<(), Overloaded> {
+    if bytes > SMALL_BATCH_BYTES {
+        return held.resize(bytes as u64);
+    }
+    held.resize_in_any_case(bytes as u64);
+    Ok(())
+}
+
 /// The rules under which an alias holds. Caps do not change while the process runs.
 fn rules(manners: Manners) -> Rules {
     Rules(manners as u8)
@@ -105,6 +134,7 @@ struct Decoder<'r, 'k> {
     /// there may be no more than a request of its length can have in earnest.
     samples_max: usize,
     batch: &'k mut Batch,
+    held: &'k mut InflightGuard,
     outcome: WriteOutcome,
     /// The place of the series at hand in the request.
     place: u32,
@@ -118,7 +148,7 @@ struct Decoder<'r, 'k> {
 type Sought<'r> = (Fingerprint, &'r [u8], i64, u64);
 
 impl<'r> Decoder<'r, '_> {
-    fn decode_window(&mut self, window: &[&'r [u8]]) -> Result<(), DecodeError> {
+    fn decode_window(&mut self, window: &[&'r [u8]]) -> Result<(), NotDecoded> {
         let before = self.outcome.series;
         self.outcome.series += window.len() as u64;
         let mut sought: [Option<Sought<'r>>; WINDOW] = [None; WINDOW];
@@ -134,7 +164,7 @@ impl<'r> Decoder<'r, '_> {
             let found =
                 sought.and_then(|(key, _, t, v)| Some((self.known.find(key, self.rules)?, t, v)));
             match (found, sought) {
-                (Some((slot, t, v)), _) => self.batch.push(slot, t, v),
+                (Some((slot, t, v)), _) => self.push(slot, t, v)?,
                 (None, sought) => {
                     // A request has fewer series than it has bytes, of which there are fewer than
                     // 2^32.
@@ -147,10 +177,11 @@ impl<'r> Decoder<'r, '_> {
                         }
                         _ => self.decode_unusual(series)?,
                     }
+                    self.batch.reserve_end(|bytes| hold_batch(self.held, bytes))?;
                     self.batch.end_series(self.place, first_sample);
                     // One without samples takes two bytes of a request and twelve here.
                     if self.batch.uneven_count() > self.samples_max {
-                        return Err(STORM);
+                        return Err(STORM.into());
                     }
                 }
             }
@@ -159,7 +190,7 @@ impl<'r> Decoder<'r, '_> {
     }
 
     /// A series with another number of samples than one, or an unusual encoding.
-    fn decode_unusual(&mut self, series: &'r [u8]) -> Result<(), DecodeError> {
+    fn decode_unusual(&mut self, series: &'r [u8]) -> Result<(), NotDecoded> {
         let (raw, rest) = split_labels(series);
         let key = self.known.fingerprint(raw);
         if let Some(slot) = self.known.find(key, self.rules) {
@@ -183,10 +214,17 @@ impl<'r> Decoder<'r, '_> {
         self.decode_fully(series, key, raw)
     }
 
-    fn push_sample(&mut self, series: u32, t: i64, v: u64) -> Result<(), DecodeError> {
+    fn push_sample(&mut self, series: u32, t: i64, v: u64) -> Result<(), NotDecoded> {
         if self.batch.samples.len() >= self.samples_max {
-            return Err(STORM);
+            return Err(STORM.into());
         }
+        self.push(series, t, v)?;
+        Ok(())
+    }
+
+    #[inline]
+    fn push(&mut self, series: u32, t: i64, v: u64) -> Result<(), Overloaded> {
+        self.batch.reserve_sample(|bytes| hold_batch(self.held, bytes))?;
         self.batch.push(series, t, v);
         Ok(())
     }
@@ -198,7 +236,7 @@ impl<'r> Decoder<'r, '_> {
         series: &'r [u8],
         raw_fingerprint: Fingerprint,
         raw: &[u8],
-    ) -> Result<(), DecodeError> {
+    ) -> Result<(), NotDecoded> {
         self.labels.clear();
         self.label_count = 0;
         let first_sample = self.batch.samples.len();
@@ -233,6 +271,8 @@ impl<'r> Decoder<'r, '_> {
             return Ok(());
         }
         let key = self.key.as_bytes();
+        // An alias is no longer than two keys.
+        self.batch.reserve_series(3 * key.len(), |bytes| hold_batch(self.held, bytes))?;
         let number = if key == raw {
             // The usual encoding of a series that is new.
             self.batch.push_new_series(raw_fingerprint, key)

@@ -87,6 +87,9 @@ pub enum TooLarge {
     Inflated(SnappyError),
     #[error(transparent)]
     Placed(DistributeError),
+    /// With nothing else in flight there would be no room for it.
+    #[error("{bytes} bytes, as sent and decoded, are over the {max} that may be in flight")]
+    Decoded { bytes: u64, max: u64 },
     #[error("tenant {tenant}: {cause}")]
     Record {
         tenant: TenantId,
@@ -175,6 +178,7 @@ impl TooLarge {
             TooLarge::Read { .. } => Stage::Read,
             TooLarge::Inflated(_) => Stage::Snappy,
             TooLarge::Placed(_) => Stage::Place,
+            TooLarge::Decoded { .. } => Stage::Decode,
             TooLarge::Record { .. } => Stage::Log,
         }
     }

@@ -15,8 +15,8 @@ use crate::tsdb::head::batch::Batch;
 use crate::tsdb::wal::{SyncPolicy, WalError};
 use crate::wire::refused::RefusedSeries;
 use crate::wire::remote_write_v1::{DecodeError, RequestField, RequestFields};
-use crate::write::admission::{Admission, InflightGuard, Overloaded};
-use crate::write::decode::decode_fields;
+use crate::write::admission::{Admission, InflightGuard};
+use crate::write::decode::{NotDecoded, decode_fields};
 use crate::write::distribute::PlacedSeries;
 use crate::write::error::{Invalid, NotReady, Reason, TooLarge, Unavailable, WriteError};
 use crate::write::heavy::in_place;
@@ -27,6 +27,9 @@ use crate::write::{Manners, WriteOutcome};
 /// Batches kept for reuse: about as many as requests are decoded at once.
 const BATCHES_KEPT: usize = 16;
 
+/// What a sample takes on its way into the log beside the batch: judged, encoded, and to be applied.
+const LOGGED_SAMPLE_BYTES: usize = 72;
+
 /// A write that is not stored by then is given up: no sender waits so long. The disk is stuck.
 const STORE_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -35,7 +38,7 @@ pub struct LocalWriter {
     tenants: Arc<MultiTsdb>,
     caps: LabelCaps,
     sync: SyncPolicy,
-    /// What batches are counted against while they are on their way into the log.
+    /// What batches are counted against until they are stored.
     admission: Arc<Admission>,
     /// What requests of tenants that do not exist yet are looked up in.
     nothing_known: Lookup,
@@ -96,7 +99,9 @@ impl LocalWriter {
         manners: Manners,
     ) -> Result<WriteOutcome, WriteError> {
         let mut batch = self.batches.lock().pop().unwrap_or_default();
-        let outcome = self.write_batch(tenant, request, bytes, manners, &mut batch).await;
+        // What it was left with is in memory already.
+        let held = self.admission.hold(batch.allocated_bytes() as u64);
+        let outcome = self.write_batch(tenant, request, bytes, manners, &mut batch, held).await;
         batch.clear();
         let mut batches = self.batches.lock();
         if batches.len() < BATCHES_KEPT {
@@ -112,6 +117,7 @@ impl LocalWriter {
         bytes: usize,
         manners: Manners,
         batch: &mut Batch,
+        mut held: InflightGuard,
     ) -> Result<WriteOutcome, WriteError> {
         let existing = self.tenants.find(id).map_err(|err| not_ready(id, err))?;
         let decode = || {
@@ -119,17 +125,23 @@ impl LocalWriter {
                 Some(tenant) => &tenant.db.lookup(batch),
                 None => &self.nothing_known,
             };
-            decode_fields(request, bytes, known, manners, self.caps, batch)
+            decode_fields(request, bytes, known, manners, self.caps, batch, &mut held)
         };
         let decoded = in_place(bytes, decode).await;
-        let mut outcome = decoded.map_err(Invalid::Decode)?;
+        let mut outcome = decoded.map_err(|error| not_decoded(error, bytes, &held))?;
         if batch.samples.is_empty() {
             return Ok(outcome);
         }
-        let stored = timeout(STORE_TIMEOUT, self.store(id, existing, batch)).await;
+        // Only those take it whose turn has come, so it is let in.
+        let logged = batch.samples.len().saturating_mul(LOGGED_SAMPLE_BYTES);
+        held.resize_in_any_case(batch.allocated_bytes().saturating_add(logged) as u64);
+        // The log lets go of it, but the batch comes back, and there may be a sync to wait for.
+        let held = Arc::new(held);
+        let stored = self.store(id, existing, batch, held.clone());
+        let stored = timeout(STORE_TIMEOUT, stored).await;
         let report = stored.unwrap_or_else(|_| Err(too_slow(id)))?;
         outcome.samples_stored = report.stored;
-        add_refusals(&mut outcome, &report, batch);
+        in_place(bytes, || add_refusals(&mut outcome, &report, batch)).await;
         Ok(outcome)
     }
 
@@ -139,26 +151,21 @@ impl LocalWriter {
         id: &TenantId,
         existing: Option<Arc<Tenant>>,
         batch: &mut Batch,
+        held: Arc<InflightGuard>,
     ) -> Result<AppendReport, WriteError> {
         let tenant = match existing {
             Some(tenant) => tenant,
             None => self.tenants.create(id).await.map_err(|err| not_ready(id, err))?,
         };
-        let held = self.hold(batch, &tenant)?;
+        // A batch that goes straight into the log may be over the budget, as its request had its place
+        // and is done soon. One that waits may do so for long, and without its client.
+        if tenant.appends.has_backlog() {
+            self.admission.check(0)?;
+        }
         let appended = tenant.appends.append(batch, held).await;
         let report = appended.map_err(|err| not_appended(id, err))?;
         self.make_durable(&tenant, &report).await?;
         Ok(report)
-    }
-
-    /// Counts a batch while it waits, which may be for long and without its client. One that goes
-    /// straight into the log is let in over the budget: its request had its place, and is done soon.
-    fn hold(&self, batch: &Batch, tenant: &Tenant) -> Result<InflightGuard, Overloaded> {
-        let bytes = batch.bytes() as u64;
-        match tenant.appends.has_backlog() {
-            true => self.admission.admit(bytes),
-            false => Ok(self.admission.hold(bytes)),
-        }
     }
 
     async fn make_durable(&self, tenant: &Tenant, report: &AppendReport) -> Result<(), WriteError> {
@@ -194,6 +201,17 @@ impl WriteSink for LocalWriter {
             Sender::Peer(_) => self.write_from_peer(tenant, &request).await,
         }
     }
+}
+
+/// `held` is what the batch of the request's `bytes` was held by.
+fn not_decoded(error: NotDecoded, bytes: usize, held: &InflightGuard) -> WriteError {
+    let over = match error {
+        NotDecoded::Malformed(error) => return Invalid::Decode(error).into(),
+        NotDecoded::Overloaded(over) => over,
+    };
+    let (bytes, max) = (bytes as u64 + held.bytes() + over.bytes, over.max);
+    // A retry would be refused as well.
+    if bytes > max { TooLarge::Decoded { bytes, max }.into() } else { over.into() }
 }
 
 fn not_ready(id: &TenantId, err: TenantError) -> WriteError {

@@ -89,14 +89,48 @@ impl Batch {
         self.catalog.as_ref()
     }
 
-    /// What it takes.
-    pub fn bytes(&self) -> usize {
+    /// What it takes, filled or not.
+    pub fn allocated_bytes(&self) -> usize {
         size_of::<Batch>()
-            + self.samples.len() * size_of::<BatchSample>()
-            + self.new_series.len() * size_of::<NewSeries>()
-            + self.aliases.len() * size_of::<NewAlias>()
-            + self.uneven.len() * size_of::<Uneven>()
-            + self.bytes.len()
+            + self.samples.capacity() * size_of::<BatchSample>()
+            + self.new_series.capacity() * size_of::<NewSeries>()
+            + self.aliases.capacity() * size_of::<NewAlias>()
+            + self.uneven.capacity() * size_of::<Uneven>()
+            + self.bytes.capacity()
+    }
+
+    /// Makes room for one more sample. Before it takes memory, `admit` is asked with what the batch
+    /// then takes until the samples are moved; what that answers ends it.
+    #[inline]
+    pub fn reserve_sample<E>(
+        &mut self,
+        admit: impl FnMut(usize) -> Result<(), E>,
+    ) -> Result<(), E> {
+        if self.samples.len() < self.samples.capacity() {
+            return Ok(());
+        }
+        let allocated = self.allocated_bytes();
+        grow(&mut self.samples, 1, allocated, admit)
+    }
+
+    /// The same for a series that is not known, or an alias of one, with so many bytes for both.
+    pub fn reserve_series<E>(
+        &mut self,
+        bytes: usize,
+        mut admit: impl FnMut(usize) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let allocated = self.allocated_bytes();
+        grow(&mut self.new_series, 1, allocated, &mut admit)?;
+        let allocated = self.allocated_bytes();
+        grow(&mut self.aliases, 1, allocated, &mut admit)?;
+        let allocated = self.allocated_bytes();
+        grow(&mut self.bytes, bytes, allocated, &mut admit)
+    }
+
+    /// The same for the end of a series message.
+    pub fn reserve_end<E>(&mut self, admit: impl FnMut(usize) -> Result<(), E>) -> Result<(), E> {
+        let allocated = self.allocated_bytes();
+        grow(&mut self.uneven, 1, allocated, admit)
     }
 
     #[inline]
@@ -180,9 +214,64 @@ impl Batch {
     }
 }
 
+/// Elements that a buffer has room for from the first one on.
+const ROOM_MIN: usize = 16;
+
+/// Makes room for `more` elements, at least doubling the buffer if there is none: that and the one
+/// before are there together until the elements are moved. `allocated` is what the batch takes.
+fn grow<T, E>(
+    buffer: &mut Vec<T>,
+    more: usize,
+    allocated: usize,
+    mut admit: impl FnMut(usize) -> Result<(), E>,
+) -> Result<(), E> {
+    let needed = buffer.len() + more;
+    if needed <= buffer.capacity() {
+        return Ok(());
+    }
+    let capacity = needed.max(buffer.capacity() * 2).max(ROOM_MIN);
+    admit(allocated.saturating_add(capacity.saturating_mul(size_of::<T>())))?;
+    buffer.reserve_exact(capacity - buffer.len());
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn room_is_asked_for_before_it_is_taken() {
+        let mut batch = Batch::default();
+        let mut admitted = batch.allocated_bytes();
+        let mut asked = 0;
+        for i in 0..10_000 {
+            let mut admit = |bytes| {
+                (admitted, asked) = (bytes, asked + 1);
+                Ok::<(), ()>(())
+            };
+            batch.reserve_sample(&mut admit).unwrap();
+            batch.reserve_series(20, &mut admit).unwrap();
+            batch.reserve_end(&mut admit).unwrap();
+            let first_sample = batch.samples.len();
+            batch.push(i, 0, 0);
+            batch.push_new_series(Fingerprint { high: 0, low: 0 }, b"ten bytes.");
+            batch.push_alias(i, b"ten others", Rules(0));
+            if i % 2 == 0 {
+                batch.samples.pop();
+            }
+            batch.end_series(i, first_sample);
+            let after = batch.allocated_bytes();
+            assert!(after <= admitted, "{after} bytes are taken, {admitted} were admitted");
+        }
+        assert!(asked < 100, "by doubling, not one by one: {asked}");
+        batch.samples.shrink_to_fit();
+        let allocated = batch.allocated_bytes();
+        let refused = batch.reserve_sample(Err::<(), usize>).unwrap_err();
+        let both = 3 * batch.samples.capacity() * size_of::<BatchSample>();
+        let others = allocated - both / 3;
+        assert_eq!(refused, others + both, "the buffer before counts, too");
+        assert_eq!(batch.allocated_bytes(), allocated, "nothing is taken that is not admitted");
+    }
 
     #[test]
     fn samples_know_the_series_message_they_came_in() {

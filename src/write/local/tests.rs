@@ -35,6 +35,10 @@ impl Node {
     }
 
     fn open_with(disk: FaultyDisk, sync: SyncPolicy) -> Node {
+        Node::open_with_budget(disk, sync, 1 << 20)
+    }
+
+    fn open_with_budget(disk: FaultyDisk, sync: SyncPolicy, budget: u64) -> Node {
         let options = MultiTsdbOptions {
             dir: PathBuf::from("/data"),
             db: DbOptions { wal_sync: sync, ..DbOptions::default() },
@@ -52,7 +56,7 @@ impl Node {
         while !tenants.is_ready() {
             std::thread::yield_now();
         }
-        let admission = Admission::new(1 << 20);
+        let admission = Admission::new(budget);
         let caps = LabelCaps::default();
         let writer = LocalWriter::new(tenants.clone(), caps, sync, admission.clone());
         Node { disk, tenants, writer: Arc::new(writer), admission }
@@ -294,6 +298,107 @@ async fn what_waits_is_bounded_by_the_budget() {
         written.unwrap();
     }
     assert_eq!(node.content("a").len(), 2 + count);
+    assert_eq!(node.admission.inflight_bytes(), 0);
+}
+
+const LARGE_SAMPLES: usize = 20_000;
+
+/// A request of one series with so many samples: 360 KB, and more in a batch.
+fn large_request(series: &str) -> Vec<u8> {
+    let mut fields = Vec::new();
+    push_label(&mut fields, 0x0a, b"__name__", series.as_bytes());
+    for t in 0..LARGE_SAMPLES {
+        let mut sample = vec![0x09];
+        sample.extend_from_slice(&1.0f64.to_le_bytes());
+        sample.push(0x10);
+        push_varint(&mut sample, NOW as u64 + t as u64);
+        fields.extend_from_slice(&[0x12, sample.len() as u8]);
+        fields.extend_from_slice(&sample);
+    }
+    let mut request = vec![0x0a];
+    push_varint(&mut request, fields.len() as u64);
+    request.extend_from_slice(&fields);
+    request
+}
+
+#[tokio::test]
+async fn a_batch_takes_no_memory_that_the_budget_has_not() {
+    let node = Node::open_with_budget(FaultyDisk::new(), SyncPolicy::Segment, 8 << 20);
+    let (tenant, request) = (tenant("a"), large_request("a"));
+    let write = || node.writer.write(&tenant, &request, Manners::Thanos);
+    let room = 300 << 10;
+    let others = node.admission.hold(node.admission.bytes_max() - room);
+    let refused = write().await.unwrap_err();
+    let overload = matches!(refused, WriteError::Unavailable(Unavailable::Overload(_)));
+    assert!(overload, "{refused}");
+    assert_eq!(node.admission.inflight_bytes(), others.bytes());
+    let taken = node.writer.batches.lock().pop().unwrap().allocated_bytes();
+    assert!(taken < room as usize, "{taken} bytes of {room}");
+    // Usual ones pass.
+    node.store("a", "b", 0).await;
+    drop(others);
+    assert_eq!(write().await.unwrap().samples_stored, LARGE_SAMPLES as u64);
+    assert_eq!(node.admission.inflight_bytes(), 0);
+}
+
+#[tokio::test]
+async fn a_batch_that_no_retry_could_store_is_too_large() {
+    let node = Node::open_with_budget(FaultyDisk::new(), SyncPolicy::Segment, 1 << 20);
+    let request = large_request("a");
+    assert!(request.len() < 1 << 20);
+    let refused = node.writer.write(&tenant("a"), &request, Manners::Thanos).await.unwrap_err();
+    let too_large = matches!(refused, WriteError::TooLarge(TooLarge::Decoded { .. }));
+    assert!(too_large, "{refused}");
+    assert_eq!(node.admission.inflight_bytes(), 0);
+}
+
+/// On their way into a log that hangs, and to the medium.
+#[tokio::test]
+async fn many_large_requests_stay_under_the_budget() {
+    for sync in [SyncPolicy::Segment, SyncPolicy::Always] {
+        let node = Node::open_with_budget(FaultyDisk::new(), sync, 16 << 20);
+        node.store("a", "before", 0).await;
+        node.disk.stall(&dir_of("a"));
+        let mut waiting = Vec::new();
+        let names: Vec<_> = (0..100).map(|i| format!("series-{i}")).collect();
+        let write = |name: &str| {
+            let (node, request) = (&node, large_request(name));
+            async move { node.writer.write(&tenant("a"), &request, Manners::Thanos).await }.boxed()
+        };
+        let refused = loop {
+            let mut written = write(&names[waiting.len()]);
+            match written.as_mut().now_or_never() {
+                Some(refused) => break refused.unwrap_err(),
+                None => waiting.push(written),
+            }
+            let inflight = node.admission.inflight_bytes();
+            let least = waiting.len() * LARGE_SAMPLES * (24 + LOGGED_SAMPLE_BYTES);
+            assert!(inflight >= least as u64, "{inflight} bytes for {}", waiting.len());
+            assert!(inflight <= node.admission.bytes_max());
+        };
+        assert!(matches!(refused, WriteError::Unavailable(_)), "{refused}");
+        assert!(waiting.len() > 3);
+        node.disk.release(&dir_of("a"));
+        for written in join_all(waiting).await {
+            assert_eq!(written.unwrap().samples_stored, LARGE_SAMPLES as u64);
+        }
+        assert_eq!(node.admission.inflight_bytes(), 0);
+        write("again").await.unwrap();
+    }
+}
+
+/// It may wait for a sync when the log has let go of it.
+#[tokio::test]
+async fn a_batch_counts_until_its_request_is_done_with_it() {
+    let node = Node::open_with_budget(FaultyDisk::new(), SyncPolicy::Segment, 16 << 20);
+    let (tenant, request) = (tenant("a"), large_request("a"));
+    node.store("a", "before", 0).await;
+    let mut write = node.writer.write(&tenant, &request, Manners::Thanos).boxed();
+    begin(&mut write);
+    node.store("a", "behind", 0).await;
+    assert_eq!(node.content("a").len(), LARGE_SAMPLES + 2);
+    assert!(node.admission.inflight_bytes() >= (LARGE_SAMPLES * 24) as u64);
+    assert_eq!(write.await.unwrap().samples_stored, LARGE_SAMPLES as u64);
     assert_eq!(node.admission.inflight_bytes(), 0);
 }
 
