@@ -16,7 +16,7 @@ use ringest::wire::capnproto::frame::{FrameReader, Message};
 use ringest::wire::capnproto::packed::Unpacker;
 use ringest::wire::capnproto::rpc;
 use ringest::wire::grpc::deflate_snappy;
-use ringest::wire::peer_write::PeerWriteRequest;
+use ringest::wire::peer_write::{PeerWriteRequest, TenantPart};
 use ringest::wire::snappy::framed;
 
 #[global_allocator]
@@ -68,7 +68,7 @@ fn forward(criterion: &mut Criterion) {
             let request = PeerWriteRequest::parse(black_box(plain)).expect("a good request");
             request
                 .tenants()
-                .map(|tenant| tenant.expect("a good request").tenant.len())
+                .map(|part| part.and_then(TenantPart::read).expect("a good request").tenant.len())
                 .sum::<usize>()
         });
     });

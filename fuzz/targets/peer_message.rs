@@ -39,7 +39,7 @@ pub(crate) fn run(input: &[u8]) {
 /// Reads a message in each of its forms, to the last series.
 fn read(message: &[u8]) {
     if let Ok(request) = PeerWriteRequest::parse(message) {
-        let _ = request.tenants().count();
+        let _ = request.tenants().map(|part| part?.read()).filter(Result::is_ok).count();
     }
     if let Ok(request) = MergedWriteRequest::parse(message) {
         let _ = request.unread();

@@ -318,7 +318,8 @@ mod tests {
                 assert!(!message.is_merged());
                 let message = inflated(&message);
                 let request = PeerWriteRequest::parse(&message).unwrap();
-                let tenants: Vec<_> = request.tenants().map(Result::unwrap).collect();
+                let tenants: Vec<_> =
+                    request.tenants().map(|part| part.unwrap().read().unwrap()).collect();
                 assert_eq!((request.replica, tenants.len()), (3, 1));
                 assert_eq!(
                     (tenants[0].tenant, tenants[0].has_series),

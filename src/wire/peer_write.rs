@@ -27,9 +27,17 @@ pub struct PeerWriteRequest<'a> {
     message: &'a [u8],
     /// As it stands on the wire: counted from 1, and 0 for series that no peer has placed yet.
     pub replica: i64,
-    has_tuples: bool,
+    /// From the first tuple on, if there is one.
+    tuples: Option<&'a [u8]>,
     /// The first field that we do not know.
     pub unknown: Option<u32>,
+}
+
+/// The part of a request that is of one tenant, unread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TenantPart<'a> {
+    pub message: &'a [u8],
+    is_tuple: bool,
 }
 
 /// The series of one tenant.
@@ -53,17 +61,17 @@ const TUPLE_FIELDS: u32 = 2;
 impl<'a> PeerWriteRequest<'a> {
     /// Walks over the fields of `message`, not into them.
     pub fn parse(message: &'a [u8]) -> Result<PeerWriteRequest<'a>, DecodeError> {
-        let (replica, has_tuples, unknown) = (0, false, None);
-        let mut request = PeerWriteRequest { message, replica, has_tuples, unknown };
+        let (replica, tuples, unknown) = (0, None, None);
+        let mut request = PeerWriteRequest { message, replica, tuples, unknown };
         let mut rest = message;
         while !rest.is_empty() {
             let (number, value, after) = read_field(rest, REQUEST)?;
-            rest = after;
+            let from_here = std::mem::replace(&mut rest, after);
             match (number, value) {
                 (1 | 2, Value::Bytes(_)) => {}
                 // A negative number stands there as its two's complement.
                 (3, Value::Varint(replica)) => request.replica = replica as i64,
-                (4, Value::Bytes(_)) => request.has_tuples = true,
+                (4, Value::Bytes(_)) => request.tuples = request.tuples.or(Some(from_here)),
                 (1..=REQUEST_FIELDS, _) => {
                     return Err(DecodeError::new(REQUEST, WRONG_WIRE_TYPE));
                 }
@@ -75,9 +83,10 @@ impl<'a> PeerWriteRequest<'a> {
 
     /// The tenants of the request, in order; a tenant may come again.
     pub fn tenants(&self) -> Tenants<'a> {
-        let single = if self.has_tuples { None } else { Some(self.message) };
-        let rest = if self.has_tuples { self.message } else { &[] };
-        Tenants { single, rest }
+        match self.tuples {
+            Some(rest) => Tenants { single: None, rest },
+            None => Tenants { single: Some(self.message), rest: &[] },
+        }
     }
 }
 
@@ -88,18 +97,18 @@ pub struct Tenants<'a> {
 }
 
 impl<'a> Iterator for Tenants<'a> {
-    type Item = Result<TenantSeries<'a>, DecodeError>;
+    type Item = Result<TenantPart<'a>, DecodeError>;
 
     fn next(&mut self) -> Option<Self::Item> {
         if let Some(message) = self.single.take() {
-            return Some(read_tenant(message, REQUEST, REQUEST_FIELDS));
+            return Some(Ok(TenantPart { message, is_tuple: false }));
         }
         while !self.rest.is_empty() {
             match read_field(self.rest, REQUEST) {
                 Ok((number, value, rest)) => {
                     self.rest = rest;
-                    if let (4, Value::Bytes(tuple)) = (number, value) {
-                        return Some(read_tenant(tuple, "tenant's series", TUPLE_FIELDS));
+                    if let (4, Value::Bytes(message)) = (number, value) {
+                        return Some(Ok(TenantPart { message, is_tuple: true }));
                     }
                 }
                 Err(error) => {
@@ -109,6 +118,16 @@ impl<'a> Iterator for Tenants<'a> {
             }
         }
         None
+    }
+}
+
+impl<'a> TenantPart<'a> {
+    /// Walks over the fields to find the tenant.
+    pub fn read(self) -> Result<TenantSeries<'a>, DecodeError> {
+        match self.is_tuple {
+            true => read_tenant(self.message, "tenant's series", TUPLE_FIELDS),
+            false => read_tenant(self.message, REQUEST, REQUEST_FIELDS),
+        }
     }
 }
 
@@ -243,7 +262,7 @@ mod tests {
 
     fn tenants(message: &[u8]) -> Result<(i64, Vec<TenantSeries<'_>>), DecodeError> {
         let request = PeerWriteRequest::parse(message)?;
-        let tenants = request.tenants().collect::<Result<_, _>>()?;
+        let tenants = request.tenants().map(|part| part?.read()).collect::<Result<_, _>>()?;
         Ok((request.replica, tenants))
     }
 
@@ -287,7 +306,7 @@ mod tests {
     fn fields_that_are_not_known_are_noticed() {
         let unknown = |message: &'static [u8]| {
             let request = PeerWriteRequest::parse(message).unwrap();
-            let of_tenants = request.tenants().map(|tenant| tenant.unwrap().unknown);
+            let of_tenants = request.tenants().map(|part| part.unwrap().read().unwrap().unknown);
             (request.unknown, of_tenants.collect::<Vec<_>>())
         };
         assert_eq!(unknown(b"\x12\x01a\x18\x01"), (None, vec![None]));

@@ -13,11 +13,12 @@ use tokio::time::Instant;
 use crate::metrics::{Counter, Registry};
 use crate::model::router_path::RouterPath;
 use crate::model::tenant::{TenantId, TenantNameError};
-use crate::wire::peer_write::{MergedWriteRequest, PeerWriteRequest, TenantSeries};
+use crate::wire::peer_write::{MergedWriteRequest, PeerWriteRequest, TenantPart};
 use crate::wire::refused::RefusedSeries;
 use crate::wire::remote_write_v1::DecodeError;
 use crate::write::WriteOutcome;
 use crate::write::error::{Class, Refusals, WriteError};
+use crate::write::heavy::in_place;
 use crate::write::sink::{Sender, WriteSink};
 
 /// Tenants of one request that are written at the same time.
@@ -83,6 +84,14 @@ pub struct PeerWrites<S> {
     replication_factor: Option<u64>,
 }
 
+/// What was seen of a tenant's part, whatever became of it.
+#[derive(Default)]
+struct Seen {
+    has_series: bool,
+    /// The first field that we do not know.
+    unknown: Option<u32>,
+}
+
 impl<S: WriteSink> PeerWrites<S> {
     pub fn new(sink: Arc<S>, replication_factor: Option<u64>) -> PeerWrites<S> {
         PeerWrites { sink, replication_factor }
@@ -91,7 +100,7 @@ impl<S: WriteSink> PeerWrites<S> {
     /// Stores a `thanos.WriteRequest`. Everything that can be stored is; of several failures the
     /// worst is told.
     pub async fn write(&self, message: Bytes, origin: &PeerOrigin) -> Result<(), PeerWriteError> {
-        let request = PeerWriteRequest::parse(&message)?;
+        let request = in_place(message.len(), || PeerWriteRequest::parse(&message)).await?;
         // A negative number is as good as a huge one.
         let replica = request.replica as u64;
         self.check_replica(replica)?;
@@ -102,15 +111,13 @@ impl<S: WriteSink> PeerWrites<S> {
         let (mut has_series, mut unknown) = (false, request.unknown);
         loop {
             while writes.len() < TENANTS_AT_ONCE
-                && let Some(tenant) = tenants.next()
+                && let Some(part) = tenants.next()
             {
-                if let Ok(tenant) = &tenant {
-                    has_series |= tenant.has_series;
-                    unknown = unknown.or(tenant.unknown);
-                }
-                writes.push(self.write_tenant(&message, tenant, replica, origin));
+                writes.push(self.write_part(&message, part, replica, origin));
             }
-            let Some(written) = writes.next().await else { break };
+            let Some((seen, written)) = writes.next().await else { break };
+            has_series |= seen.has_series;
+            unknown = unknown.or(seen.unknown);
             worst = worst.into_iter().chain(written.err()).max_by_key(rank);
         }
         match (worst, unknown) {
@@ -145,18 +152,27 @@ impl<S: WriteSink> PeerWrites<S> {
         }
     }
 
-    async fn write_tenant(
+    async fn write_part(
         &self,
         message: &Bytes,
-        series: Result<TenantSeries<'_>, DecodeError>,
+        part: Result<TenantPart<'_>, DecodeError>,
         replica: u64,
         origin: &PeerOrigin,
-    ) -> Result<(), PeerWriteError> {
-        let series = series?;
+    ) -> (Seen, Result<(), PeerWriteError>) {
+        let read = match part {
+            Ok(part) => in_place(part.message.len(), || part.read()).await,
+            Err(error) => Err(error),
+        };
+        let series = match read {
+            Ok(series) => series,
+            Err(error) => return (Seen::default(), Err(error.into())),
+        };
+        let seen = Seen { has_series: series.has_series, unknown: series.unknown };
         if !series.has_series {
-            return Ok(());
+            return (seen, Ok(()));
         }
-        self.store(series.tenant, message.slice_ref(series.message), replica, origin).await
+        let stored = self.store(series.tenant, message.slice_ref(series.message), replica, origin);
+        (seen, stored.await)
     }
 
     async fn store(

@@ -109,7 +109,8 @@ impl Forward for Nodes {
         assert!(!message.is_merged() || self.takes_merged(address), "{address} takes no such");
         let request = PeerWriteRequest::parse(&bytes[HEAD_BYTES..]).unwrap();
         for tenant in request.tenants() {
-            let tenant = String::from_utf8(tenant.unwrap().tenant.to_vec()).unwrap();
+            let series = tenant.unwrap().read().unwrap();
+            let tenant = String::from_utf8(series.tenant.to_vec()).unwrap();
             self.arrived.lock().push((address.to_owned(), request.replica, tenant));
         }
         let Behaviour { delay, outcome } = self.behaviour(address);
