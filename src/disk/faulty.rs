@@ -4,18 +4,20 @@
 //! of [`crate::disk`]: bytes reach the medium with [`DiskFile::sync`], names with
 //! [`Disk::sync_dir`], and a failed sync leaves the pages clean without having written them.
 
+mod gate;
+mod image;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 
 use super::{DirEntry, DirLock, Disk, DiskFile, OpenDir};
-
-/// What dirtiness is counted in.
-const PAGE_BYTES: u64 = 4096;
+use crate::disk::faulty::gate::Gate;
+use crate::disk::faulty::image::{Content, PAGE_BYTES, Tree};
 
 /// What a failed sync does to what a reader sees. Both happen on Linux: ext4 and XFS keep the new
 /// bytes in memory, Btrfs goes back to the old ones.
@@ -52,57 +54,6 @@ struct State {
     /// Whether nothing can be opened.
     has_no_descriptors: bool,
     gate: Arc<Gate>,
-}
-
-/// What writes and syncs, and what makes files and directories, go through before they do anything.
-#[derive(Default)]
-struct Gate {
-    state: Mutex<GateState>,
-    changed: Condvar,
-}
-
-#[derive(Default)]
-struct GateState {
-    /// Files below these directories are held up.
-    shut: BTreeSet<PathBuf>,
-    waiting: usize,
-}
-
-impl Gate {
-    /// For a file below a directory that is not shut.
-    fn pass(&self, file: &Path) {
-        self.pass_unless(|shut| file.starts_with(shut));
-    }
-
-    /// For a file system none of whose directories is shut.
-    fn pass_all(&self) {
-        self.pass_unless(|_| true);
-    }
-
-    fn pass_unless(&self, is_held_by: impl Fn(&Path) -> bool) {
-        let is_shut = |state: &GateState| state.shut.iter().any(|dir| is_held_by(dir));
-        let mut state = self.state.lock();
-        if !is_shut(&state) {
-            return;
-        }
-        state.waiting += 1;
-        self.changed.notify_all();
-        self.changed.wait_while(&mut state, |state| is_shut(state));
-        state.waiting -= 1;
-    }
-}
-
-#[derive(Clone, Default)]
-struct Tree {
-    dirs: BTreeSet<PathBuf>,
-    files: BTreeMap<PathBuf, Arc<Mutex<Content>>>,
-}
-
-#[derive(Clone, Default)]
-struct Content {
-    live: Vec<u8>,
-    durable: Vec<u8>,
-    dirty_pages: BTreeSet<u64>,
 }
 
 /// What a changing operation may do.
@@ -305,68 +256,6 @@ impl State {
 /// What is said of a path or of a directory above it.
 fn find_above(said: &BTreeMap<PathBuf, io::ErrorKind>, path: &Path) -> Option<io::ErrorKind> {
     said.iter().find(|(above, _)| path.starts_with(above)).map(|(_, kind)| *kind)
-}
-
-impl Tree {
-    /// Renames a directory, with what is in it.
-    fn move_dir(&mut self, from: &Path, to: &Path) {
-        let moved = |path: &Path| match path.strip_prefix(from) {
-            Ok(rest) if rest.as_os_str().is_empty() => to.to_owned(),
-            Ok(rest) => to.join(rest),
-            Err(_) => path.to_owned(),
-        };
-        let Tree { dirs, files } = std::mem::take(self);
-        self.dirs = dirs.iter().map(|path| moved(path)).collect();
-        self.files = files.into_iter().map(|(path, file)| (moved(&path), file)).collect();
-    }
-
-    /// Takes out what is in directories that are not there. The topmost ones always are.
-    fn drop_unreachable(&mut self) {
-        let Tree { dirs, files } = self;
-        let is_there = |dirs: &BTreeSet<PathBuf>, path: &Path| {
-            let above = path.ancestors().skip(1);
-            above.take_while(|dir| dir.components().count() > 2).all(|dir| dirs.contains(dir))
-        };
-        let all = dirs.clone();
-        dirs.retain(|path| is_there(&all, path));
-        files.retain(|path, _| is_there(&all, path));
-    }
-}
-
-impl Content {
-    fn write(&mut self, bytes: &[u8], offset: u64) {
-        let start = offset as usize;
-        let end = start + bytes.len();
-        if self.live.len() < end {
-            self.live.resize(end, 0);
-        }
-        self.live[start..end].copy_from_slice(bytes);
-        if !bytes.is_empty() {
-            self.dirty_pages.extend(offset / PAGE_BYTES..=(end as u64 - 1) / PAGE_BYTES);
-        }
-    }
-
-    fn sync(&mut self) {
-        self.durable.resize(self.live.len(), 0);
-        for page in std::mem::take(&mut self.dirty_pages) {
-            copy_page(&self.live, &mut self.durable, page);
-        }
-    }
-
-    fn fail_sync(&mut self, how: FailedSync) {
-        let dropped = std::mem::take(&mut self.dirty_pages);
-        if how == FailedSync::DropsBytes {
-            let mut old = self.durable.clone();
-            old.resize(self.live.len(), 0);
-            dropped.iter().for_each(|page| copy_page(&old, &mut self.live, *page));
-        }
-    }
-}
-
-fn copy_page(from: &[u8], to: &mut [u8], page: u64) {
-    let start = ((page * PAGE_BYTES) as usize).min(from.len()).min(to.len());
-    let end = (start + PAGE_BYTES as usize).min(from.len()).min(to.len());
-    to[start..end].copy_from_slice(&from[start..end]);
 }
 
 /// An open file; it outlives its name.
@@ -643,121 +532,4 @@ impl Disk for FaultyDisk {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn disk_with_file() -> (FaultyDisk, Arc<dyn DiskFile>) {
-        let disk = FaultyDisk::new();
-        disk.create_dir_all(Path::new("/d")).unwrap();
-        let file = disk.create(Path::new("/d/f")).unwrap();
-        (disk, file)
-    }
-
-    fn bytes_of(disk: &FaultyDisk) -> Option<Vec<u8>> {
-        super::super::read_file(disk, Path::new("/d/f"), 1 << 20).ok()
-    }
-
-    #[test]
-    fn a_power_cut_leaves_what_was_synced_under_synced_names() {
-        let (disk, file) = disk_with_file();
-        file.write_all_at(b"one", 0).unwrap();
-        file.sync().unwrap();
-        assert_eq!(bytes_of(&disk.after_power_cut()), None);
-        disk.sync_dir(Path::new("/d")).unwrap();
-        file.write_all_at(b"two", 3).unwrap();
-        assert_eq!(bytes_of(&disk.after_power_cut()).unwrap(), b"one");
-        assert_eq!(bytes_of(&disk.after_kill()).unwrap(), b"onetwo");
-    }
-
-    #[test]
-    fn a_renamed_directory_keeps_what_is_durable_in_it_and_no_more() {
-        let disk = FaultyDisk::new();
-        let (old, new) = (Path::new("/d/old"), Path::new("/d/new"));
-        disk.create_dir_all(&old.join("inner")).unwrap();
-        let write = |name: &str| {
-            let file = disk.create(&old.join(name)).unwrap();
-            file.write_all_at(name.as_bytes(), 0).unwrap();
-            file.sync().unwrap();
-        };
-        write("a");
-        write("inner/b");
-        disk.sync_dir(&old.join("inner")).unwrap();
-        disk.sync_dir(old).unwrap();
-        write("c");
-        disk.rename(old, new).unwrap();
-        // The new name is not on the medium yet, and neither was the old one.
-        assert!(disk.after_power_cut().list(new).is_err());
-        for disk in [disk.clone(), disk.after_kill()] {
-            disk.sync_dir(Path::new("/d")).unwrap();
-            let after = disk.after_power_cut();
-            let names: Vec<_> = after.list(new).unwrap().into_iter().map(|e| e.name).collect();
-            assert_eq!(names, ["a", "inner"]);
-            assert_eq!(after.open(&new.join("inner/b")).unwrap().len().unwrap(), 7);
-            assert!(after.list(old).is_err());
-        }
-    }
-
-    #[test]
-    fn a_kill_makes_nothing_durable_and_takes_nothing_from_the_kernel() {
-        let (disk, file) = disk_with_file();
-        disk.sync_dir(Path::new("/d")).unwrap();
-        file.write_all_at(b"one", 0).unwrap();
-        let _lock = disk.lock(Path::new("/d/lock")).unwrap();
-        let killed = disk.after_kill();
-        // The locks of the dead are free.
-        drop(killed.lock(Path::new("/d/lock")).unwrap());
-        assert_eq!(bytes_of(&killed).unwrap(), b"one");
-        assert_eq!(bytes_of(&killed.after_power_cut()).unwrap(), b"");
-        killed.open_write(Path::new("/d/f")).unwrap().sync().unwrap();
-        assert_eq!(bytes_of(&killed.after_power_cut()).unwrap(), b"one");
-        // Each goes its own way.
-        assert_eq!(bytes_of(&disk.after_power_cut()).unwrap(), b"");
-    }
-
-    #[test]
-    fn a_sync_behind_a_failed_one_proves_nothing() {
-        for (how, seen) in
-            [(FailedSync::KeepsBytes, &b"one"[..]), (FailedSync::DropsBytes, &[0, 0, 0][..])]
-        {
-            let (disk, file) = disk_with_file();
-            disk.sync_dir(Path::new("/d")).unwrap();
-            file.write_all_at(b"one", 0).unwrap();
-            disk.fail_syncs(1, how);
-            file.sync().unwrap_err();
-            file.sync().unwrap();
-            assert_eq!(bytes_of(&disk).unwrap(), seen);
-            assert_eq!(bytes_of(&disk.after_power_cut()).unwrap(), [0, 0, 0]);
-        }
-    }
-
-    #[test]
-    fn a_stalled_write_waits_for_its_release() {
-        let (disk, file) = disk_with_file();
-        disk.create_dir_all(Path::new("/e")).unwrap();
-        let other = disk.create(Path::new("/e/f")).unwrap();
-        disk.stall(Path::new("/d"));
-        let writing = std::thread::spawn(move || file.write_all_at(b"one", 0));
-        disk.wait_stalled(1);
-        other.write_all_at(b"two", 0).unwrap();
-        assert_eq!(bytes_of(&disk).unwrap(), b"");
-        disk.release(Path::new("/d"));
-        writing.join().unwrap().unwrap();
-        assert_eq!(bytes_of(&disk).unwrap(), b"one");
-    }
-
-    #[test]
-    fn faults_hit_the_operation_they_were_set_for() {
-        let (disk, file) = disk_with_file();
-        disk.fail_operation(1, io::ErrorKind::Other, 2);
-        file.write_all_at(b"ab", 0).unwrap();
-        file.write_all_at(b"cdef", 2).unwrap_err();
-        assert_eq!(bytes_of(&disk).unwrap(), b"abcd");
-        disk.limit_bytes(Some(6));
-        let err = file.write_all_at(b"efgh", 4).unwrap_err();
-        assert_eq!(err.kind(), io::ErrorKind::StorageFull);
-        assert_eq!(bytes_of(&disk).unwrap(), b"abcdef");
-        disk.fail_all_operations(0);
-        file.sync().unwrap_err();
-        disk.create(Path::new("/d/g")).err().unwrap();
-    }
-}
+mod tests;

@@ -5,17 +5,17 @@
 //! before. Any event there leads to a read, and unchanged content to nothing. The file is also read
 //! every refresh interval, for file systems that tell nothing.
 
+mod directory;
+mod metrics;
+mod view;
+
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use notify::event::ModifyKind;
-use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
-use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
@@ -23,10 +23,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::hashring::file::{self, HashringsError};
+use crate::hashring::watch::directory::{Follower, directory_of};
+use crate::hashring::watch::metrics::FileMetrics;
+use crate::hashring::watch::view::Asked;
 use crate::hashring::{CurrentHashring, Hashring, HashringMetrics, OutOfReach, RingDefaults};
-use crate::metrics::{Counter, Gauge, GaugeVec, Registry};
+use crate::metrics::Registry;
 use crate::model::Timestamp;
-use crate::model::ring_hash::RingHash;
+
+pub use crate::hashring::watch::view::{FileStatus, FileView, HeldRings, TakeHeld};
 
 /// A file that is rewritten in place is empty, or half there, for a moment: bad content is read
 /// again this many times before anyone complains.
@@ -44,9 +48,6 @@ const REFRESH_INTERVAL_MIN: Duration = Duration::from_millis(10);
 const HELD_LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// Holding for less is what a change of all members takes.
 const HELD_TOLD_AFTER: Duration = Duration::from_secs(10);
-
-/// How long somebody who wants held rings taken waits until they are.
-const TAKE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// A larger file is no hashrings file. A ConfigMap holds at most 1 MiB.
 const FILE_BYTES_MAX: u64 = 64 << 20;
@@ -72,31 +73,6 @@ pub enum Loaded {
     Held,
 }
 
-/// The state of the file, for people.
-#[derive(Clone, Debug, Default)]
-pub struct FileStatus {
-    /// Of the content in force, as in `thanos_receive_config_hash`.
-    pub config_hash: Option<u64>,
-    /// When that content was taken.
-    pub loaded_at: Option<Timestamp>,
-    /// What is wrong with the content that was read last, if anything.
-    pub last_error: Option<String>,
-    /// A good content that is not in force yet.
-    pub held: Option<HeldRings>,
-}
-
-/// Rings of the file that are held back.
-#[derive(Clone, Debug)]
-pub struct HeldRings {
-    pub hashring: Arc<Hashring>,
-    /// Of their content, as in `thanos_receive_config_hash`.
-    pub config_hash: u64,
-    pub since: Timestamp,
-    /// When they are put in force whatever the reason.
-    pub until: Timestamp,
-    pub reason: OutOfReach,
-}
-
 /// When new rings of the file are held back, and for how long.
 pub struct HoldRules {
     /// Zero for never.
@@ -112,63 +88,6 @@ impl HoldRules {
     pub fn never() -> HoldRules {
         HoldRules { longest: Duration::ZERO, reason: Box::new(|_, _| None) }
     }
-}
-
-/// What others see of the file, and may ask of whoever follows it. Clones share it.
-#[derive(Clone)]
-pub struct FileView {
-    status: watch::Receiver<FileStatus>,
-    asked: Arc<Asked>,
-}
-
-/// Held rings that are to be taken at once.
-#[derive(Default)]
-struct Asked {
-    rings: Mutex<Option<RingHash>>,
-    told: Notify,
-}
-
-impl FileView {
-    /// Of rings that are no file's.
-    pub fn fixed(status: FileStatus) -> FileView {
-        FileView { status: watch::channel(status).1, asked: Arc::default() }
-    }
-
-    /// The state of the file now.
-    pub fn status(&self) -> FileStatus {
-        self.status.borrow().clone()
-    }
-
-    /// Has the rings taken that are held back, and waits until they are held no more.
-    pub async fn take_held(&self) -> TakeHeld {
-        let Some(hash) = self.held_hash() else { return TakeHeld::NoneHeld };
-        *self.asked.rings.lock() = Some(hash);
-        self.asked.told.notify_one();
-        let mut status = self.status.clone();
-        let is_over = |status: &FileStatus| {
-            status.held.as_ref().is_none_or(|held| held.hashring.hash() != hash)
-        };
-        // The first fails if a disk hangs that the file is on, the second if nobody follows the file
-        // any more, as when the node stops.
-        match tokio::time::timeout(TAKE_PATIENCE, status.wait_for(is_over)).await {
-            Ok(Ok(_)) => TakeHeld::Taken,
-            Err(_) | Ok(Err(_)) => TakeHeld::Asked,
-        }
-    }
-
-    fn held_hash(&self) -> Option<RingHash> {
-        self.status.borrow().held.as_ref().map(|held| held.hashring.hash())
-    }
-}
-
-/// What became of a wish to take the rings that are held back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TakeHeld {
-    /// They are held no more.
-    Taken,
-    /// They will be taken, but are not yet.
-    Asked,
-    NoneHeld,
 }
 
 /// Rings that were read, and what is to be known of their content.
@@ -572,156 +491,12 @@ async fn load_settled(mut file: HashringsFile, changed: &Notify) -> Option<Hashr
     Some(file)
 }
 
-/// The watch on the directory.
-struct Follower {
-    directory: PathBuf,
-    watch_errors: Counter,
-    /// Something happened in the directory. Many events are one.
-    changed: Arc<Notify>,
-    /// None while there is no directory to watch.
-    watcher: Option<DirectoryWatch>,
-}
-
-struct DirectoryWatch {
-    /// Ends the watch when dropped.
-    _watcher: RecommendedWatcher,
-    /// The directory itself went away, and with it the watch.
-    is_gone: Arc<AtomicBool>,
-}
-
-impl Follower {
-    fn is_watching(&self) -> bool {
-        self.watcher.as_ref().is_some_and(|watch| !watch.is_gone.load(Ordering::Relaxed))
-    }
-
-    fn ensure_watch(&mut self) {
-        if !self.is_watching() {
-            // The read that follows tells what is wrong with the path.
-            self.watcher = self.watch().ok();
-        }
-    }
-
-    fn watch(&self) -> notify::Result<DirectoryWatch> {
-        let is_gone = Arc::new(AtomicBool::new(false));
-        let changed = self.changed.clone();
-        let errors = self.watch_errors.clone();
-        let directory = self.directory.clone();
-        let gone = is_gone.clone();
-        let on_event = move |event: notify::Result<Event>| {
-            match event {
-                // Reading the file is an event too.
-                Ok(Event { kind: EventKind::Access(_), .. }) => return,
-                Ok(event) => {
-                    let is_end = matches!(
-                        event.kind,
-                        EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(_))
-                    );
-                    if is_end && event.paths.contains(&directory) {
-                        gone.store(true, Ordering::Relaxed);
-                    }
-                }
-                Err(error) => {
-                    errors.inc();
-                    tracing::error!(component = "receive", err = %error, "error watching file");
-                }
-            }
-            changed.notify_one();
-        };
-        let mut watcher = notify::recommended_watcher(on_event)?;
-        watcher.watch(&self.directory, RecursiveMode::NonRecursive)?;
-        Ok(DirectoryWatch { _watcher: watcher, is_gone })
-    }
-}
-
-/// Absolute, as events tell it.
-fn directory_of(path: &Path) -> PathBuf {
-    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
-        _ => PathBuf::from("."),
-    }
-}
-
 /// Reads a hashrings file, which has a greatest size.
 #[expect(clippy::disallowed_methods, reason = "on the watch's own thread")]
 pub fn read_capped(path: &Path) -> Result<Vec<u8>, LoadError> {
     let mut content = Vec::new();
     File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_end(&mut content)?;
     if content.len() as u64 > FILE_BYTES_MAX { Err(LoadError::TooLarge) } else { Ok(content) }
-}
-
-struct FileMetrics {
-    config_hash: Gauge,
-    controller_hash: Gauge,
-    last_successful: Gauge,
-    last_success_seconds: Gauge,
-    changes: Counter,
-    errors: Counter,
-    refreshes: Counter,
-    nodes: GaugeVec,
-    tenants: GaugeVec,
-    warnings: GaugeVec,
-    held: Gauge,
-    held_since_seconds: Gauge,
-}
-
-impl FileMetrics {
-    fn new(registry: &Registry) -> FileMetrics {
-        FileMetrics {
-            config_hash: registry.gauge(
-                "thanos_receive_config_hash",
-                "SHA-256 of the hashrings file in force, its first 6 bytes.",
-            ),
-            controller_hash: registry.gauge(
-                "ringest_hashrings_controller_hash",
-                "MD5 of the hashrings file in force, its first 6 bytes: what \
-                 thanos_receive_controller_configmap_hash shows for the same file.",
-            ),
-            last_successful: registry.gauge(
-                "thanos_receive_config_last_reload_successful",
-                "Whether the hashrings file could be taken when it was read last.",
-            ),
-            last_success_seconds: registry.gauge(
-                "thanos_receive_config_last_reload_success_timestamp_seconds",
-                "When the hashrings file in force was taken.",
-            ),
-            changes: registry.counter(
-                "thanos_receive_hashrings_file_changes_total",
-                "Contents of the hashrings file that were taken.",
-            ),
-            errors: registry.counter(
-                "thanos_receive_hashrings_file_errors_total",
-                "Contents of the hashrings file that were refused, and errors watching it.",
-            ),
-            refreshes: registry.counter(
-                "thanos_receive_hashrings_file_refreshes_total",
-                "Reads of the hashrings file.",
-            ),
-            nodes: registry.gauge_vec(
-                "thanos_receive_hashring_nodes",
-                "Nodes of each hashring in the file.",
-                &["name"],
-            ),
-            tenants: registry.gauge_vec(
-                "thanos_receive_hashring_tenants",
-                "Tenants that each hashring in the file lists.",
-                &["name"],
-            ),
-            warnings: registry.gauge_vec(
-                "ringest_hashring_warnings",
-                "Flaws of each hashring in the file that was taken all the same.",
-                &["name"],
-            ),
-            held: registry.gauge(
-                "ringest_ring_held",
-                "Whether the hashrings file is held back, as nothing could be written with it.",
-            ),
-            held_since_seconds: registry.gauge(
-                "ringest_ring_held_since_timestamp_seconds",
-                "Since when the hashrings file is held back; 0 if it is not.",
-            ),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -472,5 +472,4 @@ fn usual_head(request: &[u8], end: usize, len: usize) -> Option<usize> {
 }
 
 #[cfg(test)]
-#[path = "distribute/tests.rs"]
 mod tests;

@@ -455,5 +455,4 @@ impl FanoutMetrics {
 }
 
 #[cfg(test)]
-#[path = "fanout/tests.rs"]
 mod tests;

@@ -1,6 +1,8 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 
+use parking_lot::Mutex;
+
 use super::*;
 use crate::clock::ManualClock;
 use crate::hashring::{Algorithm, Endpoint};
