@@ -15,6 +15,7 @@
 //! write  store              a request into a head; a query out of it
 //! peer                      other nodes, and calls to them
 //! multi_tsdb                tenant to database
+//! objstore                  buckets: objects by name
 //! hashring  tsdb            which nodes hold a series; one Prometheus directory: head, log, chunks
 //! wire                      bytes from outside
 //! tls                       certificates, handshakes of clients
@@ -146,6 +147,8 @@ pub mod write;
 pub mod hashring;
 pub mod multi_tsdb;
 pub mod peer;
+
+pub mod objstore;
 
 pub mod tsdb;
 

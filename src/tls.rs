@@ -190,6 +190,19 @@ impl Authorities {
         (authorities, ignored)
     }
 
+    /// Whom the system trusts.
+    pub(crate) fn of_system() -> Authorities {
+        let found = rustls_native_certs::load_native_certs();
+        for error in &found.errors {
+            tracing::warn!(err = %error, "a certificate that the system trusts cannot be read");
+        }
+        let (authorities, _) = Authorities::of(found.certs);
+        if authorities.is_empty() {
+            tracing::warn!("the system trusts no certificate, so nobody can be verified");
+        }
+        authorities
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

@@ -70,7 +70,7 @@ impl ClientTls {
         let server_name = server_name.map(|name| parse_name(name)).transpose()?;
         let trusted_by_system = match (&options.ca, options.skip_verify) {
             (Some(_), _) | (None, true) => None,
-            (None, false) => Some(trusted_by_system()),
+            (None, false) => Some(Authorities::of_system()),
         };
         let mut files = Vec::from_iter(options.ca.clone());
         if let Some(Identity { cert, key }) = &options.identity {
@@ -266,18 +266,6 @@ impl ResolvesClientCert for Asked {
     fn has_certs(&self) -> bool {
         true
     }
-}
-
-fn trusted_by_system() -> Authorities {
-    let found = rustls_native_certs::load_native_certs();
-    for error in &found.errors {
-        tracing::warn!(err = %error, "a certificate that the system trusts cannot be read");
-    }
-    let (authorities, _) = Authorities::of(found.certs);
-    if authorities.is_empty() {
-        tracing::warn!("the system trusts no certificate, so no peer can be verified");
-    }
-    authorities
 }
 
 fn parse_name(name: &str) -> Result<ServerName<'static>, TlsError> {
