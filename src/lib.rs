@@ -15,6 +15,7 @@
 //! write  store              a request into a head; a query out of it
 //! peer                      other nodes, and calls to them
 //! multi_tsdb                tenant to database
+//! shipper                   blocks of tenants to the bucket
 //! objstore                  buckets: objects by name
 //! hashring  tsdb            which nodes hold a series; one Prometheus directory: head, log, chunks
 //! wire                      bytes from outside
@@ -88,6 +89,14 @@
 //! is replayed. One that cannot be opened is quarantined: its writes are 503, it is tried again, and
 //! the others do not notice. What cannot be read is never answered as absent ([`store::missing`]).
 //!
+//! # Shipping
+//!
+//! On threads of its own [`shipper`] looks through each open tenant's directory every half minute. What
+//! a block's way to the bucket is follows from its manifest, the record of what was shipped and the
+//! bucket's answer alone ([`shipper::plan`]); every block is read as a whole before it leaves. An
+//! [`objstore`] bucket is made from Thanos' file without asking anybody, so a node starts and serves
+//! whether or not the bucket can be reached.
+//!
 //! # Invariants
 //!
 //! - **What is acknowledged is in the log**, in the kernel at least. Memory never runs ahead of it:
@@ -149,6 +158,7 @@ pub mod multi_tsdb;
 pub mod peer;
 
 pub mod objstore;
+pub mod shipper;
 
 pub mod tsdb;
 

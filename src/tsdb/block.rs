@@ -16,6 +16,7 @@ pub mod removal;
 mod source;
 pub mod tombstones;
 pub mod ulid;
+pub mod walk;
 pub mod writer;
 
 use std::path::{Path, PathBuf};

@@ -25,11 +25,11 @@ pub const CHUNKS_DIR: &str = "chunks";
 /// Bytes of a segment, if no chunk is larger.
 pub const SEGMENT_BYTES: u64 = 512 << 20;
 
-const HEADER: [u8; 8] = [0x85, 0xbd, 0x40, 0xdd, 1, 0, 0, 0];
+pub(super) const HEADER: [u8; 8] = [0x85, 0xbd, 0x40, 0xdd, 1, 0, 0, 0];
 const CRC_BYTES: u64 = 4;
 const ENCODING_BYTES: u64 = 1;
 /// What a chunk's length takes at most.
-const LEN_BYTES_MAX: u64 = 5;
+pub(super) const LEN_BYTES_MAX: u64 = 5;
 /// What is read of a chunk at first. Most are shorter.
 const FIRST_READ_BYTES: u64 = 1024;
 /// A longer chunk is taken for damage: 120 histograms of a hundred thousand buckets are shorter.

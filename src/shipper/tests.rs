@@ -1,0 +1,619 @@
+//! Shipping against buckets in memory that fail, and on disks that stop.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+
+use crate::clock::{Clock, ManualClock, SystemClock};
+use crate::disk::faulty::FaultyDisk;
+use crate::disk::{Disk, SystemDisk, read_file};
+use crate::metrics::Registry;
+use crate::model::tenant::TenantId;
+use crate::objstore::filesystem::FileSystemBucket;
+use crate::objstore::{Bucket, BucketError, Content};
+use crate::shipper::{
+    RECORD_FILE, ShipError, ShippedTenant, Shipper, ShipperMetrics, ShipperOptions, Shipping,
+    ShippingOptions, shipped,
+};
+use crate::tsdb::block::meta::BlockMeta;
+use crate::tsdb::block::ulid::Ulid;
+
+/// 2026-11-24T04:33:40.5Z
+const NOW: i64 = 1_795_494_820_500;
+
+fn recorded(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tsdb").join(path)
+}
+
+/// Files below a directory, by their path in it.
+fn files_in(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    let mut dirs = vec![dir.to_owned()];
+    while let Some(of) = dirs.pop() {
+        for entry in fs::read_dir(of).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                dirs.push(path);
+            } else {
+                let name = path.strip_prefix(dir).unwrap().to_str().unwrap().to_owned();
+                files.insert(name, fs::read(&path).unwrap());
+            }
+        }
+    }
+    files
+}
+
+/// Puts files below a directory, all of it on the medium.
+fn put(disk: &dyn Disk, dir: &Path, files: &BTreeMap<String, Vec<u8>>) {
+    for (name, bytes) in files {
+        let path = dir.join(name);
+        disk.create_dir_all(path.parent().unwrap()).unwrap();
+        let file = disk.create(&path).unwrap();
+        file.write_all_at(bytes, 0).unwrap();
+        file.sync().unwrap();
+        for dir in path.ancestors().skip(1).filter(|dir| dir.parent().is_some()) {
+            disk.sync_dir(dir).unwrap();
+        }
+    }
+}
+
+/// A tenant's directory with two blocks of Thanos' that are as they were before they were uploaded.
+fn two_blocks() -> BTreeMap<String, Vec<u8>> {
+    files_in(&recorded("blocks/thanos-receive-sha256/data/team-a"))
+}
+
+fn names(blocks: &BTreeMap<String, Vec<u8>>) -> BTreeSet<Ulid> {
+    blocks.keys().filter_map(|name| name.split('/').next()?.parse().ok()).collect()
+}
+
+/// A bucket in memory.
+#[derive(Default)]
+struct FakeBucket(Mutex<Fake>);
+
+#[derive(Default)]
+struct Fake {
+    objects: BTreeMap<String, Vec<u8>>,
+    calls: Vec<String>,
+    /// The number of the call that fails, and whether it has its effect before.
+    failing: Option<(usize, bool)>,
+    /// Uploads of objects whose name has this in it fail.
+    refused: Option<String>,
+}
+
+impl Fake {
+    /// Notes a call, and tells whether it fails.
+    fn call(&mut self, what: String) -> Option<bool> {
+        let number = self.calls.len();
+        self.calls.push(what);
+        self.failing.filter(|(failing, _)| *failing == number).map(|(_, has_effect)| has_effect)
+    }
+
+    fn fault(object: &str) -> BucketError {
+        let source = std::io::Error::other("told to fail");
+        BucketError::Io { object: object.to_owned(), source }
+    }
+}
+
+#[async_trait]
+impl Bucket for FakeBucket {
+    fn name(&self) -> &str {
+        "fake"
+    }
+
+    async fn exists(&self, object: &str) -> Result<bool, BucketError> {
+        let mut fake = self.0.lock();
+        match fake.call(format!("exists {object}")) {
+            Some(_) => Err(Fake::fault(object)),
+            None => Ok(fake.objects.contains_key(object)),
+        }
+    }
+
+    async fn upload(&self, object: &str, content: Content) -> Result<(), BucketError> {
+        let bytes = match &content {
+            Content::Bytes(bytes) => bytes.to_vec(),
+            Content::File { file, len } => {
+                let mut bytes = vec![0; usize::try_from(*len).unwrap()];
+                assert_eq!(file.read_at(&mut bytes, 0).unwrap(), bytes.len());
+                bytes
+            }
+        };
+        let mut fake = self.0.lock();
+        let fails = fake.call(format!("upload {object}"));
+        if fake.refused.as_ref().is_some_and(|refused| object.contains(refused)) {
+            return Err(Fake::fault(object));
+        }
+        if fails != Some(false) {
+            fake.objects.insert(object.to_owned(), bytes);
+            assert_whole(&fake.objects, object);
+        }
+        match fails {
+            Some(_) => Err(Fake::fault(object)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A block's manifest comes when all that it lists is there.
+fn assert_whole(objects: &BTreeMap<String, Vec<u8>>, object: &str) {
+    let Some(block) = object.strip_suffix("/meta.json") else { return };
+    let meta = BlockMeta::from_bytes(&objects[object]).unwrap();
+    let thanos = meta.thanos.unwrap();
+    assert!(!thanos.labels.is_empty());
+    for file in thanos.files.iter().filter(|file| file.rel_path != "meta.json") {
+        let object = format!("{block}/{}", file.rel_path);
+        let len = objects.get(&object).map(|bytes| bytes.len() as i64);
+        assert_eq!(len, Some(file.size_bytes), "{object}");
+    }
+}
+
+struct World {
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    bucket: Arc<dyn Bucket>,
+    options: ShipperOptions,
+    registry: Registry,
+}
+
+impl World {
+    fn new(disk: impl Disk, dir: &Path, bucket: Arc<dyn Bucket>) -> World {
+        let options = ShipperOptions { has_hashes: true, ..ShipperOptions::default() };
+        let registry = Registry::new();
+        World { disk: Arc::new(disk), dir: dir.to_owned(), bucket, options, registry }
+    }
+
+    fn shipper(&self) -> Shipper {
+        let labels = [("replica", "r1"), ("tenant_id", "team-a"), ("zone", "z")];
+        let labels = labels.map(|(name, value)| (name.into(), value.into())).to_vec();
+        self.shipper_with(labels)
+    }
+
+    fn shipper_with(&self, labels: Vec<(Vec<u8>, Vec<u8>)>) -> Shipper {
+        let labels = Arc::new(labels);
+        Shipper::new(
+            "team-a".to_owned(),
+            self.dir.clone(),
+            Box::new(move || labels.clone()),
+            self.disk.clone(),
+            Arc::new(ManualClock::at(NOW)),
+            self.bucket.clone(),
+            self.options,
+            ShipperMetrics::new(&self.registry, "team-a"),
+        )
+    }
+
+    /// The value of a line of the metrics page.
+    fn metric(&self, line: &str) -> f64 {
+        let page = self.registry.expose();
+        let found = page.lines().find_map(|of| of.strip_prefix(line)?.strip_prefix(' '));
+        found.unwrap_or_else(|| panic!("{line} in {page}")).parse().unwrap()
+    }
+
+    fn held_back(&self, reason: &str) -> f64 {
+        let name = "ringest_shipper_blocks_held_back";
+        self.metric(&format!("{name}{{reason=\"{reason}\",tenant=\"team-a\"}}"))
+    }
+
+    fn of_tenant(&self, name: &str) -> f64 {
+        self.metric(&format!("{name}{{tenant=\"team-a\"}}"))
+    }
+}
+
+fn on_disk(files: &BTreeMap<String, Vec<u8>>) -> (tempfile::TempDir, World, Arc<FakeBucket>) {
+    let dir = tempfile::tempdir().unwrap();
+    put(&SystemDisk, dir.path(), files);
+    let bucket = Arc::new(FakeBucket::default());
+    let world = World::new(SystemDisk, dir.path(), bucket.clone());
+    (dir, world, bucket)
+}
+
+#[tokio::test]
+async fn a_bucket_holds_what_thanos_would_have_put_there() {
+    for (set, has_hashes) in [("sha256", true), ("plain", false)] {
+        let base = recorded(&format!("blocks/thanos-receive-{set}"));
+        let (_dir, mut world, bucket) = on_disk(&files_in(&base.join("data/team-a")));
+        world.options.has_hashes = has_hashes;
+        let shipper = world.shipper();
+        assert_eq!(shipper.ship().await.unwrap().uploaded, 2);
+        assert_eq!(shipper.uploading(), BTreeSet::new());
+        let theirs = files_in(&base.join("bucket"));
+        let ours = bucket.0.lock().objects.clone();
+        for (name, bytes) in &ours {
+            if name.ends_with("meta.json") {
+                let lines = |bytes: &[u8]| {
+                    let text = String::from_utf8(bytes.to_vec()).unwrap();
+                    let (before, time) = text.split_once("\"upload_time\": \"").unwrap();
+                    (before.to_owned(), time.split_once('"').unwrap().1.to_owned())
+                };
+                assert_eq!(lines(bytes), lines(&theirs[name]), "{name}");
+                let time = "\"upload_time\": \"2026-11-24T04:33:40.5Z\"";
+                assert!(String::from_utf8_lossy(bytes).contains(time), "{name}");
+            } else {
+                assert!(*bytes == theirs[name], "{name}");
+            }
+        }
+        let blocks = names(&ours);
+        assert_eq!((blocks.len(), ours.len()), (2, 6));
+        assert_eq!(shipped(&SystemDisk, &world.dir), blocks);
+        // Nothing is done twice, and nobody is asked.
+        bucket.0.lock().calls.clear();
+        assert_eq!(shipper.ship().await.unwrap().uploaded, 0);
+        assert_eq!(bucket.0.lock().calls, [""; 0]);
+        assert_eq!(world.of_tenant("thanos_shipper_uploads_total"), 2.0);
+        assert_eq!(world.of_tenant("thanos_shipper_dir_syncs_total"), 2.0);
+        assert_eq!(world.of_tenant("ringest_shipper_blocks_pending"), 0.0);
+    }
+}
+
+#[tokio::test]
+async fn files_are_uploaded_in_the_order_in_which_a_block_becomes_whole() {
+    let (_dir, world, bucket) = on_disk(&two_blocks());
+    world.shipper().ship().await.unwrap();
+    let calls = bucket.0.lock().calls.clone();
+    // The older one first, which the names do not tell.
+    let metas = names(&two_blocks()).into_iter().map(|ulid| {
+        let meta = BlockMeta::read(&SystemDisk, &world.dir.join(ulid.to_string())).unwrap();
+        (meta.min_time, ulid)
+    });
+    let order: Vec<Ulid> = BTreeSet::from_iter(metas).into_iter().map(|(_, ulid)| ulid).collect();
+    let asked = order.iter().map(|ulid| format!("exists {ulid}/meta.json"));
+    let uploads = order.iter().flat_map(|ulid| {
+        ["chunks/000001", "index", "meta.json"].map(|file| format!("upload {ulid}/{file}"))
+    });
+    assert_eq!(calls, asked.chain(uploads).collect::<Vec<_>>());
+}
+
+/// Whichever call fails, and whether or not it has its effect, the next round has every block in the
+/// bucket.
+#[tokio::test]
+async fn a_bucket_that_fails_at_any_call_has_all_blocks_after_the_next_round() {
+    for has_effect in [false, true] {
+        for goes_on in [false, true] {
+            let mut number = 0;
+            loop {
+                let (_dir, mut world, bucket) = on_disk(&two_blocks());
+                world.options.goes_on_after_failure = goes_on;
+                bucket.0.lock().failing = Some((number, has_effect));
+                let shipper = world.shipper();
+                let first = shipper.ship().await;
+                let context = format!("call {number}, {has_effect}, {goes_on}: {first:?}");
+                let was_called = bucket.0.lock().calls.len() > number;
+                assert_eq!(first.is_err(), was_called, "{context}");
+                bucket.0.lock().failing = None;
+                // As after a restart every second time.
+                let again = if number % 2 == 0 { shipper } else { world.shipper() };
+                again.ship().await.unwrap();
+                let blocks = names(&two_blocks());
+                let fake = bucket.0.lock();
+                assert_eq!((names(&fake.objects), fake.objects.len()), (blocks.clone(), 6));
+                fake.objects.keys().for_each(|object| assert_whole(&fake.objects, object));
+                assert_eq!(shipped(&SystemDisk, &world.dir), blocks, "{context}");
+                if !was_called {
+                    break;
+                }
+                number += 1;
+            }
+            // Two are asked for, and six files are uploaded.
+            assert_eq!(number, 8);
+        }
+    }
+}
+
+const TENANT: &str = "/db/team-a";
+const BUCKET: &str = "/bucket";
+
+fn on_one_disk(disk: &FaultyDisk) -> World {
+    let system: Arc<dyn Disk> = Arc::new(disk.clone());
+    let bucket = FileSystemBucket::new(system, PathBuf::from(BUCKET), "a/b");
+    World::new(disk.clone(), Path::new(TENANT), Arc::new(bucket))
+}
+
+fn objects_on(disk: &FaultyDisk) -> BTreeMap<String, Vec<u8>> {
+    let base = Path::new(BUCKET).join("a/b");
+    let mut objects = BTreeMap::new();
+    let mut dirs = vec![base.clone()];
+    while let Some(dir) = dirs.pop() {
+        for entry in disk.list(&dir).unwrap_or_default() {
+            let path = dir.join(&entry.name);
+            if entry.is_dir {
+                dirs.push(path);
+            } else if !entry.name.to_str().unwrap().starts_with(".tmp-") {
+                let name = path.strip_prefix(&base).unwrap().to_str().unwrap().to_owned();
+                objects.insert(name, read_file(disk, &path, 1 << 20).unwrap());
+            }
+        }
+    }
+    objects
+}
+
+/// Wherever the machine stops, what has a manifest is whole, and the next start brings the rest.
+#[tokio::test]
+async fn a_block_is_whole_in_the_bucket_wherever_the_machine_stops() {
+    let blocks = names(&two_blocks());
+    let mut stops = 0;
+    loop {
+        let disk = FaultyDisk::new();
+        put(&disk, Path::new(TENANT), &two_blocks());
+        disk.fail_all_operations(stops);
+        let first = on_one_disk(&disk).shipper().ship().await;
+        for after in [disk.after_kill(), disk.after_power_cut()] {
+            let objects = objects_on(&after);
+            objects.keys().for_each(|object| assert_whole(&objects, object));
+            // What is in the record is in the bucket, or its block could be deleted.
+            for block in shipped(&after, Path::new(TENANT)) {
+                assert!(objects.contains_key(&format!("{block}/meta.json")), "{stops}: {block}");
+            }
+            on_one_disk(&after).shipper().ship().await.unwrap();
+            let objects = objects_on(&after);
+            objects.keys().for_each(|object| assert_whole(&objects, object));
+            assert_eq!((names(&objects), objects.len()), (blocks.clone(), 6), "{stops}");
+            assert_eq!(shipped(&after, Path::new(TENANT)), blocks, "{stops}");
+        }
+        let is_over = stops > disk.operations() || first.is_ok() && stops > 40;
+        if is_over && shipped(&disk, Path::new(TENANT)) == blocks {
+            break;
+        }
+        stops += 1;
+    }
+    assert!(stops > 40, "{stops}");
+}
+
+#[tokio::test]
+async fn what_is_in_the_bucket_is_noted_without_a_record() {
+    for record in [None, Some("{"), Some(r#"{"version": 2}"#)] {
+        let (_dir, world, bucket) = on_disk(&two_blocks());
+        world.shipper().ship().await.unwrap();
+        let file = world.dir.join(RECORD_FILE);
+        match record {
+            None => fs::remove_file(&file).unwrap(),
+            Some(text) => fs::write(&file, text).unwrap(),
+        }
+        bucket.0.lock().calls.clear();
+        assert_eq!(world.shipper().ship().await.unwrap().uploaded, 0);
+        let calls = bucket.0.lock().calls.clone();
+        assert!(calls.len() == 2 && calls.iter().all(|call| call.starts_with("exists ")));
+        assert_eq!(shipped(&SystemDisk, &world.dir), names(&two_blocks()));
+    }
+}
+
+#[tokio::test]
+async fn the_record_holds_what_is_still_here() {
+    let (_dir, world, bucket) = on_disk(&two_blocks());
+    let shipper = world.shipper();
+    shipper.ship().await.unwrap();
+    let gone = names(&two_blocks()).pop_first().unwrap();
+    fs::remove_dir_all(world.dir.join(gone.to_string())).unwrap();
+    bucket.0.lock().calls.clear();
+    shipper.ship().await.unwrap();
+    assert_eq!(bucket.0.lock().calls, [""; 0]);
+    let left: BTreeSet<Ulid> =
+        names(&two_blocks()).into_iter().filter(|ulid| *ulid != gone).collect();
+    assert_eq!(shipped(&SystemDisk, &world.dir), left);
+}
+
+/// How one of two blocks is damaged.
+type Damage = fn(&mut BTreeMap<String, Vec<u8>>, Ulid);
+
+#[tokio::test]
+async fn a_damaged_block_holds_the_others_back_unless_it_is_to_be_skipped() {
+    let damages: [(&str, Damage); 6] = [
+        ("no manifest", |files, ulid| drop(files.remove(&format!("{ulid}/meta.json")))),
+        ("half a manifest", |files, ulid| {
+            files.get_mut(&format!("{ulid}/meta.json")).unwrap().truncate(100);
+        }),
+        ("of a later version", |files, ulid| {
+            let meta = files.get_mut(&format!("{ulid}/meta.json")).unwrap();
+            let text = String::from_utf8(meta.clone()).unwrap();
+            *meta = text.replace("\"version\": 1", "\"version\": 2").into_bytes();
+        }),
+        ("the manifest of another", |files, ulid| {
+            let meta = files.get_mut(&format!("{ulid}/meta.json")).unwrap();
+            let text = String::from_utf8(meta.clone()).unwrap();
+            *meta = text.replace(&ulid.to_string(), &Ulid(7).to_string()).into_bytes();
+        }),
+        ("half an index", |files, ulid| {
+            files.get_mut(&format!("{ulid}/index")).unwrap().truncate(100);
+        }),
+        ("a damaged chunk", |files, ulid| {
+            files.get_mut(&format!("{ulid}/chunks/000001")).unwrap()[40] ^= 1;
+        }),
+    ];
+    let blocks: Vec<Ulid> = names(&two_blocks()).into_iter().collect();
+    for (what, damage) in damages {
+        for damaged in [0, 1] {
+            let (damaged, whole) = (blocks[damaged], blocks[1 - damaged]);
+            let mut files = two_blocks();
+            damage(&mut files, damaged);
+            let (_dir, mut world, bucket) = on_disk(&files);
+            let error = world.shipper().ship().await.unwrap_err();
+            assert!(error.to_string().contains(&damaged.to_string()), "{what}: {error}");
+            assert!(matches!(error, ShipError::Damaged { .. }), "{what}: {error}");
+            assert_eq!(world.held_back("damaged"), 1.0, "{what}");
+            assert_eq!(world.of_tenant("thanos_shipper_corrupted_blocks_total"), 1.0, "{what}");
+            assert_eq!(world.of_tenant("thanos_shipper_dir_sync_failures_total"), 1.0, "{what}");
+
+            world.options.goes_on_after_damage = true;
+            let error = world.shipper().ship().await.unwrap_err();
+            assert!(matches!(error, ShipError::Some { failed: 0, damaged: 1 }), "{what}: {error}");
+            assert_eq!(names(&bucket.0.lock().objects), BTreeSet::from([whole]), "{what}");
+            assert_eq!(shipped(&SystemDisk, &world.dir), BTreeSet::from([whole]), "{what}");
+
+            // An operator moves it aside.
+            world.options.goes_on_after_damage = false;
+            let aside = world.dir.join(format!("{damaged}.aside"));
+            fs::rename(world.dir.join(damaged.to_string()), aside).unwrap();
+            world.shipper().ship().await.unwrap();
+            assert_eq!(world.held_back("damaged"), 0.0, "{what}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_may_not_be_shipped_is_held_back_alone() {
+    let mut files = two_blocks();
+    let mut add = |from: &str| {
+        for (name, bytes) in files_in(&recorded(from)) {
+            files.insert(name, bytes);
+        }
+    };
+    add("blocks/tombstones");
+    add("newer/xor2");
+    let all = names(&files);
+    let (with_tombstones, of_newer): (Ulid, Ulid) = (
+        "01M85ZRP9VA6NTPNHXS8YWCHYK".parse().unwrap(),
+        "01M85ZRFH4Y84WM9EJ2AEFRMD1".parse().unwrap(),
+    );
+    let compacted = Ulid(5);
+    let source = *names(&two_blocks()).first().unwrap();
+    for (name, bytes) in two_blocks() {
+        let Some(file) = name.strip_prefix(&format!("{source}/")) else { continue };
+        let text =
+            String::from_utf8_lossy(&bytes).replace(&source.to_string(), &compacted.to_string());
+        let is_meta = file == "meta.json";
+        let bytes =
+            if is_meta { text.replace("\"level\": 1", "\"level\": 2").into_bytes() } else { bytes };
+        files.insert(format!("{compacted}/{file}"), bytes);
+    }
+    assert!(all.contains(&with_tombstones) && all.contains(&of_newer), "{all:?}");
+    // Neither blocks nor anybody's.
+    files.insert(format!("{}.tmp-for-creation/meta.json", Ulid(9)), b"{".to_vec());
+    files.insert("thanos/upload/left".to_owned(), Vec::new());
+    let (_dir, world, bucket) = on_disk(&files);
+    let shipper = world.shipper();
+    shipper.ship().await.unwrap();
+    shipper.ship().await.unwrap();
+    let shipped_now = names(&bucket.0.lock().objects);
+    let held = BTreeSet::from([with_tombstones, of_newer]);
+    assert_eq!(shipped_now, all.difference(&held).copied().collect());
+    for reason in ["tombstones", "encoding", "compacted"] {
+        assert_eq!(world.held_back(reason), 1.0, "{reason}");
+    }
+    assert_eq!(world.held_back("damaged"), 0.0);
+    assert!(fs::metadata(world.dir.join("thanos/upload")).is_err());
+}
+
+#[tokio::test]
+async fn a_block_that_fails_ends_the_round_or_is_left_for_the_next() {
+    let blocks: Vec<Ulid> = names(&two_blocks()).into_iter().collect();
+    for goes_on in [false, true] {
+        for failing in [0, 1] {
+            let (failing, other) = (blocks[failing], blocks[1 - failing]);
+            let (_dir, mut world, bucket) = on_disk(&two_blocks());
+            world.options.goes_on_after_failure = goes_on;
+            bucket.0.lock().refused = Some(format!("{failing}/index"));
+            let shipper = world.shipper();
+            let error = shipper.ship().await.unwrap_err();
+            let is_first = {
+                let meta = |ulid: Ulid| {
+                    BlockMeta::read(&SystemDisk, &world.dir.join(ulid.to_string())).unwrap()
+                };
+                meta(failing).min_time < meta(other).min_time
+            };
+            let is_uploaded = goes_on || !is_first;
+            let expected = if is_uploaded { BTreeSet::from([other]) } else { BTreeSet::new() };
+            assert_eq!(shipped(&SystemDisk, &world.dir), expected, "{error}");
+            match (&error, goes_on) {
+                (ShipError::Upload { block, .. }, false) => assert_eq!(*block, failing),
+                (ShipError::Some { failed: 1, damaged: 0 }, true) => {}
+                _ => panic!("{error}"),
+            }
+            assert_eq!(world.of_tenant("thanos_shipper_upload_failures_total"), 1.0);
+            assert_eq!(shipper.uploading(), BTreeSet::new());
+            bucket.0.lock().refused = None;
+            shipper.ship().await.unwrap();
+            assert_eq!(shipped(&SystemDisk, &world.dir).len(), 2);
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_waits_is_shown_while_the_bucket_does_not_answer() {
+    let (_dir, world, bucket) = on_disk(&two_blocks());
+    bucket.0.lock().failing = Some((0, false));
+    let shipper = world.shipper();
+    assert!(matches!(shipper.ship().await, Err(ShipError::Exists(_))));
+    assert_eq!(world.of_tenant("ringest_shipper_blocks_pending"), 2.0);
+    shipper.ship().await.unwrap();
+    assert_eq!(world.of_tenant("ringest_shipper_blocks_pending"), 0.0);
+}
+
+#[tokio::test]
+async fn a_block_without_labels_stays_here() {
+    let (_dir, world, bucket) = on_disk(&two_blocks());
+    let error = world.shipper_with(Vec::new()).ship().await.unwrap_err().to_string();
+    assert!(error.contains("empty external labels"), "{error}");
+    let odd = vec![(b"a".to_vec(), b"\xff".to_vec())];
+    let error = world.shipper_with(odd).ship().await.unwrap_err().to_string();
+    assert!(error.contains("not valid UTF-8"), "{error}");
+    assert_eq!(bucket.0.lock().objects, BTreeMap::new());
+}
+
+/// What may pass is neither damage nor absence.
+#[tokio::test]
+async fn a_disk_that_fails_reads_ends_the_round_and_calls_nothing_damaged() {
+    let disk = FaultyDisk::new();
+    put(&disk, Path::new(TENANT), &two_blocks());
+    let block = *names(&two_blocks()).first().unwrap();
+    for file in ["meta.json", "index", "chunks/000001"] {
+        let path = Path::new(TENANT).join(block.to_string()).join(file);
+        disk.fail_reads(&path, std::io::ErrorKind::Other);
+        let world = on_one_disk(&disk);
+        let error = world.shipper().ship().await.unwrap_err();
+        assert!(matches!(error, ShipError::Read(_)), "{file}: {error}");
+        assert_eq!(world.of_tenant("thanos_shipper_corrupted_blocks_total"), 0.0);
+        disk.allow_reads(&path);
+    }
+    on_one_disk(&disk).shipper().ship().await.unwrap();
+}
+
+async fn until(condition: impl Fn() -> bool) {
+    let waiting = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), waiting).await.unwrap();
+}
+
+/// Tenants in directories of their own, each with the same two blocks under names of their own.
+fn tenants_in(root: &Path, ids: &[&str]) -> impl Fn() -> Vec<ShippedTenant> + use<> {
+    let dirs: Vec<(TenantId, PathBuf)> =
+        ids.iter().map(|id| (TenantId::parse(id.as_bytes()).unwrap(), root.join(id))).collect();
+    move || {
+        let tenant = |(id, dir): &(TenantId, PathBuf)| {
+            let labels = Arc::new(vec![(b"tenant_id".to_vec(), id.as_str().into())]);
+            let labels = Box::new(move || labels.clone());
+            ShippedTenant { id: id.clone(), dir: dir.clone(), labels }
+        };
+        dirs.iter().map(tenant).collect()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_tenants_failures_are_its_own_and_a_last_round_takes_what_is_left() {
+    let root = tempfile::tempdir().unwrap();
+    put(&SystemDisk, &root.path().join("a"), &two_blocks());
+    let other = files_in(&recorded("blocks/thanos-receive-sha256/data/default-tenant"));
+    put(&SystemDisk, &root.path().join("b"), &other);
+    let bucket = Arc::new(FakeBucket::default());
+    let failing = *names(&two_blocks()).first().unwrap();
+    bucket.0.lock().refused = Some(failing.to_string());
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let options = ShippingOptions { bucket: bucket.clone(), shipper: ShipperOptions::default() };
+    let disk: Arc<dyn Disk> = Arc::new(SystemDisk);
+    let registry = Registry::new();
+    let tenants = tenants_in(root.path(), &["a", "b"]);
+    let shipping = Shipping::start(options, disk, clock, &registry, tenants).unwrap();
+    let (of_a, of_b) = (root.path().join("a"), root.path().join("b"));
+    until(|| shipped(&SystemDisk, &of_b) == names(&other)).await;
+    let failures = "thanos_shipper_dir_sync_failures_total{tenant=\"a\"} 1";
+    until(|| registry.expose().contains(failures)).await;
+    // Its next turn is half a minute away, the end is now.
+    bucket.0.lock().refused = None;
+    tokio::task::spawn_blocking(move || shipping.finish(Duration::from_secs(60))).await.unwrap();
+    assert_eq!(shipped(&SystemDisk, &of_a), names(&two_blocks()));
+}
