@@ -29,13 +29,16 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::clock::SystemClock;
-use crate::config::{Config, Mode, Notice, NoticeKind, StorageConfig};
-use crate::disk::SystemDisk;
-use crate::error::io_cause;
+use crate::config::{Config, Mode, Notice, NoticeKind, ShippingConfig, StorageConfig};
+use crate::disk::{Disk, SystemDisk};
+use crate::error::{chain, io_cause};
 use crate::hashring::CurrentHashring;
 use crate::metrics::{Registry, process};
 use crate::model::router_path::InstanceId;
 use crate::multi_tsdb::{MultiTsdb, MultiTsdbOptions, StartError, data_dir};
+use crate::objstore::counted::Counted;
+use crate::objstore::{self, OpenBucketError};
+use crate::shipper::ShippingOptions;
 use crate::tls::TlsError;
 use crate::write::admission::Admission;
 use listeners::{BindError, Listeners};
@@ -54,6 +57,8 @@ pub enum AppError {
     Tls(#[from] TlsError),
     #[error(transparent)]
     Bind(#[from] BindError),
+    #[error("--{flag}: {}", chain(source))]
+    Bucket { flag: &'static str, source: OpenBucketError },
     #[error("--tsdb.path={}: {}", path.display(), io_cause(source))]
     DataDirectory { path: PathBuf, source: io::Error },
     #[error("--tsdb.path={}: another process holds the lock on this data directory", .0.display())]
@@ -119,6 +124,10 @@ impl App {
     async fn start(config: Config) -> Result<App, AppError> {
         let registry = Registry::with_tenants_max(config.http.metrics_tenants_max);
         let tls = Tls::load(&config, &registry)?;
+        let disk: Arc<dyn Disk> = Arc::new(SystemDisk);
+        let shipping = config.shipping.as_ref();
+        let shipping =
+            shipping.map(|shipping| open_bucket(shipping, &disk, &registry)).transpose()?;
         let listeners = Listeners::bind(&config).await?;
         let mode = config.ring.mode();
         let has_storage = mode != Mode::RouterOnly;
@@ -138,8 +147,9 @@ impl App {
         let instance = InstanceId::random().map_err(AppError::Random)?;
         let ring = ring::start(&config.ring, instance, tls.peers.clone(), &registry, &draining);
         let rings = ring.as_ref().map(|ring| ring.current.clone());
-        let storage =
-            has_storage.then(|| open_storage(&config, rings.clone(), &registry)).transpose()?;
+        let storage = has_storage
+            .then(|| open_storage(&config, rings.clone(), disk, shipping, &registry))
+            .transpose()?;
         let tasks = TaskTracker::new();
         let admission = Admission::new(config.remote_write.inflight_bytes_max);
         let tasks_of_node = tasks.clone();
@@ -238,9 +248,23 @@ fn raise_open_files() -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
+/// Reads the files that the bucket's options name, and asks nobody.
+fn open_bucket(
+    shipping: &ShippingConfig,
+    disk: &Arc<dyn Disk>,
+    registry: &Registry,
+) -> Result<ShippingOptions, AppError> {
+    let bucket = objstore::open(&shipping.bucket, disk, registry)
+        .map_err(|source| AppError::Bucket { flag: shipping.flag, source })?;
+    let bucket = Arc::new(Counted::new(bucket, Arc::new(SystemClock), registry));
+    Ok(ShippingOptions { bucket, shipper: shipping.shipper })
+}
+
 fn open_storage(
     config: &Config,
     rings: Option<CurrentHashring>,
+    disk: Arc<dyn Disk>,
+    shipping: Option<ShippingOptions>,
     registry: &Registry,
 ) -> Result<Arc<MultiTsdb>, AppError> {
     let options = MultiTsdbOptions {
@@ -253,9 +277,12 @@ fn open_storage(
         tenants_max: config.tenancy.tenants_max,
         has_periodic_work: true,
         flush_within: config.storage.flush_within,
+        shipping,
     };
-    MultiTsdb::open(options, Arc::new(SystemDisk), Arc::new(SystemClock), registry)
-        .map_err(AppError::Storage)
+    if options.shipping.is_none() {
+        tracing::info!("no bucket is configured, so blocks are not shipped");
+    }
+    MultiTsdb::open(options, disk, Arc::new(SystemClock), registry).map_err(AppError::Storage)
 }
 
 /// Makes the data directory, keeps other processes of ours out of it, and tries whether it can be

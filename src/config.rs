@@ -8,6 +8,7 @@ use crate::config::command_line::Values;
 use crate::config::settings::Settings;
 use crate::log::LogConfig;
 
+mod bucket;
 pub mod command_line;
 mod doors;
 mod error;
@@ -19,12 +20,14 @@ mod log;
 mod remote_write;
 mod ring;
 mod settings;
+mod shipping;
 mod storage;
 mod support;
 mod tenancy;
 mod tls;
 pub mod usage;
 
+pub use bucket::BucketConfigError;
 pub use doors::DoorConfig;
 pub use error::{ConfigError, Faults};
 pub use listen::{AddressError, ListenAddress};
@@ -32,6 +35,7 @@ pub use listeners::{GrpcConfig, HttpConfig};
 pub use remote_write::RemoteWriteConfig;
 pub use ring::{Mode, RingConfig, RingSource};
 pub use settings::{Notice, NoticeKind};
+pub use shipping::ShippingConfig;
 pub use storage::StorageConfig;
 pub use tenancy::TenancyConfig;
 pub use tls::TlsFlagError;
@@ -50,6 +54,8 @@ pub struct Config {
     pub capnproto_address: Option<ListenAddress>,
     pub tenancy: TenancyConfig,
     pub storage: StorageConfig,
+    /// None where blocks stay where they are.
+    pub shipping: Option<ShippingConfig>,
     pub ring: RingConfig,
     /// What the operator should know about the settings; logged once, at start.
     pub notices: Vec<Notice>,
@@ -78,6 +84,7 @@ impl Config {
         let tenancy = TenancyConfig::of(settings);
         let storage = StorageConfig::of(settings, hostname);
         let ring = RingConfig::of(settings);
+        let shipping = ShippingConfig::of(settings, ring.as_ref().map(RingConfig::mode));
         Some(Config {
             log: LogConfig::from_values(settings.values),
             http: http?,
@@ -88,6 +95,7 @@ impl Config {
             capnproto_address: capnproto_address?,
             tenancy: tenancy?,
             storage: storage?,
+            shipping: shipping?,
             ring: ring?,
             notices: Vec::new(),
         })

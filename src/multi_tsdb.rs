@@ -14,12 +14,13 @@ mod periodic;
 mod syncer;
 mod tenant;
 
+use std::cell::LazyCell;
 use std::collections::HashMap;
 use std::io;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
@@ -44,6 +45,8 @@ use crate::multi_tsdb::periodic::Periodic;
 use crate::multi_tsdb::syncer::SyncLane;
 use crate::multi_tsdb::tenant::ExternalLabels;
 pub use crate::multi_tsdb::tenant::{LabelSet, Tenant};
+use crate::shipper::{self, ShippedTenant, Shipping, ShippingOptions};
+use crate::tsdb::block::ulid::Ulid;
 use crate::tsdb::env::Env;
 use crate::tsdb::options::DbOptions;
 use crate::tsdb::wal::SyncPolicy;
@@ -69,6 +72,8 @@ pub struct MultiTsdbOptions {
     pub has_periodic_work: bool,
     /// `--tsdb.flush-on-shutdown`: how long heads are cut into blocks at the end, if at all.
     pub flush_within: Option<Duration>,
+    /// Where blocks are shipped to; `None` where they stay.
+    pub shipping: Option<ShippingOptions>,
 }
 
 /// Logs replayed side by side at start; each replay uses up to three threads.
@@ -84,6 +89,9 @@ const SYNC_THREADS: usize = 2;
 /// Tenants made at the same time: a disk that hangs must not take all of the runtime's threads for
 /// blocking work.
 const MADE_TOGETHER: usize = 32;
+
+/// What is not in the bucket by then is uploaded after the next start.
+const LAST_UPLOADS_MAX: Duration = Duration::from_secs(60);
 
 /// How often a quarantined tenant is tried again.
 const QUARANTINE_RETRY: Duration = Duration::from_secs(15);
@@ -113,6 +121,8 @@ pub struct MultiTsdb {
     /// The rings at the last look.
     seen_rings: Mutex<Option<Arc<Hashring>>>,
     end_background: Mutex<Option<StopOnDrop>>,
+    /// None where blocks stay where they are.
+    shipping: OnceLock<Shipping>,
 }
 
 #[derive(Clone)]
@@ -180,12 +190,13 @@ impl MultiTsdb {
     /// Takes the locks of the tenants found under the data directory and starts opening them in
     /// the background.
     pub fn open(
-        options: MultiTsdbOptions,
+        mut options: MultiTsdbOptions,
         disk: Arc<dyn Disk>,
         clock: Arc<dyn Clock>,
         registry: &Registry,
     ) -> Result<Arc<MultiTsdb>, StartError> {
         let found = find_tenants(&options, &*disk, registry)?;
+        let shipping = options.shipping.take();
         let cores = thread::available_parallelism().map_or(1, |cores| cores.get());
         let append_threads = DiskThreads::start(DiskThreadsOptions {
             name: "append",
@@ -231,13 +242,49 @@ impl MultiTsdb {
             background,
             seen_rings: Mutex::default(),
             end_background: Mutex::new(Some(end_background)),
+            shipping: OnceLock::new(),
         });
         tenants.show(registry);
+        // Before anything is deleted that would have to be shipped.
+        if let Some(shipping) = shipping {
+            tenants.start_shipping(shipping).map_err(StartError::Threads)?;
+        }
         if tenants.options.has_periodic_work {
             tenants.start_periodic_work();
         }
         tenants.open_found(found);
         Ok(tenants)
+    }
+
+    /// Ships the blocks of all tenants from now on, as they open.
+    fn start_shipping(self: &Arc<Self>, options: ShippingOptions) -> io::Result<()> {
+        let tenants = Arc::downgrade(self);
+        let open = move || tenants.upgrade().map_or_else(Vec::new, |tenants| tenants.shipped());
+        let Env { disk, clock, registry, .. } = self.env.clone();
+        let shipping = Shipping::start(options, disk, clock, &registry, open)?;
+        let _ = self.shipping.set(shipping);
+        Ok(())
+    }
+
+    /// Which of a tenant's blocks may be deleted: where they are shipped, those that are in the bucket.
+    fn may_go(&self, id: &TenantId) -> impl Fn(Ulid) -> bool {
+        let is_shipped = self.shipping.get().is_some();
+        let shipped = LazyCell::new(|| shipper::shipped(&*self.env.disk, &self.dir_of(id)));
+        move |ulid| !is_shipped || shipped.contains(&ulid)
+    }
+
+    /// What is shipped now: the open tenants, with their labels of the moment.
+    fn shipped(self: &Arc<Self>) -> Vec<ShippedTenant> {
+        let shipped = |tenant: Arc<Tenant>| {
+            let (tenants, id) = (Arc::downgrade(self), tenant.id.clone());
+            let labels = move || {
+                let tenant = tenants.upgrade().and_then(|tenants| tenants.tenant(&id));
+                tenant.map_or_else(Arc::default, |tenant| tenant.external_labels())
+            };
+            let (id, dir) = (tenant.id.clone(), self.dir_of(&tenant.id));
+            ShippedTenant { id, dir, labels: Box::new(labels) }
+        };
+        self.tenants().into_iter().map(shipped).collect()
     }
 
     fn start_periodic_work(self: &Arc<Self>) {
@@ -406,6 +453,9 @@ impl MultiTsdb {
             if let Err(err) = tenant.db.close() {
                 tracing::error!(tenant = %tenant.id, %err, "closing the log failed");
             }
+        }
+        if let Some(shipping) = self.shipping.get() {
+            shipping.finish(LAST_UPLOADS_MAX);
         }
         self.append_threads.close();
         self.sync_threads.close();

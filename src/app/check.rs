@@ -2,13 +2,18 @@
 //! dialled, written or locked, so that it runs beside a live node.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::app::tls::Tls;
 use crate::config::command_line::{Check, UsageError};
-use crate::config::{Config, Faults, Notice, NoticeKind, RingConfig, RingSource};
+use crate::config::{Config, Faults, Notice, NoticeKind, RingConfig, RingSource, ShippingConfig};
+use crate::disk::{Disk, SystemDisk};
+use crate::error::chain;
 use crate::hashring::file;
 use crate::hashring::watch::{LoadError, read_capped};
 use crate::hashring::{Hashring, RingState};
+use crate::metrics::Registry;
+use crate::objstore;
 
 /// What was found, in the order in which it is told.
 pub struct Report {
@@ -36,6 +41,7 @@ impl Report {
             Ok(config) => {
                 report.notices(&config.notices);
                 Tls::faults(config).iter().for_each(|error| report.error(error.to_string()));
+                report.look_into_bucket(config.shipping.as_ref());
                 report.look_into_rings(&config.ring);
             }
             Err(faults) => {
@@ -76,6 +82,14 @@ impl Report {
             text: notice.text.clone(),
         };
         self.findings.extend(notices.iter().map(finding));
+    }
+
+    fn look_into_bucket(&mut self, shipping: Option<&ShippingConfig>) {
+        let Some(ShippingConfig { flag, bucket, .. }) = shipping else { return };
+        let disk: Arc<dyn Disk> = Arc::new(SystemDisk);
+        if let Err(error) = objstore::open(bucket, &disk, &Registry::new()) {
+            self.error(format!("--{flag}: {}", chain(&error)));
+        }
     }
 
     fn look_into_rings(&mut self, config: &RingConfig) {

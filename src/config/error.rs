@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::{fmt, io};
 
+use crate::config::bucket::BucketConfigError;
 use crate::config::grammar::LabelError;
 use crate::config::listen::AddressError;
 use crate::config::settings::Notice;
@@ -48,6 +49,8 @@ pub enum ConfigError {
     ContentFile { flag: &'static str, path: PathBuf, source: io::Error },
     #[error("--{flag}: found reference to unset environment variable {variable:?}")]
     UnsetVariable { flag: &'static str, variable: String },
+    #[error("--{flag}: {source}")]
+    Bucket { flag: &'static str, source: BucketConfigError },
     #[error("--{flag}: {source}")]
     Address { flag: &'static str, source: AddressError },
     #[error("--label: {0}")]

@@ -153,7 +153,6 @@ pub static CONTENT_PAIRS: [ContentPair; 5] = [
 ];
 
 const GO_RUNTIME: &str = "it sets a memory limit of Go's runtime";
-const NOTHING_SHIPPED: &str = "this version ships no blocks";
 const NO_CACHE: &str = "this version has no such cache";
 const NO_SNAPSHOT: &str = "the head is rebuilt from its log";
 const NOT_OUT_OF_ORDER: &str = "this version takes no samples out of order";
@@ -209,8 +208,8 @@ pub static FLAGS: &[Flag] = &[
     flag("remote-write.client-tls-min-version", TLS_VERSIONS, "1.3", "Lowest TLS version towards peers, taken for 1.2 if it is lower."),
     flag("tsdb.path", Kind::Path, "./data", "Data directory; one directory per tenant in it."),
     flag("label", Kind::Label, NONE, "External label, as name=\"value\" with the quotes (repeatable). Without any it is replica=\"<hostname>\".").repeatable(),
-    flag("objstore.config-file", Kind::Path, NONE, "File with the object storage configuration (YAML).").not_yet(),
-    flag("objstore.config", Kind::Content, NONE, "Object storage configuration (YAML), instead of the file.").not_yet(),
+    flag("objstore.config-file", Kind::Path, NONE, "File with the object storage configuration (YAML): where blocks are shipped to."),
+    flag("objstore.config", Kind::Content, NONE, "Object storage configuration (YAML), instead of the file."),
     flag("tsdb.retention", Kind::DurationModel, "15d", "How long blocks are kept; 0 for ever."),
     flag("receive.hashrings-file", Kind::Path, NONE, "File with the hashrings (JSON); watched."),
     flag("receive.hashrings", Kind::Content, NONE, "Hashrings (JSON); the file wins."),
@@ -249,10 +248,10 @@ pub static FLAGS: &[Flag] = &[
     flag("tsdb.write-queue-size", Kind::Int, "0", "Accepted; there is no such queue.").hidden().no_meaning("there is no queue before the head's chunk files"),
     switch("tsdb.memory-snapshot-on-shutdown", OFF, "Write a snapshot of the head on shutdown.").hidden().awaited(NO_SNAPSHOT),
     switch("tsdb.enable-native-histograms", ON, "Accepted; has no effect.").no_meaning(NO_EFFECT_IN_THANOS),
-    flag("hash-func", Kind::Choice(&["", "SHA256"]), NONE, "Hash of files in a block's meta.json.").awaited(NOTHING_SHIPPED),
-    switch("shipper.allow-out-of-order-uploads", OFF, "Go on with later blocks when one fails to upload.").hidden().awaited(NOTHING_SHIPPED),
-    switch("shipper.skip-corrupted-blocks", OFF, "Go on with later blocks when one is damaged.").hidden().awaited(NOTHING_SHIPPED),
-    flag("shipper.upload-concurrency", Kind::Int, "0", "Files of a block uploaded at a time.").awaited(NOTHING_SHIPPED),
+    flag("hash-func", Kind::Choice(&["", "SHA256"]), NONE, "Hash of files in a shipped block's meta.json: SHA256 or none."),
+    switch("shipper.allow-out-of-order-uploads", OFF, "Go on with later blocks when one fails to upload.").hidden(),
+    switch("shipper.skip-corrupted-blocks", OFF, "Go on with later blocks when one is damaged.").hidden(),
+    flag("shipper.upload-concurrency", Kind::Int, "0", "Chunk files of a block uploaded at a time; 0 for one."),
     flag("matcher-cache-size", Kind::Int, "0", "Matchers kept compiled; 0 for none.").awaited(NO_CACHE),
     flag("request.logging-config-file", Kind::Path, NONE, "File with the request logging configuration (YAML).").not_yet(),
     flag("request.logging-config", Kind::Content, NONE, "Request logging configuration (YAML), instead of the file.").not_yet(),

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use crate::config::command_line::Value;
 use crate::config::error::ConfigError;
-use crate::config::flags::{CONTENT_PAIRS, ContentPair, FLAGS, Flag, Kind, Support};
+use crate::config::flags::{CONTENT_PAIRS, ContentPair, FLAGS, Flag, Kind, Support, named};
 use crate::config::grammar;
 use crate::config::settings::{NoticeKind, Settings};
 
@@ -12,7 +12,8 @@ pub(super) fn judge(settings: &mut Settings<'_>) {
     for flag in FLAGS.iter().filter(|flag| settings.values.is_given(flag)) {
         judge_flag(settings, flag);
     }
-    for pair in &CONTENT_PAIRS {
+    let is_not_yet = |pair: &&ContentPair| named(pair.name).support == Support::NotYet;
+    for pair in CONTENT_PAIRS.iter().filter(is_not_yet) {
         judge_content(settings, pair);
     }
     let ratio = settings.values.float("auto-gomemlimit.ratio");
@@ -69,9 +70,9 @@ fn asks_for_nothing(settings: &Settings<'_>, flag: &Flag) -> bool {
 }
 
 /// A configuration that is given inline or as a file, under the flag that was written.
-struct Content {
-    flag: &'static str,
-    text: String,
+pub(super) struct Content {
+    pub(super) flag: &'static str,
+    pub(super) text: String,
 }
 
 fn judge_content(settings: &mut Settings<'_>, pair: &'static ContentPair) {
@@ -86,7 +87,7 @@ fn judge_content(settings: &mut Settings<'_>, pair: &'static ContentPair) {
 
 /// Its `$(VARIABLE)`s expanded; empty when neither was given.
 #[expect(clippy::disallowed_methods, reason = "before anything is started")]
-fn load_content(
+pub(super) fn load_content(
     settings: &Settings<'_>,
     pair: &'static ContentPair,
 ) -> Result<Content, ConfigError> {

@@ -216,12 +216,50 @@ fn content_comes_inline_or_from_a_file_with_variables_expanded() {
     assert!(error(&[&from_file, "--objstore.config=a: b"]).ends_with("flags set."));
     let unset = error(&["--objstore.config=a: $(RINGEST_IS_NOT_SET)"]);
     assert!(unset.contains("unset environment variable \"RINGEST_IS_NOT_SET\""), "{unset}");
-    assert!(error(&["--objstore.config=a: b"]).contains("not supported"));
+    assert!(error(&["--tracing.config=a: b"]).contains("not supported"));
     let directory = format!("--tracing.config-file={}", dir.path().display());
     assert!(error(&[&directory]).contains("is a directory"), "{}", error(&[&directory]));
     // By the name that was written.
     std::fs::write(&path, "type: S3").unwrap();
-    assert!(error(&[&from_file]).starts_with("--objstore.config-file is not supported"));
+    let from_tracing = format!("--tracing.config-file={}", path.display());
+    assert!(error(&[&from_tracing]).starts_with("--tracing.config-file is not supported"));
+    let no_endpoint = "--objstore.config-file: create S3 client: no s3 endpoint in config file";
+    assert_eq!(error(&[&from_file]), no_endpoint);
+}
+
+#[test]
+fn blocks_are_shipped_by_nodes_that_have_some() {
+    const BUCKET: &str = "--objstore.config={type: FILESYSTEM, config: {directory: /b}, prefix: p}";
+    let how = [
+        "--hash-func=SHA256",
+        "--shipper.upload-concurrency=4",
+        "--shipper.allow-out-of-order-uploads",
+        "--shipper.skip-corrupted-blocks",
+    ];
+    let shipping = config(&[&[BUCKET], &how[..]].concat()).unwrap().shipping.unwrap();
+    assert_eq!((shipping.flag, shipping.bucket.prefix.as_str()), ("objstore.config", "p"));
+    let shipper = shipping.shipper;
+    assert!(shipper.has_hashes && shipper.goes_on_after_damage && shipper.goes_on_after_failure);
+    assert_eq!(shipper.files_at_once, 4);
+    let shipping = config(&[BUCKET, "--shipper.upload-concurrency=-1"]).unwrap().shipping;
+    assert_eq!(shipping.unwrap().shipper, crate::shipper::ShipperOptions::default());
+
+    let without = config(&how).unwrap();
+    assert!(without.shipping.is_none());
+    let told = |name: &str| {
+        let text = format!("--{name} does nothing: blocks are not shipped from here");
+        without.notices.iter().any(|notice| notice.text == text)
+    };
+    assert!(told("hash-func") && told("shipper.skip-corrupted-blocks"));
+    // One that only routes does not look at what it is given.
+    const RING: &str = r#"--receive.hashrings=[{"endpoints":["a:1","b:1"]}]"#;
+    let floppy = "--objstore.config=type: FLOPPY";
+    assert!(config(&[RING, floppy]).unwrap().shipping.is_none());
+    assert!(config(&[floppy]).is_err());
+    let idle = "--objstore.config={type: S3, config: {endpoint: h, list_objects_version: v2}}";
+    let notices = config(&[idle]).unwrap().notices;
+    let told = "--objstore.config: what is given does nothing here: list_objects_version: ";
+    assert!(notices.iter().any(|notice| notice.text.starts_with(told)), "{notices:?}");
 }
 
 #[test]

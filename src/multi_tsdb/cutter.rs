@@ -93,7 +93,7 @@ impl MultiTsdb {
                 // A reader may have kept the head from it before.
                 tenant.db.drop_cut();
             }
-            if let Err(err) = tenant.db.drop_expired(|_| true) {
+            if let Err(err) = tenant.db.drop_expired(self.may_go(&tenant.id)) {
                 let (tenant, err) = (&tenant.id, chain(&err));
                 tracing::error!(%tenant, err, "an old block cannot be deleted");
             }

@@ -6,6 +6,8 @@ use super::*;
 use crate::clock::ManualClock;
 use crate::disk::faulty::{FailedSync, FaultyDisk};
 use crate::model::labels::KeyBuilder;
+use crate::objstore::filesystem::FileSystemBucket;
+use crate::shipper::ShipperOptions;
 use crate::tsdb::head::batch::Batch;
 use crate::tsdb::head::tests::series_number;
 
@@ -61,6 +63,7 @@ fn options() -> MultiTsdbOptions {
         tenants_max: 10,
         has_periodic_work: false,
         flush_within: None,
+        shipping: None,
     }
 }
 
@@ -81,6 +84,35 @@ fn disk_with(tenants: &[&str]) -> FaultyDisk {
         disk.create_dir_all(&Path::new("/data").join(tenant)).unwrap();
     }
     disk
+}
+
+/// Retention heeds it, and the one thing that could make it forget is that it comes first.
+#[test]
+fn with_a_bucket_only_blocks_that_are_in_it_may_go() {
+    let disk = disk_with(&["a"]);
+    let (gone, kept, a) = (Ulid(1), Ulid(2), id("a"));
+    let record = format!("{{\"version\": 1, \"uploaded\": [\"{gone}\"]}}");
+    let path = Path::new("/data/a").join(shipper::RECORD_FILE);
+    disk.create_dir_all(&Path::new("/data/a").join(gone.to_string())).unwrap();
+    disk.create(&path).unwrap().write_all_at(record.as_bytes(), 0).unwrap();
+    let without = Storage::open(&disk);
+    let may_go = without.tenants.may_go(&a);
+    assert!(may_go(gone) && may_go(kept));
+    drop(may_go);
+    without.tenants.close();
+    let root = PathBuf::from("/bucket");
+    let bucket = Arc::new(FileSystemBucket::new(Arc::new(disk.clone()), root, ""));
+    let shipping = ShippingOptions { bucket, shipper: ShipperOptions::default() };
+    let options = MultiTsdbOptions { shipping: Some(shipping), ..options() };
+    let with = Storage::start_with(options, &disk).unwrap();
+    let may_go = with.tenants.may_go(&a);
+    assert!(may_go(gone) && !may_go(kept));
+    // Without a record nothing is known to be there.
+    disk.fail_reads(&path, io::ErrorKind::Other);
+    assert!(!with.tenants.may_go(&a)(gone));
+    disk.allow_reads(&path);
+    drop(may_go);
+    with.tenants.close();
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The program as an operator meets it: what it says to a command line, how it starts and stops.
 
+mod arguments;
 mod closed_reads;
 mod data_directory;
 mod kit;

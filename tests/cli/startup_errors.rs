@@ -32,7 +32,8 @@ const REFUSED_BY_US: [(&str, &str); 6] = [
 ];
 
 /// Lines that both refuse, for which we have other key words.
-const IN_OTHER_WORDS: [(&str, &str); 5] = [
+const IN_OTHER_WORDS: [(&str, &str); 6] = [
+    ("objstore.bad-yaml", "parsing config YAML file: yaml: line 1: unmarshal errors"),
     ("runtime.router-null-ring", "--receive.local-endpoint is needed"),
     ("label.bad-utf8-name", "is not valid UTF-8"),
     ("path.block-duration-zero", "--tsdb.min-block-duration: must be at least 30s"),

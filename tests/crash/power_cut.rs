@@ -51,6 +51,7 @@ fn open(disk: &FaultyDisk, policy: SyncPolicy, clock: i64) -> Storage {
         tenants_max: 100,
         has_periodic_work: false,
         flush_within: None,
+        shipping: None,
         rings: None,
     };
     let clock = ManualClock::at(clock);

@@ -9,6 +9,7 @@ mod crash;
 mod directories;
 mod programs;
 mod senders;
+mod shipping;
 #[allow(dead_code, reason = "no suite needs all of what they share")]
 #[path = "../support/mod.rs"]
 mod support;

@@ -48,6 +48,7 @@ impl Node {
             tenants_max: 1000,
             has_periodic_work: true,
             flush_within: None,
+            shipping: None,
             rings: None,
         };
         let clock = Arc::new(ManualClock::at(NOW));
