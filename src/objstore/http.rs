@@ -36,7 +36,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::metrics::Registry;
 use crate::objstore::OpenBucketError;
-use crate::objstore::http::connect::Connector;
+use crate::objstore::http::connect::{Connector, proxy_to};
 use crate::objstore::http::tls::BucketTls;
 use crate::objstore::options::HttpOptions;
 
@@ -77,7 +77,16 @@ impl Transport {
         extras: Extras,
         registry: &Registry,
     ) -> Result<Transport, OpenBucketError> {
-        let proxies = Arc::new(Matcher::from_env());
+        Transport::by_way_of(Matcher::from_env(), options, extras, registry)
+    }
+
+    fn by_way_of(
+        proxies: Matcher,
+        options: &HttpOptions,
+        extras: Extras,
+        registry: &Registry,
+    ) -> Result<Transport, OpenBucketError> {
+        let proxies = Arc::new(proxies);
         let tls = Arc::new(BucketTls::load(&options.tls, registry)?);
         let connector = Connector::new(tls, options.tls_handshake_timeout, proxies.clone());
         let client = Client::builder(TokioExecutor::new())
@@ -114,7 +123,7 @@ impl Transport {
             parts.headers.insert(CONTENT_MD5, content_md5(&body));
         }
         if parts.uri.scheme_str() == Some("http")
-            && let Some(proxy) = self.0.proxies.intercept(&parts.uri)
+            && let Some(proxy) = proxy_to(&self.0.proxies, &parts.uri)
             && let Some(auth) = proxy.basic_auth()
         {
             parts.headers.insert(PROXY_AUTHORIZATION, auth.clone());
@@ -275,3 +284,6 @@ fn http_error(error: ClientError) -> HttpError {
     };
     HttpError::new(kind, error)
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -11,7 +12,7 @@ use http::Uri;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::client::legacy::connect::proxy::Tunnel;
 use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
-use hyper_util::client::proxy::matcher::Matcher;
+use hyper_util::client::proxy::matcher::{Intercept, Matcher};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
@@ -49,7 +50,7 @@ impl Connector {
 
     async fn connect(self, uri: Uri) -> Result<Stream, BoxError> {
         let is_private = uri.scheme_str() == Some("https");
-        let tcp = match self.proxies.intercept(&uri) {
+        let tcp = match proxy_to(&self.proxies, &uri) {
             None => self.tcp.oneshot(uri.clone()).await?,
             Some(proxy) if is_private => {
                 let mut tunnel = Tunnel::new(proxy.uri().clone(), self.tcp);
@@ -74,6 +75,13 @@ impl Connector {
         };
         Ok(Stream::Tls(TokioIo::new(Box::new(tls))))
     }
+}
+
+/// The proxy on the way to a host. As in Go there is none to this machine.
+pub(super) fn proxy_to(proxies: &Matcher, uri: &Uri) -> Option<Intercept> {
+    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+    let is_here = host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
+    if is_here { None } else { proxies.intercept(uri) }
 }
 
 impl Service<Uri> for Connector {
