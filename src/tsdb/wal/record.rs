@@ -25,6 +25,7 @@
 //! count is bounded by the bytes that must follow it.
 
 mod cursor;
+pub mod filter;
 mod histogram;
 
 use crate::model::varint::push_varint;

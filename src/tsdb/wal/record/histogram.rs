@@ -76,7 +76,10 @@ impl<'a> HistogramView<'a> {
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "Prometheus cuts it off, too")]
-    fn read(cursor: &mut Cursor<'a>, is_float: bool) -> Result<HistogramView<'a>, &'static str> {
+    pub(super) fn read(
+        cursor: &mut Cursor<'a>,
+        is_float: bool,
+    ) -> Result<HistogramView<'a>, &'static str> {
         let count_of = |cursor: &mut Cursor<'a>| match is_float {
             true => cursor.be64(),
             false => cursor.uvarint(),
@@ -149,9 +152,9 @@ fn skip_bucket<'a>(is_float: bool) -> impl Fn(&mut Cursor<'a>) -> Option<()> {
 
 #[derive(Clone, Debug)]
 pub struct HistogramsIter<'a> {
-    cursor: Cursor<'a>,
-    numbering: Numbering,
-    is_float: bool,
+    pub(super) cursor: Cursor<'a>,
+    pub(super) numbering: Numbering,
+    pub(super) is_float: bool,
 }
 
 impl<'a> HistogramsIter<'a> {

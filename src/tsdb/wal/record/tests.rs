@@ -278,3 +278,71 @@ proptest::proptest! {
         }
     }
 }
+
+/// Items as text, with start times.
+fn items_of(bytes: &[u8]) -> Vec<String> {
+    let text = |item: &dyn std::fmt::Debug| format!("{item:?}");
+    match Record::parse(bytes).unwrap() {
+        Record::Series(series) => {
+            series.map(|(one, labels)| text(&(one, labels.collect::<Vec<_>>()))).collect()
+        }
+        Record::Samples(samples) => samples.map(|one| text(&one)).collect(),
+        Record::Tombstones(tombstones) => tombstones.map(|one| text(&one)).collect(),
+        Record::Exemplars(exemplars) => exemplars
+            .map(|e| text(&(e.series_ref, e.t, e.value_bits, e.labels.collect::<Vec<_>>())))
+            .collect(),
+        Record::Metadata(metadata) => metadata.map(|one| text(&one)).collect(),
+        Record::Histograms(histograms) | Record::FloatHistograms(histograms) => {
+            histograms.map(|one| text(&one)).collect()
+        }
+        Record::MmapMarkers(_) | Record::Unknown(_) => vec![text(&bytes)],
+    }
+}
+
+#[test]
+fn a_filtered_record_has_the_items_that_stay() {
+    let (records, newer) = (data("records.json"), data("records_newer.json"));
+    let cases = records["cases"].as_array().unwrap().iter();
+    let mut some_went = 0;
+    for case in cases.chain(newer["records"].as_array().unwrap()) {
+        let bytes = unhex(&case["bytes"]);
+        let items = items_of(&bytes);
+        // Each subset of the first five, twice; those behind in turn.
+        for subset in 0..64u64 {
+            let stays = |at: usize| match at {
+                0..5 => subset >> at & 1 == 1,
+                at => (at as u64).is_multiple_of(2 + subset / 32),
+            };
+            let (mut at, mut out) = (0, vec![7]);
+            let filtered = filter::filter(
+                &bytes,
+                |_| {
+                    at += 1;
+                    stays(at - 1)
+                },
+                &mut out,
+            );
+            let name = format!("{}, {subset}", case["name"]);
+            if matches!(Record::parse(&bytes), Ok(Record::MmapMarkers(_))) {
+                assert_eq!((filtered.kept, filtered.dropped, &out[..]), (1, 0, &[7][..]), "{name}");
+                continue;
+            }
+            let left: Vec<_> =
+                (0..items.len()).filter(|at| stays(*at)).map(|at| items[at].clone()).collect();
+            let count = left.len() as u64;
+            assert_eq!((filtered.kept, filtered.dropped), (count, items.len() as u64 - count));
+            if filtered.kept == 0 || filtered.dropped == 0 {
+                assert_eq!(out, [7], "{name}");
+                continue;
+            }
+            some_went += 1;
+            assert_eq!((out[1], items_of(&out[1..])), (bytes[0], left), "{name}");
+            // As whoever writes such a record would write it.
+            let ours = encode(Record::parse(&out[1..]).unwrap());
+            if let Some(ours) = ours.filter(|_| bytes[0] != SAMPLES_WITH_START) {
+                assert_eq!(out[1..], ours, "{name}");
+            }
+        }
+    }
+    assert!(some_went > 1000, "{some_went}");
+}
