@@ -5,13 +5,16 @@
 //! behind it. Only a successful append gives an [`Appended`], which the in-memory commit asks for,
 //! so memory never runs ahead of the log.
 //!
-//! Syncing to the medium is [`SyncHandle`]'s and happens outside the log mutex. [`repair::open_log`]
-//! reads a log back, and repairs it, before it is written again.
+//! Syncing to the medium is [`SyncHandle`]'s and happens outside the log mutex, and so does putting a
+//! [`checkpoint`] in the place of old segments. [`repair::open_log`] reads a log back, and repairs it,
+//! before it is written again.
 
 // A length cut off by a cast is a record that cannot be read back.
 #![cfg_attr(not(test), warn(clippy::cast_possible_truncation))]
 
+pub mod checkpoint;
 pub mod metrics;
+mod pack;
 pub mod reader;
 pub mod record;
 pub mod repair;
@@ -27,8 +30,10 @@ use std::sync::Arc;
 
 use crate::disk::Disk;
 use crate::metrics::Counter;
+use crate::tsdb::wal::pack::Packer;
 use crate::tsdb::wal::segment::{FrameCounts, Framer, PAGE_BYTES, RECORD_BYTES_MAX};
 
+pub use checkpoint::{CheckpointError, CheckpointReport, Retained, Share};
 pub use metrics::WalMetrics;
 pub use segment::{LogPosition, SegmentIndex};
 pub use sync::{SyncError, SyncHandle};
@@ -141,7 +146,6 @@ pub struct Wal {
     bytes_saved: Option<Counter>,
     /// End of the log: what is written next goes here.
     end: LogPosition,
-    storage_bytes: u64,
     /// Files that a failed append left and that could not be removed yet.
     ///
     /// Invariant: while `is_unclean`, bytes may lie behind `end`.
@@ -161,27 +165,18 @@ struct Part {
 }
 
 /// Buffers of an append. One set a thread, not one a log: most logs of many are idle.
+#[derive(Default)]
 struct Scratch {
     framed: Vec<u8>,
-    packed: Vec<u8>,
     parts: Vec<Part>,
-    snappy: snap::raw::Encoder,
-    zstd: Option<zstd::bulk::Compressor<'static>>,
+    packer: Packer,
 }
 
 /// Buffers larger than this are given back after an append.
 const SCRATCH_BYTES_KEPT: usize = 4 * 1024 * 1024;
-/// Prometheus' "default" level.
-const ZSTD_LEVEL: i32 = 3;
 
 thread_local! {
-    static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch {
-        framed: Vec::new(),
-        packed: Vec::new(),
-        parts: Vec::new(),
-        snappy: snap::raw::Encoder::new(),
-        zstd: None,
-    });
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
 impl Wal {
@@ -198,20 +193,20 @@ impl Wal {
         let segment = listing.next_segment();
         let page_bytes = PAGE_BYTES as u64;
         let segment_bytes = options.segment_bytes.max(page_bytes).next_multiple_of(page_bytes);
+        let options = WalOptions { segment_bytes, ..options };
         // What else has that name is none of ours, and nothing to be emptied.
         let file = disk.create_new(&segment_path(dir, segment))?;
         metrics.segment_current.set(segment.0 as f64);
         metrics.storage_size.set(listing.file_bytes as f64);
         let end = LogPosition { segment, offset: 0 };
-        let sync = SyncHandle::new(disk.clone(), dir, end, file, options.sync, metrics.clone());
+        let sync = SyncHandle::new(disk.clone(), dir, end, file, options, metrics.clone());
         Ok(Wal {
             disk,
             dir: dir.to_owned(),
-            options: WalOptions { segment_bytes, ..options },
+            options,
             metrics,
             bytes_saved: None,
             end,
-            storage_bytes: listing.file_bytes,
             leftover_segments: Vec::new(),
             is_unclean: false,
             replaces_lost_end: false,
@@ -237,6 +232,28 @@ impl Wal {
             scratch.give_back();
             appended
         })
+    }
+
+    /// Ends the segment that is written to, unless it is empty, and begins the next one, so that a
+    /// checkpoint may stand for it ([`SyncHandle::truncate`]). The place at which the log goes on.
+    /// As an append, it syncs nothing, and is undone if it fails.
+    pub fn cut_segment(&mut self) -> Result<LogPosition, WalError> {
+        if self.end.offset == 0 {
+            return Ok(self.end);
+        }
+        let cut = SCRATCH.with_borrow_mut(|scratch| {
+            scratch.clear();
+            let completed_page = self.pad(scratch);
+            let segment = self.end.segment.next();
+            let bytes = scratch.framed.len()..scratch.framed.len();
+            scratch.parts.push(Part { segment, start: 0, bytes });
+            self.write(scratch, 0).map(|()| completed_page)
+        });
+        match cut {
+            Ok(completed_page) => self.metrics.completed_pages.add(u64::from(completed_page)),
+            Err(_) => self.metrics.writes_failed.inc(),
+        }
+        cut.map(|_| self.end)
     }
 
     /// The place behind the last record.
@@ -299,15 +316,22 @@ impl Wal {
         self.sync.sync().map_err(|_| WalError::SyncFailed)?;
         SCRATCH.with_borrow_mut(|scratch| {
             scratch.clear();
-            let mut framer = Framer::new(self.options.segment_bytes, self.end.offset);
-            let Wal { end: LogPosition { segment, offset: start }, .. } = self;
-            framer.push_padding(&mut scratch.framed);
-            let bytes = 0..scratch.framed.len();
-            scratch.parts.push(Part { segment, start, bytes });
-            self.write(scratch, framer.offset())
+            self.pad(scratch);
+            let end_offset = self.end.offset + scratch.framed.len() as u64;
+            self.write(scratch, end_offset)
         })?;
         self.sync.sync().map_err(|_| WalError::SyncFailed)?;
         Ok(())
+    }
+
+    /// Has the current segment filled up to a whole page; whether there was room left in one.
+    fn pad(&self, scratch: &mut Scratch) -> bool {
+        let LogPosition { segment, offset: start } = self.end;
+        let mut framer = Framer::new(self.options.segment_bytes, start);
+        let has_room = framer.push_padding(&mut scratch.framed);
+        let bytes = 0..scratch.framed.len();
+        scratch.parts.push(Part { segment, start, bytes });
+        has_room
     }
 
     fn append_with(
@@ -335,19 +359,14 @@ impl Wal {
         scratch: &mut Scratch,
         counts: &mut FrameCounts,
     ) -> Result<u64, WalError> {
-        let Scratch { framed, packed, parts, snappy, zstd } = scratch;
+        let Scratch { framed, parts, packer } = scratch;
         let mut framer = Framer::new(self.options.segment_bytes, self.end.offset);
         let mut segment = self.end.segment;
         let mut part_start = self.end.offset;
         let mut part_begin = 0;
         let mut bytes_saved = 0;
         for record in records {
-            let compression = match self.options.compression {
-                Compression::None => Compression::None,
-                Compression::Snappy => compress_snappy(snappy, record, packed)?,
-                Compression::Zstd => compress_zstd(zstd, record, packed)?,
-            };
-            let payload = if compression == Compression::None { record } else { &packed[..] };
+            let (compression, payload) = packer.pack(self.options.compression, record)?;
             bytes_saved += record.len() - payload.len();
             if !framer.fits(payload.len()) {
                 counts.pages_completed += u64::from(framer.push_padding(framed));
@@ -421,9 +440,8 @@ impl Wal {
         }
         debug_assert_eq!(self.end.offset, end_offset);
         debug_assert_eq!(log.end(), self.end);
-        self.storage_bytes += scratch.framed.len() as u64;
         self.metrics.segment_current.set(self.end.segment.0 as f64);
-        self.metrics.storage_size.set(self.storage_bytes as f64);
+        self.metrics.storage_size.add(scratch.framed.len() as f64);
         Ok(())
     }
 
@@ -463,41 +481,9 @@ impl Scratch {
 
     fn give_back(&mut self) {
         self.clear();
-        self.packed.clear();
         self.framed.shrink_to(SCRATCH_BYTES_KEPT);
-        self.packed.shrink_to(SCRATCH_BYTES_KEPT);
+        self.packer.give_back(SCRATCH_BYTES_KEPT);
     }
-}
-
-/// Compresses into `packed`, and says `None` if that does not make the record shorter.
-fn compress_snappy(
-    encoder: &mut snap::raw::Encoder,
-    record: &[u8],
-    packed: &mut Vec<u8>,
-) -> Result<Compression, WalError> {
-    let room = snap::raw::max_compress_len(record.len());
-    if packed.len() < room {
-        packed.resize(room, 0);
-    }
-    // An error says that the record is longer than 4 GiB, which was refused before.
-    let written = encoder.compress(record, packed).map_err(|err| WalError::io(err.into()))?;
-    packed.truncate(written);
-    Ok(if written < record.len() { Compression::Snappy } else { Compression::None })
-}
-
-fn compress_zstd(
-    compressor: &mut Option<zstd::bulk::Compressor<'static>>,
-    record: &[u8],
-    packed: &mut Vec<u8>,
-) -> Result<Compression, WalError> {
-    let compressor = match compressor {
-        Some(compressor) => compressor,
-        none => none.insert(zstd::bulk::Compressor::new(ZSTD_LEVEL).map_err(WalError::io)?),
-    };
-    packed.clear();
-    packed.reserve(zstd::zstd_safe::compress_bound(record.len()));
-    let written = compressor.compress_to_buffer(record, packed).map_err(WalError::io)?;
-    Ok(if written < record.len() { Compression::Zstd } else { Compression::None })
 }
 
 /// The file of a segment in a log's directory.

@@ -13,7 +13,7 @@ use crate::support::same::assert_same;
 pub(crate) const NO_TARGETS: &str = "global: {}\n";
 
 /// Samples of the last hour, in several chunks a series, with staleness markers in them.
-const WORKLOAD: [&str; 6] = [
+pub(crate) const WORKLOAD: [&str; 6] = [
     "--series=300",
     "--rounds=250",
     "--timestamps=synthetic",
@@ -162,7 +162,7 @@ fn load_to_prometheus(prometheus: &Prometheus, workload: &[&str]) {
     load_to(prometheus.address(), &[&["--path=/api/v1/write"], workload].concat());
 }
 
-fn load_to(address: &str, workload: &[&str]) {
+pub(crate) fn load_to(address: &str, workload: &[&str]) {
     succeed(load_command().arg(format!("--url=http://{address}")).args(workload));
 }
 

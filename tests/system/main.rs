@@ -5,6 +5,7 @@
 //! `prometheus-node-exporter`, `victoria-metrics`), found in `PATH`.
 
 mod blocks;
+mod checkpoints;
 mod crash;
 mod directories;
 mod programs;

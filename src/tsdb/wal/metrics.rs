@@ -12,6 +12,10 @@ pub struct WalMetrics {
     pub truncate_duration: Histogram,
     pub truncations: Counter,
     pub truncations_failed: Counter,
+    pub checkpoints: Counter,
+    pub checkpoints_failed: Counter,
+    pub checkpoint_deletions: Counter,
+    pub checkpoint_deletions_failed: Counter,
     pub writes_failed: Counter,
     pub segment_current: Gauge,
     pub storage_size: Gauge,
@@ -51,7 +55,7 @@ impl WalMetrics {
             ),
             truncate_duration: summary(
                 "prometheus_tsdb_wal_truncate_duration_seconds",
-                "Time taken to remove old segments of the write-ahead log.",
+                "Time taken to put a checkpoint in the place of old segments of the write-ahead log.",
             ),
             truncations: counter(
                 "prometheus_tsdb_wal_truncations_total",
@@ -60,6 +64,22 @@ impl WalMetrics {
             truncations_failed: counter(
                 "prometheus_tsdb_wal_truncations_failed_total",
                 "Truncations of the write-ahead log that failed.",
+            ),
+            checkpoints: counter(
+                "prometheus_tsdb_checkpoint_creations_total",
+                "Checkpoints attempted.",
+            ),
+            checkpoints_failed: counter(
+                "prometheus_tsdb_checkpoint_creations_failed_total",
+                "Checkpoints that could not be made.",
+            ),
+            checkpoint_deletions: counter(
+                "prometheus_tsdb_checkpoint_deletions_total",
+                "Deletions of older checkpoints attempted.",
+            ),
+            checkpoint_deletions_failed: counter(
+                "prometheus_tsdb_checkpoint_deletions_failed_total",
+                "Deletions of older checkpoints that failed.",
             ),
             writes_failed: counter(
                 "prometheus_tsdb_wal_writes_failed_total",

@@ -17,6 +17,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::disk::Disk;
+use crate::tsdb::wal::checkpoint::{CHECKPOINT_PREFIX, UNFINISHED_SUFFIX};
 use crate::tsdb::wal::reader::{Damage, Found, FoundRecord, SegmentReader};
 use crate::tsdb::wal::record::Record;
 use crate::tsdb::wal::segment::{LogPosition, SegmentIndex};
@@ -25,6 +26,7 @@ use crate::tsdb::wal::{WalMetrics, segment_path, unsynced};
 pub use cases::RepairCase;
 use cases::SegmentState;
 pub use checkpoint::{CHECKPOINT_CASES, CheckpointCase, CheckpointState, CheckpointUse};
+pub(super) use rewrite::rewrite_path;
 
 /// A segment being written anew.
 pub const REWRITE_SUFFIX: &str = ".rewrite";
@@ -36,9 +38,8 @@ pub const DAMAGED_PREFIX: &str = "damaged.";
 /// What we do not understand, or cannot use.
 pub const SET_ASIDE_PREFIX: &str = "set-aside.";
 
-const CHECKPOINT_PREFIX: &str = "checkpoint.";
 /// Damaged places listed one by one; further ones are counted.
-const DAMAGE_LISTED_MAX: usize = 100;
+pub(super) const DAMAGE_LISTED_MAX: usize = 100;
 
 /// A record of a log, whole and decodable.
 #[derive(Debug)]
@@ -179,8 +180,10 @@ pub struct LogDir {
     /// Names that Prometheus would take for segments or checkpoints, and that are none.
     strangers: Vec<String>,
     /// Segments and checkpoints of which a rewrite was begun.
-    rewrites: Vec<SegmentIndex>,
+    pub(super) rewrites: Vec<SegmentIndex>,
     checkpoint_rewrites: Vec<String>,
+    /// Names of checkpoints that were being made or deleted.
+    pub(super) unfinished_checkpoints: Vec<String>,
 }
 
 impl LogDir {
@@ -196,6 +199,9 @@ impl LogDir {
                         log.checkpoints.push((SegmentIndex(number), name));
                     }
                     Ok(_) => log.strangers.push(name),
+                    Err(_) if entry.is_dir && number.ends_with(UNFINISHED_SUFFIX) => {
+                        log.unfinished_checkpoints.push(name);
+                    }
                     Err(_) => {}
                 }
             } else if let Some(segment) = segment_named(&name)
@@ -229,6 +235,16 @@ impl LogDir {
         let last_segment = self.segments.last().map(|(segment, _)| *segment);
         let last_checkpoint = self.checkpoints.last().map(|(number, _)| *number);
         last_segment.max(last_checkpoint).map_or(SegmentIndex(0), SegmentIndex::next)
+    }
+
+    /// Whether there is a checkpoint that stands for the segment.
+    pub fn is_covered(&self, segment: SegmentIndex) -> bool {
+        self.checkpoints.last().is_some_and(|(number, _)| segment <= *number)
+    }
+
+    /// Whether `segment` goes on where `before` ends, or where a checkpoint does that stands for it.
+    fn follows(&self, segment: SegmentIndex, before: SegmentIndex) -> bool {
+        before.next() == segment || self.checkpoints.iter().any(|(last, _)| last.next() == segment)
     }
 
     fn has(&self, segment: SegmentIndex) -> bool {
@@ -270,12 +286,16 @@ fn settle_names(
             _ => disk.remove_dir_all(&rewrite)?,
         }
     }
+    for name in &found.unfinished_checkpoints {
+        contents.note(RepairCase::UnfinishedCheckpoint, &dir.join(name));
+        disk.remove_dir_all(&dir.join(name))?;
+    }
     for name in &found.strangers {
         set_aside(disk, dir, name, RepairCase::Stranger, contents)?;
     }
     let mut segments = found.segments.as_slice();
     while let [.., (before, _), (last, len)] = segments
-        && let Some(case) = RepairCase::of_last(*len == 0, before.next() == *last)
+        && let Some(case) = RepairCase::of_last(*len == 0, found.follows(*last, *before))
     {
         set_aside(disk, dir, &last.to_string(), case, contents)?;
         segments = &segments[..segments.len() - 1];
@@ -304,7 +324,7 @@ fn set_aside(
 }
 
 /// `wanted` in `dir`, numbered if it is taken.
-fn free_name(disk: &dyn Disk, dir: &Path, wanted: &str) -> io::Result<PathBuf> {
+pub(super) fn free_name(disk: &dyn Disk, dir: &Path, wanted: &str) -> io::Result<PathBuf> {
     let taken = disk.list(dir)?;
     let is_free = |name: &String| taken.iter().all(|entry| entry.name != name.as_str());
     let numbered = (1u64..).map(|n| format!("{wanted}.{n}"));

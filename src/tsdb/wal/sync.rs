@@ -31,7 +31,9 @@ use tokio::time::Instant;
 
 use super::reader::{Found, SegmentReader};
 use super::repair::REWRITE_SUFFIX;
-use super::{LogPosition, SegmentIndex, SyncPolicy, WalMetrics, segment_path, unsynced};
+use super::{
+    LogPosition, SegmentIndex, SyncPolicy, WalMetrics, WalOptions, segment_path, unsynced,
+};
 use crate::disk::{Disk, DiskFile, OpenDir, lacks_descriptors};
 
 /// Unsynced bytes kept in memory, a log, unless every append is synced.
@@ -66,6 +68,7 @@ pub struct SyncHandle(Arc<Shared>);
 struct Shared {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
+    options: WalOptions,
     metrics: WalMetrics,
     tail_bytes_kept: usize,
     /// What waiters look at.
@@ -74,8 +77,12 @@ struct Shared {
     is_scheduled: AtomicBool,
     /// Held by whoever syncs; taken before `log`.
     turn: Mutex<()>,
+    /// Held by whoever makes a checkpoint; taken before `turn`.
+    checkpoint_turn: Mutex<()>,
     /// A sync of the file system failed, which the log's state does not say yet.
     has_failed: AtomicBool,
+    /// How many of these did.
+    file_system_failures: AtomicU64,
     /// Whether the mark of a failed sync is in the log's directory.
     is_marked: AtomicBool,
     /// The first segment that is not wholly synced.
@@ -147,7 +154,7 @@ impl SyncHandle {
         dir: &Path,
         start: LogPosition,
         file: Arc<dyn DiskFile>,
-        policy: SyncPolicy,
+        options: WalOptions,
         metrics: WalMetrics,
     ) -> SyncHandle {
         // One that could not be opened now is opened by the sync.
@@ -158,15 +165,18 @@ impl SyncHandle {
         SyncHandle(Arc::new(Shared {
             disk,
             dir: dir.to_owned(),
+            options,
             metrics,
-            tail_bytes_kept: match policy {
+            tail_bytes_kept: match options.sync {
                 SyncPolicy::Always => usize::MAX,
                 SyncPolicy::Interval | SyncPolicy::Segment => TAIL_BYTES_KEPT,
             },
             status: watch::Sender::new(SyncStatus { synced: start, failures: 0 }),
             is_scheduled: AtomicBool::new(false),
             turn: Mutex::new(()),
+            checkpoint_turn: Mutex::new(()),
             has_failed: AtomicBool::new(false),
+            file_system_failures: AtomicU64::new(0),
             is_marked: AtomicBool::new(false),
             unsynced_from: AtomicU64::new(start.segment.0),
             log: Mutex::new(LogState {
@@ -236,6 +246,7 @@ impl SyncHandle {
     /// Says that a sync of the file system failed, so that nothing since the last good one counts.
     /// Whoever holds the log now may go on; the next one knows.
     pub fn mark_sync_failed(&self) {
+        self.0.file_system_failures.fetch_add(1, Ordering::AcqRel);
         self.0.has_failed.store(true, Ordering::Release);
         if self.is_dirty() {
             self.0.mark_unsynced();
@@ -276,6 +287,49 @@ impl SyncHandle {
     pub fn sync_in_background(&self) {
         let handle = self.clone();
         tokio::spawn(off_thread(move || drop(handle.sync())));
+    }
+
+    pub(super) fn disk(&self) -> &dyn Disk {
+        &*self.0.disk
+    }
+
+    pub(super) fn dir(&self) -> &Path {
+        &self.0.dir
+    }
+
+    pub(super) fn options(&self) -> &WalOptions {
+        &self.0.options
+    }
+
+    pub(super) fn metrics(&self) -> &WalMetrics {
+        &self.0.metrics
+    }
+
+    /// While this is held nobody else makes a checkpoint. Taken before all else.
+    pub(super) fn take_checkpoint_turn(&self) -> MutexGuard<'_, ()> {
+        self.0.checkpoint_turn.lock()
+    }
+
+    /// How often the file system could not be synced: what was written before and not synced since
+    /// may not be on the medium, whatever its own sync says then.
+    pub(super) fn file_system_failures(&self) -> u64 {
+        self.0.file_system_failures.load(Ordering::Acquire)
+    }
+
+    /// The segment that is written to. May wait for a write to the disk.
+    pub(super) fn current_segment(&self) -> SegmentIndex {
+        self.0.lock().written().segment
+    }
+
+    /// Makes segments up to `last`, which must be closed, durable. From then on nobody touches them: a
+    /// failed sync has only later ones written again, and a lost end begins behind them.
+    pub(super) fn settle(&self, last: SegmentIndex) -> Result<(), SyncError> {
+        let is_settled = || self.0.lock().segments.front().is_some_and(|first| first.index > last);
+        if !is_settled() {
+            self.sync()?;
+            assert!(is_settled(), "segment {last} is written to");
+        }
+        Ok(())
     }
 
     /// The log's state for an append; `None` while appends are refused.

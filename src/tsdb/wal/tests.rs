@@ -496,6 +496,9 @@ enum Event {
     FileSystemSync,
     SyncsFail(u64, FailedSync),
     OperationFails(u64, usize),
+    Cut,
+    /// That keeps everything.
+    Checkpoint,
 }
 
 fn events() -> impl proptest::strategy::Strategy<Value = Vec<Event>> {
@@ -507,6 +510,8 @@ fn events() -> impl proptest::strategy::Strategy<Value = Vec<Event>> {
         1 => Just(Event::FileSystemSync),
         1 => (1u64..3, how).prop_map(|(count, how)| Event::SyncsFail(count, how)),
         1 => (0u64..4, 0usize..9000).prop_map(|(after, torn)| Event::OperationFails(after, torn)),
+        1 => Just(Event::Cut),
+        1 => Just(Event::Checkpoint),
     ];
     proptest::collection::vec(event, 1..40)
 }
@@ -551,6 +556,11 @@ proptest::proptest! {
                 Event::SyncsFail(count, how) => disk.fail_syncs(count, how),
                 Event::OperationFails(after, torn) => {
                     disk.fail_operation(after, io::ErrorKind::Other, torn);
+                }
+                Event::Cut => drop(wal.cut_segment()),
+                Event::Checkpoint => {
+                    let retained = Retained { mint: i64::MIN, keeps: &|_| true };
+                    drop(handle.truncate(Share::All, &retained));
                 }
             }
             let synced = handle.synced_position();

@@ -37,6 +37,9 @@ pub enum RepairCase {
     /// The mark of a failed sync, see [`super::super::unsynced`]. The segments it names are written
     /// again as they are.
     UnsyncedEnd,
+    /// `checkpoint.….tmp`, which was being made or deleted when the process ended. It is removed:
+    /// what it was made of is still there, or what replaces it.
+    UnfinishedCheckpoint,
 }
 
 /// Empty segments made to close gaps.
@@ -52,7 +55,7 @@ pub(super) enum SegmentState {
 }
 
 impl RepairCase {
-    pub const ALL: [RepairCase; 12] = [
+    pub const ALL: [RepairCase; 13] = [
         RepairCase::TornEnd,
         RepairCase::DamagedSegment,
         RepairCase::DamagedCheckpoint,
@@ -65,6 +68,7 @@ impl RepairCase {
         RepairCase::Gap,
         RepairCase::WideGap,
         RepairCase::UnsyncedEnd,
+        RepairCase::UnfinishedCheckpoint,
     ];
 
     pub fn label(self) -> &'static str {
@@ -81,6 +85,7 @@ impl RepairCase {
             RepairCase::Gap => "gap",
             RepairCase::WideGap => "wide gap",
             RepairCase::UnsyncedEnd => "unsynced end",
+            RepairCase::UnfinishedCheckpoint => "unfinished checkpoint",
         }
     }
 

@@ -12,7 +12,7 @@ use crate::tsdb::wal::segment_path;
 /// Bytes gathered before they are written.
 const WRITE_BYTES: usize = 1024 * 1024;
 
-pub(super) fn rewrite_path(dir: &Path, segment: SegmentIndex) -> PathBuf {
+pub(in crate::tsdb::wal) fn rewrite_path(dir: &Path, segment: SegmentIndex) -> PathBuf {
     dir.join(format!("{segment}{REWRITE_SUFFIX}"))
 }
 
