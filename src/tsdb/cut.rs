@@ -11,10 +11,12 @@
 //! A process that ends before the block has its name starts with all of it in the log, and after that
 //! with a floor below which the log is not replayed.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 
+use crate::error::chain;
 use crate::metrics::{Counter, Gauge, Registry};
-use crate::model::Timestamp;
+use crate::model::{HeadSeriesRef, Timestamp};
 use crate::tsdb::Db;
 use crate::tsdb::block::Block;
 use crate::tsdb::block::meta::Compaction;
@@ -24,7 +26,9 @@ use crate::tsdb::block::writer::BlockWriter;
 use crate::tsdb::blocks::View;
 use crate::tsdb::error::{ReadError, WriteError};
 use crate::tsdb::head::cut::Span;
+use crate::tsdb::head::gc::Dropped;
 use crate::tsdb::options::DbOptions;
+use crate::tsdb::wal::{CheckpointError, Retained, SegmentIndex, Share, WalError};
 
 /// Why a head was not cut. It is as it was, and may be cut later.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +50,11 @@ pub struct Cutting {
     older_views: Vec<Weak<View>>,
     /// What the head has to drop once nobody holds these: all before this time.
     to_drop: Option<Timestamp>,
+    /// The log has to lose what is before this time.
+    to_truncate: Option<Timestamp>,
+    /// Series that the head has forgotten and of which the log has samples up to a segment: their
+    /// records stay as long as these.
+    forgotten: BTreeMap<HeadSeriesRef, SegmentIndex>,
     metrics: CutMetrics,
 }
 
@@ -89,7 +98,14 @@ impl Cutting {
             ),
         };
         metrics.blocks_loaded.set(block_count as f64);
-        Cutting { range: options.cut_range, older_views: Vec::new(), to_drop: None, metrics }
+        Cutting {
+            range: options.cut_range,
+            older_views: Vec::new(),
+            to_drop: None,
+            to_truncate: None,
+            forgotten: BTreeMap::new(),
+            metrics,
+        }
     }
 }
 
@@ -244,7 +260,8 @@ impl Db {
     /// nothing left to drop. Does not wait. Also forgets series that were made in vain.
     pub fn drop_cut(&self) -> bool {
         let mut cutting = self.cutting.lock();
-        self.head.forget_refused();
+        let dropped = self.head.forget_refused();
+        cutting.note_forgotten(dropped);
         self.drop_cut_of(&mut cutting)
     }
 
@@ -255,9 +272,53 @@ impl Db {
         }
         if let Some(mint) = cutting.to_drop.take() {
             cutting.metrics.truncations.inc();
-            self.head.drop_before(mint);
+            let dropped = self.head.drop_before(mint);
+            cutting.note_forgotten(dropped);
+            cutting.to_truncate = Some(mint);
+        }
+        if let Some(mint) = cutting.to_truncate.take()
+            && let Err(err) = self.truncate_log(cutting, mint)
+        {
+            // With the next cut it is tried again; until then the log is longer than it need be.
+            let (dir, err) = (self.dir.display(), chain(&err));
+            tracing::error!(%dir, err, "the log cannot be truncated");
         }
         true
+    }
+
+    /// Puts a checkpoint in the place of what the log has below `mint`, as Prometheus does; of all of
+    /// it when the head has nothing.
+    fn truncate_log(&self, cutting: &mut Cutting, mint: Timestamp) -> Result<(), TruncateError> {
+        let refs = self.head.cut_log()?;
+        let share = match self.head.time_range() {
+            None => Share::All,
+            Some(_) => Share::TwoThirds,
+        };
+        let closed = self.sync.closed_segments()?;
+        let Some(last) = closed.and_then(|closed| share.last_of(closed)) else { return Ok(()) };
+        let forgotten = &mut cutting.forgotten;
+        forgotten.retain(|_, segment| *segment > last);
+        let is_kept = |series: HeadSeriesRef| {
+            refs.binary_search(&series).is_ok() || forgotten.contains_key(&series)
+        };
+        self.sync.checkpoint(last, &Retained { mint, keeps: &is_kept })?;
+        Ok(())
+    }
+}
+
+/// Why the log is as long as it was.
+#[derive(Debug, thiserror::Error)]
+enum TruncateError {
+    #[error("beginning a new segment")]
+    Cut(#[from] WalError),
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+}
+
+impl Cutting {
+    fn note_forgotten(&mut self, dropped: Dropped) {
+        let Dropped { series, last_segment, .. } = dropped;
+        self.forgotten.extend(series.into_iter().map(|series| (series, last_segment)));
     }
 }
 

@@ -12,7 +12,7 @@ pub mod append;
 pub mod batch;
 pub mod catalog;
 pub mod cut;
-mod gc;
+pub mod gc;
 pub mod labels;
 pub mod metrics;
 pub mod postings;

@@ -25,7 +25,9 @@ pub(crate) struct Life {
 
 impl Life {
     fn begin(disk: Arc<dyn Disk>, dir: &std::path::Path) -> Life {
-        let (clock, options) = (ManualClock::at(START), DbOptions::default());
+        // Segments of a page, so that a log of some hours has several.
+        let options = DbOptions { wal_segment_bytes: 32 << 10, ..DbOptions::default() };
+        let clock = ManualClock::at(START);
         let mut life = Life { disk, clock, options, dir: dir.to_owned(), db: None };
         life.open();
         life
@@ -138,6 +140,41 @@ fn a_flush_takes_all_and_late_samples_are_refused_behind_it() {
         assert_eq!(life.db().flush().unwrap(), 0);
         life.write(0..3, 1);
         assert_eq!(sample_count(&dump(life.db())), sample_count(&before) + 3);
+    });
+}
+
+#[test]
+fn the_log_loses_what_blocks_have_and_names_what_it_has() {
+    in_temp(|mut life| {
+        let log_bytes = |life: &Life| crate::tsdb::bytes_in(&*life.disk, &life.dir.join("wal"));
+        let mut longest = 0;
+        for round in 0..6 {
+            // Other series in each round, and some that stay.
+            life.write(round * 100..round * 100 + 100, 60);
+            life.write(0..10, 60);
+            longest = longest.max(log_bytes(&life));
+            life.db().cut_due().unwrap();
+        }
+        assert!(log_bytes(&life) < longest, "{} of {longest} bytes", log_bytes(&life));
+        let before = dump(life.db());
+        assert_eq!(sample_count(&before), 6 * (6000 + 600));
+        let env = Env::new(life.disk.clone(), Arc::new(life.clock.clone()), Registry::new());
+        life.db = None;
+        let lock = Db::lock(&*life.disk, &life.dir, &life.options).unwrap();
+        let opened = Db::open(&life.dir, lock, life.options.clone(), &env, "t").unwrap();
+        // A sample of a forgotten series that is still in the log has its series there.
+        assert_eq!((opened.replay.unknown_refs, opened.log.damage_count), (0, 0));
+        life.db = Some(opened.db);
+        assert!(dump(life.db()) == before);
+        // A flushed head needs no log.
+        life.clock.set(life.clock.now() + 1);
+        life.db().flush().unwrap();
+        assert!(dump(life.db()) == before);
+        assert_eq!((life.db().series_count(), life.db().head_time_range()), (0, None));
+        life.open();
+        assert!(dump(life.db()) == before);
+        assert_eq!(life.db().series_count(), 0);
+        assert!(log_bytes(&life) < 32 << 10);
     });
 }
 

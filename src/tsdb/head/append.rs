@@ -29,7 +29,7 @@ use crate::tsdb::head::catalog::Catalog;
 use crate::tsdb::head::series::{Cut, SeriesState, States};
 use crate::tsdb::head::slots::FreeSlots;
 use crate::tsdb::wal::record;
-use crate::tsdb::wal::{Appended, LogPosition, Wal, WalError};
+use crate::tsdb::wal::{Appended, LogPosition, SegmentIndex, Wal, WalError};
 
 /// Why a sample was refused for good.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -772,6 +772,22 @@ impl Repeats {
 }
 
 impl LogSide {
+    pub(super) fn cut_segment(&mut self) -> Result<(), WalError> {
+        match &mut self.wal {
+            Some(wal) => wal.cut_segment().map(drop),
+            None => Err(WalError::io(io::Error::other(LOG_CLOSED))),
+        }
+    }
+
+    /// The last segment in which there is something.
+    pub(super) fn last_segment(&self) -> SegmentIndex {
+        let end = self.wal.as_ref().map_or(LogPosition::default(), Wal::end);
+        match end.offset {
+            0 => SegmentIndex(end.segment.0.saturating_sub(1)),
+            _ => end.segment,
+        }
+    }
+
     /// A slot for a new series, which look-ups find from now on.
     fn give_slot(&mut self, known: &mut Adder<'_>, fingerprint: Fingerprint) -> Slot {
         let slot = self.slots.take();

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::model::Timestamp;
 use crate::model::key_table::Slot;
 use crate::model::labels::{KeyBuilder, LabelIter};
 use crate::model::stop;
+use crate::model::{HeadSeriesRef, Timestamp};
 use crate::tsdb::head::Head;
 use crate::tsdb::head::append::LogSide;
 use crate::tsdb::head::catalog::Catalog;
+use crate::tsdb::wal::{SegmentIndex, WalError};
 
 /// Series looked at under one hold of the locks: some ten microseconds that an append may wait.
 const SERIES_PER_HOLD: usize = 256;
@@ -21,10 +22,13 @@ const LEFT_FOR_THE_END_MAX: usize = 512;
 const ROUNDS_MAX: usize = 8;
 
 /// What [`Head::drop_before`] dropped.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Dropped {
     pub chunks: u64,
-    pub series: u64,
+    /// Series that were forgotten and whose record is in the log, rising.
+    pub series: Vec<HeadSeriesRef>,
+    /// Their samples are in no later segment of the log than this.
+    pub last_segment: SegmentIndex,
 }
 
 /// A bit for each slot.
@@ -62,14 +66,31 @@ impl Head {
     /// on meanwhile.
     pub fn drop_before(&self, mint: Timestamp) -> Dropped {
         let chunks = self.drop_samples_before(mint);
-        Dropped { chunks, series: self.forget_empty_series() }
+        Dropped { chunks, ..self.forget_empty_series() }
     }
 
     /// Forgets series that were made for requests whose write failed then, if there are any. As for
     /// [`Head::drop_before`].
-    pub fn forget_refused(&self) -> u64 {
+    pub fn forget_refused(&self) -> Dropped {
         let has_refused = std::mem::take(&mut self.log.lock().has_refused_series);
-        if has_refused { self.forget_empty_series() } else { 0 }
+        if has_refused { self.forget_empty_series() } else { Dropped::default() }
+    }
+
+    /// Begins a new segment of the log, and gives the refs, rising, of the series whose records the
+    /// segments before may have to keep.
+    pub fn cut_log(&self) -> Result<Vec<HeadSeriesRef>, WalError> {
+        self.log.lock().cut_segment()?;
+        let catalog = self.catalog();
+        let count = self.states.read().len();
+        let mut refs = Vec::with_capacity(catalog.series_count());
+        for first in (0..count).step_by(SERIES_PER_HOLD) {
+            let (labels, states) = (catalog.labels(), self.states.read());
+            let slots = (first..count.min(first + SERIES_PER_HOLD)).map(|slot| slot as Slot);
+            let named = slots.filter(|slot| labels.get(*slot).is_some());
+            refs.extend(named.map(|slot| states.get(slot).series_ref()));
+        }
+        refs.sort_unstable();
+        Ok(refs)
     }
 
     fn drop_samples_before(&self, mint: Timestamp) -> u64 {
@@ -100,7 +121,7 @@ impl Head {
     }
 
     /// Puts a catalog of the series that have samples in the place of today's.
-    fn forget_empty_series(&self) -> u64 {
+    fn forget_empty_series(&self) -> Dropped {
         let (before, count) = {
             let mut log = self.log.lock();
             log.meanwhile = Some(Vec::new());
@@ -109,7 +130,7 @@ impl Head {
         let (kept, kept_count, empty) = self.sort_by_emptiness(&before, count);
         if empty.is_empty() {
             self.log.lock().meanwhile = None;
-            return 0;
+            return Dropped::default();
         }
         let known = before.known.with_only(kept_count, |slot| kept.contains(slot));
         let catalog = Catalog::of(known);
@@ -117,7 +138,7 @@ impl Head {
         while carry_labels(&before, &catalog, slots.by_ref().take(SERIES_PER_HOLD)) > 0 {
             if stop::is_asked() {
                 self.log.lock().meanwhile = None;
-                return 0;
+                return Dropped::default();
             }
         }
         for _ in 0..ROUNDS_MAX {
@@ -153,10 +174,16 @@ impl Head {
         (kept, kept_count, empty)
     }
 
-    /// The last step, while nothing is appended. How many series are forgotten.
-    fn replace_catalog(&self, before: &Arc<Catalog>, catalog: Catalog, empty: Vec<Slot>) -> u64 {
+    /// The last step, while nothing is appended.
+    fn replace_catalog(
+        &self,
+        before: &Arc<Catalog>,
+        catalog: Catalog,
+        empty: Vec<Slot>,
+    ) -> Dropped {
         let catalog = Arc::new(catalog);
         let mut log = self.log.lock();
+        let last_segment = log.last_segment();
         let LogSide { meanwhile, slots, unsynced, .. } = &mut *log;
         carry(before, &catalog, &meanwhile.take().unwrap_or_default());
         let labels = catalog.labels();
@@ -165,12 +192,17 @@ impl Head {
         unsynced.keep_series(|slot| labels.get(slot).is_some());
         let count = labels.count();
         drop(labels);
-        let forgotten_count = forgotten.len() as u64;
+        self.metrics.series.set(count as f64);
+        self.metrics.series_removed.add(forgotten.len() as u64);
+        let states = self.states.read();
+        let logged = forgotten.iter().map(|slot| states.get(*slot));
+        let logged = logged.filter(|state| !state.is_unlogged());
+        let mut series: Vec<_> = logged.map(|state| state.series_ref()).collect();
+        drop(states);
+        series.sort_unstable();
         slots.give_back(before, forgotten);
         self.catalog.store(catalog);
-        self.metrics.series.set(count as f64);
-        self.metrics.series_removed.add(forgotten_count);
-        forgotten_count
+        Dropped { chunks: 0, series, last_segment }
     }
 }
 

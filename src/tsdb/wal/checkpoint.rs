@@ -168,14 +168,14 @@ impl SyncHandle {
     }
 
     /// Segments that are not written to any more and that no checkpoint stands for.
-    fn closed_segments(&self) -> Result<Option<RangeInclusive<SegmentIndex>>, CheckpointError> {
+    pub fn closed_segments(&self) -> Result<Option<RangeInclusive<SegmentIndex>>, CheckpointError> {
         let current = self.current_segment();
         let log = LogDir::list(self.disk(), self.dir()).map_err(ReadError::io(self.dir()))?;
         let is_closed = |segment: SegmentIndex| segment < current && !log.is_covered(segment);
         let mut closed =
             log.segments.iter().map(|(segment, _)| *segment).filter(|one| is_closed(*one));
         let first = closed.next();
-        Ok(first.map(|first| first..=closed.last().unwrap_or(first)))
+        Ok(first.map(|first| first..=closed.next_back().unwrap_or(first)))
     }
 
     fn checkpoint_in_turn(

@@ -35,7 +35,8 @@ fn series_without_samples_are_forgotten_everywhere() {
     let test = TestDb::new(DbOptions::default());
     append(&test, 0..1000, OLD);
     append(&test, (0..1000).filter(|i| i % 3 == 0), NEW);
-    assert_eq!(forget_before(&test, NEW), Dropped { chunks: 1000 - 334, series: 1000 - 334 });
+    let dropped = forget_before(&test, NEW);
+    assert_eq!((dropped.chunks, dropped.series.len()), (1000 - 334, 1000 - 334));
     assert_eq!(test.db.series_count(), 334);
     assert_eq!(test.db.time_range(), Some((NEW, NEW)));
     let mut kept: Vec<_> = (0..1000).step_by(3).map(|i| i.to_string()).collect();
@@ -62,7 +63,7 @@ fn series_without_samples_are_forgotten_everywhere() {
 fn an_empty_head_has_no_times_and_begins_again() {
     let test = TestDb::new(DbOptions::default());
     append(&test, 0..10, OLD);
-    assert_eq!(forget_before(&test, NEW).series, 10);
+    assert_eq!(forget_before(&test, NEW).series.len(), 10);
     assert_eq!((test.db.time_range(), test.db.series_count()), (None, 0));
     append(&test, 5..7, NEW);
     assert_eq!(test.db.time_range(), Some((NEW, NEW)));
@@ -75,7 +76,7 @@ fn slots_are_used_again_and_refs_are_not() {
     for round in 0..5 {
         let t = OLD + round * 1000;
         append(&test, (0..100).map(|i| i + 1000 * round as usize), t);
-        assert_eq!(forget_before(&test, t + 1).series, 100);
+        assert_eq!(forget_before(&test, t + 1).series.len(), 100);
     }
     let head = &test.db.head;
     let log = head.log.lock();
@@ -98,7 +99,7 @@ fn a_batch_from_before_finds_its_series_whatever_has_become_of_them() {
     }
     assert_eq!(batch.new_series.len(), 1);
     append(&test, (0..200).step_by(2), NEW - 1);
-    assert_eq!(forget_before(&test, NEW - 1).series, 100);
+    assert_eq!(forget_before(&test, NEW - 1).series.len(), 100);
     // Others come, and must not get slots that the batch means something else by; of the forgotten
     // ones some have come back.
     append(&test, 300..500, NEW);
@@ -131,7 +132,7 @@ fn a_reader_from_before_sees_no_other_series_in_a_slot() {
     append(&test, 0..100, OLD);
     let querier = test.db.querier(i64::MIN, i64::MAX);
     let selected = querier.select(&[]).unwrap();
-    assert_eq!(forget_before(&test, NEW).series, 100);
+    assert_eq!(forget_before(&test, NEW).series.len(), 100);
     append(&test, 100..400, NEW);
     for series in &selected {
         let mut chunks = Vec::new();
@@ -140,7 +141,7 @@ fn a_reader_from_before_sees_no_other_series_in_a_slot() {
     }
     assert_eq!(test.db.head.log.lock().slots.used(), 400);
     drop((querier, selected));
-    assert_eq!(test.db.head.drop_before(NEW).series, 0);
+    assert_eq!(test.db.head.drop_before(NEW).series.len(), 0);
     append(&test, 400..450, NEW);
     assert_eq!(test.db.head.log.lock().slots.used(), 400);
     assert_eq!(test.db.series_count(), 350);
@@ -173,7 +174,7 @@ fn nothing_is_lost_while_series_are_forgotten() {
                 unreachable!()
             })
         });
-        let forgotten = forget_before(test, NEW).series;
+        let forgotten = forget_before(test, NEW).series.len();
         for _ in 0..20 {
             test.db.head.drop_before(NEW);
         }
@@ -219,9 +220,8 @@ fn series_of_a_request_that_could_not_be_written_do_not_stay() {
     let refused = batch(10..1000);
     assert!(db.append(&refused).is_err());
     assert_eq!(db.series_count(), 1000);
-    assert_eq!(db.head.forget_refused(), 990);
+    db.head.forget_refused();
     assert_eq!(db.series_count(), 10);
-    assert_eq!(db.head.forget_refused(), 0);
     // The same request, and one that was looked up in between.
     disk.limit_bytes(None);
     assert_eq!(db.append(&refused).unwrap().stored, 990);

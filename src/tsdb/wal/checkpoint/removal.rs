@@ -79,10 +79,10 @@ fn remove_checkpoints(
         let nameless = dir.join(format!("{CHECKPOINT_PREFIX}{number}{UNFINISHED_SUFFIX}"));
         remove_dir(disk, &nameless)?;
         disk.rename(&path, &nameless).map_err(WriteError::io(&path))?;
-        disk.sync_dir(dir).map_err(WriteError::io(dir))?;
-        remove_dir(disk, &nameless)?;
         report.checkpoints_removed += 1;
         report.bytes_removed += files.iter().map(|file| file.len).sum::<u64>();
+        disk.sync_dir(dir).map_err(WriteError::io(dir))?;
+        remove_dir(disk, &nameless)?;
     }
     Ok(())
 }

@@ -13,17 +13,23 @@ use crate::tsdb::wal::{Compression, WalOptions, segment_path};
 /// Buffers larger than this are given back behind a record.
 const BUFFER_BYTES_KEPT: usize = 1024 * 1024;
 
-/// Appends records to segments in a directory of their own, in the format of the log. A file is on the
-/// medium before anything is written to the next one.
+/// Appends records to a checkpoint, compressed as the log's are.
 pub(super) struct CheckpointWriter<'d> {
+    compression: Compression,
+    packer: Packer,
+    segments: Segments<'d>,
+}
+
+/// Segments in a directory of their own, in the format of the log. A file is on the medium before
+/// anything is written to the next one.
+struct Segments<'d> {
     disk: &'d dyn Disk,
     dir: PathBuf,
-    options: WalOptions,
+    segment_bytes: u64,
     segment: SegmentIndex,
     file: FileWriter,
     framer: Framer,
     framed: Vec<u8>,
-    packer: Packer,
     /// Of the files before this one.
     bytes: u64,
 }
@@ -35,28 +41,28 @@ impl<'d> CheckpointWriter<'d> {
         dir: &Path,
         options: WalOptions,
     ) -> Result<CheckpointWriter<'d>, WriteError> {
+        let WalOptions { compression, segment_bytes, .. } = options;
         let segment = SegmentIndex(0);
-        Ok(CheckpointWriter {
+        let segments = Segments {
             disk,
             dir: dir.to_owned(),
-            options,
+            segment_bytes,
             segment,
             file: FileWriter::create(disk, &segment_path(dir, segment))?,
-            framer: Framer::new(options.segment_bytes, 0),
+            framer: Framer::new(segment_bytes, 0),
             framed: Vec::new(),
-            packer: Packer::default(),
             bytes: 0,
-        })
+        };
+        Ok(CheckpointWriter { compression, packer: Packer::default(), segments })
     }
 
-    /// Compresses a record as the log does, and appends it.
+    /// Compresses a record and appends it.
     pub(super) fn push(&mut self, record: &[u8]) -> Result<(), CheckpointError> {
-        let mut packer = std::mem::take(&mut self.packer);
-        let packed = packer.pack(self.options.compression, record).map_err(CheckpointError::Pack);
-        let pushed = packed.and_then(|(compression, bytes)| self.push_stored(bytes, compression));
-        packer.give_back(BUFFER_BYTES_KEPT);
-        self.packer = packer;
-        pushed
+        let packed = self.packer.pack(self.compression, record).map_err(CheckpointError::Pack);
+        let (compression, stored) = packed?;
+        self.segments.push(stored, compression)?;
+        self.packer.give_back(BUFFER_BYTES_KEPT);
+        Ok(())
     }
 
     /// Appends a record as it is stored elsewhere.
@@ -64,21 +70,31 @@ impl<'d> CheckpointWriter<'d> {
         &mut self,
         stored: &[u8],
         compression: Compression,
-    ) -> Result<(), CheckpointError> {
+    ) -> Result<(), WriteError> {
+        self.segments.push(stored, compression)
+    }
+
+    /// Brings the rest to the medium; the bytes of all files.
+    pub(super) fn finish(self) -> Result<u64, WriteError> {
+        self.segments.finish()
+    }
+}
+
+impl Segments<'_> {
+    fn push(&mut self, stored: &[u8], compression: Compression) -> Result<(), WriteError> {
         if !self.framer.fits(stored.len()) && self.framer.offset() > 0 {
             self.begin_next()?;
         }
-        let flags = flags_of(compression);
+        let (flags, counts) = (flags_of(compression), &mut FrameCounts::default());
         self.framed.clear();
-        self.framer.push_record(&mut self.framed, stored, flags, &mut FrameCounts::default());
+        self.framer.push_record(&mut self.framed, stored, flags, counts);
         self.file.write(&self.framed)?;
         self.framed.clear();
         self.framed.shrink_to(BUFFER_BYTES_KEPT);
         Ok(())
     }
 
-    /// Brings the rest to the medium; the bytes of all files.
-    pub(super) fn finish(mut self) -> Result<u64, WriteError> {
+    fn finish(mut self) -> Result<u64, WriteError> {
         self.pad()?;
         Ok(self.bytes + self.file.finish()?)
     }
@@ -88,7 +104,7 @@ impl<'d> CheckpointWriter<'d> {
         self.segment = self.segment.next();
         let next = FileWriter::create(self.disk, &segment_path(&self.dir, self.segment))?;
         self.bytes += std::mem::replace(&mut self.file, next).finish()?;
-        self.framer = Framer::new(self.options.segment_bytes, 0);
+        self.framer = Framer::new(self.segment_bytes, 0);
         Ok(())
     }
 
