@@ -20,10 +20,10 @@
 //! An error up to step 3 leaves all as it was, one in step 4 files that the next checkpoint removes;
 //! nothing is removed before the name was synced without an error.
 //!
-//! **Damage** in what is read costs the records that it hits, as at an opening of the log: they are not
-//! in the checkpoint. Each place is told and counted as there, and stands in the report; and the file is
-//! not removed but renamed as a repair would rename it, so that nothing is gone that was there. The
-//! head still has what these records said until the process ends.
+//! **Damage** in what is read costs the records that it hits, as at an opening of the log: they are
+//! not in the checkpoint. Each place is told and counted as there, and stands in the report; and the
+//! file is not removed but renamed as a repair would rename it, so that nothing is gone that was there.
+//! The head still has what these records said until the process ends.
 
 mod removal;
 mod sieve;
@@ -123,8 +123,8 @@ pub struct CheckpointReport {
     pub unknown_records: u64,
     /// Bytes of the checkpoint's files.
     pub bytes: u64,
-    /// Places that could not be read, the first [`DAMAGE_LISTED_MAX`] of them. What stood there is not in
-    /// the checkpoint.
+    /// Places that could not be read, the first [`DAMAGE_LISTED_MAX`] of them. What stood there is
+    /// not in the checkpoint.
     pub damage: Vec<(PathBuf, Damage)>,
     pub damage_count: u64,
     /// New names of files and directories in which there is damage.
@@ -282,8 +282,8 @@ enum Origin {
     Segment(SegmentIndex),
 }
 
-/// The files of the newest checkpoint and the segments behind it up to `last`, in their order; nothing if
-/// there are none of the latter.
+/// The files of the newest checkpoint and the segments behind it up to `last`, in their order; none
+/// if there are no such segments.
 fn sources(
     disk: &dyn Disk,
     dir: &Path,
