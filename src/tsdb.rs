@@ -205,12 +205,17 @@ impl Db {
         };
         let wal = Wal::open(disk, &wal_dir, wal_options, wal_metrics)
             .map_err(|source| OpenError::Log { dir: wal_dir, source })?;
-        let sync = wal.sync_handle();
+        let (sync, wal_end) = (wal.sync_handle(), wal.end());
         let metrics = HeadMetrics::new(&registry, tenant);
         metrics.replay_seconds.set(started.elapsed().as_secs_f64());
         let log_side = LogSide::new(wal, report.next_ref.max(highest_ref + 1));
         let retention = options.retention;
-        let cutting = Mutex::new(Cutting::new(&options, &registry, tenant, blocks.len()));
+        let mut cutting = Cutting::new(&options, &registry, tenant, blocks.len());
+        cutting.heed(&report, contents.max_time, wal_end.segment);
+        if out_of_order_log_bytes > 0 {
+            cutting.keep_log();
+        }
+        let cutting = Mutex::new(cutting);
         let head = Head::new(options, clock, metrics, floor, contents, log_side);
         let db = Db {
             dir: dir.to_owned(),

@@ -28,8 +28,9 @@ pub(super) struct CutTurns(Mutex<Turns>);
 
 struct Turns {
     next: Instant,
-    /// The rings have changed, and most series are written elsewhere from now on.
-    has_moved: bool,
+    /// The rings have changed, and most series are written elsewhere from now on: what is settled is
+    /// cut, from this time on.
+    moved: Option<Instant>,
     /// Turns that failed since the last good one.
     failed: u32,
 }
@@ -40,19 +41,20 @@ impl CutTurns {
     pub(super) fn new(range: Duration) -> CutTurns {
         let share = f64::from(getrandom::u32().unwrap_or(0)) / f64::from(u32::MAX);
         let next = Instant::now() + (range / 10).mul_f64(share);
-        CutTurns(Mutex::new(Turns { next, has_moved: false, failed: 0 }))
+        CutTurns(Mutex::new(Turns { next, moved: None, failed: 0 }))
     }
 
     fn has_come(&self) -> bool {
         self.0.lock().next <= Instant::now()
     }
 
-    fn moves(&self) {
-        self.0.lock().has_moved = true;
+    fn moves(&self, wait: Duration) {
+        self.0.lock().moved = Some(Instant::now() + wait);
     }
 
     fn take_move(&self) -> bool {
-        std::mem::take(&mut self.0.lock().has_moved)
+        let now = Instant::now();
+        self.0.lock().moved.take_if(|from| *from <= now).is_some()
     }
 
     fn end(&self, range: Duration, is_good: bool) {
@@ -69,34 +71,37 @@ impl CutTurns {
 impl MultiTsdb {
     /// Cuts what is due, lets heads drop what was cut, and deletes what is kept no longer.
     pub(super) fn cut_heads(&self) {
-        let range = self.cut_range();
         let tenants = self.tenants();
         if self.has_moved_by_hashmod() {
-            tenants.iter().for_each(|tenant| tenant.cuts.moves());
+            tenants.iter().for_each(|tenant| tenant.cuts.moves(Duration::ZERO));
         }
         for tenant in tenants {
             if self.background.is_asked() {
                 return;
             }
-            if tenant.cuts.take_move() {
-                let cut = self.background.clone().run(|| tenant.db.cut_settled());
-                if cut.is_err() {
-                    tenant.cuts.moves();
-                }
-                tell(&tenant, cut);
+            self.background.clone().run(|| self.see_to(&tenant));
+        }
+    }
+
+    fn see_to(&self, tenant: &Tenant) {
+        let range = self.cut_range();
+        if tenant.cuts.take_move() {
+            let cut = tenant.db.cut_settled();
+            if cut.is_err() {
+                tenant.cuts.moves(RETRY);
             }
-            if tenant.cuts.has_come() {
-                let cut = self.background.clone().run(|| tenant.db.cut_due());
-                tenant.cuts.end(range, cut.is_ok());
-                tell(&tenant, cut);
-            } else {
-                // A reader may have kept the head from it before.
-                tenant.db.drop_cut();
-            }
-            if let Err(err) = tenant.db.drop_expired(self.may_go(&tenant.id)) {
-                let (tenant, err) = (&tenant.id, chain(&err));
-                tracing::error!(%tenant, err, "an old block cannot be deleted");
-            }
+            tell(tenant, cut);
+        }
+        if tenant.cuts.has_come() {
+            let cut = tenant.db.cut_due();
+            tenant.cuts.end(range, cut.is_ok());
+            tell(tenant, cut);
+        }
+        // A reader may have kept the head from it before.
+        tenant.db.drop_cut();
+        if let Err(err) = tenant.db.drop_expired(self.may_go(&tenant.id)) {
+            let (tenant, err) = (&tenant.id, chain(&err));
+            tracing::error!(%tenant, err, "an old block cannot be deleted");
         }
     }
 

@@ -12,10 +12,15 @@
 //! with a floor below which the log is not replayed.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use crate::error::chain;
 use crate::metrics::{Counter, Gauge, Registry};
+use crate::model::stop;
 use crate::model::{HeadSeriesRef, Timestamp};
 use crate::tsdb::Db;
 use crate::tsdb::block::Block;
@@ -25,8 +30,10 @@ use crate::tsdb::block::ulid::Ulid;
 use crate::tsdb::block::writer::BlockWriter;
 use crate::tsdb::blocks::View;
 use crate::tsdb::error::{ReadError, WriteError};
+use crate::tsdb::head::catalog::Catalog;
 use crate::tsdb::head::cut::Span;
 use crate::tsdb::head::gc::Dropped;
+use crate::tsdb::head::replay::ReplayReport;
 use crate::tsdb::options::DbOptions;
 use crate::tsdb::wal::{CheckpointError, Retained, SegmentIndex, Share, WalError};
 
@@ -52,11 +59,27 @@ pub struct Cutting {
     to_drop: Option<Timestamp>,
     /// The log has to lose what is before this time.
     to_truncate: Option<Timestamp>,
-    /// Series that the head has forgotten and of which the log has samples up to a segment: their
-    /// records stay as long as these.
-    forgotten: BTreeMap<HeadSeriesRef, SegmentIndex>,
+    /// Refs that are no series' of the head, and of which the log has samples: their records stay as
+    /// long as these.
+    forgotten: BTreeMap<HeadSeriesRef, InLog>,
+    /// What forgotten series were called in, until nobody else holds it.
+    older_catalogs: Vec<Arc<Catalog>>,
+    /// When series that were made in vain were looked for last.
+    looked_for_refused: Option<Instant>,
+    /// The log has what no block takes: it stays as it is.
+    keeps_log: bool,
     metrics: CutMetrics,
 }
+
+/// Where the samples of a ref are in the log, and how late, at most.
+#[derive(Clone, Copy)]
+struct InLog {
+    last_segment: SegmentIndex,
+    newest: Timestamp,
+}
+
+/// Series that were made in vain are not looked for more often: a disk may be full for long.
+const REFUSED_EVERY: Duration = Duration::from_secs(60);
 
 struct CutMetrics {
     triggered: Counter,
@@ -104,8 +127,28 @@ impl Cutting {
             to_drop: None,
             to_truncate: None,
             forgotten: BTreeMap::new(),
+            older_catalogs: Vec::new(),
+            looked_for_refused: None,
+            keeps_log: false,
             metrics,
         }
+    }
+
+    /// Heeds what a replay found. The log goes on with a new segment.
+    pub(super) fn heed(&mut self, replay: &ReplayReport, newest: Timestamp, segment: SegmentIndex) {
+        let in_log = InLog { last_segment: segment, newest };
+        self.forgotten = replay.further_refs.iter().map(|series| (*series, in_log)).collect();
+        self.keeps_log |= replay.histograms_left > 0;
+    }
+
+    /// There is a log of out-of-order samples, whose series are named in the log alone.
+    pub(super) fn keep_log(&mut self) {
+        self.keeps_log = true;
+    }
+
+    pub(super) fn note_older(&mut self, view: &Arc<View>, now: &View) {
+        self.older_views.push(Arc::downgrade(view));
+        self.metrics.blocks_loaded.set(now.blocks.len() as f64);
     }
 }
 
@@ -115,6 +158,11 @@ impl Db {
     /// How many blocks were made. Blocks on the disk, and may take long.
     pub fn cut_due(&self) -> Result<usize, CutError> {
         let mut cutting = self.cutting.lock();
+        // What is cut already and still there would be looked through once more.
+        self.drop_cut_of(&mut cutting);
+        if cutting.to_drop.is_some() {
+            return Ok(0);
+        }
         let patience = cutting.range.saturating_mul(3) / 2;
         let is_old = |oldest| self.env.clock.now().saturating_sub(oldest) > patience;
         if !self.head.time_range().is_some_and(|(oldest, _)| oldest >= 0 && is_old(oldest)) {
@@ -130,6 +178,9 @@ impl Db {
                 break;
             }
             made += usize::from(self.cut(&mut cutting, Span { start: oldest, end })?);
+            if cutting.to_drop.is_some() {
+                break;
+            }
         }
         Ok(made)
     }
@@ -144,7 +195,12 @@ impl Db {
             if end <= oldest {
                 break;
             }
-            made += usize::from(self.cut(&mut cutting, Span { start: oldest, end })?);
+            let has_block = self.cut(&mut cutting, Span { start: oldest, end })?;
+            made += usize::from(has_block);
+            // What the head has not dropped yet hides where its next sample is.
+            if !has_block && cutting.to_drop.is_some() {
+                break;
+            }
         }
         Ok(made)
     }
@@ -154,6 +210,10 @@ impl Db {
     pub fn cut_settled(&self) -> Result<usize, CutError> {
         let mut cutting = self.cutting.lock();
         let mut made = 0;
+        self.drop_cut_of(&mut cutting);
+        if cutting.to_drop.is_some() {
+            return Ok(0);
+        }
         let settled = self.head.oldest_taken().unwrap_or(Timestamp::MIN);
         while let Some((oldest, _)) = self.head_span() {
             let end = range_end(oldest, cutting.range).min(settled);
@@ -161,6 +221,9 @@ impl Db {
                 break;
             }
             made += usize::from(self.cut(&mut cutting, Span { start: oldest, end })?);
+            if cutting.to_drop.is_some() {
+                break;
+            }
         }
         Ok(made)
     }
@@ -174,9 +237,12 @@ impl Db {
 
     /// Whether a block was made: of no samples there is none.
     fn cut(&self, cutting: &mut Cutting, span: Span) -> Result<bool, CutError> {
+        if stop::is_asked() {
+            return Err(CutError::Interrupted);
+        }
+        let ulid = self.new_ulid()?;
         let before = self.head.floor();
         self.head.raise_floor(span.end);
-        let ulid = self.new_ulid()?;
         match self.write_block(ulid, span) {
             Ok(block) => {
                 cutting.metrics.done.inc();
@@ -186,7 +252,9 @@ impl Db {
                 Ok(has_block)
             }
             Err(err) => {
-                cutting.metrics.failed.inc();
+                if !matches!(err, CutError::Interrupted) {
+                    cutting.metrics.failed.inc();
+                }
                 if self.withdraw(ulid) {
                     self.head.lower_floor(before);
                 }
@@ -250,9 +318,8 @@ impl Db {
             None => View { blocks: before.blocks.clone(), floor: before.floor },
         };
         view.floor = view.floor.max(floor);
-        cutting.metrics.blocks_loaded.set(view.blocks.len() as f64);
+        cutting.note_older(&before, &view);
         self.view.store(Arc::new(view));
-        cutting.older_views.push(Arc::downgrade(&before));
         cutting.to_drop = Some(floor);
     }
 
@@ -260,8 +327,12 @@ impl Db {
     /// nothing left to drop. Does not wait. Also forgets series that were made in vain.
     pub fn drop_cut(&self) -> bool {
         let mut cutting = self.cutting.lock();
-        let dropped = self.head.forget_refused();
-        cutting.note_forgotten(dropped);
+        cutting.older_catalogs.retain(|catalog| Arc::strong_count(catalog) > 1);
+        if cutting.looked_for_refused.is_none_or(|at| at.elapsed() >= REFUSED_EVERY) {
+            cutting.looked_for_refused = Some(Instant::now());
+            let dropped = self.head.forget_refused();
+            cutting.note_forgotten(dropped);
+        }
         self.drop_cut_of(&mut cutting)
     }
 
@@ -276,12 +347,15 @@ impl Db {
             cutting.note_forgotten(dropped);
             cutting.to_truncate = Some(mint);
         }
-        if let Some(mint) = cutting.to_truncate.take()
-            && let Err(err) = self.truncate_log(cutting, mint)
-        {
-            // With the next cut it is tried again; until then the log is longer than it need be.
-            let (dir, err) = (self.dir.display(), chain(&err));
-            tracing::error!(%dir, err, "the log cannot be truncated");
+        if let Some(mint) = cutting.to_truncate.take() {
+            match self.truncate_log(cutting, mint) {
+                // With the next cut it is tried again; until then the log is longer than it need be.
+                Ok(()) | Err(TruncateError::Checkpoint(CheckpointError::Stopped)) => {}
+                Err(err) => {
+                    let (dir, err) = (self.dir.display(), chain(&err));
+                    tracing::error!(%dir, err, "the log cannot be truncated");
+                }
+            }
         }
         true
     }
@@ -289,22 +363,53 @@ impl Db {
     /// Puts a checkpoint in the place of what the log has below `mint`, as Prometheus does; of all of
     /// it when the head has nothing.
     fn truncate_log(&self, cutting: &mut Cutting, mint: Timestamp) -> Result<(), TruncateError> {
-        let refs = self.head.cut_log()?;
+        if cutting.keeps_log {
+            return Ok(());
+        }
+        let (begun, refs) = self.head.cut_log()?;
         let share = match self.head.time_range() {
             None => Share::All,
             Some(_) => Share::TwoThirds,
         };
-        let closed = self.sync.closed_segments()?;
+        // Segments that were filled since may name series that are not among the refs.
+        let before_begun = SegmentIndex(begun.0.saturating_sub(1));
+        let closed = self.sync.closed_segments()?.map(|closed| {
+            let (first, last) = closed.into_inner();
+            first..=last.min(before_begun)
+        });
         let Some(last) = closed.and_then(|closed| share.last_of(closed)) else { return Ok(()) };
+        self.remove_snapshots()?;
+        let may_have_samples = |in_log: &InLog| in_log.last_segment > last || in_log.newest >= mint;
         let forgotten = &mut cutting.forgotten;
-        forgotten.retain(|_, segment| *segment > last);
         let is_kept = |series: HeadSeriesRef| {
-            refs.binary_search(&series).is_ok() || forgotten.contains_key(&series)
+            refs.binary_search(&series).is_ok()
+                || forgotten.get(&series).is_some_and(may_have_samples)
         };
         self.sync.checkpoint(last, &Retained { mint, keeps: &is_kept })?;
+        forgotten.retain(|_, in_log| may_have_samples(in_log));
+        Ok(())
+    }
+
+    /// Removes a Prometheus' snapshots of its head, which say from where on the log is to be read.
+    fn remove_snapshots(&self) -> Result<(), TruncateError> {
+        let disk = &*self.env.disk;
+        let entries = disk.list(&self.dir).map_err(ReadError::io(&self.dir))?;
+        let is_snapshot = |name: &OsStr| name.to_string_lossy().starts_with(SNAPSHOT_PREFIX);
+        let mut snapshots = entries.iter().filter(|entry| is_snapshot(&entry.name)).peekable();
+        if snapshots.peek().is_none() {
+            return Ok(());
+        }
+        for snapshot in snapshots {
+            let path = self.dir.join(&snapshot.name);
+            disk.remove_dir_all(&path).map_err(WriteError::io(&path))?;
+        }
+        disk.sync_dir(&self.dir).map_err(WriteError::io(&self.dir))?;
         Ok(())
     }
 }
+
+/// What the names of a Prometheus' snapshots of its head begin with.
+const SNAPSHOT_PREFIX: &str = "chunk_snapshot.";
 
 /// Why the log is as long as it was.
 #[derive(Debug, thiserror::Error)]
@@ -313,12 +418,19 @@ enum TruncateError {
     Cut(#[from] WalError),
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error(transparent)]
+    Write(#[from] WriteError),
 }
 
 impl Cutting {
     fn note_forgotten(&mut self, dropped: Dropped) {
-        let Dropped { series, last_segment, .. } = dropped;
-        self.forgotten.extend(series.into_iter().map(|series| (series, last_segment)));
+        let Dropped { series, last_segment, catalog, .. } = dropped;
+        // What they have in the log is in blocks.
+        let in_log = InLog { last_segment, newest: Timestamp::MIN };
+        self.forgotten.extend(series.into_iter().map(|series| (series, in_log)));
+        self.older_catalogs.extend(catalog);
     }
 }
 

@@ -15,6 +15,7 @@ use crate::tsdb::block::Block;
 use crate::tsdb::block::removal::take_name;
 use crate::tsdb::block::ulid::Ulid;
 use crate::tsdb::blocks::{View, effective_end};
+use crate::tsdb::cut::Cutting;
 use crate::tsdb::error::WriteError;
 use crate::tsdb::{Db, bytes_in};
 
@@ -102,13 +103,13 @@ impl Db {
     /// Deletes the blocks that are kept no longer, of those that `may_go`. How many went. Blocks on
     /// the disk.
     pub fn drop_expired(&self, may_go: impl Fn(Ulid) -> bool) -> Result<usize, WriteError> {
-        let cutting = self.cutting.lock();
+        let mut cutting = self.cutting.lock();
         let view = self.view.load_full();
         let judged: Vec<_> = view.blocks.iter().map(judged).collect();
         let log_bytes = || bytes_in(&*self.env.disk, &self.dir.join("wal"));
         let head_bytes = if self.retention.bytes_max.is_some() { log_bytes() } else { 0 };
         let Expired { by_age, by_size } = self.retention.judge(&judged, head_bytes);
-        let mut gone = 0;
+        let (mut gone, mut failed) = (0, None);
         for (expired, counter) in
             [(by_age, &self.retention_metrics.by_age), (by_size, &self.retention_metrics.by_size)]
         {
@@ -122,28 +123,36 @@ impl Db {
             }
             counter.inc();
             // What they shut out stays out without them.
-            write_floor(&*self.env.disk, &self.dir, self.head.floor())?;
+            write_floor(&*self.env.disk, &self.dir, view.floor)?;
             for block in going {
-                self.delete(&block)?;
-                gone += 1;
+                match self.delete(&mut cutting, &block) {
+                    Ok(()) => gone += 1,
+                    Err(err) => failed = Some(err),
+                }
             }
         }
-        drop(cutting);
-        Ok(gone)
+        failed.map_or(Ok(gone), Err)
     }
 
     /// Readers that have it open read on.
-    fn delete(&self, block: &Arc<Block>) -> Result<(), WriteError> {
+    fn delete(&self, cutting: &mut Cutting, block: &Arc<Block>) -> Result<(), WriteError> {
         let disk = &*self.env.disk;
-        let nameless = take_name(disk, block.dir())?;
-        self.view.rcu(|view| View {
-            blocks: view.blocks.iter().filter(|one| !Arc::ptr_eq(one, block)).cloned().collect(),
-            floor: view.floor,
-        });
+        let nameless = match take_name(disk, block.dir()) {
+            Ok(nameless) => Some(nameless),
+            // Somebody was quicker.
+            Err(WriteError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => None,
+            Err(err) => return Err(err),
+        };
+        let before = self.view.load_full();
+        let others = before.blocks.iter().filter(|one| !Arc::ptr_eq(one, block));
+        let view = View { blocks: others.cloned().collect(), floor: before.floor };
+        // Its readers look for things in the head as well.
+        cutting.note_older(&before, &view);
+        self.view.store(Arc::new(view));
         let meta = block.meta();
         let (ulid, min_time, max_time) = (meta.ulid, meta.min_time, meta.max_time);
         tracing::info!(block = %ulid, min_time, max_time, "deleted a block that is kept no longer");
-        nameless.remove(disk)
+        nameless.map_or(Ok(()), |nameless| nameless.remove(disk))
     }
 }
 

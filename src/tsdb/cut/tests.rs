@@ -9,6 +9,7 @@ use crate::disk::{Disk, SystemDisk};
 use crate::tsdb::env::Env;
 use crate::tsdb::head::batch::Batch;
 use crate::tsdb::head::tests::{Series, dump, push};
+use crate::tsdb::retention::Retention;
 
 const MINUTE: i64 = 60_000;
 pub(crate) const HOUR: i64 = 60 * MINUTE;
@@ -336,4 +337,130 @@ fn series_come_in_order_whatever_their_labels() {
         assert_eq!(life.blocks()[0].2, count as u64);
         assert_eq!(dump(life.db()), before);
     });
+}
+
+#[test]
+fn returned_series_outlives_two_restarts() {
+    in_temp(|mut life| {
+        life.write(0..300, 60);
+        life.write(10..300, 122);
+        assert_eq!(life.db().cut_due().unwrap(), 1);
+        assert_eq!(life.db().series_count(), 290);
+        life.write(0..300, 78);
+        life.open();
+        life.write(0..300, 45);
+        assert_eq!(life.db().cut_due().unwrap(), 1);
+        let before = dump(life.db());
+        life.open();
+        let after = dump(life.db());
+        assert_eq!(sample_count(&after), sample_count(&before));
+    });
+}
+
+#[test]
+fn a_reader_from_before_a_deletion_reads_on_behind_a_cut() {
+    in_temp(|mut life| {
+        life.options.retention = Retention { age_max: Some(5 * HOUR), bytes_max: None };
+        life.open();
+        life.write(0..3, 12 * 60);
+        assert_eq!(life.db().cut_due().unwrap(), 5);
+        let all = sample_count(&dump(life.db()));
+        let begun = life.clock.now();
+        let querier = life.db().querier(i64::MIN, i64::MAX);
+        let selected = querier.select(&[]).unwrap();
+        assert_eq!(life.db().drop_expired(|_| true).unwrap(), 2);
+        life.write(0..3, 130);
+        assert_eq!(life.db().cut_due().unwrap(), 1);
+        let mut chunks = Vec::new();
+        selected.iter().for_each(|series| querier.chunks(series, &mut chunks).unwrap());
+        let samples = chunks
+            .iter()
+            .flat_map(|chunk| crate::tsdb::chunkenc::xor::XorIterator::new(&chunk.bytes))
+            .filter(|sample| sample.as_ref().unwrap().0 <= begun)
+            .count();
+        assert!(samples >= all, "{samples} of {all}");
+    });
+}
+
+#[test]
+fn a_second_cut_while_a_reader_holds_the_head_takes_no_sample_twice() {
+    in_temp(|life| {
+        life.write(0..3, 150);
+        let querier = life.db().querier(i64::MIN, i64::MAX);
+        assert_eq!(life.db().cut_settled().unwrap(), 1);
+        life.clock.set(life.clock.now() + 1);
+        life.db().flush().unwrap();
+        let view = life.db().view.load_full();
+        let in_blocks: u64 = view.blocks.iter().map(|block| block.meta().stats.num_samples).sum();
+        assert_eq!(in_blocks, 450, "{:?}", life.blocks());
+        drop(querier);
+    });
+}
+
+#[test]
+fn a_floor_is_recorded_only_of_what_blocks_have() {
+    let mut lost = Vec::new();
+    for operation in 0..60 {
+        for gap in 1..5 {
+            let disk = FaultyDisk::new();
+            let mut life = Life::begin(Arc::new(disk.clone()), std::path::Path::new("/db/t"));
+            life.options.retention = Retention { age_max: None, bytes_max: Some(1) };
+            life.open();
+            life.write(0..2, 182);
+            assert_eq!(life.db().cut_due().unwrap(), 1);
+            life.write(0..2, 120);
+            disk.fail_operation(operation, std::io::ErrorKind::Other, 0);
+            disk.fail_operation(operation + gap, std::io::ErrorKind::Other, 0);
+            let is_cut = life.db().cut_due().is_ok();
+            if is_cut || life.db().drop_expired(|_| true).is_err() {
+                continue;
+            }
+            let before = dump(life.db());
+            let again = restarted(&life, disk.after_kill());
+            if dump(again.db()) != before {
+                lost.push((operation, gap, sample_count(&before), sample_count(&dump(again.db()))));
+            }
+        }
+    }
+    assert!(lost.is_empty(), "{lost:?}");
+}
+
+#[test]
+fn a_block_that_somebody_removed_keeps_no_other() {
+    in_temp(|mut life| {
+        life.options.retention = Retention { age_max: Some(5 * HOUR), bytes_max: None };
+        life.open();
+        life.write(0..3, 12 * 60);
+        assert_eq!(life.db().cut_due().unwrap(), 5);
+        let dir = life.db().view.load().blocks[0].dir().to_owned();
+        std::fs::remove_dir_all(dir).unwrap();
+        let gone: Vec<_> = (0..3)
+            .map(|_| life.db().drop_expired(|_| true).map_err(|err| crate::error::chain(&err)))
+            .collect();
+        assert!(gone.iter().any(Result::is_ok), "{gone:?}");
+    });
+}
+
+#[test]
+fn a_gap_is_not_walked_while_a_reader_holds_the_head() {
+    let disk = FaultyDisk::new();
+    let life = Life::begin(Arc::new(disk.clone()), std::path::Path::new("/db/t"));
+    let mut batch = Batch::default();
+    push(life.db(), &mut batch, &json!([["__name__", "old"]]), START - 400 * HOUR, 1);
+    assert_eq!(life.db().append(&batch).unwrap().stored, 1);
+    life.write(0..2, 5);
+    let querier = life.db().querier(i64::MIN, i64::MAX);
+    let before = disk.operations();
+    let (asker, stop) = crate::model::stop::pair();
+    drop(asker);
+    let first = disk.operations();
+    let cut = stop.run(|| life.db().cut_due());
+    let asked = disk.operations() - first;
+    let cut_again = life.db().cut_due();
+    let operations = disk.operations() - before;
+    assert!(
+        operations < 100,
+        "{operations} ({asked} after being asked to stop: {cut:?}), {cut_again:?}"
+    );
+    drop(querier);
 }

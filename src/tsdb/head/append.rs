@@ -772,9 +772,9 @@ impl Repeats {
 }
 
 impl LogSide {
-    pub(super) fn cut_segment(&mut self) -> Result<(), WalError> {
+    pub(super) fn cut_segment(&mut self) -> Result<LogPosition, WalError> {
         match &mut self.wal {
-            Some(wal) => wal.cut_segment().map(drop),
+            Some(wal) => wal.cut_segment(),
             None => Err(WalError::io(io::Error::other(LOG_CLOSED))),
         }
     }

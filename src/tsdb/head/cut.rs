@@ -8,6 +8,8 @@
 //! bytes a label of the head that is like no other, 24 a series in the block, and what the writer
 //! keeps, which is a byte or two a label of a series.
 
+use std::sync::Arc;
+
 use thin_vec::ThinVec;
 
 use crate::model::Timestamp;
@@ -21,7 +23,6 @@ use crate::tsdb::chunkenc::xor::{XorIterator, XorState};
 use crate::tsdb::error::WriteError;
 use crate::tsdb::head::Head;
 use crate::tsdb::head::catalog::Catalog;
-use crate::tsdb::head::labels::SlotLabels;
 use crate::tsdb::head::series::FullChunk;
 use crate::tsdb::index::LabelSymbols;
 
@@ -63,7 +64,7 @@ impl Head {
         // Later ones have no sample in the span.
         let mut series = self.series_in(&catalog, span);
         let order = LabelOrder::write(&catalog, writer)?;
-        order.sort(&catalog.labels(), &mut series, 0);
+        order.sort(&catalog, &mut series, 0);
         for some in series.chunks(COPIED_TOGETHER) {
             if stop::is_asked() {
                 return Ok(false);
@@ -107,10 +108,9 @@ impl Head {
             }
         }
         for (series, mut chunks) in series.iter().zip(copied) {
-            if let Some(last) = chunks.last_mut()
-                && last.maxt >= span.end
-            {
-                *last = cut_off(last, span.end);
+            trim(&mut chunks, span);
+            if chunks.is_empty() {
+                continue;
             }
             let chunks: Vec<_> = chunks
                 .iter()
@@ -131,12 +131,24 @@ impl Head {
     }
 }
 
-/// The part of a chunk before `end`, where it has samples.
-fn cut_off(chunk: &FullChunk, end: Timestamp) -> FullChunk {
-    let (mut xor, mut bytes) = (XorState::default(), ThinVec::new());
-    let kept = XorIterator::new(&chunk.bytes).flatten().take_while(|(t, _)| *t < end);
-    kept.for_each(|(t, v)| xor.append(&mut bytes, t, v));
-    FullChunk { mint: chunk.mint, maxt: xor.t, bytes: xor.snapshot(&bytes) }
+/// Takes from the first and the last chunk what is outside of the span, and those that then have
+/// nothing.
+fn trim(chunks: &mut ThinVec<FullChunk>, span: Span) {
+    for chunk in chunks.iter_mut() {
+        if span.start <= chunk.mint && chunk.maxt < span.end {
+            continue;
+        }
+        let (mut xor, mut bytes) = (XorState::default(), ThinVec::new());
+        let samples = XorIterator::new(&chunk.bytes).flatten();
+        let kept = samples.filter(|(t, _)| (span.start..span.end).contains(t));
+        kept.for_each(|(t, v)| xor.append(&mut bytes, t, v));
+        *chunk = FullChunk {
+            mint: xor.first_time(&bytes),
+            maxt: xor.t,
+            bytes: if xor.count == 0 { Arc::from([]) } else { xor.snapshot(&bytes) },
+        };
+    }
+    chunks.retain(|chunk| !chunk.bytes.is_empty());
 }
 
 impl LabelOrder {
@@ -177,23 +189,26 @@ impl LabelOrder {
     }
 
     /// Sorts series that have their first `skipped` labels in common by the others.
-    fn sort(&self, labels: &SlotLabels, series: &mut [Sorted], skipped: usize) {
+    fn sort(&self, catalog: &Catalog, series: &mut [Sorted], skipped: usize) {
         const LABELS: usize = 4;
-        for series in series.iter_mut() {
-            let pairs = labels.get(series.slot).unwrap_or(&[]);
-            let mut next = pairs.get(skipped..).unwrap_or(&[]).iter();
-            // Where there is no label any more, there is 0: the shorter series comes first.
-            series.places = (0..LABELS).fold(0, |places, _| {
-                let place = next.next().map_or(0, |pair| self.places[pair.index()]);
-                places << u32::BITS | u128::from(place)
-            });
+        for series in series.chunks_mut(SERIES_PER_HOLD) {
+            let labels = catalog.labels();
+            for series in series {
+                let pairs = labels.get(series.slot).unwrap_or(&[]);
+                let mut next = pairs.get(skipped..).unwrap_or(&[]).iter();
+                // Where there is no label any more, there is 0: the shorter series comes first.
+                series.places = (0..LABELS).fold(0, |places, _| {
+                    let place = next.next().map_or(0, |pair| self.places[pair.index()]);
+                    places << u32::BITS | u128::from(place)
+                });
+            }
         }
         series.sort_unstable_by_key(|series| series.places);
         for same in series.chunk_by_mut(|a, b| a.places == b.places) {
             // All labels are compared when the last of four places is empty; two series are never the
             // same.
             if same.len() > 1 && same[0].places as u32 != 0 {
-                self.sort(labels, same, skipped + LABELS);
+                self.sort(catalog, same, skipped + LABELS);
             }
         }
     }

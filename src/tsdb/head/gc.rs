@@ -22,13 +22,15 @@ const LEFT_FOR_THE_END_MAX: usize = 512;
 const ROUNDS_MAX: usize = 8;
 
 /// What [`Head::drop_before`] dropped.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Default)]
 pub struct Dropped {
     pub chunks: u64,
     /// Series that were forgotten and whose record is in the log, rising.
     pub series: Vec<HeadSeriesRef>,
     /// Their samples are in no later segment of the log than this.
     pub last_segment: SegmentIndex,
+    /// What they were called in. To be let go of on a thread that has time, by who holds it last.
+    pub catalog: Option<Arc<Catalog>>,
 }
 
 /// A bit for each slot.
@@ -76,10 +78,10 @@ impl Head {
         if has_refused { self.forget_empty_series() } else { Dropped::default() }
     }
 
-    /// Begins a new segment of the log, and gives the refs, rising, of the series whose records the
-    /// segments before may have to keep.
-    pub fn cut_log(&self) -> Result<Vec<HeadSeriesRef>, WalError> {
-        self.log.lock().cut_segment()?;
+    /// Begins a new segment of the log, and gives its number and the refs, rising, of the series whose
+    /// records the segments before may have to keep.
+    pub fn cut_log(&self) -> Result<(SegmentIndex, Vec<HeadSeriesRef>), WalError> {
+        let begun = self.log.lock().cut_segment()?.segment;
         let catalog = self.catalog();
         let count = self.states.read().len();
         let mut refs = Vec::with_capacity(catalog.series_count());
@@ -90,7 +92,7 @@ impl Head {
             refs.extend(named.map(|slot| states.get(slot).series_ref()));
         }
         refs.sort_unstable();
-        Ok(refs)
+        Ok((begun, refs))
     }
 
     fn drop_samples_before(&self, mint: Timestamp) -> u64 {
@@ -202,7 +204,7 @@ impl Head {
         series.sort_unstable();
         slots.give_back(before, forgotten);
         self.catalog.store(catalog);
-        Dropped { chunks: 0, series, last_segment }
+        Dropped { chunks: 0, series, last_segment, catalog: Some(before.clone()) }
     }
 }
 

@@ -47,6 +47,8 @@ pub struct ReplayReport {
     pub unknown_refs: u64,
     /// Histogram samples that this version leaves in the log.
     pub histograms_left: u64,
+    /// Refs of series beside the one that each is known by; the log may have samples of them.
+    pub further_refs: Vec<HeadSeriesRef>,
 }
 
 enum Step {
@@ -395,6 +397,8 @@ impl Builder<'_> {
     /// Takes deleted samples out, and gives removed series new refs, since samples of the old ones
     /// would be lost at the next replay.
     fn finish(&mut self, max_ref: u64) -> ReplayReport {
+        let further_refs = std::mem::take(&mut self.further_refs).into_values().flatten();
+        self.report.further_refs = further_refs.collect();
         let next_ref = &mut self.report.next_ref;
         *next_ref = (*next_ref).max(max_ref + 1);
         for slot in std::mem::take(&mut self.removed) {
