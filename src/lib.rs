@@ -89,6 +89,15 @@
 //! is replayed. One that cannot be opened is quarantined: its writes are 503, it is tried again, and
 //! the others do not notice. What cannot be read is never answered as absent ([`store::missing`]).
 //!
+//! # From the head into blocks
+//!
+//! `multi_tsdb`'s cutter goes round the tenants on a thread of low priority. [`Db::cut_due`] raises the
+//! head's floor, writes a block of what is below it ([`tsdb::head::cut`]), puts a
+//! [view](tsdb::blocks::View) with that block in the place of the one before, and, when no reader has
+//! an older one, lets the head drop what the block has ([`tsdb::head::gc`]) and the log get a
+//! [checkpoint](tsdb::wal::checkpoint). Series that have nothing left are forgotten by putting another
+//! [catalog](tsdb::head::catalog) in the place of theirs. [`tsdb::retention`] deletes old blocks.
+//!
 //! # Shipping
 //!
 //! On threads of its own [`shipper`] looks through each open tenant's directory every half minute. What
@@ -112,6 +121,8 @@
 //!   its record is written; whoever appends to it next writes it.
 //! - **Refs rise and are never used again**, and stay below [`HeadSeriesRef::LIMIT`]. A slot is an
 //!   index in memory and says nothing to the log.
+//! - **A sample is in the head or in a block**, at every moment, for who reads and for who starts after
+//!   a crash; and a slot means one series for as long as somebody holds the catalog that gave it.
 //! - **Lock order is log, labels, states** within a head ([`tsdb::head`]). No lock is held across an
 //!   await.
 //! - **A request may be dropped at any await**, when its client goes away. A batch whose turn has not
@@ -124,12 +135,13 @@
 //! # Left out
 //!
 //! On purpose: no `unsafe`; no pluggable storage; no query language. For now, and said where it
-//! shows: blocks are read but not cut, so the head grows until it is moved elsewhere; histograms are
-//! refused and exemplars dropped, each counted. The README keeps the whole list.
+//! shows: full chunks stay in memory until they are cut; histograms are refused and exemplars dropped,
+//! each counted. The README keeps the whole list.
 //!
 //! [`AppendLane`]: multi_tsdb::AppendLane
 //! [`Appended`]: tsdb::wal::Appended
 //! [`Batch`]: tsdb::head::batch::Batch
+//! [`Db::cut_due`]: tsdb::Db::cut_due
 //! [`Db::open`]: tsdb::Db::open
 //! [`Head::append_group`]: tsdb::head::Head::append_group
 //! [`HeadSeriesRef::LIMIT`]: model::HeadSeriesRef::LIMIT
