@@ -1,7 +1,7 @@
 //! Buckets: where blocks are kept for good.
 //!
 //! A [`Bucket`] knows names and bytes and nothing of blocks. It is one of Thanos' kinds, made from
-//! [`options`] without a request to anybody; [`Counted`] adds Thanos' metrics to any.
+//! [`options`] without a request to anybody; `Counted` adds Thanos' metrics to any.
 
 pub mod counted;
 pub mod filesystem;

@@ -2,7 +2,7 @@
 //! to slots.
 //!
 //! A catalog only grows. Series are forgotten by making another one aside, of those that are kept,
-//! and putting it in place of this one (see [`forget`](crate::tsdb::head::forget)); slots stay what
+//! and putting it in place of this one (see [`gc`](crate::tsdb::head::gc)); slots stay what
 //! they are. Whoever holds slots holds the catalog that gave them, and a slot is given to another
 //! series only when nobody holds a catalog any more in which it was one's. So a slot means one series
 //! for as long as it is held, though that one may be gone.
