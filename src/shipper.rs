@@ -27,7 +27,7 @@ mod upload;
 
 pub use crate::shipper::metrics::ShipperMetrics;
 pub use crate::shipper::record::{RECORD_FILE, shipped};
-pub use crate::shipper::round::{Labels, ShipError, Shipper};
+pub use crate::shipper::round::{Labels, ShipError, Shipper, ShipperEnv};
 pub use crate::shipper::schedule::{ShippedTenant, Shipping, ShippingOptions};
 
 /// How blocks are shipped.

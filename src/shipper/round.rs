@@ -23,16 +23,22 @@ use crate::tsdb::error::ReadError;
 /// External labels, by name, as they are at the moment.
 pub type Labels = dyn Fn() -> Arc<Vec<(Vec<u8>, Vec<u8>)>> + Send + Sync;
 
+/// What the shippers of all tenants share.
+#[derive(Clone)]
+pub struct ShipperEnv {
+    pub disk: Arc<dyn Disk>,
+    pub clock: Arc<dyn Clock>,
+    pub bucket: Arc<dyn Bucket>,
+    pub options: ShipperOptions,
+}
+
 /// Ships the blocks of one tenant.
 pub struct Shipper {
     pub(super) tenant: String,
     /// The tenant's directory.
     dir: PathBuf,
     labels: Box<Labels>,
-    disk: Arc<dyn Disk>,
-    clock: Arc<dyn Clock>,
-    bucket: Arc<dyn Bucket>,
-    options: ShipperOptions,
+    env: ShipperEnv,
     metrics: ShipperMetrics,
     state: Mutex<State>,
 }
@@ -93,19 +99,14 @@ impl Round {
 }
 
 impl Shipper {
-    #[expect(clippy::too_many_arguments, reason = "they are what a shipper consists of")]
     pub fn new(
         tenant: String,
         dir: PathBuf,
         labels: Box<Labels>,
-        disk: Arc<dyn Disk>,
-        clock: Arc<dyn Clock>,
-        bucket: Arc<dyn Bucket>,
-        options: ShipperOptions,
+        env: ShipperEnv,
         metrics: ShipperMetrics,
     ) -> Shipper {
-        let state = Mutex::default();
-        Shipper { tenant, dir, labels, disk, clock, bucket, options, metrics, state }
+        Shipper { tenant, dir, labels, env, metrics, state: Mutex::default() }
     }
 
     /// The blocks that are on their way now.
@@ -148,7 +149,7 @@ impl Shipper {
 
     /// Reads the record and what is in the directory.
     async fn look(&self) -> Result<Round, ShipError> {
-        let (disk, dir) = (self.disk.clone(), self.dir.clone());
+        let (disk, dir) = (self.env.disk.clone(), self.dir.clone());
         let is_cleaned = std::mem::replace(&mut self.state.lock().is_cleaned, true);
         let looking = tokio::task::spawn_blocking(move || {
             if !is_cleaned {
@@ -196,7 +197,7 @@ impl Shipper {
     fn judge_damaged(&self, damaged: &[(Ulid, String)]) -> Result<(), ShipError> {
         let Some((block, cause)) = damaged.first() else { return Ok(()) };
         self.metrics.corrupted.add(damaged.len() as u64);
-        if !self.options.goes_on_after_damage {
+        if !self.env.options.goes_on_after_damage {
             return Err(ShipError::Damaged { block: *block, cause: cause.clone() });
         }
         for (block, err) in damaged {
@@ -211,7 +212,7 @@ impl Shipper {
         let asked = round.plan(&answers);
         let mut noted = false;
         for (ulid, _) in asked.into_iter().filter(|(_, step)| *step == Step::Ask) {
-            let exists = self.bucket.exists(&object(ulid, META_FILE)).await;
+            let exists = self.env.bucket.exists(&object(ulid, META_FILE)).await;
             let exists = exists.map_err(ShipError::Exists)?;
             answers.insert(ulid, exists);
             if exists {
@@ -288,7 +289,7 @@ impl Shipper {
             }
             Err(source) => {
                 self.metrics.upload_failures.inc();
-                if !self.options.goes_on_after_failure {
+                if !self.env.options.goes_on_after_failure {
                     return Err(ShipError::Upload { block: ulid, source });
                 }
                 round.failed += 1;
@@ -301,7 +302,7 @@ impl Shipper {
 
     /// Reads the whole block before it goes where nobody can mend it.
     async fn check(&self, ulid: Ulid) -> Result<Result<bool, ReadError>, ShipError> {
-        let (disk, dir) = (self.disk.clone(), self.dir.join(ulid.to_string()));
+        let (disk, dir) = (self.env.disk.clone(), self.dir.join(ulid.to_string()));
         let checked = tokio::task::spawn_blocking(move || blocks::check(&*disk, &dir)).await?;
         match checked {
             Err(err) if !blocks::is_damage(&err) => Err(err.into()),
@@ -310,18 +311,19 @@ impl Shipper {
     }
 
     async fn upload(&self, ulid: Ulid, meta: &BlockMeta) -> Result<(), UploadError> {
-        let (disk, dir) = (self.disk.clone(), self.dir.join(ulid.to_string()));
-        let is_hashed = self.options.has_hashes;
+        let (disk, dir) = (self.env.disk.clone(), self.dir.join(ulid.to_string()));
+        let is_hashed = self.env.options.has_hashes;
         let opening = tokio::task::spawn_blocking(move || upload::open(&*disk, &dir, is_hashed));
         let files = opening.await??;
         let labels = (self.labels)();
-        let manifest = upload::manifest(meta, &labels, &files, self.clock.now())?;
-        upload::upload(&*self.bucket, ulid, &files, &manifest, self.options.files_at_once).await
+        let manifest = upload::manifest(meta, &labels, &files, self.env.clock.now())?;
+        upload::upload(&*self.env.bucket, ulid, &files, &manifest, self.env.options.files_at_once)
+            .await
     }
 
     /// Without it the bucket is asked again, that is all.
     async fn write_record(&self, uploaded: &[Ulid]) {
-        let (disk, dir, uploaded) = (self.disk.clone(), self.dir.clone(), uploaded.to_vec());
+        let (disk, dir, uploaded) = (self.env.disk.clone(), self.dir.clone(), uploaded.to_vec());
         let writing = move || record::write(&*disk, &dir, &uploaded);
         match tokio::task::spawn_blocking(writing).await {
             Ok(Ok(())) => {}

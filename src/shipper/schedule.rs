@@ -21,7 +21,7 @@ use crate::metrics::Registry;
 use crate::model::tenant::TenantId;
 use crate::objstore::Bucket;
 use crate::shipper::round::Labels;
-use crate::shipper::{ShipError, Shipper, ShipperMetrics, ShipperOptions};
+use crate::shipper::{ShipError, Shipper, ShipperEnv, ShipperMetrics, ShipperOptions};
 
 /// As in Thanos.
 const ROUND_EVERY: Duration = Duration::from_secs(30);
@@ -58,9 +58,7 @@ pub struct Shipping {
 }
 
 struct Inner {
-    options: ShippingOptions,
-    disk: Arc<dyn Disk>,
-    clock: Arc<dyn Clock>,
+    env: ShipperEnv,
     registry: Registry,
     tenants: Mutex<HashMap<TenantId, Arc<Turns>>>,
     places: Semaphore,
@@ -104,10 +102,9 @@ impl Shipping {
             .thread_name("ship")
             .enable_all()
             .build()?;
+        let ShippingOptions { bucket, shipper: options } = options;
         let inner = Arc::new(Inner {
-            options,
-            disk,
-            clock,
+            env: ShipperEnv { disk, clock, bucket, options },
             registry: registry.clone(),
             tenants: Mutex::default(),
             places: Semaphore::new(ROUNDS_TOGETHER),
@@ -176,16 +173,8 @@ impl Inner {
         for ShippedTenant { id, dir, labels } in open {
             tenants.entry(id.clone()).or_insert_with(|| {
                 let metrics = ShipperMetrics::new(&self.registry, id.as_str());
-                let shipper = Shipper::new(
-                    id.as_str().to_owned(),
-                    dir,
-                    labels,
-                    self.disk.clone(),
-                    self.clock.clone(),
-                    self.options.bucket.clone(),
-                    self.options.shipper,
-                    metrics,
-                );
+                let (tenant, env) = (id.as_str().to_owned(), self.env.clone());
+                let shipper = Shipper::new(tenant, dir, labels, env, metrics);
                 let next = Mutex::new(Next { at: Instant::now(), failures: 0 });
                 Arc::new(Turns { shipper, is_under_way: AtomicBool::new(false), next })
             });

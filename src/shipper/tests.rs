@@ -14,11 +14,12 @@ use crate::disk::faulty::FaultyDisk;
 use crate::disk::{Disk, SystemDisk, read_file};
 use crate::metrics::Registry;
 use crate::model::tenant::TenantId;
+use crate::objstore::counted::Counted;
 use crate::objstore::filesystem::FileSystemBucket;
 use crate::objstore::{Bucket, BucketError, Content};
 use crate::shipper::{
-    RECORD_FILE, ShipError, ShippedTenant, Shipper, ShipperMetrics, ShipperOptions, Shipping,
-    ShippingOptions, shipped,
+    RECORD_FILE, ShipError, ShippedTenant, Shipper, ShipperEnv, ShipperMetrics, ShipperOptions,
+    Shipping, ShippingOptions, shipped,
 };
 use crate::tsdb::block::meta::BlockMeta;
 use crate::tsdb::block::ulid::Ulid;
@@ -174,16 +175,15 @@ impl World {
 
     fn shipper_with(&self, labels: Vec<(Vec<u8>, Vec<u8>)>) -> Shipper {
         let labels = Arc::new(labels);
-        Shipper::new(
-            "team-a".to_owned(),
-            self.dir.clone(),
-            Box::new(move || labels.clone()),
-            self.disk.clone(),
-            Arc::new(ManualClock::at(NOW)),
-            self.bucket.clone(),
-            self.options,
-            ShipperMetrics::new(&self.registry, "team-a"),
-        )
+        let env = ShipperEnv {
+            disk: self.disk.clone(),
+            clock: Arc::new(ManualClock::at(NOW)),
+            bucket: self.bucket.clone(),
+            options: self.options,
+        };
+        let metrics = ShipperMetrics::new(&self.registry, "team-a");
+        let labels = Box::new(move || labels.clone());
+        Shipper::new("team-a".to_owned(), self.dir.clone(), labels, env, metrics)
     }
 
     /// The value of a line of the metrics page.
@@ -528,6 +528,55 @@ async fn a_block_that_fails_ends_the_round_or_is_left_for_the_next() {
             assert_eq!(shipped(&SystemDisk, &world.dir).len(), 2);
         }
     }
+}
+
+/// As recorded from Thanos; a tenant's are there before its first round, a bucket's before its first
+/// call.
+#[test]
+fn metrics_are_those_of_thanos() {
+    let registry = Registry::new();
+    let bucket = Arc::new(FakeBucket::default());
+    Counted::new(bucket, Arc::new(SystemClock), &registry);
+    ShipperMetrics::new(&registry, "t");
+    let page = registry.expose();
+    let has = |line: &str| assert!(page.lines().any(|of| of == line), "{line}: {page}");
+    for name in [
+        "corrupted_blocks_total",
+        "dir_sync_failures_total",
+        "dir_syncs_total",
+        "upload_failures_total",
+        "uploads_total",
+    ] {
+        has(&format!("# TYPE thanos_shipper_{name} counter"));
+        has(&format!("thanos_shipper_{name}{{tenant=\"t\"}} 0"));
+    }
+    has("# TYPE thanos_shipper_upload_compacted_done gauge");
+    has("thanos_shipper_upload_compacted_done{tenant=\"t\"} 0");
+    has("# TYPE thanos_objstore_bucket_last_successful_upload_time gauge");
+    has("thanos_objstore_bucket_last_successful_upload_time{bucket=\"fake\"} 0");
+    let base = "thanos_objstore_bucket_operation";
+    has(&format!("# TYPE {base}_duration_seconds histogram"));
+    has(&format!("# TYPE {base}_transferred_bytes histogram"));
+    has(&format!("# TYPE {base}_fetched_bytes_total counter"));
+    for operation in ["attributes", "delete", "exists", "get", "get_range", "iter", "upload"] {
+        let labels = format!("{{bucket=\"fake\",operation=\"{operation}\"}}");
+        has(&format!("{base}s_total{labels} 0"));
+        has(&format!("{base}_failures_total{labels} 0"));
+        has(&format!("{base}_duration_seconds_count{labels} 0"));
+        let has_bytes = ["get", "get_range", "upload"].contains(&operation);
+        let line = format!("{base}_fetched_bytes_total{labels} 0");
+        assert_eq!(page.lines().any(|of| of == line), has_bytes, "{line}");
+    }
+    let bounds = |name: &str| -> Vec<&str> {
+        let start = format!("{base}_{name}_bucket{{bucket=\"fake\",operation=\"upload\",le=\"");
+        let bounds = page.lines().filter_map(|line| line.strip_prefix(&start));
+        bounds.map(|rest| rest.split_once('"').unwrap().0).collect()
+    };
+    let seconds = "0.001 0.01 0.1 0.3 0.6 1 3 6 9 20 30 60 90 120 +Inf";
+    assert_eq!(bounds("duration_seconds").join(" "), seconds);
+    let bytes = "32768 65536 131072 262144 524288 1048576 2097152 4194304 8388608 16777216 \
+                 33554432 67108864 134217728 268435456 536870912 1073741824 +Inf";
+    assert_eq!(bounds("transferred_bytes").join(" "), bytes);
 }
 
 #[tokio::test]

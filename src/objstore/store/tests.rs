@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use http::{Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -256,4 +257,94 @@ async fn connections_to_one_host_are_bounded() {
     for (_, upload) in uploads {
         upload.await.unwrap().unwrap();
     }
+}
+
+/// What Google's service has of objects and uploads in parts, as far as an upload asks for it.
+#[derive(Default)]
+struct FakeGcs {
+    objects: BTreeMap<String, Vec<u8>>,
+    parts: BTreeMap<String, Vec<u8>>,
+}
+
+impl FakeGcs {
+    fn answer(&mut self, method: &str, uri: &http::Uri, body: Vec<u8>) -> Response<Full<Bytes>> {
+        // An object's name is one element of the path.
+        let path = uri.path().replace("%2F", "/").replace("%2E", ".");
+        let query = uri.query().unwrap_or_default();
+        let answer = Response::builder().header("etag", "\"e\"").header("x-goog-generation", "1");
+        let answer = answer.header("last-modified", "Tue, 24 Nov 2026 04:33:40 GMT");
+        let text = match method {
+            "PUT" if query.contains("partNumber=") => {
+                self.parts.insert(format!("{path}?{query}"), body);
+                ""
+            }
+            "PUT" => {
+                self.objects.insert(path, body);
+                ""
+            }
+            "POST" if query.starts_with("uploads") => {
+                "<InitiateMultipartUploadResult><UploadId>u</UploadId></InitiateMultipartUploadResult>"
+            }
+            "POST" => {
+                let parts = std::mem::take(&mut self.parts);
+                self.objects.insert(path, parts.into_values().flatten().collect());
+                "<CompleteMultipartUploadResult><ETag>e</ETag></CompleteMultipartUploadResult>"
+            }
+            _ => {
+                let answer = match self.objects.get(&path) {
+                    // No body is sent, but how long it would be is told.
+                    Some(object) => answer.header("content-length", object.len()),
+                    None => Response::builder().status(404),
+                };
+                return answer.body(Full::default()).unwrap();
+            }
+        };
+        answer.body(Full::from(text)).unwrap()
+    }
+}
+
+#[tokio::test]
+async fn objects_get_to_google_in_one_or_several_parts() {
+    let (fake, here) = (Arc::new(Mutex::new(FakeGcs::default())), tempfile::tempdir().unwrap());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let served = fake.clone();
+    tokio::spawn(async move {
+        while let Ok((socket, _)) = listener.accept().await {
+            let fake = served.clone();
+            let answer = service_fn(move |request: Request<Incoming>| {
+                let fake = fake.clone();
+                async move {
+                    let (parts, body) = request.into_parts();
+                    let body = body.collect().await.unwrap().to_bytes().to_vec();
+                    let answer = fake.lock().answer(parts.method.as_str(), &parts.uri, body);
+                    Ok::<_, std::convert::Infallible>(answer)
+                }
+            });
+            tokio::spawn(async move {
+                let server = auto::Builder::new(TokioExecutor::new());
+                let _ = server.serve_connection(TokioIo::new(socket), answer).await;
+            });
+        }
+    });
+    let key = format!(
+        "{{\"type\": \"service_account\", \"private_key\": \"k\", \"private_key_id\": \"i\", \
+         \"client_email\": \"e\", \"disable_oauth\": true, \"gcs_base_url\": \"http://{address}\"}}"
+    );
+    let options = GcsOptions {
+        bucket: "bkt".to_owned(),
+        service_account: Secret(key),
+        part_bytes: 5 << 20,
+        retries_max: Some(0),
+        request_timeout: Some(Duration::from_secs(90)),
+        http: crate::objstore::options::HttpOptions::default(),
+    };
+    let bucket = StoreBucket::gcs(&options, "p", &Registry::new()).unwrap();
+    assert!(!bucket.exists("x/meta.json").await.unwrap());
+    for len in [2, 11 << 20] {
+        let (content, bytes) = file(here.path(), len);
+        bucket.upload("x/meta.json", content).await.unwrap();
+        assert!(fake.lock().objects["/bkt/p/x/meta.json"] == bytes, "{len}");
+    }
+    assert!(bucket.exists("x/meta.json").await.unwrap());
 }
