@@ -43,7 +43,7 @@ use crate::multi_tsdb::disk_threads::{DiskThreads, DiskThreadsOptions};
 use crate::multi_tsdb::found::{Found, find_tenants, show_unserved_blocks};
 use crate::multi_tsdb::periodic::Periodic;
 use crate::multi_tsdb::syncer::SyncLane;
-use crate::multi_tsdb::tenant::ExternalLabels;
+use crate::multi_tsdb::tenant::{ExternalLabels, OpenTenant};
 pub use crate::multi_tsdb::tenant::{LabelSet, Tenant};
 use crate::shipper::{self, ShippedTenant, Shipping, ShippingOptions};
 use crate::tsdb::block::ulid::Ulid;
@@ -276,13 +276,9 @@ impl MultiTsdb {
     /// What is shipped now: the open tenants, with their labels of the moment.
     fn shipped(self: &Arc<Self>) -> Vec<ShippedTenant> {
         let shipped = |tenant: Arc<Tenant>| {
-            let (tenants, id) = (Arc::downgrade(self), tenant.id.clone());
-            let labels = move || {
-                let tenant = tenants.upgrade().and_then(|tenants| tenants.tenant(&id));
-                tenant.map_or_else(Arc::default, |tenant| tenant.external_labels())
-            };
             let (id, dir) = (tenant.id.clone(), self.dir_of(&tenant.id));
-            ShippedTenant { id, dir, labels: Box::new(labels) }
+            let db = OpenTenant { tenants: Arc::downgrade(self), id: id.clone() };
+            ShippedTenant { id, dir, db: Arc::new(db) }
         };
         self.tenants().into_iter().map(shipped).collect()
     }

@@ -10,7 +10,8 @@
 //!
 //! Nothing that happens on the way does harm: what is half there is uploaded over, and a block that is
 //! whole in the bucket without being in the record is found by its `meta.json`. Blocks are read where
-//! they lie; nobody deletes one that is not in the record ([`shipped`]).
+//! they lie; nobody deletes one that is not in the record ([`shipped`]), and one whose cut may still
+//! fail is left for a later round ([`ShippedDb::is_settled`]).
 //!
 //! What is not shipped is told by name, in the log and by `ringest_shipper_blocks_held_back`:
 //! damaged blocks, which by default hold all others back as in Thanos; and by themselves those above
@@ -27,7 +28,7 @@ mod upload;
 
 pub use crate::shipper::metrics::ShipperMetrics;
 pub use crate::shipper::record::{RECORD_FILE, shipped};
-pub use crate::shipper::round::{Labels, ShipError, Shipper, ShipperEnv};
+pub use crate::shipper::round::{ShipError, ShippedDb, Shipper, ShipperEnv};
 pub use crate::shipper::schedule::{ShippedTenant, Shipping, ShippingOptions};
 
 /// How blocks are shipped.

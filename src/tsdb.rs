@@ -26,6 +26,7 @@ pub mod source;
 pub mod wal;
 mod window;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -39,6 +40,7 @@ use crate::disk::{DirLock, Disk};
 use crate::model::Timestamp;
 use crate::model::key_table::Lookup;
 use crate::tsdb::block::removal::remove_leftovers;
+use crate::tsdb::block::ulid::Ulid;
 use crate::tsdb::blocks::{Blocks, View};
 use crate::tsdb::cut::Cutting;
 use crate::tsdb::env::Env;
@@ -92,6 +94,8 @@ pub struct Db {
     sync: SyncHandle,
     /// Blocks are made and deleted by one thread at a time.
     cutting: Mutex<Cutting>,
+    /// See [`Db::is_settled`].
+    unsettled: Mutex<BTreeSet<Ulid>>,
     retention: Retention,
     retention_metrics: RetentionMetrics,
     _lock: Option<Box<dyn DirLock>>,
@@ -224,6 +228,7 @@ impl Db {
             view: ArcSwap::from_pointee(View { blocks, floor }),
             sync,
             cutting,
+            unsettled: Mutex::default(),
             retention,
             retention_metrics: RetentionMetrics::new(retention, &registry, tenant),
             _lock: lock,

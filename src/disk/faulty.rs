@@ -51,6 +51,8 @@ struct State {
     bytes_max: Option<u64>,
     /// What happens at the end of the next sync of the file system.
     once_synced: Option<Box<dyn FnOnce() + Send>>,
+    /// What happens at the end of the next renaming of a directory.
+    once_renamed: Option<Box<dyn FnOnce() + Send>>,
     /// Whether nothing can be opened.
     has_no_descriptors: bool,
     gate: Arc<Gate>,
@@ -124,6 +126,11 @@ impl FaultyDisk {
     /// yet.
     pub fn once_synced(&self, then: impl FnOnce() + Send + 'static) {
         self.0.lock().once_synced = Some(Box::new(then));
+    }
+
+    /// Lets this happen when the next directory has its new name and the renaming has not returned yet.
+    pub fn once_renamed(&self, then: impl FnOnce() + Send + 'static) {
+        self.0.lock().once_renamed = Some(Box::new(then));
     }
 
     /// Limits the bytes of all files; a write beyond fills what is left and fails.
@@ -467,6 +474,11 @@ impl Disk for FaultyDisk {
         }
         state.live.move_dir(from, to);
         state.moves.push((from.to_owned(), to.to_owned()));
+        let then = state.once_renamed.take();
+        drop(state);
+        if let Some(then) = then {
+            then();
+        }
         Ok(())
     }
 

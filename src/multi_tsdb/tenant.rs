@@ -1,6 +1,6 @@
 //! One tenant: its database and what queriers see around it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use arc_swap::ArcSwap;
 
@@ -9,7 +9,9 @@ use crate::hashring::{CurrentHashring, Hashring};
 use crate::model::tenant::TenantId;
 use crate::multi_tsdb::cutter::CutTurns;
 use crate::multi_tsdb::syncer::SyncLane;
-use crate::multi_tsdb::{AppendLane, MultiTsdbOptions};
+use crate::multi_tsdb::{AppendLane, MultiTsdb, MultiTsdbOptions};
+use crate::shipper::ShippedDb;
+use crate::tsdb::block::ulid::Ulid;
 use crate::tsdb::{Db, Opened};
 
 /// A tenant that is open.
@@ -31,6 +33,28 @@ impl Tenant {
     /// that names the tenant.
     pub fn external_labels(&self) -> Arc<LabelSet> {
         self.external_labels.under_current_ring(&self.id)
+    }
+}
+
+/// A tenant as its shipper asks it, for as long as it is open.
+pub(super) struct OpenTenant {
+    pub(super) tenants: Weak<MultiTsdb>,
+    pub(super) id: TenantId,
+}
+
+impl OpenTenant {
+    fn get(&self) -> Option<Arc<Tenant>> {
+        self.tenants.upgrade()?.tenant(&self.id)
+    }
+}
+
+impl ShippedDb for OpenTenant {
+    fn external_labels(&self) -> Arc<LabelSet> {
+        self.get().map_or_else(Arc::default, |tenant| tenant.external_labels())
+    }
+
+    fn is_settled(&self, block: Ulid) -> bool {
+        self.get().is_some_and(|tenant| tenant.db.is_settled(block))
     }
 }
 

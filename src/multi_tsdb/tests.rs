@@ -7,7 +7,7 @@ use crate::clock::ManualClock;
 use crate::disk::faulty::{FailedSync, FaultyDisk};
 use crate::model::labels::KeyBuilder;
 use crate::objstore::filesystem::FileSystemBucket;
-use crate::shipper::ShipperOptions;
+use crate::shipper::{Shipper, ShipperEnv, ShipperMetrics, ShipperOptions};
 use crate::tsdb::head::batch::Batch;
 use crate::tsdb::head::tests::series_number;
 
@@ -113,6 +113,51 @@ fn with_a_bucket_only_blocks_that_are_in_it_may_go() {
     disk.allow_reads(&path);
     drop(may_go);
     with.tenants.close();
+}
+
+/// What its shipper sees at the worst moment: the block has its name, and its cut fails.
+#[test]
+fn a_block_whose_cut_may_still_fail_is_not_shipped() {
+    let (disk, in_bucket) = (disk_with(&["a"]), FaultyDisk::new());
+    let storage = Storage::open(&disk);
+    let tenant = storage.tenants.tenant(&id("a")).unwrap();
+    append(&tenant, -1);
+    let bucket = FileSystemBucket::new(Arc::new(in_bucket.clone()), PathBuf::from("/bucket"), "");
+    let env = ShipperEnv {
+        disk: Arc::new(disk.clone()),
+        clock: Arc::new(ManualClock::at(NOW)),
+        bucket: Arc::new(bucket),
+        options: ShipperOptions::default(),
+    };
+    let shipped = storage.tenants.shipped().into_iter().find(|tenant| tenant.id == id("a"));
+    let ShippedTenant { dir, db, .. } = shipped.unwrap();
+    let metrics = ShipperMetrics::new(&storage.registry, "a");
+    let shipper = Shipper::new("a".to_owned(), dir.clone(), db, env, metrics);
+    let runtime = Arc::new(tokio::runtime::Runtime::new().unwrap());
+    let ship = move || runtime.block_on(shipper.ship()).unwrap().uploaded;
+    let (ship, looking) = (Arc::new(ship), disk.clone());
+    let (looks, (seen, saw)) = (ship.clone(), std::sync::mpsc::channel());
+    disk.once_renamed(move || {
+        seen.send((looks(), blocks_in(&looking, &dir))).unwrap();
+        // Bringing the name to the medium.
+        looking.fail_operation(0, io::ErrorKind::Other, 0);
+    });
+    tenant.db.flush().unwrap_err();
+    let (uploaded, blocks) = saw.try_recv().unwrap();
+    assert_eq!((uploaded, blocks.len()), (0, 1));
+    assert_eq!(blocks_in(&disk, Path::new("/data/a")), []);
+    assert_eq!((ship(), blocks_in(&in_bucket, Path::new("/bucket"))), (0, vec![]));
+    // The next one is shipped.
+    assert_eq!(tenant.db.flush().unwrap(), 1);
+    assert_eq!(ship(), 1);
+    let settled = blocks_in(&disk, Path::new("/data/a"));
+    assert_eq!(blocks_in(&in_bucket, Path::new("/bucket")), settled);
+    assert!(settled.len() == 1 && settled != blocks);
+}
+
+fn blocks_in(disk: &FaultyDisk, dir: &Path) -> Vec<Ulid> {
+    let entries = disk.list(dir).unwrap_or_default();
+    entries.iter().filter_map(|entry| entry.name.to_str()?.parse().ok()).collect()
 }
 
 #[test]

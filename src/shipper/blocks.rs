@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::disk::Disk;
+use crate::shipper::ShippedDb;
 use crate::shipper::plan::LocalBlock;
 use crate::tsdb::block::Block;
 use crate::tsdb::block::meta::BlockMeta;
@@ -34,12 +35,13 @@ pub(super) struct Found {
     pub(super) damaged: Vec<(Ulid, Damage)>,
 }
 
-/// Looks through the directory. Only the blocks that are not in the record are read; an error is what
-/// may pass.
+/// Looks through the directory. Only the blocks that are not in the record are read, of them those that
+/// are settled; an error is what may pass.
 pub(super) fn find(
     disk: &dyn Disk,
     dir: &Path,
     record: &BTreeSet<Ulid>,
+    db: &dyn ShippedDb,
 ) -> Result<Found, ReadError> {
     let mut found = Found::default();
     for entry in disk.list(dir).map_err(ReadError::io(dir))? {
@@ -47,6 +49,10 @@ pub(super) fn find(
         let Some(ulid) = name.parse::<Ulid>().ok().filter(|_| entry.is_dir) else { continue };
         if record.contains(&ulid) {
             found.recorded.insert(ulid);
+            continue;
+        }
+        // Asked when its name was seen: by now it is one that stays, one that does not, or gone.
+        if !db.is_settled(ulid) {
             continue;
         }
         let block = dir.join(&entry.name);
@@ -95,11 +101,30 @@ fn may_pass(err: &io::Error) -> bool {
 /// Numbers of the encodings that Thanos' store gateway reads: floats and both kinds of histograms.
 const READ_BY_THANOS: std::ops::RangeInclusive<u8> = 1..=3;
 
-/// Reads a block as it will be read from the bucket: what finds things in it, and every chunk. Whether
-/// Thanos can read all of it.
-pub(super) fn check(disk: &dyn Disk, dir: &Path) -> Result<bool, ReadError> {
-    Block::open(disk, dir, PageCache::new(0))?;
-    Ok(encodings(disk, dir)?.iter().all(|encoding| READ_BY_THANOS.contains(encoding)))
+/// What a block is that was read as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Checked {
+    /// Thanos can read all of it.
+    Readable,
+    OfNewerEncoding,
+    /// Somebody has taken it away meanwhile.
+    Gone,
+}
+
+/// Reads a block as it will be read from the bucket: what finds things in it, and every chunk.
+pub(super) fn check(disk: &dyn Disk, dir: &Path) -> Result<Checked, ReadError> {
+    let read = || {
+        Block::open(disk, dir, PageCache::new(0))?;
+        encodings(disk, dir)
+    };
+    match read() {
+        Ok(found) if found.iter().all(|encoding| READ_BY_THANOS.contains(encoding)) => {
+            Ok(Checked::Readable)
+        }
+        Ok(_) => Ok(Checked::OfNewerEncoding),
+        Err(_) if is_gone(disk, dir) => Ok(Checked::Gone),
+        Err(err) => Err(err),
+    }
 }
 
 /// Whether a block that cannot be read will never be.

@@ -11,7 +11,7 @@ use crate::disk::Disk;
 use crate::error::chain;
 use crate::objstore::{Bucket, BucketError};
 use crate::shipper::ShipperOptions;
-use crate::shipper::blocks::{self, Damage, Found};
+use crate::shipper::blocks::{self, Checked, Damage, Found};
 use crate::shipper::metrics::ShipperMetrics;
 use crate::shipper::plan::{HeldBack, LocalBlock, Step, plan};
 use crate::shipper::record::{self, NoRecord};
@@ -20,8 +20,14 @@ use crate::tsdb::block::meta::{BlockMeta, META_FILE};
 use crate::tsdb::block::ulid::Ulid;
 use crate::tsdb::error::ReadError;
 
-/// External labels, by name, as they are at the moment.
-pub type Labels = dyn Fn() -> Arc<Vec<(Vec<u8>, Vec<u8>)>> + Send + Sync;
+/// What a shipper asks of its tenant's database.
+pub trait ShippedDb: Send + Sync {
+    /// External labels, by name, as they are at the moment.
+    fn external_labels(&self) -> Arc<Vec<(Vec<u8>, Vec<u8>)>>;
+
+    /// Whether a block that is in the directory stays there as it is.
+    fn is_settled(&self, block: Ulid) -> bool;
+}
 
 /// What the shippers of all tenants share.
 #[derive(Clone)]
@@ -37,7 +43,7 @@ pub struct Shipper {
     pub(super) tenant: String,
     /// The tenant's directory.
     dir: PathBuf,
-    labels: Box<Labels>,
+    db: Arc<dyn ShippedDb>,
     env: ShipperEnv,
     metrics: ShipperMetrics,
     state: Mutex<State>,
@@ -102,11 +108,11 @@ impl Shipper {
     pub fn new(
         tenant: String,
         dir: PathBuf,
-        labels: Box<Labels>,
+        db: Arc<dyn ShippedDb>,
         env: ShipperEnv,
         metrics: ShipperMetrics,
     ) -> Shipper {
-        Shipper { tenant, dir, labels, env, metrics, state: Mutex::default() }
+        Shipper { tenant, dir, db, env, metrics, state: Mutex::default() }
     }
 
     /// The blocks that are on their way now.
@@ -149,7 +155,7 @@ impl Shipper {
 
     /// Reads the record and what is in the directory.
     async fn look(&self) -> Result<Round, ShipError> {
-        let (disk, dir) = (self.env.disk.clone(), self.dir.clone());
+        let (disk, dir, db) = (self.env.disk.clone(), self.dir.clone(), self.db.clone());
         let is_cleaned = std::mem::replace(&mut self.state.lock().is_cleaned, true);
         let looking = tokio::task::spawn_blocking(move || {
             if !is_cleaned {
@@ -158,7 +164,7 @@ impl Shipper {
             }
             let recorded = record::read(&*disk, &dir);
             let known: BTreeSet<Ulid> = recorded.iter().flatten().copied().collect();
-            (recorded, blocks::find(&*disk, &dir, &known))
+            (recorded, blocks::find(&*disk, &dir, &known, &*db))
         });
         let (recorded, found) = looking.await?;
         let is_new = match &recorded {
@@ -260,11 +266,12 @@ impl Shipper {
             return Ok(());
         }
         match self.check(ulid).await? {
-            Ok(true) => {}
-            Ok(false) => {
+            Ok(Checked::Readable) => {}
+            Ok(Checked::OfNewerEncoding) => {
                 self.state.lock().of_newer_encoding.insert(ulid);
                 return Ok(());
             }
+            Ok(Checked::Gone) => return Ok(()),
             Err(damage) => {
                 let damaged = (ulid, chain(&damage));
                 round.damaged.push(damaged.clone());
@@ -301,7 +308,7 @@ impl Shipper {
     }
 
     /// Reads the whole block before it goes where nobody can mend it.
-    async fn check(&self, ulid: Ulid) -> Result<Result<bool, ReadError>, ShipError> {
+    async fn check(&self, ulid: Ulid) -> Result<Result<Checked, ReadError>, ShipError> {
         let (disk, dir) = (self.env.disk.clone(), self.dir.join(ulid.to_string()));
         let checked = tokio::task::spawn_blocking(move || blocks::check(&*disk, &dir)).await?;
         match checked {
@@ -315,7 +322,7 @@ impl Shipper {
         let is_hashed = self.env.options.has_hashes;
         let opening = tokio::task::spawn_blocking(move || upload::open(&*disk, &dir, is_hashed));
         let files = opening.await??;
-        let labels = (self.labels)();
+        let labels = self.db.external_labels();
         let manifest = upload::manifest(meta, &labels, &files, self.env.clock.now())?;
         upload::upload(&*self.env.bucket, ulid, &files, &manifest, self.env.options.files_at_once)
             .await

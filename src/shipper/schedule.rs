@@ -20,8 +20,7 @@ use crate::disk::Disk;
 use crate::metrics::Registry;
 use crate::model::tenant::TenantId;
 use crate::objstore::Bucket;
-use crate::shipper::round::Labels;
-use crate::shipper::{ShipError, Shipper, ShipperEnv, ShipperMetrics, ShipperOptions};
+use crate::shipper::{ShipError, ShippedDb, Shipper, ShipperEnv, ShipperMetrics, ShipperOptions};
 
 /// As in Thanos.
 const ROUND_EVERY: Duration = Duration::from_secs(30);
@@ -46,7 +45,7 @@ pub struct ShippingOptions {
 pub struct ShippedTenant {
     pub id: TenantId,
     pub dir: PathBuf,
-    pub labels: Box<Labels>,
+    pub db: Arc<dyn ShippedDb>,
 }
 
 /// Ships the blocks of all tenants, on threads of its own: what is signed and hashed does not hold up
@@ -170,11 +169,11 @@ impl Inner {
         let mut tenants = self.tenants.lock();
         let ids: HashSet<TenantId> = open.iter().map(|tenant| tenant.id.clone()).collect();
         tenants.retain(|id, turns| ids.contains(id) || turns.is_under_way.load(Ordering::Acquire));
-        for ShippedTenant { id, dir, labels } in open {
+        for ShippedTenant { id, dir, db } in open {
             tenants.entry(id.clone()).or_insert_with(|| {
                 let metrics = ShipperMetrics::new(&self.registry, id.as_str());
                 let (tenant, env) = (id.as_str().to_owned(), self.env.clone());
-                let shipper = Shipper::new(tenant, dir, labels, env, metrics);
+                let shipper = Shipper::new(tenant, dir, db, env, metrics);
                 let next = Mutex::new(Next { at: Instant::now(), failures: 0 });
                 Arc::new(Turns { shipper, is_under_way: AtomicBool::new(false), next })
             });

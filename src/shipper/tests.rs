@@ -18,8 +18,8 @@ use crate::objstore::counted::Counted;
 use crate::objstore::filesystem::FileSystemBucket;
 use crate::objstore::{Bucket, BucketError, Content};
 use crate::shipper::{
-    RECORD_FILE, ShipError, ShippedTenant, Shipper, ShipperEnv, ShipperMetrics, ShipperOptions,
-    Shipping, ShippingOptions, shipped,
+    RECORD_FILE, ShipError, ShippedDb, ShippedTenant, Shipper, ShipperEnv, ShipperMetrics,
+    ShipperOptions, Shipping, ShippingOptions, shipped,
 };
 use crate::tsdb::block::meta::BlockMeta;
 use crate::tsdb::block::ulid::Ulid;
@@ -84,6 +84,8 @@ struct Fake {
     failing: Option<(usize, bool)>,
     /// Uploads of objects whose name has this in it fail.
     refused: Option<String>,
+    /// What happens when it is next asked for an object.
+    once_asked: Option<Box<dyn FnOnce() + Send>>,
 }
 
 impl Fake {
@@ -108,6 +110,9 @@ impl Bucket for FakeBucket {
 
     async fn exists(&self, object: &str) -> Result<bool, BucketError> {
         let mut fake = self.0.lock();
+        if let Some(then) = fake.once_asked.take() {
+            then();
+        }
         match fake.call(format!("exists {object}")) {
             Some(_) => Err(Fake::fault(object)),
             None => Ok(fake.objects.contains_key(object)),
@@ -152,6 +157,19 @@ fn assert_whole(objects: &BTreeMap<String, Vec<u8>>, object: &str) {
     }
 }
 
+/// A database with these labels, whose blocks all stay.
+struct FakeDb(Arc<Vec<(Vec<u8>, Vec<u8>)>>);
+
+impl ShippedDb for FakeDb {
+    fn external_labels(&self) -> Arc<Vec<(Vec<u8>, Vec<u8>)>> {
+        self.0.clone()
+    }
+
+    fn is_settled(&self, _block: Ulid) -> bool {
+        true
+    }
+}
+
 struct World {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
@@ -182,8 +200,8 @@ impl World {
             options: self.options,
         };
         let metrics = ShipperMetrics::new(&self.registry, "team-a");
-        let labels = Box::new(move || labels.clone());
-        Shipper::new("team-a".to_owned(), self.dir.clone(), labels, env, metrics)
+        let db = Arc::new(FakeDb(labels));
+        Shipper::new("team-a".to_owned(), self.dir.clone(), db, env, metrics)
     }
 
     /// The value of a line of the metrics page.
@@ -580,6 +598,18 @@ fn metrics_are_those_of_thanos() {
 }
 
 #[tokio::test]
+async fn a_block_that_is_taken_away_meanwhile_is_not_damaged() {
+    let (_dir, world, bucket) = on_disk(&two_blocks());
+    let blocks = names(&two_blocks());
+    let (gone, other) = (*blocks.first().unwrap(), *blocks.last().unwrap());
+    let dir = world.dir.join(gone.to_string());
+    bucket.0.lock().once_asked = Some(Box::new(move || fs::remove_dir_all(dir).unwrap()));
+    assert_eq!(world.shipper().ship().await.unwrap().uploaded, 1);
+    assert_eq!(names(&bucket.0.lock().objects), BTreeSet::from([other]));
+    assert_eq!(world.of_tenant("thanos_shipper_corrupted_blocks_total"), 0.0);
+}
+
+#[tokio::test]
 async fn what_waits_is_shown_while_the_bucket_does_not_answer() {
     let (_dir, world, bucket) = on_disk(&two_blocks());
     bucket.0.lock().failing = Some((0, false));
@@ -635,8 +665,7 @@ fn tenants_in(root: &Path, ids: &[&str]) -> impl Fn() -> Vec<ShippedTenant> + us
     move || {
         let tenant = |(id, dir): &(TenantId, PathBuf)| {
             let labels = Arc::new(vec![(b"tenant_id".to_vec(), id.as_str().into())]);
-            let labels = Box::new(move || labels.clone());
-            ShippedTenant { id: id.clone(), dir: dir.clone(), labels }
+            ShippedTenant { id: id.clone(), dir: dir.clone(), db: Arc::new(FakeDb(labels)) }
         };
         dirs.iter().map(tenant).collect()
     }

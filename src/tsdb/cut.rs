@@ -9,10 +9,12 @@
 //! 5. the log is cut.
 //!
 //! A process that ends before the block has its name starts with all of it in the log, and after that
-//! with a floor below which the log is not replayed.
+//! with a floor below which the log is not replayed. A cut that fails when the block has its name takes
+//! the block away again; until that or 3 is done the block is not settled, and nobody else heeds it.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
+use std::io;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -240,14 +242,17 @@ impl Db {
         if stop::is_asked() {
             return Err(CutError::Interrupted);
         }
+        self.withdraw_left()?;
         let ulid = self.new_ulid()?;
         let before = self.head.floor();
         self.head.raise_floor(span.end);
+        self.unsettled.lock().insert(ulid);
         match self.write_block(ulid, span) {
             Ok(block) => {
                 cutting.metrics.done.inc();
                 let has_block = block.is_some();
                 self.replace_view(cutting, block, span.end);
+                self.unsettled.lock().remove(&ulid);
                 self.drop_cut_of(cutting);
                 Ok(has_block)
             }
@@ -255,8 +260,12 @@ impl Db {
                 if !matches!(err, CutError::Interrupted) {
                     cutting.metrics.failed.inc();
                 }
-                if self.withdraw(ulid) {
-                    self.head.lower_floor(before);
+                match self.withdraw(ulid) {
+                    Ok(()) => self.head.lower_floor(before),
+                    Err(left) => {
+                        let left = chain(&left);
+                        tracing::warn!(block = %ulid, left, "a block that failed cannot be taken away");
+                    }
                 }
                 Err(err)
             }
@@ -295,19 +304,36 @@ impl Db {
         Ok(Some(Block::open_as(disk, &dir, meta, self.env.block_cache.clone())?))
     }
 
-    /// Takes away a block that failed late. Whether it is certain that no start finds it: else the
+    /// Whether a block in the database's directory stays there. One whose cut is not done or has
+    /// failed does not, and what is in it may be cut once more: nobody is to hand it on.
+    pub fn is_settled(&self, block: Ulid) -> bool {
+        !self.unsettled.lock().contains(&block)
+    }
+
+    /// Takes away a block that failed late, so that no start finds it. After an error one may, and the
     /// floor must stay where it would be then.
-    fn withdraw(&self, ulid: Ulid) -> bool {
-        match take_name(&*self.env.disk, &self.dir.join(ulid.to_string())) {
+    fn withdraw(&self, ulid: Ulid) -> Result<(), WriteError> {
+        let disk = &*self.env.disk;
+        match take_name(disk, &self.dir.join(ulid.to_string())) {
             Ok(nameless) => {
-                if let Err(err) = nameless.remove(&*self.env.disk) {
+                if let Err(err) = nameless.remove(disk) {
                     tracing::warn!(%err, "a block that was not finished stays until a restart");
                 }
-                true
             }
-            Err(WriteError::Io { source, .. }) => source.kind() == std::io::ErrorKind::NotFound,
-            Err(_) => false,
+            // It never had its name, or has lost it to a try that could not be synced.
+            Err(WriteError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                disk.sync_dir(&self.dir).map_err(WriteError::io(&self.dir))?;
+            }
+            Err(err) => return Err(err),
         }
+        self.unsettled.lock().remove(&ulid);
+        Ok(())
+    }
+
+    /// Takes away what failed cuts have left: behind the next one its samples would be there twice.
+    fn withdraw_left(&self) -> Result<(), WriteError> {
+        let left: Vec<Ulid> = self.unsettled.lock().iter().copied().collect();
+        left.into_iter().try_for_each(|ulid| self.withdraw(ulid))
     }
 
     /// Lets readers that begin from now on see the block, and the head behind it.

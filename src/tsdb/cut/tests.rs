@@ -464,3 +464,34 @@ fn a_gap_is_not_walked_while_a_reader_holds_the_head() {
     );
     drop(querier);
 }
+
+/// What stays behind a cut that failed would have its samples once more when they are cut again.
+#[test]
+fn a_block_that_cannot_be_taken_away_is_before_the_next_cut() {
+    let (disk, dir) = (FaultyDisk::new(), std::path::Path::new("/db/t"));
+    let life = Life::begin(Arc::new(disk.clone()), dir);
+    life.write(0..3, 182);
+    let before = dump(life.db());
+    let blocks = || -> Vec<Ulid> {
+        let entries = disk.list(dir).unwrap();
+        entries.iter().filter_map(|entry| entry.name.to_str()?.parse().ok()).collect()
+    };
+    let gone = disk.clone();
+    disk.once_renamed(move || gone.refuse_changes(dir, std::io::ErrorKind::Other));
+    life.db().cut_due().unwrap_err();
+    let left = blocks();
+    assert_eq!(left.len(), 1);
+    assert!(!life.db().is_settled(left[0]));
+    // A start finds it, and each sample once.
+    let again = restarted(&life, disk.after_kill());
+    assert_eq!(dump(again.db()), before);
+    // As long as it is there nothing is cut.
+    life.db().cut_due().unwrap_err();
+    assert_eq!(blocks(), left);
+    disk.allow_changes(dir);
+    assert_eq!(life.db().cut_due().unwrap(), 1);
+    let made = blocks();
+    assert!(made.len() == 1 && made != left);
+    assert!(life.db().is_settled(made[0]));
+    assert_eq!(dump(life.db()), before);
+}
