@@ -79,24 +79,27 @@
 //! time range match. A [`Querier`] asks the head and the [blocks](tsdb::block) that the range meets,
 //! and makes one series of what several of them hold. The head turns matchers into slots by the
 //! postings, and slots into copies of labels (by [numbers](model::pairs)) and chunks, a few hundred
-//! under each short hold of its locks. Full chunks are shared, the open one is copied. Answers are
-//! made piece by piece as the client reads, and charged to a budget of bytes.
+//! under each short hold of its locks. Chunks in memory are copied, those in
+//! [files](tsdb::head_chunks) are read afterwards. Answers are made piece by piece as the client reads,
+//! and charged to a budget of bytes.
 //!
 //! # Opening
 //!
-//! [`Db::open`] reads the log, repairs what was damaged ([`tsdb::wal::repair`] has the table of cases)
-//! and replays it into an empty head ([`tsdb::head::replay`]). A tenant serves as soon as its own log
-//! is replayed. One that cannot be opened is quarantined: its writes are 503, it is tried again, and
+//! [`Db::open`] looks through the [head chunks](tsdb::head_chunks::scan), reads the log, repairs what was
+//! damaged ([`tsdb::wal::repair`] has the table of cases) and replays it into an empty head, from where
+//! the series' head chunks end ([`tsdb::head::replay`]). A tenant serves as soon as its own log is
+//! replayed. One that cannot be opened is quarantined: its writes are 503, it is tried again, and
 //! the others do not notice. What cannot be read is never answered as absent ([`store::missing`]).
 //!
 //! # From the head into blocks
 //!
-//! `multi_tsdb`'s cutter goes round the tenants on a thread of low priority. [`Db::cut_due`] raises the
-//! head's floor, writes a block of what is below it ([`tsdb::head::cut`]), puts a
-//! [view](tsdb::blocks::View) with that block in the place of the one before, and, when no reader has
-//! an older one, lets the head drop what the block has ([`tsdb::head::gc`]) and the log get a
-//! [checkpoint](tsdb::wal::checkpoint). Series that have nothing left are forgotten by putting another
-//! [catalog](tsdb::head::catalog) in the place of theirs. [`tsdb::retention`] deletes old blocks.
+//! `multi_tsdb`'s cutter goes round the tenants on a thread of low priority. Full chunks go to
+//! [files](tsdb::head_chunks). [`Db::cut_due`] raises the head's floor, writes a block of what is below
+//! it ([`tsdb::head::cut`]), puts a [view](tsdb::blocks::View) with that block in the place of the one
+//! before, and, when no reader has an older one, lets the head drop what the block has
+//! ([`tsdb::head::gc`]) and the log get a [checkpoint](tsdb::wal::checkpoint). Series that have nothing
+//! left are forgotten by putting another [catalog](tsdb::head::catalog) in the place of theirs.
+//! [`tsdb::retention`] deletes old blocks.
 //!
 //! # Shipping
 //!
@@ -135,7 +138,7 @@
 //! # Left out
 //!
 //! On purpose: no `unsafe`; no pluggable storage; no query language. For now, and said where it
-//! shows: full chunks stay in memory until they are cut; histograms are refused and exemplars dropped,
+//! shows: histograms are refused and exemplars dropped,
 //! each counted. The README keeps the whole list.
 //!
 //! [`AppendLane`]: multi_tsdb::AppendLane

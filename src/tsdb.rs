@@ -6,7 +6,8 @@
 //! <dir>/wal/checkpoint.00041 what is left of older segments
 //! <dir>/<ULID>/               blocks
 //! <dir>/ringest.floor         when the head's time begins, from the first block's deletion on
-//! <dir>/chunks_head, wbl     of Prometheus; this version only heeds which refs they know
+//! <dir>/chunks_head/000001   full chunks of the head
+//! <dir>/wbl                  of Prometheus; this version only heeds which refs it knows
 //! ```
 
 pub mod block;
@@ -17,6 +18,7 @@ pub mod env;
 pub mod error;
 pub mod file;
 pub mod head;
+pub mod head_chunks;
 pub mod index;
 pub mod options;
 pub mod querier;
@@ -37,6 +39,7 @@ use rustix::io::Errno;
 use tokio::time::Instant;
 
 use crate::disk::{DirLock, Disk};
+use crate::error::chain;
 use crate::model::Timestamp;
 use crate::model::key_table::Lookup;
 use crate::tsdb::block::removal::remove_leftovers;
@@ -50,7 +53,9 @@ use crate::tsdb::head::append::{AppendReport, AppendResults, LogSide};
 use crate::tsdb::head::batch::Batch;
 use crate::tsdb::head::metrics::HeadMetrics;
 use crate::tsdb::head::read::HeadReader;
+use crate::tsdb::head::replay::mapped::MappedChunks;
 use crate::tsdb::head::replay::{ReplayReport, replay};
+use crate::tsdb::head_chunks::{FILE_BYTES, HeadChunkFiles};
 use crate::tsdb::options::DbOptions;
 use crate::tsdb::querier::Querier;
 use crate::tsdb::retention::{Retention, RetentionMetrics, read_floor};
@@ -192,14 +197,21 @@ impl Db {
         let wal_dir = dir.join("wal");
         disk.create_dir_all(&wal_dir).map_err(OpenError::io("making", &wal_dir))?;
         let wal_metrics = WalMetrics::new(&registry, tenant);
+        let files = HeadChunkFiles::new(disk.clone(), dir, FILE_BYTES, &registry, tenant);
+        let mut mapped = MappedChunks::default();
+        let head_chunks = files
+            .open(&mut |chunk| mapped.add(&files, chunk))
+            .map_err(OpenError::io("looking for head chunks in", dir))?;
+        let mapped = (Arc::new(files), mapped);
         let (log, contents, report) =
-            replay(env.fingerprinter.clone(), floor, options.block_range, |take| {
+            replay(env.fingerprinter.clone(), floor, options.block_range, mapped, |take| {
                 open_log(&*disk, &wal_dir, &wal_metrics, |found| take(found.record))
             })
             .map_err(OpenError::io("reading the log in", &wal_dir))?;
         sync_log(&*disk, &wal_dir).map_err(OpenError::io("syncing the log in", &wal_dir))?;
-        let highest_ref = refs::highest_beside_log(&*disk, dir)
-            .map_err(OpenError::io("looking for refs in", dir))?;
+        let highest_ref = refs::highest_in_others(&*disk, dir)
+            .map_err(OpenError::io("looking for refs in", dir))?
+            .max(head_chunks.highest_ref);
         refs::forget_series_state(&*disk, dir).map_err(OpenError::io("cleaning up", &wal_dir))?;
 
         let wal_options = WalOptions {
@@ -216,7 +228,7 @@ impl Db {
         let retention = options.retention;
         let mut cutting = Cutting::new(&options, &registry, tenant, blocks.len());
         cutting.heed(&report, contents.max_time, wal_end.segment);
-        if out_of_order_log_bytes > 0 {
+        if out_of_order_log_bytes > 0 || head_chunks.histograms + head_chunks.others > 0 {
             cutting.keep_log();
         }
         let cutting = Mutex::new(cutting);
@@ -287,6 +299,13 @@ impl Db {
         self.head.series_count()
     }
 
+    /// Writes the head's full chunks to files, so that they take no memory; how many that were. Blocks
+    /// on the disk. On an error the rest stays in memory until the next call.
+    pub fn write_full_chunks(&self) -> Result<usize, WriteError> {
+        let _one_at_a_time = self.cutting.lock();
+        self.head.write_full_chunks()
+    }
+
     /// If the log's unsynced end was lost after a failed sync, logs again what it held, so that
     /// appends are taken again. Whether there was anything to do. Blocks on the disk.
     pub fn replace_lost_end(&self) -> Result<bool, WalError> {
@@ -295,6 +314,10 @@ impl Db {
 
     /// Pads and syncs the log. Appends fail from here on.
     pub fn close(&self) -> Result<(), WalError> {
+        if let Err(err) = self.write_full_chunks() {
+            let dir = self.dir.display();
+            tracing::warn!(%dir, err = chain(&err), "full chunks stay in the log alone");
+        }
         if let Err(SyncError::TailLost) = self.sync.sync() {
             self.replace_lost_end()?;
         }

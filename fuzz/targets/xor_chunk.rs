@@ -2,9 +2,16 @@
 //!
 //! Input: read once as a chunk, and once as samples of sixteen bytes, step in time and value.
 
+use std::path::Path;
+use std::sync::Arc;
+
+use ringest::disk::faulty::FaultyDisk;
+use ringest::metrics::Registry;
 use ringest::model::HeadSeriesRef;
 use ringest::tsdb::chunkenc::xor::XorIterator;
 use ringest::tsdb::head::series::SeriesState;
+use ringest::tsdb::head::states::States;
+use ringest::tsdb::head_chunks::{FILE_BYTES, HeadChunkFiles};
 
 /// Samples a chunk can name: its count has two bytes.
 const COUNT_MAX: usize = 1 << 16;
@@ -13,7 +20,10 @@ const COUNT_MAX: usize = 1 << 16;
 pub(crate) fn run(input: &[u8]) {
     assert!(XorIterator::new(input).count() <= COUNT_MAX);
 
-    let mut state = SeriesState::new(HeadSeriesRef(1));
+    let disk = Arc::new(FaultyDisk::new());
+    let files = HeadChunkFiles::new(disk, Path::new("/db"), FILE_BYTES, &Registry::new(), "t");
+    let mut states = States::new(Arc::new(files));
+    states.push(SeriesState::new(HeadSeriesRef(1)));
     let mut samples = Vec::new();
     let mut t = i64::MIN / 4;
     for bytes in input.chunks_exact(16) {
@@ -27,11 +37,12 @@ pub(crate) fn run(input: &[u8]) {
         }
         t = next;
         let v = u64::from_le_bytes(v.try_into().expect("eight bytes"));
-        state.append(t, v, 7_200_000);
+        states.append(0, t, v, 7_200_000);
         samples.push((t, v));
     }
     let mut found = Vec::new();
-    state.chunks_in(i64::MIN, i64::MAX, |chunk| {
+    states.chunks_in(0, i64::MIN, i64::MAX, |chunk| {
+        let chunk = chunk.load().expect("a chunk in memory");
         found.extend(XorIterator::new(&chunk.bytes).map(|sample| sample.expect("our own chunk")));
     });
     assert_eq!(found, samples);

@@ -1,5 +1,5 @@
-//! Cuts the tenants' heads into blocks, one after another: from time to time as Thanos does, and all
-//! of them at the end.
+//! Writes the tenants' full chunks to files, and cuts their heads into blocks, one after another: from
+//! time to time as Thanos does, and all of them at the end.
 
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -14,6 +14,7 @@ use crate::hashring::CurrentHashring;
 use crate::model::stop;
 use crate::multi_tsdb::{MultiTsdb, Tenant};
 use crate::tsdb::cut::CutError;
+use crate::tsdb::error::WriteError;
 
 /// When a tenant is looked at again after its cut failed, at first; then after twice as long.
 const RETRY: Duration = Duration::from_secs(60);
@@ -33,6 +34,8 @@ struct Turns {
     moved: Option<Instant>,
     /// Turns that failed since the last good one.
     failed: u32,
+    /// Full chunks could not be written when it was tried last.
+    keeps_chunks: bool,
 }
 
 impl CutTurns {
@@ -41,7 +44,7 @@ impl CutTurns {
     pub(super) fn new(range: Duration) -> CutTurns {
         let share = f64::from(getrandom::u32().unwrap_or(0)) / f64::from(u32::MAX);
         let next = Instant::now() + (range / 10).mul_f64(share);
-        CutTurns(Mutex::new(Turns { next, moved: None, failed: 0 }))
+        CutTurns(Mutex::new(Turns { next, moved: None, failed: 0, keeps_chunks: false }))
     }
 
     fn has_come(&self) -> bool {
@@ -55,6 +58,21 @@ impl CutTurns {
     fn take_move(&self) -> bool {
         let now = Instant::now();
         self.0.lock().moved.take_if(|from| *from <= now).is_some()
+    }
+
+    /// Tells once that full chunks cannot be written.
+    fn note_writing(&self, tenant: &Tenant, written: Result<(), WriteError>) {
+        let keeps_chunks = written.is_err();
+        let kept_before = std::mem::replace(&mut self.0.lock().keeps_chunks, keeps_chunks);
+        let tenant = &tenant.id;
+        match written {
+            Err(err) if !kept_before => {
+                let err = chain(&err);
+                tracing::error!(%tenant, err, "full chunks cannot be written and stay in memory");
+            }
+            Ok(()) if kept_before => tracing::info!(%tenant, "full chunks are written again"),
+            _ => {}
+        }
     }
 
     fn end(&self, range: Duration, is_good: bool) {
@@ -85,6 +103,7 @@ impl MultiTsdb {
 
     fn see_to(&self, tenant: &Tenant) {
         let range = self.cut_range();
+        tenant.cuts.note_writing(tenant, tenant.db.write_full_chunks().map(drop));
         if tenant.cuts.take_move() {
             let cut = tenant.db.cut_settled();
             if cut.is_err() {

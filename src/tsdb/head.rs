@@ -11,6 +11,7 @@
 pub mod append;
 pub mod batch;
 pub mod catalog;
+pub mod chunk_list;
 pub mod cut;
 pub mod gc;
 pub mod labels;
@@ -20,6 +21,9 @@ pub mod read;
 pub mod replay;
 pub mod series;
 mod slots;
+pub mod states;
+pub mod waiting;
+mod write_chunks;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -33,7 +37,8 @@ use crate::model::fingerprint::Fingerprinter;
 use crate::tsdb::head::append::LogSide;
 use crate::tsdb::head::catalog::Catalog;
 use crate::tsdb::head::metrics::HeadMetrics;
-use crate::tsdb::head::series::States;
+use crate::tsdb::head::states::States;
+use crate::tsdb::head_chunks::HeadChunkFiles;
 use crate::tsdb::options::DbOptions;
 
 pub struct Head {
@@ -52,6 +57,9 @@ pub struct Head {
     min_time_meanwhile: AtomicI64,
     catalog: ArcSwap<Catalog>,
 
+    /// Where full chunks go.
+    files: Arc<HeadChunkFiles>,
+
     log: Mutex<LogSide>,
     states: RwLock<States>,
 }
@@ -65,10 +73,10 @@ pub struct HeadContents {
 }
 
 impl HeadContents {
-    pub fn new(fingerprinter: Fingerprinter) -> HeadContents {
+    pub fn new(fingerprinter: Fingerprinter, files: Arc<HeadChunkFiles>) -> HeadContents {
         HeadContents {
             catalog: Catalog::new(fingerprinter),
-            states: States::default(),
+            states: States::new(files),
             min_time: Timestamp::MAX,
             max_time: Timestamp::MIN,
         }
@@ -89,6 +97,7 @@ impl Head {
         // Counted as an integer: no floats at all add up to -0.
         let chunk_count: usize = contents.states.iter().map(|state| state.chunk_count()).sum();
         metrics.chunks.set(chunk_count as f64);
+        let files = contents.states.files().clone();
         let head = Head {
             options,
             clock,
@@ -98,6 +107,7 @@ impl Head {
             max_time: AtomicI64::new(contents.max_time),
             min_time_meanwhile: AtomicI64::new(Timestamp::MAX),
             catalog: ArcSwap::from_pointee(contents.catalog),
+            files,
             log: Mutex::new(log),
             states: RwLock::new(contents.states),
         };

@@ -136,7 +136,7 @@ impl Querier {
             self.head.chunks(*slot, self.in_head.mint, self.in_head.maxt, |chunk| {
                 let (mint, maxt, bytes) = (chunk.mint, chunk.maxt, chunk.bytes);
                 chunks.push(ChunkData { mint, maxt, encoding: ENCODING_XOR, bytes });
-            });
+            })?;
         }
         if !blocks.is_empty() {
             let merged = without_overlap(chunks.split_off(first));

@@ -1,5 +1,7 @@
 //! One database on a disk in memory, opened and closed and cut off.
 
+mod model;
+
 use std::collections::BTreeMap;
 
 use serde_json::json;
@@ -300,7 +302,7 @@ fn damage_in_what_is_not_served_hinders_no_opening() {
         disk.create(&path).unwrap().write_all_at(&noise, 0).unwrap();
     }
     assert_eq!(append(&open(&disk), 1, NOW).stored, 1);
-    for file in ["chunks_head/000001", "wbl/00000000"] {
+    for file in ["chunks_head/000001.damaged", "wbl/00000000"] {
         let kept = crate::disk::read_file(&disk, &Path::new(DIR).join(file), 1 << 20).unwrap();
         assert!(kept == noise, "{file}");
     }

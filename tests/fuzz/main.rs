@@ -10,6 +10,8 @@ mod capnproto;
 mod chunk_segment;
 #[path = "../../fuzz/targets/hashrings.rs"]
 mod hashrings;
+#[path = "../../fuzz/targets/head_chunks.rs"]
+mod head_chunks;
 #[path = "../../fuzz/targets/index.rs"]
 mod index;
 #[path = "../../fuzz/targets/peer_message.rs"]
@@ -142,6 +144,11 @@ fn chunks() {
 #[test]
 fn indexes() {
     replay("index", index::seeds(), index::run);
+}
+
+#[test]
+fn files_of_head_chunks() {
+    replay("head_chunks", head_chunks::seeds(), head_chunks::run);
 }
 
 #[test]

@@ -152,6 +152,15 @@ impl XorState {
         BitReader::new(stream).read_varint().unwrap_or(0)
     }
 
+    /// Makes the chunk what it is when no sample is added any more: its sample count set, and without
+    /// the room behind it.
+    pub fn finish(&self, chunk: &mut ThinVec<u8>) {
+        chunk.truncate(self.chunk_bytes());
+        if let Some(count) = chunk.first_chunk_mut::<COUNT_BYTES>() {
+            *count = self.count.to_be_bytes();
+        }
+    }
+
     /// A copy of the chunk as it stands, its sample count set.
     pub fn snapshot(&self, chunk: &ThinVec<u8>) -> Arc<[u8]> {
         let mut copy: Arc<[u8]> = Arc::from(&chunk[..self.chunk_bytes()]);

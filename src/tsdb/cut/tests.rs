@@ -25,7 +25,7 @@ pub(crate) struct Life {
 }
 
 impl Life {
-    fn begin(disk: Arc<dyn Disk>, dir: &std::path::Path) -> Life {
+    pub(crate) fn begin(disk: Arc<dyn Disk>, dir: &std::path::Path) -> Life {
         // Segments of a page, so that a log of some hours has several.
         let options = DbOptions { wal_segment_bytes: 32 << 10, ..DbOptions::default() };
         let clock = ManualClock::at(START);
@@ -39,6 +39,12 @@ impl Life {
         let env = Env::new(self.disk.clone(), Arc::new(self.clock.clone()), Registry::new());
         let lock = Db::lock(&*self.disk, &self.dir, &self.options).unwrap();
         self.db = Some(Db::open(&self.dir, lock, self.options.clone(), &env, "t").unwrap().db);
+    }
+
+    /// Ends, and goes on with what is on another disk.
+    pub(crate) fn open_on(&mut self, disk: Arc<dyn Disk>) {
+        self.disk = disk;
+        self.open();
     }
 
     pub(crate) fn db(&self) -> &Db {
@@ -56,6 +62,10 @@ impl Life {
                 push(self.db(), &mut batch, &labels, now, (i as i64 * now) as u64);
             }
             assert_eq!(self.db().append(&batch).unwrap().stored, series.len() as u64);
+            // Some of the full chunks are in files, and some are not yet.
+            if now / MINUTE % 50 == 0 {
+                self.db().write_full_chunks().unwrap();
+            }
         }
     }
 

@@ -22,12 +22,14 @@ use crate::model::fingerprint::Fingerprint;
 use crate::model::key_table::{Adder, Slot};
 use crate::model::labels::{LabelIter, SeriesKey};
 use crate::model::{HeadSeriesRef, Timestamp};
+use crate::tsdb::error::ReadError;
 use crate::tsdb::head::Head;
 use crate::tsdb::head::append::unsynced::Unsynced;
 use crate::tsdb::head::batch::{Batch, BatchSample, NEW_BIT, NewSeries};
 use crate::tsdb::head::catalog::Catalog;
-use crate::tsdb::head::series::{Cut, SeriesState, States};
+use crate::tsdb::head::series::{Cut, SeriesState};
 use crate::tsdb::head::slots::FreeSlots;
+use crate::tsdb::head::states::{FoundChunk, States, value_in};
 use crate::tsdb::wal::record;
 use crate::tsdb::wal::{Appended, LogPosition, SegmentIndex, Wal, WalError};
 
@@ -287,9 +289,13 @@ impl Head {
         self.resolve_forgotten(log, catalog, batch, bounds);
         self.resolve_new_series(log, catalog, batch, bounds);
         let mark = log.group.mark();
-        if let Err(shares) = self.check(log, batch, bounds, &mut report) {
+        let checked = self.check(log, batch, bounds, &mut report);
+        let looked = checked.map(|late| self.look_up_late(late, batch, bounds, &mut report));
+        if !matches!(looked, Ok(Ok(()))) {
             self.take_back(&mut log.group, &mark);
-            return Err(shares);
+        }
+        if let Err(unread) = looked? {
+            return Ok(Err(unread));
         }
         self.count_refusals(&report);
         if log.group.accepted.len() == mark.accepted {
@@ -522,15 +528,16 @@ impl Head {
         self.metrics.series.add(slots.len() as f64);
     }
 
-    /// Judges each sample and adds the accepted ones to the group. What it has added before it
-    /// finds a shared series is for the caller to take back.
+    /// Judges each sample and adds the accepted ones to the group, and gives those for which a chunk on
+    /// disk must be looked into. What it has added before it finds a shared series is for the caller to
+    /// take back.
     fn check(
         &self,
         log: &mut LogSide,
         batch: &Batch,
         bounds: Bounds,
         report: &mut AppendReport,
-    ) -> Result<(), SharesSeries> {
+    ) -> Result<Vec<LateSample>, SharesSeries> {
         log.request += 1;
         let LogSide { request, group, scratch, meanwhile, .. } = log;
         let batches_before = *request - group.first_request;
@@ -539,7 +546,7 @@ impl Head {
         let accepted_before = accepted.len();
         record_samples.clear();
         let mut repeats = Repeats::default();
-        let mut refused = Vec::new();
+        let (mut refused, mut late) = (Vec::new(), Vec::new());
         let mut states = self.states.write();
         for (i, window) in batch.samples.chunks(TOUCHED_TOGETHER).enumerate() {
             let_readers_in(i, &mut states);
@@ -563,8 +570,13 @@ impl Head {
                     }
                     _ => state.last(),
                 };
-                match judge(sample, last, bounds, state) {
+                let verdict = match judge(sample, last, bounds) {
+                    Some(verdict) => verdict,
+                    None => judge_late(sample, last, bounds, &states, slot),
+                };
+                match verdict {
                     Verdict::Append => {
+                        let state = states.get_mut(slot);
                         if state.is_unlogged() {
                             unlogged.push(slot);
                             // Its record is part of this append; were that to fail, the next
@@ -586,6 +598,7 @@ impl Head {
                     }
                     Verdict::Stored => report.stored += 1,
                     Verdict::Refuse(refusal) => refused.push((place, refusal, slot)),
+                    Verdict::LookInto(chunk) => late.push(LateSample { place, slot, chunk }),
                 }
             }
         }
@@ -594,6 +607,33 @@ impl Head {
         drop(states);
         for (place, refusal, slot) in refused {
             report.refuse(place, refusal, || self.catalog.load().key_of(slot));
+        }
+        Ok(late)
+    }
+
+    /// Judges samples that would be in chunks on disk. A chunk that is damaged holds no sample for
+    /// certain; one that cannot be read now may be read later, and so the batch is to come again.
+    fn look_up_late(
+        &self,
+        late: Vec<LateSample>,
+        batch: &Batch,
+        bounds: Bounds,
+        report: &mut AppendReport,
+    ) -> Result<(), WalError> {
+        for LateSample { place, slot, chunk } in late {
+            let BatchSample { t, v, .. } = batch.samples[place];
+            let stored = match chunk.load() {
+                Ok(chunk) => value_in(&chunk.bytes, t),
+                Err(ReadError::Io { source, .. }) => return Err(WalError::io(source)),
+                Err(_) => None,
+            };
+            match stored == Some(v) {
+                true => report.stored += 1,
+                false => {
+                    let refusal = refusal_of_late(t, None, bounds);
+                    report.refuse(place, refusal, || self.catalog.load().key_of(slot));
+                }
+            }
         }
         Ok(())
     }
@@ -654,8 +694,7 @@ impl Head {
             let_readers_in(i, &mut states);
             touch(&states, window.iter().map(|sample| sample.slot));
             for sample in window {
-                let state = states.get_mut(sample.slot);
-                if state.append(sample.t, sample.v, block_range) == Cut::Began {
+                if states.append(sample.slot, sample.t, sample.v, block_range) == Cut::Began {
                     chunks_created += 1;
                 }
             }
@@ -701,44 +740,66 @@ enum Verdict {
     /// The very sample is stored already.
     Stored,
     Refuse(Refusal),
+    /// It would be in this chunk, which is on disk.
+    LookInto(FoundChunk),
 }
 
-/// `last` is the series' newest sample, those accepted earlier in the request included.
+/// A sample whose verdict is in a chunk on disk.
+struct LateSample {
+    /// Its place in the batch.
+    place: usize,
+    slot: Slot,
+    chunk: FoundChunk,
+}
+
+/// `last` is the series' newest sample, those accepted earlier in the request included. `None` if the
+/// sample is no later, or below the bound.
 #[inline]
-fn judge(
-    sample: &BatchSample,
-    last: Option<(Timestamp, u64)>,
-    bounds: Bounds,
-    state: &SeriesState,
-) -> Verdict {
+fn judge(sample: &BatchSample, last: Option<(Timestamp, u64)>, bounds: Bounds) -> Option<Verdict> {
     let t = sample.t;
     if t > bounds.maxt {
-        return Verdict::Refuse(Refusal::TooFarInFuture);
+        return Some(Verdict::Refuse(Refusal::TooFarInFuture));
     }
     match last {
-        None if t < bounds.mint => Verdict::Refuse(Refusal::OutOfBounds),
-        None => Verdict::Append,
-        Some((last_t, _)) if t > last_t && t >= bounds.mint => Verdict::Append,
-        Some(last) => judge_late(sample, last, bounds, state),
+        None if t < bounds.mint => Some(Verdict::Refuse(Refusal::OutOfBounds)),
+        None => Some(Verdict::Append),
+        Some((last_t, _)) if t > last_t && t >= bounds.mint => Some(Verdict::Append),
+        Some(_) => None,
     }
 }
 
 #[cold]
 fn judge_late(
     sample: &BatchSample,
-    (last_t, last_v): (Timestamp, u64),
+    last: Option<(Timestamp, u64)>,
     bounds: Bounds,
-    state: &SeriesState,
+    states: &States,
+    slot: Slot,
 ) -> Verdict {
     let BatchSample { t, v, .. } = *sample;
-    if t == last_t && v == last_v || t < last_t && state.value_at(t) == Some(v) {
-        Verdict::Stored
-    } else if t < bounds.mint {
-        Verdict::Refuse(Refusal::OutOfBounds)
-    } else if t == last_t {
-        Verdict::Refuse(Refusal::DuplicateForTimestamp)
+    if last == Some((t, v)) {
+        return Verdict::Stored;
+    }
+    if last.is_some_and(|(last_t, _)| t < last_t) {
+        match states.chunk_at(slot, t) {
+            Some(FoundChunk::Here(chunk)) if value_in(&chunk.bytes, t) == Some(v) => {
+                return Verdict::Stored;
+            }
+            Some(chunk @ FoundChunk::InFile(_)) => return Verdict::LookInto(chunk),
+            _ => {}
+        }
+    }
+    Verdict::Refuse(refusal_of_late(t, last, bounds))
+}
+
+/// Why a sample that is not stored and not later than the last one is refused.
+fn refusal_of_late(t: Timestamp, last: Option<(Timestamp, u64)>, bounds: Bounds) -> Refusal {
+    if t < bounds.mint {
+        Refusal::OutOfBounds
+    } else if last.is_some_and(|(last_t, _)| last_t == t) {
+        Refusal::DuplicateForTimestamp
     } else {
-        Verdict::Refuse(Refusal::OutOfOrder)
+        Refusal::OutOfOrder
     }
 }
 

@@ -23,7 +23,7 @@ use crate::tsdb::chunkenc::xor::{XorIterator, XorState};
 use crate::tsdb::error::WriteError;
 use crate::tsdb::head::Head;
 use crate::tsdb::head::catalog::Catalog;
-use crate::tsdb::head::series::FullChunk;
+use crate::tsdb::head::states::{FoundChunk, HeadChunk};
 use crate::tsdb::index::LabelSymbols;
 
 /// Series read under one hold of the locks: some ten microseconds that an append may wait.
@@ -101,13 +101,15 @@ impl Head {
         {
             let states = self.states.read();
             for series in series {
-                let mut chunks: ThinVec<FullChunk> = ThinVec::new();
+                let mut chunks: ThinVec<FoundChunk> = ThinVec::new();
                 let copy = |chunk| chunks.push(chunk);
-                states.get(series.slot).chunks_in(span.start, span.end - 1, copy);
+                states.chunks_in(series.slot, span.start, span.end - 1, copy);
                 copied.push(chunks);
             }
         }
-        for (series, mut chunks) in series.iter().zip(copied) {
+        for (series, chunks) in series.iter().zip(copied) {
+            let chunks = chunks.into_iter().map(FoundChunk::load);
+            let mut chunks = chunks.collect::<Result<ThinVec<_>, _>>()?;
             trim(&mut chunks, span);
             if chunks.is_empty() {
                 continue;
@@ -133,7 +135,7 @@ impl Head {
 
 /// Takes from the first and the last chunk what is outside of the span, and those that then have
 /// nothing.
-fn trim(chunks: &mut ThinVec<FullChunk>, span: Span) {
+fn trim(chunks: &mut ThinVec<HeadChunk>, span: Span) {
     for chunk in chunks.iter_mut() {
         if span.start <= chunk.mint && chunk.maxt < span.end {
             continue;
@@ -142,7 +144,7 @@ fn trim(chunks: &mut ThinVec<FullChunk>, span: Span) {
         let samples = XorIterator::new(&chunk.bytes).flatten();
         let kept = samples.filter(|(t, _)| (span.start..span.end).contains(t));
         kept.for_each(|(t, v)| xor.append(&mut bytes, t, v));
-        *chunk = FullChunk {
+        *chunk = HeadChunk {
             mint: xor.first_time(&bytes),
             maxt: xor.t,
             bytes: if xor.count == 0 { Arc::from([]) } else { xor.snapshot(&bytes) },

@@ -10,6 +10,7 @@ use crate::model::{HeadSeriesRef, Timestamp};
 use crate::tsdb::head::Head;
 use crate::tsdb::head::append::LogSide;
 use crate::tsdb::head::catalog::Catalog;
+use crate::tsdb::head_chunks::ChunkInFile;
 use crate::tsdb::wal::{SegmentIndex, WalError};
 
 /// Series looked at under one hold of the locks: some ten microseconds that an append may wait.
@@ -68,6 +69,10 @@ impl Head {
     /// on meanwhile.
     pub fn drop_before(&self, mint: Timestamp) -> Dropped {
         let chunks = self.drop_samples_before(mint);
+        if let Err(err) = self.files.remove_dead() {
+            // The next drop tries again.
+            tracing::error!(%err, "a file of head chunks cannot be removed");
+        }
         Dropped { chunks, ..self.forget_empty_series() }
     }
 
@@ -101,14 +106,20 @@ impl Head {
         self.min_time_meanwhile.store(Timestamp::MAX, Ordering::Relaxed);
         let count = self.log.lock().slots.used();
         let (mut chunks, mut oldest) = (0, Timestamp::MAX);
+        let mut to_shorten = Vec::new();
         for first in (0..count).step_by(SERIES_PER_HOLD) {
             let mut states = self.states.write();
             for slot in first..count.min(first + SERIES_PER_HOLD) {
-                let state = states.get_mut(slot as Slot);
-                chunks += state.drop_before(mint) as u64;
-                oldest = oldest.min(state.first_time().unwrap_or(Timestamp::MAX));
+                let slot = slot as Slot;
+                let dropped = states.drop_before(slot, mint);
+                chunks += dropped.chunks as u64;
+                to_shorten.extend(dropped.to_shorten.map(|chunk| (slot, chunk)));
+                let first_time = states.get(slot).first_time();
+                // What is to be shortened begins before.
+                oldest = oldest.min(first_time.map_or(Timestamp::MAX, |first| first.max(mint)));
             }
         }
+        self.shorten(to_shorten, mint);
         let log = self.log.lock();
         let oldest = oldest.min(self.min_time_meanwhile.load(Ordering::Relaxed));
         self.min_time.store(oldest, Ordering::Relaxed);
@@ -120,6 +131,18 @@ impl Head {
         self.metrics.chunks_removed.add(chunks);
         self.metrics.chunks.add(-(chunks as f64));
         chunks
+    }
+
+    /// Takes what is before `mint` from chunks in files that have it. One that cannot be read stays as
+    /// it is: a block has the same samples.
+    fn shorten(&self, chunks: Vec<(Slot, ChunkInFile)>, mint: Timestamp) {
+        let mut bytes = Vec::new();
+        for (slot, chunk) in chunks {
+            match chunk.read(&mut bytes) {
+                Ok(()) => self.states.write().shorten(slot, &chunk, mint, &bytes),
+                Err(err) => tracing::warn!(%err, "a head chunk cannot be shortened"),
+            }
+        }
     }
 
     /// Puts a catalog of the series that have samples in the place of today's.

@@ -7,9 +7,10 @@ use crate::model::key_table::Slot;
 use crate::model::matcher::Matcher;
 use crate::model::pairs::SeriesLabels;
 use crate::model::stop;
+use crate::tsdb::error::ReadError;
 use crate::tsdb::head::Head;
 use crate::tsdb::head::catalog::Catalog;
-use crate::tsdb::head::series::FullChunk;
+use crate::tsdb::head::states::HeadChunk;
 
 /// Series read under one hold of the locks: some ten microseconds that an append may wait.
 const SERIES_PER_HOLD: usize = 256;
@@ -58,15 +59,21 @@ impl HeadReader {
         selected
     }
 
-    /// Chunks of a series that overlap the range, oldest first.
+    /// Chunks of a series that overlap the range, oldest first. Blocks on the disk for those in files,
+    /// without the locks.
     pub fn chunks(
         &self,
         slot: Slot,
         mint: Timestamp,
         maxt: Timestamp,
-        each: impl FnMut(FullChunk),
-    ) {
-        self.head.states.read().get(slot).chunks_in(mint, maxt, each);
+        mut each: impl FnMut(HeadChunk),
+    ) -> Result<(), ReadError> {
+        let mut found = Vec::new();
+        self.head.states.read().chunks_in(slot, mint, maxt, |chunk| found.push(chunk));
+        for chunk in found {
+            each(chunk.load()?);
+        }
+        Ok(())
     }
 
     pub fn label_names(&self) -> Vec<Vec<u8>> {

@@ -9,20 +9,30 @@
 //! counted; a tombstone over all time removes the series at its place in the log, as Prometheus 3.14
 //! means it, any other one hides its range of the whole log. Histograms, exemplars and metadata stay
 //! in the log and are not loaded by this version.
+//!
+//! A series begins with the chunks that files have of its ref ([`mapped`]), and what these cover is not
+//! built again. The log fills the gaps between them, in chunks of their own, and goes on behind them.
+
+pub mod mapped;
 
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread;
 
 use crate::model::fingerprint::{Fingerprint, Fingerprinter};
 use crate::model::key_table::Slot;
 use crate::model::labels::{KeyBuilder, LabelIter};
 use crate::model::{HeadSeriesRef, Timestamp};
+use crate::tsdb::chunkenc::xor::XorIterator;
 use crate::tsdb::head::HeadContents;
 use crate::tsdb::head::append::RefSample;
 use crate::tsdb::head::catalog::Catalog;
-use crate::tsdb::head::series::{SERIES_MAX, SeriesState, States};
+use crate::tsdb::head::chunk_list::Listed;
+use crate::tsdb::head::replay::mapped::MappedChunks;
+use crate::tsdb::head::series::{SERIES_MAX, SeriesState};
+use crate::tsdb::head::states::{FoundChunk, States, value_in};
+use crate::tsdb::head_chunks::HeadChunkFiles;
 use crate::tsdb::refs;
 use crate::tsdb::wal::record::{Record, RecordTombstone};
 
@@ -35,6 +45,9 @@ const BATCH_SERIES: usize = 1024;
 /// States are touched this many at a time before they are used; see `append`.
 const TOUCHED_TOGETHER: usize = 16;
 
+/// Samples of a chunk that fills a gap (Prometheus' default).
+const SAMPLES_PER_GAP_CHUNK: usize = 120;
+
 /// What a replay found besides the head's contents.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct ReplayReport {
@@ -43,6 +56,10 @@ pub struct ReplayReport {
     pub samples: u64,
     /// Samples not newer than their series' last one, or below the floor of the blocks.
     pub samples_skipped: u64,
+    /// Samples that head chunk files have.
+    pub samples_mapped: u64,
+    /// Chunks that the series have in files.
+    pub chunks_mapped: u64,
     /// Samples and tombstones whose ref no series record names.
     pub unknown_refs: u64,
     /// Histogram samples that this version leaves in the log.
@@ -97,9 +114,10 @@ pub fn replay<T: Send>(
     fingerprinter: Fingerprinter,
     floor: Timestamp,
     block_range: i64,
+    (files, mapped): (Arc<HeadChunkFiles>, MappedChunks),
     read: impl FnOnce(&mut dyn FnMut(Record<'_>)) -> io::Result<T> + Send,
 ) -> io::Result<(T, HeadContents, ReplayReport)> {
-    let contents = HeadContents::new(fingerprinter.clone());
+    let contents = HeadContents::new(fingerprinter.clone(), files);
     let (steps_in, steps_out) = mpsc::sync_channel(QUEUE_BATCHES);
     let (made_in, made_out) = mpsc::sync_channel::<MadeSeries>(QUEUE_BATCHES);
     let HeadContents { catalog, states, min_time, max_time } = contents;
@@ -112,6 +130,9 @@ pub fn replay<T: Send>(
         tombstones: HashMap::new(),
         further_refs: HashMap::new(),
         removed: HashSet::new(),
+        mapped,
+        with_mapped: Vec::new(),
+        gaps: HashMap::new(),
         made: MadeSeries::default(),
         floor,
         block_range,
@@ -268,6 +289,11 @@ struct Builder<'c> {
     further_refs: HashMap<Slot, Vec<HeadSeriesRef>>,
     /// Slots of removed series that no later record announced again: they have no ref.
     removed: HashSet<Slot>,
+    mapped: MappedChunks,
+    /// Series that have chunks in files.
+    with_mapped: Vec<Slot>,
+    /// Samples of the log that lie between chunks in files, in order of time.
+    gaps: HashMap<Slot, Vec<(Timestamp, u64)>>,
     made: MadeSeries,
     floor: Timestamp,
     block_range: i64,
@@ -303,6 +329,8 @@ impl Builder<'_> {
                 let further = self.further_refs.remove(&slot).unwrap_or_default();
                 further.into_iter().for_each(|series_ref| self.refs.forget(series_ref));
                 self.tombstones.remove(&slot);
+                self.gaps.remove(&slot);
+                self.states.clear(slot);
                 *self.states.get_mut(slot) = SeriesState::new(series_ref);
                 self.removed.insert(slot);
             }
@@ -356,6 +384,34 @@ impl Builder<'_> {
             }
         };
         self.refs.insert(series_ref, slot);
+        self.attach_mapped(series_ref, slot);
+    }
+
+    /// Gives a series the chunks that files have of its ref.
+    fn attach_mapped(&mut self, series_ref: HeadSeriesRef, slot: Slot) {
+        let chunks = self.mapped.take(series_ref);
+        // Of a second ref whose series has gone on already; the log has them, too.
+        if chunks.is_empty() || self.states.get(slot).has_open_chunk() {
+            return;
+        }
+        if self.states.get(slot).last().is_none() {
+            self.states.get_mut(slot).set_read_to(Timestamp::MIN);
+        }
+        for chunk in chunks.iter().filter(|chunk| chunk.maxt >= self.floor) {
+            let Listed { mint, maxt, .. } = chunk;
+            // A second ref's may overlap those of the first.
+            if self.states.attach(slot, chunk).is_ok() {
+                self.report.chunks_mapped += 1;
+                self.min_time = self.min_time.min(mint.max(self.floor));
+                self.max_time = self.max_time.max(maxt);
+            }
+        }
+        let state = self.states.get_mut(slot);
+        if let Some(last) = state.full.last() {
+            // The value is looked up at the end, if need be.
+            state.set_last(last.maxt, 0);
+            self.with_mapped.push(slot);
+        }
     }
 
     fn add_samples(&mut self, samples: &[RefSample]) {
@@ -383,15 +439,100 @@ impl Builder<'_> {
 
     #[inline]
     fn add_sample(&mut self, slot: Slot, t: Timestamp, v: u64) {
-        let state = self.states.get_mut(slot);
-        if t < self.floor || state.last().is_some_and(|(last, _)| t <= last) {
+        let state = self.states.get(slot);
+        let is_late = state.last().is_some_and(|(last, _)| t <= last);
+        if is_late && !state.has_open_chunk() && t >= self.floor {
+            return self.add_sample_beside_mapped(slot, t, v);
+        }
+        if t < self.floor || is_late {
             self.report.samples_skipped += 1;
             return;
         }
-        state.append(t, v, self.block_range);
+        self.states.append(slot, t, v, self.block_range);
+        self.count_sample(t);
+    }
+
+    fn count_sample(&mut self, t: Timestamp) {
         self.report.samples += 1;
         self.min_time = self.min_time.min(t);
         self.max_time = self.max_time.max(t);
+    }
+
+    /// A sample no later than the series' last chunk in a file.
+    fn add_sample_beside_mapped(&mut self, slot: Slot, t: Timestamp, v: u64) {
+        let state = self.states.get_mut(slot);
+        if t <= state.read_to() {
+            self.report.samples_mapped += 1;
+            return;
+        }
+        let covering = state.full.iter().find(|chunk| chunk.overlaps(t, t));
+        match covering {
+            Some(chunk) => {
+                state.set_read_to(chunk.maxt);
+                self.report.samples_mapped += 1;
+            }
+            None => {
+                state.set_read_to(t);
+                self.gaps.entry(slot).or_default().push((t, v));
+                self.count_sample(t);
+            }
+        }
+    }
+
+    /// Puts what the log had between chunks in files into chunks there.
+    fn fill_gaps(&mut self) {
+        for (slot, samples) in std::mem::take(&mut self.gaps) {
+            let chunks: Vec<_> = self.states.get(slot).full.iter().collect();
+            let gap_of = |t: Timestamp| chunks.partition_point(|chunk| chunk.maxt < t);
+            for in_gap in samples.chunk_by(|a, b| gap_of(a.0) == gap_of(b.0)) {
+                for samples in in_gap.chunks(SAMPLES_PER_GAP_CHUNK) {
+                    self.states.insert(slot, samples);
+                }
+            }
+        }
+    }
+
+    /// Sees to what only a look into the files tells: samples below the floor in their chunks, and the
+    /// last value of a series that has nothing else.
+    fn look_into_mapped(&mut self) {
+        let floor = self.floor;
+        for slot in std::mem::take(&mut self.with_mapped) {
+            let dropped = self.states.drop_before(slot, floor);
+            if let Some(chunk) = dropped.to_shorten {
+                let mut bytes = Vec::new();
+                match chunk.read(&mut bytes) {
+                    Ok(()) => self.states.shorten(slot, &chunk, floor, &bytes),
+                    // It stays as it is; the block has the same samples.
+                    Err(err) => tracing::warn!(%err, "a head chunk cannot be shortened"),
+                }
+            }
+            let state = self.states.get(slot);
+            let Some((t, _)) = state.last().filter(|_| !state.has_open_chunk()) else { continue };
+            let last = self.states.chunk_at(slot, t).map(FoundChunk::load);
+            match last {
+                Some(Ok(chunk)) => {
+                    let v = value_in(&chunk.bytes, t).unwrap_or(0);
+                    self.states.get_mut(slot).set_last(t, v);
+                }
+                Some(Err(err)) => tracing::warn!(%err, "a head chunk cannot be read"),
+                None => {}
+            }
+        }
+    }
+
+    /// A series' samples in order of time. What cannot be read is told and left out.
+    fn samples_of(&self, slot: Slot) -> Vec<(Timestamp, u64)> {
+        let mut chunks = Vec::new();
+        let (mint, maxt) = (Timestamp::MIN, Timestamp::MAX);
+        self.states.chunks_in(slot, mint, maxt, |chunk| chunks.push(chunk));
+        let mut samples = Vec::new();
+        for chunk in chunks {
+            match chunk.load() {
+                Ok(chunk) => samples.extend(XorIterator::new(&chunk.bytes).flatten()),
+                Err(err) => tracing::error!(%err, "samples of a head chunk cannot be read"),
+            }
+        }
+        samples
     }
 
     /// Takes deleted samples out, and gives removed series new refs, since samples of the old ones
@@ -407,10 +548,14 @@ impl Builder<'_> {
                 *next_ref += 1;
             }
         }
+        self.fill_gaps();
+        self.look_into_mapped();
         for (slot, deleted) in std::mem::take(&mut self.tombstones) {
             let is_deleted =
                 |t: Timestamp| deleted.iter().any(|(mint, maxt)| (*mint..=*maxt).contains(&t));
-            self.states.get_mut(slot).retain(self.block_range, |t| !is_deleted(t));
+            let mut samples = self.samples_of(slot);
+            samples.retain(|(t, _)| !is_deleted(*t));
+            self.states.refill(slot, &samples, self.block_range);
         }
         std::mem::take(&mut self.report)
     }
@@ -465,7 +610,15 @@ impl RefMap {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disk::faulty::FaultyDisk;
+    use crate::metrics::Registry;
     use crate::tsdb::wal::record;
+
+    fn mapped() -> (Arc<HeadChunkFiles>, MappedChunks) {
+        let disk = Arc::new(FaultyDisk::new());
+        let files = HeadChunkFiles::new(disk, "/db".as_ref(), 4096, &Registry::new(), "t");
+        (Arc::new(files), MappedChunks::default())
+    }
 
     #[test]
     fn a_removed_series_that_is_announced_again_keeps_what_comes_then() {
@@ -492,7 +645,8 @@ mod tests {
             log.iter().for_each(|bytes| take(Record::parse(bytes).unwrap()));
             Ok(())
         };
-        let ((), contents, report) = replay(Fingerprinter::random(), 0, 1000, read).unwrap();
+        let ((), contents, report) =
+            replay(Fingerprinter::random(), 0, 1000, mapped(), read).unwrap();
         let state = contents.states.get(0);
         assert_eq!((state.last(), state.series_ref()), (Some((40, 1)), HeadSeriesRef(9)));
         assert!(!state.is_unlogged());
@@ -527,7 +681,8 @@ mod tests {
             log.iter().for_each(|bytes| take(Record::parse(bytes).unwrap()));
             Ok(())
         };
-        let ((), contents, report) = replay(Fingerprinter::random(), 0, 1000, read).unwrap();
+        let ((), contents, report) =
+            replay(Fingerprinter::random(), 0, 1000, mapped(), read).unwrap();
         assert_eq!(contents.states.get(0).last(), None);
         assert_eq!(report.unknown_refs, 3, "none of its refs is known any more");
     }

@@ -45,9 +45,13 @@ impl TestDb {
         TestDb { dir, db, options }
     }
 
-    /// Everything stored, as (labels, samples), sorted.
+    /// Everything stored, as (labels, samples), sorted. It is the same when full chunks are in files.
     pub(crate) fn dump(&self) -> Vec<Series> {
-        dump(&self.db)
+        let in_memory = dump(&self.db);
+        self.db.write_full_chunks().unwrap();
+        let in_files = dump(&self.db);
+        assert_eq!(in_files, in_memory);
+        in_files
     }
 }
 

@@ -1,21 +1,32 @@
 //! Recorded files of head chunks, whole and damaged, and what is given beside them.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde_json::Value;
 
 use super::*;
 use crate::disk::SystemDisk;
+use crate::metrics::Registry;
+use crate::tsdb::head_chunks::{FILE_BYTES, HeadChunkFiles};
 
-fn data_dir() -> PathBuf {
+/// As an opening of the database finds it.
+fn highest_in_all(dir: &Path) -> io::Result<u64> {
+    let disk = Arc::new(SystemDisk);
+    let files = HeadChunkFiles::new(disk, dir, FILE_BYTES, &Registry::new(), "t");
+    let head_chunks = files.open(&mut |_| {})?;
+    Ok(highest_in_others(&SystemDisk, dir)?.max(head_chunks.highest_ref))
+}
+
+pub(crate) fn data_dir() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tsdb")
 }
 
-fn data(path: &str) -> Value {
+pub(crate) fn data(path: &str) -> Value {
     serde_json::from_slice(&std::fs::read(data_dir().join(path)).unwrap()).unwrap()
 }
 
-fn unhex(hex: &str) -> Vec<u8> {
+pub(crate) fn unhex(hex: &str) -> Vec<u8> {
     let byte = |i| u8::from_str_radix(&hex[i..i + 2], 16).unwrap();
     (0..hex.len()).step_by(2).map(byte).collect()
 }
@@ -36,11 +47,11 @@ fn chunks(files: &Value) -> Vec<(String, usize, u64)> {
 fn recorded_head_chunks_are_found_and_their_refs() {
     let written = data("head_chunks/mapper.json")["written"].clone();
     let highest = written.as_array().unwrap().iter().map(|chunk| chunk[0].as_u64().unwrap()).max();
-    let found = highest_beside_log(&SystemDisk, &data_dir().join("head_chunks/mapper")).unwrap();
+    let found = highest_in_all(&data_dir().join("head_chunks/mapper")).unwrap();
     assert_eq!(Some(found), highest);
     let mapped = data("head_chunks/mapped.json");
     let highest = chunks(&mapped["chunks_head"]).into_iter().map(|(_, _, series_ref)| series_ref);
-    let found = highest_beside_log(&SystemDisk, &data_dir().join("head_chunks/mapped")).unwrap();
+    let found = highest_in_all(&data_dir().join("head_chunks/mapped")).unwrap();
     assert_eq!(Some(found), highest.max());
 }
 
@@ -63,14 +74,14 @@ fn each_chunk_is_found_whatever_stands_before_it() {
                 std::fs::write(temporary.path().join("chunks_head/000001"), &bytes).unwrap();
                 let behind = of_file.iter().filter(|(_, at, _)| at >= offset);
                 let highest = behind.map(|(_, _, series_ref)| *series_ref).max().unwrap();
-                let found = highest_beside_log(&SystemDisk, temporary.path()).unwrap();
+                let found = highest_in_all(temporary.path()).unwrap();
                 assert_eq!(found, highest, "{name} from {offset}, whose ref is {series_ref}");
             }
         }
     }
 }
 
-fn copy_dir(from: &Path, to: &Path) {
+pub(crate) fn copy_dir(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
@@ -82,7 +93,7 @@ fn copy_dir(from: &Path, to: &Path) {
     }
 }
 
-fn edit(dir: &Path, edit: &Value) {
+pub(crate) fn edit(dir: &Path, edit: &Value) {
     let path = dir.join(edit["file"].as_str().unwrap());
     let read = || std::fs::read(&path).unwrap();
     let (offset, size) = (edit["off"].as_u64().unwrap_or(0) as usize, edit["size"].as_u64());
@@ -126,7 +137,7 @@ fn recorded_damage_is_stepped_over() {
         copy_dir(&data_dir().join("head_chunks").join(base), temporary.path());
         let edits = case["edits"].as_array().unwrap();
         edits.iter().for_each(|one| edit(temporary.path(), one));
-        let found = highest_beside_log(&SystemDisk, temporary.path()).unwrap();
+        let found = highest_in_all(temporary.path()).unwrap();
         let all = match base {
             "mapped" => chunks(&mapped["chunks_head"]),
             _ => chunks(&cases["bases"][base]["chunks_head"]),
@@ -149,7 +160,7 @@ fn the_out_of_order_log_and_the_state_of_others_count() {
     let temporary = tempfile::tempdir().unwrap();
     let wbl = data_dir().join("wbl/compacted/wbl");
     copy_dir(&wbl, &temporary.path().join("wbl"));
-    let of_log = highest_beside_log(&SystemDisk, temporary.path()).unwrap();
+    let of_log = highest_in_all(temporary.path()).unwrap();
     let records = data("wbl/compacted.json")["wbl_records"].to_string();
     assert!(of_log > 0 && records.contains(&of_log.to_string()), "{of_log}");
     let wal = temporary.path().join("wal");
@@ -162,7 +173,7 @@ fn the_out_of_order_log_and_the_state_of_others_count() {
         ("", of_log),
     ] {
         std::fs::write(&state, content).unwrap();
-        assert_eq!(highest_beside_log(&SystemDisk, temporary.path()).unwrap(), expected);
+        assert_eq!(highest_in_all(temporary.path()).unwrap(), expected);
     }
     forget_series_state(&SystemDisk, temporary.path()).unwrap();
     forget_series_state(&SystemDisk, temporary.path()).unwrap();

@@ -324,7 +324,7 @@ fn set_aside(
 }
 
 /// `wanted` in `dir`, numbered if it is taken.
-pub(super) fn free_name(disk: &dyn Disk, dir: &Path, wanted: &str) -> io::Result<PathBuf> {
+pub(in crate::tsdb) fn free_name(disk: &dyn Disk, dir: &Path, wanted: &str) -> io::Result<PathBuf> {
     let taken = disk.list(dir)?;
     let is_free = |name: &String| taken.iter().all(|entry| entry.name != name.as_str());
     let numbered = (1u64..).map(|n| format!("{wanted}.{n}"));

@@ -1,0 +1,69 @@
+//! The chunks that head chunk files have, by ref, until the log names their series.
+
+use crate::model::HeadSeriesRef;
+use crate::model::key_table::Slot;
+use crate::tsdb::head::chunk_list::{ChunkList, Listed, Place};
+use crate::tsdb::head::replay::RefMap;
+use crate::tsdb::head_chunks::HeadChunkFiles;
+use crate::tsdb::head_chunks::scan::MappedChunk;
+
+#[derive(Default)]
+pub struct MappedChunks {
+    /// Ref to place in `lists`.
+    refs: RefMap,
+    lists: Vec<ChunkList>,
+}
+
+impl MappedChunks {
+    /// Takes a chunk. Of two that overlap and are not the same nobody can say which is right, so
+    /// neither is used: the log has their samples.
+    pub fn add(&mut self, files: &HeadChunkFiles, chunk: MappedChunk) {
+        let MappedChunk { series_ref, mint, maxt, place } = chunk;
+        let at = match self.refs.slot(series_ref) {
+            Some(at) => at,
+            None => {
+                // Each takes 34 bytes in a file, and 2^32 of those do not fit into all files.
+                let at = self.lists.len() as Slot;
+                self.refs.insert(series_ref, at);
+                self.lists.push(ChunkList::default());
+                at
+            }
+        };
+        let list = &mut self.lists[at as usize];
+        let listed = Listed { mint, maxt, place: Place::File(place) };
+        while let Err(other) = list.insert(listed) {
+            if is_same(files, listed, other) {
+                return;
+            }
+            tracing::warn!(
+                series_ref = series_ref.0,
+                mint,
+                maxt,
+                "two head chunks of a series overlap; neither is used"
+            );
+            list.remove(other.place);
+            if other.mint <= mint && maxt <= other.maxt {
+                return;
+            }
+        }
+    }
+
+    /// The chunks of a ref, which are its series' from now on.
+    pub fn take(&mut self, series_ref: HeadSeriesRef) -> ChunkList {
+        match self.refs.slot(series_ref) {
+            Some(at) => std::mem::take(&mut self.lists[at as usize]),
+            None => ChunkList::default(),
+        }
+    }
+}
+
+fn is_same(files: &HeadChunkFiles, one: Listed, other: Listed) -> bool {
+    let bytes = |chunk: Listed| {
+        let Place::File(place) = chunk.place else { return None };
+        let mut bytes = Vec::new();
+        let chunk = files.chunk(chunk.mint, chunk.maxt, place);
+        chunk.read(&mut bytes).ok().map(|()| bytes)
+    };
+    (one.mint, one.maxt) == (other.mint, other.maxt)
+        && bytes(one).is_some_and(|one| bytes(other) == Some(one))
+}

@@ -1,0 +1,89 @@
+//! Full chunks that are in memory: those that wait to be written to a file, and the few that never are.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use thin_vec::ThinVec;
+
+use crate::model::key_table::Slot;
+use crate::model::{HeadSeriesRef, Timestamp};
+use crate::tsdb::head::chunk_list::WaitingId;
+use crate::tsdb::head_chunks::FullChunk;
+
+/// A full chunk in memory.
+pub struct WaitingChunk {
+    pub slot: Slot,
+    pub series_ref: HeadSeriesRef,
+    pub mint: Timestamp,
+    pub maxt: Timestamp,
+    /// As its encoding, XOR, has it.
+    pub bytes: ThinVec<u8>,
+}
+
+#[derive(Default)]
+pub struct Waiting {
+    chunks: HashMap<WaitingId, WaitingChunk>,
+    /// Those that are to be written, oldest first. Some may be gone.
+    queue: VecDeque<WaitingId>,
+    next: u64,
+}
+
+impl Waiting {
+    /// Takes a chunk that is to be written.
+    pub fn add(&mut self, chunk: WaitingChunk) -> WaitingId {
+        let id = self.keep(chunk);
+        self.queue.push_back(id);
+        id
+    }
+
+    /// Takes a chunk that has a file's chunk in part, and stays here: no sample is in two files.
+    pub fn keep(&mut self, chunk: WaitingChunk) -> WaitingId {
+        let id = WaitingId(self.next);
+        self.next += 1;
+        self.chunks.insert(id, chunk);
+        id
+    }
+
+    /// One that gives the same numbers from here on.
+    pub fn aside(&self) -> Waiting {
+        Waiting { next: self.next, ..Waiting::default() }
+    }
+
+    /// Keeps the chunks of one that was [`aside`](Self::aside).
+    pub fn keep_all(&mut self, aside: Waiting) {
+        self.next = aside.next;
+        self.chunks.extend(aside.chunks);
+    }
+
+    pub fn bytes(&self, id: WaitingId) -> Option<&[u8]> {
+        self.chunks.get(&id).map(|chunk| &chunk.bytes[..])
+    }
+
+    pub fn copy(&self, id: WaitingId) -> Arc<[u8]> {
+        self.bytes(id).unwrap_or_default().into()
+    }
+
+    pub fn remove(&mut self, id: WaitingId) -> Option<WaitingChunk> {
+        self.chunks.remove(&id)
+    }
+
+    /// Copies of the next chunks to be written.
+    pub fn next_to_write(&self, count: usize) -> Vec<(WaitingId, Slot, FullChunk)> {
+        let next = self.queue.iter().filter_map(|id| Some((*id, self.chunks.get(id)?)));
+        let copy = |(id, chunk): (WaitingId, &WaitingChunk)| {
+            let &WaitingChunk { slot, series_ref, mint, maxt, ref bytes } = chunk;
+            (id, slot, FullChunk { series_ref, mint, maxt, bytes: bytes.to_vec() })
+        };
+        next.take(count).map(copy).collect()
+    }
+
+    /// Those up to this one were written, or are gone.
+    pub fn written_to(&mut self, id: WaitingId) {
+        while self.queue.pop_front_if(|front| *front <= id).is_some() {}
+        const KEPT: usize = 1024;
+        if self.queue.is_empty() && self.queue.capacity() > KEPT {
+            self.queue.shrink_to(KEPT);
+            self.chunks.shrink_to(KEPT);
+        }
+    }
+}

@@ -1,0 +1,373 @@
+//! Full chunks of a head, on disk: `chunks_head/000001` and so on, as Prometheus has them.
+//!
+//! The log has all that these files have, so they are not synced, and damage costs time only: a start
+//! takes what is whole ([`scan`]) and the log fills in the rest. They save memory while the head runs
+//! and reading when it starts. Nothing is mapped into memory; chunks are read one by one.
+//!
+//! Numbers rise without a gap, and files go from the front, once no series refers to a chunk in them.
+
+mod format;
+pub mod scan;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use parking_lot::{Mutex, RwLock};
+
+use crate::disk::{Disk, DiskFile};
+use crate::metrics::{Counter, Gauge, Registry};
+use crate::model::{HeadSeriesRef, Timestamp};
+use crate::tsdb::chunkenc::ENCODING_XOR;
+use crate::tsdb::error::{Corruption, ReadError, WriteError};
+
+/// The directory's name in the database's.
+pub const HEAD_CHUNKS_DIR: &str = "chunks_head";
+
+/// Bytes of a file, if no chunk is larger. Prometheus does not read larger ones.
+pub const FILE_BYTES: u64 = 128 << 20;
+
+/// What a chunk is read with at first. Most are shorter.
+const FIRST_READ_BYTES: usize = 1024;
+
+/// Where a chunk lies: 13 bits of the file's place in [`HeadChunkFiles`], 27 of the offset in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ChunkPlace(u64);
+
+const OFFSET_BITS: u32 = 27;
+const FILES_MAX: usize = 1 << (ChunkPlace::BITS - OFFSET_BITS);
+
+impl ChunkPlace {
+    /// Bits that the number of a place has.
+    pub const BITS: u32 = 40;
+
+    /// `None` if the file has a place or an offset that cannot be told.
+    fn new(file: usize, offset: u64) -> Option<ChunkPlace> {
+        let fits = file < FILES_MAX && offset >> OFFSET_BITS == 0;
+        fits.then_some(ChunkPlace((file as u64) << OFFSET_BITS | offset))
+    }
+
+    pub fn from_bits(bits: u64) -> ChunkPlace {
+        debug_assert!(bits >> Self::BITS == 0);
+        ChunkPlace(bits)
+    }
+
+    pub fn to_bits(self) -> u64 {
+        self.0
+    }
+
+    fn file(self) -> usize {
+        (self.0 >> OFFSET_BITS) as usize
+    }
+
+    fn offset(self) -> u64 {
+        self.0 & ((1 << OFFSET_BITS) - 1)
+    }
+}
+
+/// A full chunk, to be written.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FullChunk {
+    pub series_ref: HeadSeriesRef,
+    pub mint: Timestamp,
+    pub maxt: Timestamp,
+    /// As its encoding, which is XOR, has it: the count of samples (two bytes) first.
+    pub bytes: Vec<u8>,
+}
+
+/// A chunk in a file that stays readable for as long as this is held.
+#[derive(Clone)]
+pub struct ChunkInFile {
+    pub mint: Timestamp,
+    pub maxt: Timestamp,
+    file: Arc<HeadChunkFile>,
+    offset: u64,
+}
+
+impl ChunkInFile {
+    /// The chunk's bytes, in the place of what is in `bytes`.
+    pub fn read(&self, bytes: &mut Vec<u8>) -> Result<(), ReadError> {
+        bytes.resize(FIRST_READ_BYTES, 0);
+        let filled = self.file.fill(self.offset, bytes)?;
+        bytes.truncate(filled);
+        let Some(len) = format::chunk_len(bytes) else { return Err(self.corrupt()) };
+        if len > bytes.len() {
+            bytes.resize(len, 0);
+            let filled = self.file.fill(self.offset, bytes)?;
+            bytes.truncate(filled);
+        }
+        let whole = bytes.get(..len).and_then(format::parse_chunk);
+        let start = match whole {
+            Some((head, data)) if self.is_described_by(&head) => len - 4 - data.len(),
+            _ => return Err(self.corrupt()),
+        };
+        bytes.truncate(len - 4);
+        bytes.drain(..start);
+        Ok(())
+    }
+
+    fn is_described_by(&self, head: &format::Head) -> bool {
+        // Its ref need not be the one that the series has now: a log may give it several.
+        (head.mint, head.maxt, head.encoding) == (self.mint, self.maxt, ENCODING_XOR)
+    }
+
+    fn corrupt(&self) -> ReadError {
+        let (file, offset) = (self.file.path.clone(), self.offset);
+        Corruption { file, offset, what: "this is not the chunk that was written here" }.into()
+    }
+}
+
+/// An open file.
+struct HeadChunkFile {
+    number: u64,
+    path: PathBuf,
+    file: Arc<dyn DiskFile>,
+    /// Chunks in it that a series refers to.
+    live: AtomicUsize,
+}
+
+impl HeadChunkFile {
+    /// Reads as much as the file has; how much that was.
+    fn fill(&self, offset: u64, bytes: &mut [u8]) -> Result<usize, ReadError> {
+        let mut filled = 0;
+        while filled < bytes.len() {
+            match self.file.read_at(&mut bytes[filled..], offset + filled as u64) {
+                Ok(0) => break,
+                Ok(read) => filled += read,
+                Err(err) if err.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(err) => return Err(ReadError::io(&self.path)(err)),
+            }
+        }
+        Ok(filled)
+    }
+
+    fn is_dead(&self) -> bool {
+        self.live.load(Ordering::Acquire) == 0
+    }
+}
+
+/// The head chunk files of a database.
+pub struct HeadChunkFiles {
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    /// By place; a place is used again only once no series refers to a chunk there.
+    files: RwLock<Vec<Option<Arc<HeadChunkFile>>>>,
+    /// One thread writes, and removes, at a time.
+    writer: Mutex<Writer>,
+    file_bytes: u64,
+    metrics: HeadChunkMetrics,
+}
+
+struct Writer {
+    /// The next file's number: above that of every file seen.
+    next_number: u64,
+    /// The first file that holds what this version does not read: it stays, and those behind it.
+    stays_from: u64,
+    current: Option<Current>,
+}
+
+/// The file that is written to.
+struct Current {
+    file: Arc<HeadChunkFile>,
+    place: usize,
+    position: u64,
+}
+
+struct HeadChunkMetrics {
+    written: Counter,
+    corruptions: Counter,
+    bytes: Gauge,
+}
+
+impl HeadChunkMetrics {
+    fn new(registry: &Registry, tenant: &str) -> HeadChunkMetrics {
+        let counter = |name, help| registry.counter_vec(name, help, &["tenant"]).with(&[tenant]);
+        let gauge = |name, help| registry.gauge_vec(name, help, &["tenant"]).with(&[tenant]);
+        HeadChunkMetrics {
+            written: counter(
+                "prometheus_tsdb_mmap_chunks_total",
+                "Total number of chunks that were memory-mapped.",
+            ),
+            corruptions: counter(
+                "prometheus_tsdb_mmap_chunk_corruptions_total",
+                "Total number of memory-mapped chunk corruptions.",
+            ),
+            bytes: gauge(
+                "prometheus_tsdb_head_chunks_storage_size_bytes",
+                "Size of the chunks_head directory.",
+            ),
+        }
+    }
+}
+
+impl HeadChunkFiles {
+    /// Those in `dir`, a database's directory; none are known yet.
+    pub fn new(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        file_bytes: u64,
+        registry: &Registry,
+        tenant: &str,
+    ) -> HeadChunkFiles {
+        HeadChunkFiles {
+            disk,
+            dir: dir.join(HEAD_CHUNKS_DIR),
+            files: RwLock::default(),
+            writer: Mutex::new(Writer { next_number: 1, stays_from: u64::MAX, current: None }),
+            file_bytes: file_bytes.min(FILE_BYTES),
+            metrics: HeadChunkMetrics::new(registry, tenant),
+        }
+    }
+
+    /// The chunk at a place that a series refers to, for as long as it does.
+    pub fn chunk(&self, mint: Timestamp, maxt: Timestamp, place: ChunkPlace) -> ChunkInFile {
+        ChunkInFile { mint, maxt, file: self.file_at(place), offset: place.offset() }
+    }
+
+    /// A series refers to the chunk at `place` from now on.
+    pub fn hold(&self, place: ChunkPlace) {
+        self.file_at(place).live.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// A series refers to the chunk no more.
+    pub fn let_go(&self, place: ChunkPlace) {
+        self.file_at(place).live.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    fn file_at(&self, place: ChunkPlace) -> Arc<HeadChunkFile> {
+        let files = self.files.read();
+        files[place.file()].clone().expect("a file with chunks that are referred to stays")
+    }
+
+    /// Writes chunks, in this order, and says where each is. To be [held](Self::hold) before the next
+    /// [`Self::remove_dead`]. On an error none of them counts as written.
+    pub fn append(&self, chunks: &[FullChunk]) -> Result<Vec<ChunkPlace>, WriteError> {
+        let mut writer = self.writer.lock();
+        let mut places = Vec::with_capacity(chunks.len());
+        let mut rest = chunks;
+        while !rest.is_empty() {
+            let current = self.current_with_room(&mut writer, &rest[0])?;
+            let mut bytes = Vec::new();
+            let mut taken = 0;
+            for chunk in rest {
+                let offset = current.position + bytes.len() as u64;
+                let end = offset + format::chunk_bytes_max(chunk.bytes.len()) as u64;
+                let Some(place) = ChunkPlace::new(current.place, offset) else { break };
+                if taken > 0 && end > self.file_bytes {
+                    break;
+                }
+                let &FullChunk { series_ref, mint, maxt, .. } = chunk;
+                let head = format::Head { series_ref, mint, maxt, encoding: ENCODING_XOR };
+                format::push_chunk(&mut bytes, head, &chunk.bytes);
+                places.push(place);
+                taken += 1;
+            }
+            let written = current.file.file.write_all_at(&bytes, current.position);
+            written.map_err(WriteError::io(&current.file.path))?;
+            current.position += bytes.len() as u64;
+            self.metrics.bytes.add(bytes.len() as f64);
+            rest = &rest[taken..];
+        }
+        self.metrics.written.add(chunks.len() as u64);
+        Ok(places)
+    }
+
+    /// The file in which there is room for the chunk, begun if need be.
+    fn current_with_room<'w>(
+        &self,
+        writer: &'w mut Writer,
+        chunk: &FullChunk,
+    ) -> Result<&'w mut Current, WriteError> {
+        let bytes = format::chunk_bytes_max(chunk.bytes.len()) as u64;
+        let header = format::HEADER.len() as u64;
+        let has_room = |current: &Current| {
+            current.position == header || current.position + bytes <= self.file_bytes
+        };
+        if writer.current.as_ref().is_none_or(|current| !has_room(current)) {
+            writer.current = None;
+            let current = self.begin_file(writer.next_number)?;
+            writer.next_number += 1;
+            return Ok(writer.current.insert(current));
+        }
+        Ok(writer.current.as_mut().expect("there is one with room"))
+    }
+
+    fn begin_file(&self, number: u64) -> Result<Current, WriteError> {
+        self.disk.create_dir_all(&self.dir).map_err(WriteError::io(&self.dir))?;
+        let path = self.dir.join(file_name(number));
+        // One that could not be begun before may be there without its header.
+        let file = self.disk.create(&path).map_err(WriteError::io(&path))?;
+        file.write_all_at(&format::HEADER, 0).map_err(WriteError::io(&path))?;
+        let file = HeadChunkFile { number, path, file, live: AtomicUsize::new(0) };
+        let file = Arc::new(file);
+        let Some(place) = self.add(file.clone()) else {
+            let (path, what) = (self.dir.clone(), "head chunks");
+            let bytes_max = FILES_MAX as u64 * self.file_bytes;
+            return Err(WriteError::TooLarge { path, what, bytes_max });
+        };
+        let position = format::HEADER.len() as u64;
+        self.metrics.bytes.add(position as f64);
+        Ok(Current { file, place, position })
+    }
+
+    /// Gives the file a place, if there is one. No lock is held across a call to the disk: readers wait
+    /// for it.
+    fn add(&self, file: Arc<HeadChunkFile>) -> Option<usize> {
+        let mut files = self.files.write();
+        let free = files.iter().position(Option::is_none);
+        let place = free.unwrap_or(files.len());
+        if place >= FILES_MAX {
+            return None;
+        }
+        match files.get_mut(place) {
+            Some(free) => *free = Some(file),
+            None => files.push(Some(file)),
+        }
+        Some(place)
+    }
+
+    /// Removes files from the front for as long as no series refers to a chunk in them, and has the
+    /// next chunk begin a new one, so that the one that is written to can go some day.
+    pub fn remove_dead(&self) -> Result<(), WriteError> {
+        let mut writer = self.writer.lock();
+        let mut by_number: Vec<_> = {
+            let files = self.files.read();
+            let files = files.iter().enumerate();
+            files.filter_map(|(place, file)| Some((file.clone()?, place))).collect()
+        };
+        by_number.sort_unstable_by_key(|(file, _)| file.number);
+        writer.current = None;
+        let stays_from = writer.stays_from;
+        let goes = |file: &HeadChunkFile| file.number < stays_from && file.is_dead();
+        for (file, place) in by_number.into_iter().take_while(|(file, _)| goes(file)) {
+            let len = file.file.len().unwrap_or(0);
+            match self.disk.remove_file(&file.path) {
+                Err(err) if err.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(WriteError::io(&file.path)(err));
+                }
+                _ => {}
+            }
+            self.files.write()[place] = None;
+            self.metrics.bytes.add(-(len as f64));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+impl HeadChunkFiles {
+    /// Numbers of the files that are there.
+    pub(crate) fn numbers(&self) -> Vec<u64> {
+        let mut numbers: Vec<_> =
+            self.files.read().iter().flatten().map(|file| file.number).collect();
+        numbers.sort_unstable();
+        numbers
+    }
+}
+
+fn file_name(number: u64) -> String {
+    format!("{number:06}")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,293 @@
+//! What a start finds in the files of head chunks.
+//!
+//! A chunk is taken if its checksum vouches for it, whatever stands before it. Prometheus deletes a
+//! file in which it finds damage and all later ones, so one that is damaged is written anew under its
+//! own number, with all chunks that are whole, and the original is kept beside it. What an end of the
+//! power left at a file's end is cut off.
+
+use std::ffi::OsStr;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+
+use super::{ChunkPlace, HeadChunkFile, HeadChunkFiles, file_name, format};
+use crate::disk::{Disk, lacks_descriptors};
+use crate::model::{HeadSeriesRef, Timestamp};
+use crate::tsdb::chunkenc::{ENCODING_FLOAT_HISTOGRAM, ENCODING_HISTOGRAM, ENCODING_XOR};
+use crate::tsdb::wal::repair::{DAMAGED_SUFFIX, REWRITE_SUFFIX, free_name};
+use crate::tsdb::window::Window;
+
+/// Bytes gathered before they are written.
+const WRITE_BYTES: usize = 1 << 20;
+
+/// A chunk of floats in order of time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MappedChunk {
+    pub series_ref: HeadSeriesRef,
+    pub mint: Timestamp,
+    pub maxt: Timestamp,
+    pub place: ChunkPlace,
+}
+
+/// What was found beside the chunks.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ScanReport {
+    /// The highest ref of any chunk, 0 if there is none.
+    pub highest_ref: u64,
+    /// Chunks of histograms, which this version does not read.
+    pub histograms: u64,
+    /// Chunks that this version does not read either: late samples, or encodings of later versions.
+    pub others: u64,
+    /// Files with damage.
+    pub damaged: u64,
+}
+
+/// What is wrong with a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Damage {
+    None,
+    /// From here on there is nothing that is whole.
+    Tail(u64),
+    /// Something is behind it.
+    Within,
+}
+
+impl HeadChunkFiles {
+    /// Looks through the files, and gives each chunk that a series of floats may take. An error is one
+    /// that passes.
+    pub fn open(&self, each: &mut dyn FnMut(MappedChunk)) -> io::Result<ScanReport> {
+        let mut report = ScanReport::default();
+        let entries = match self.disk.list(&self.dir) {
+            Ok(entries) => entries,
+            Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(report),
+            Err(err) if lacks_descriptors(&err) => return Err(err),
+            Err(err) => {
+                let dir = self.dir.display();
+                tracing::warn!(%dir, %err, "head chunks cannot be listed; the log has them, too");
+                return Ok(report);
+            }
+        };
+        let files: Vec<_> = entries.into_iter().filter(|entry| !entry.is_dir).collect();
+        let mut numbers: Vec<_> = files.iter().filter_map(|file| number_of(&file.name)).collect();
+        numbers.sort_unstable();
+        let rewrites = files.iter().filter_map(|file| rewrite_of(&file.name));
+        for number in rewrites {
+            match finish_rewrite(&*self.disk, &self.dir, number) {
+                Ok(true) => numbers.push(number),
+                Ok(false) => {}
+                Err(err) => tracing::warn!(dir = %self.dir.display(), %err, "a rewrite stays"),
+            }
+        }
+        numbers.sort_unstable();
+        numbers.dedup();
+        for number in &numbers {
+            self.writer.lock().see(*number);
+            let path = self.dir.join(file_name(*number));
+            let is_last = Some(number) == numbers.last();
+            match self.open_file(*number, &path, is_last, &mut report, each) {
+                Ok(()) => {}
+                Err(err) if lacks_descriptors(&err) => return Err(err),
+                Err(err) => {
+                    let path = path.display();
+                    tracing::warn!(%path, %err, "head chunks cannot be read; the log has them, too");
+                    self.writer.lock().stay_from(*number);
+                }
+            }
+        }
+        Ok(report)
+    }
+
+    fn open_file(
+        &self,
+        number: u64,
+        path: &Path,
+        is_last: bool,
+        report: &mut ScanReport,
+        each: &mut dyn FnMut(MappedChunk),
+    ) -> io::Result<()> {
+        let disk = &*self.disk;
+        let mut walked = walk(disk, path)?;
+        if walked.damage != Damage::None {
+            report.damaged += 1;
+            self.metrics.corruptions.inc();
+            match walked.damage {
+                Damage::Tail(end) if is_last => cut_off(disk, path, end)?,
+                _ => write_anew(disk, path)?,
+            }
+            walked = walk(disk, path)?;
+        }
+        let file = disk.open(path)?;
+        let len = file.len()?;
+        let file = HeadChunkFile { number, path: path.to_owned(), file, live: AtomicUsize::new(0) };
+        let Some(place) = self.add(Arc::new(file)) else {
+            return Err(io::Error::other("there are too many files"));
+        };
+        self.metrics.bytes.add(len as f64);
+        let others_before = report.histograms + report.others;
+        for Walked { offset, head, is_sound } in walked.chunks {
+            report.highest_ref = report.highest_ref.max(head.series_ref.0);
+            match (head.encoding, ChunkPlace::new(place, offset)) {
+                (ENCODING_XOR, Some(place)) if is_sound => {
+                    let format::Head { series_ref, mint, maxt, .. } = head;
+                    each(MappedChunk { series_ref, mint, maxt, place });
+                }
+                // The log has it, too, and says more of it.
+                (ENCODING_XOR, _) => {}
+                (ENCODING_HISTOGRAM | ENCODING_FLOAT_HISTOGRAM, _) => report.histograms += 1,
+                _ => report.others += 1,
+            }
+        }
+        if report.histograms + report.others > others_before {
+            self.writer.lock().stay_from(number);
+        }
+        Ok(())
+    }
+}
+
+impl super::Writer {
+    fn see(&mut self, number: u64) {
+        self.next_number = self.next_number.max(number.saturating_add(1));
+    }
+
+    fn stay_from(&mut self, number: u64) {
+        self.stays_from = self.stays_from.min(number);
+    }
+}
+
+/// The number that a file is named by; other names are nobody's.
+fn number_of(name: &OsStr) -> Option<u64> {
+    let name = name.to_str()?;
+    let number = name.parse().ok()?;
+    // Behind the highest one there would be no other.
+    (file_name(number) == name && number < u64::MAX).then_some(number)
+}
+
+/// The number of the file that is being written anew under this name.
+fn rewrite_of(name: &OsStr) -> Option<u64> {
+    number_of(name.to_str()?.strip_suffix(REWRITE_SUFFIX)?.as_ref())
+}
+
+/// What a file holds.
+struct FoundInFile {
+    chunks: Vec<Walked>,
+    damage: Damage,
+}
+
+/// A chunk whose checksum is right.
+struct Walked {
+    offset: u64,
+    head: format::Head,
+    /// It has room for as many samples as it says, and its times are in order.
+    is_sound: bool,
+}
+
+/// Whether a chunk may have as many samples as it says, and has any. Each takes two bits at least.
+fn has_samples(data: &[u8]) -> bool {
+    let Some((count, stream)) = data.split_first_chunk::<2>() else { return false };
+    (1..=stream.len() * 4).contains(&usize::from(u16::from_be_bytes(*count)))
+}
+
+fn walk(disk: &dyn Disk, path: &Path) -> io::Result<FoundInFile> {
+    let mut chunks = Vec::new();
+    let damage = walk_with(disk, path, |offset, head, data| {
+        chunks.push(Walked { offset, head, is_sound: head.mint <= head.maxt && has_samples(data) });
+    })?;
+    Ok(FoundInFile { chunks, damage })
+}
+
+/// Gives each whole chunk, and where it lies, and says what is wrong with the file.
+fn walk_with(
+    disk: &dyn Disk,
+    path: &Path,
+    mut each: impl FnMut(u64, format::Head, &[u8]),
+) -> io::Result<Damage> {
+    let mut file = Window::open(disk, path)?;
+    let header = file.read(0, format::HEADER.len())?;
+    // The zeros behind the version are nobody's.
+    let mut damage = match header.get(..5) == Some(&format::HEADER[..5]) {
+        true => Damage::None,
+        false => Damage::Within,
+    };
+    let mut offset = format::HEADER.len() as u64;
+    while offset < file.len {
+        if let Some((head, data, len)) = format::chunk_at(&mut file, offset)? {
+            if matches!(damage, Damage::Tail(_)) {
+                damage = Damage::Within;
+            }
+            each(offset, head, data);
+            offset += len;
+            continue;
+        }
+        let nonzero = format::first_nonzero(&mut file, offset)?;
+        if nonzero < file.len && damage == Damage::None {
+            damage = Damage::Tail(offset);
+        }
+        // A ref is never 0, so that a chunk begins at most seven zeros before another byte.
+        let next = format::first_nonzero(&mut file, offset + 1)?;
+        offset = next.saturating_sub(7).max(offset + 1);
+    }
+    Ok(damage)
+}
+
+/// Cuts off what was not whole when the power went.
+fn cut_off(disk: &dyn Disk, path: &Path, end: u64) -> io::Result<()> {
+    let file = disk.open_write(path)?;
+    let (bytes, path) = (file.len()?.saturating_sub(end), path.display());
+    tracing::info!(%path, bytes, "a file of head chunks has no whole end, which is cut off");
+    file.truncate(end)?;
+    file.sync()
+}
+
+/// Gives a file that was written anew its name, if the original has lost it already; else it was not
+/// finished. Whether there is such a file now.
+fn finish_rewrite(disk: &dyn Disk, dir: &Path, number: u64) -> io::Result<bool> {
+    let path = dir.join(file_name(number));
+    let rewrite = rewrite_path(&path);
+    match disk.open(&path) {
+        Ok(_) => disk.remove_file(&rewrite).map(|()| true),
+        Err(err) if err.kind() == io::ErrorKind::NotFound => {
+            disk.rename(&rewrite, &path)?;
+            disk.sync_dir(dir).map(|()| true)
+        }
+        Err(err) => Err(err),
+    }
+}
+
+fn rewrite_path(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(REWRITE_SUFFIX);
+    name.into()
+}
+
+/// As with a segment of the log: the new file is durable before the original loses its name.
+fn write_anew(disk: &dyn Disk, path: &Path) -> io::Result<()> {
+    let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::Error::other("a file without a name"));
+    };
+    let rewrite = rewrite_path(path);
+    let file = disk.create(&rewrite)?;
+    let mut bytes = format::HEADER.to_vec();
+    let (mut written, mut result) = (0, Ok(()));
+    walk_with(disk, path, |_, head, data| {
+        format::push_chunk(&mut bytes, head, data);
+        if bytes.len() >= WRITE_BYTES && result.is_ok() {
+            result = file.write_all_at(&bytes, written);
+            written += bytes.len() as u64;
+            bytes.clear();
+        }
+    })?;
+    result?;
+    file.write_all_at(&bytes, written)?;
+    file.sync()?;
+    let original = free_name(disk, dir, &format!("{}{DAMAGED_SUFFIX}", name.to_string_lossy()))?;
+    disk.sync_dir(dir)?;
+    tracing::warn!(
+        file = %path.display(),
+        original = %original.display(),
+        "a damaged file of head chunks was written anew with what is whole"
+    );
+    disk.rename(path, &original)?;
+    disk.rename(&rewrite, path)?;
+    disk.sync_dir(dir)
+}

@@ -1,0 +1,351 @@
+//! Files of head chunks: recorded ones, damaged ones, and what is written and read back.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::Value;
+
+use super::scan::{MappedChunk, ScanReport};
+use super::*;
+use crate::disk::SystemDisk;
+use crate::disk::faulty::FaultyDisk;
+use crate::tsdb::chunkenc::xor::XorState;
+use crate::tsdb::head::tests::{dump, open};
+use crate::tsdb::options::DbOptions;
+use crate::tsdb::refs::tests::{copy_dir, data, data_dir, edit, unhex};
+
+fn files_in(disk: impl Disk, dir: &Path, file_bytes: u64) -> HeadChunkFiles {
+    HeadChunkFiles::new(Arc::new(disk), dir, file_bytes, &Registry::new(), "t")
+}
+
+fn scan(files: &HeadChunkFiles) -> (Vec<MappedChunk>, ScanReport) {
+    let mut chunks = Vec::new();
+    let report = files.open(&mut |chunk| chunks.push(chunk)).unwrap();
+    chunks.iter().for_each(|chunk| files.hold(chunk.place));
+    (chunks, report)
+}
+
+fn read(files: &HeadChunkFiles, chunk: &MappedChunk) -> FullChunk {
+    let &MappedChunk { series_ref, mint, maxt, place } = chunk;
+    let mut bytes = Vec::new();
+    files.chunk(mint, maxt, place).read(&mut bytes).unwrap();
+    FullChunk { series_ref, mint, maxt, bytes }
+}
+
+fn numbers(random: &mut u64) -> u64 {
+    *random =
+        random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+    *random >> 33
+}
+
+fn chunk(random: &mut u64, series_ref: u64, mint: Timestamp) -> FullChunk {
+    let (mut xor, mut bytes) = (XorState::default(), thin_vec::ThinVec::new());
+    for i in 0..1 + numbers(random) as i64 % 120 {
+        xor.append(&mut bytes, mint + i * 15_000, numbers(random));
+    }
+    xor.finish(&mut bytes);
+    let series_ref = HeadSeriesRef(series_ref);
+    FullChunk { series_ref, mint, maxt: xor.t, bytes: bytes.to_vec() }
+}
+
+#[test]
+fn recorded_chunks_are_read_and_what_is_written_has_their_bytes() {
+    let recorded = data("head_chunks/mapper.json");
+    let temporary = tempfile::tempdir().unwrap();
+    copy_dir(&data_dir().join("head_chunks/mapper"), temporary.path());
+    let files = files_in(SystemDisk, temporary.path(), FILE_BYTES);
+    let (chunks, report) = scan(&files);
+    let written = recorded["written"].as_array().unwrap();
+    let number = |chunk: &Value, i: usize| chunk[i].as_i64().unwrap();
+    let floats = written.iter().filter(|chunk| number(chunk, 3) == 1 && chunk[4] == false);
+    let expected: Vec<_> = floats
+        .map(|chunk| FullChunk {
+            series_ref: HeadSeriesRef(chunk[0].as_u64().unwrap()),
+            mint: number(chunk, 1),
+            maxt: number(chunk, 2),
+            bytes: unhex(chunk[7].as_str().unwrap()),
+        })
+        .collect();
+    assert!(expected.len() > 10);
+    let found: Vec<_> = chunks.iter().map(|chunk| read(&files, chunk)).collect();
+    assert!(found == expected);
+    let histograms =
+        written.iter().filter(|chunk| number(chunk, 3) > 1 && chunk[4] == false).count();
+    let late = written.iter().filter(|chunk| chunk[4] == true).count();
+    assert_eq!(
+        (report.histograms, report.others, report.damaged),
+        (histograms as u64, late as u64, 0)
+    );
+
+    // Each by itself, as it lies in the recorded file.
+    for chunk in written.iter().filter(|chunk| number(chunk, 3) == 1 && chunk[4] == false) {
+        let name = format!("chunks_head/{:06}", number(chunk, 5));
+        let recorded = std::fs::read(data_dir().join("head_chunks/mapper").join(name)).unwrap();
+        let mut bytes = Vec::new();
+        let head = format::Head {
+            series_ref: HeadSeriesRef(chunk[0].as_u64().unwrap()),
+            mint: number(chunk, 1),
+            maxt: number(chunk, 2),
+            encoding: 1,
+        };
+        format::push_chunk(&mut bytes, head, &unhex(chunk[7].as_str().unwrap()));
+        let offset = number(chunk, 6) as usize;
+        assert_eq!(recorded[offset..offset + bytes.len()], bytes);
+    }
+}
+
+#[test]
+fn what_is_written_is_found_again_over_many_files() {
+    let disk = FaultyDisk::new();
+    let dir = Path::new("/db");
+    let mut random = 7;
+    let files = files_in(disk.after_kill(), dir, 8192);
+    let mut all = Vec::new();
+    for i in 0..60_u64 {
+        let chunks: Vec<_> = (1..=i % 5 + 1)
+            .map(|series| chunk(&mut random, series, i as i64 * 7_200_000))
+            .collect();
+        let places = files.append(&chunks).unwrap();
+        places.iter().for_each(|place| files.hold(*place));
+        for (chunk, place) in chunks.into_iter().zip(places) {
+            let &FullChunk { series_ref, mint, maxt, .. } = &chunk;
+            assert!(read(&files, &MappedChunk { series_ref, mint, maxt, place }) == chunk);
+            all.push(chunk);
+        }
+    }
+    let written = files.numbers();
+    assert!(written.len() > 5, "{written:?}");
+    assert_eq!(written, (1..=written.len() as u64).collect::<Vec<_>>());
+    for number in &written {
+        let path = dir.join(HEAD_CHUNKS_DIR).join(file_name(*number));
+        assert!(files.disk.open(&path).unwrap().len().unwrap() <= 8192);
+    }
+    let again = HeadChunkFiles { files: RwLock::default(), ..files };
+    let (chunks, report) = scan(&again);
+    let found: Vec<_> = chunks.iter().map(|chunk| read(&again, chunk)).collect();
+    assert!(found == all);
+    assert_eq!((report.damaged, report.highest_ref), (0, 5));
+
+    // The front goes as far as nothing is referred to; a new file follows the last.
+    let first_file = |chunk: &&MappedChunk| chunk.place.file() < 2;
+    chunks.iter().filter(first_file).for_each(|chunk| again.let_go(chunk.place));
+    let in_fourth = chunks.iter().filter(|chunk| chunk.place.file() == 3);
+    in_fourth.for_each(|chunk| again.let_go(chunk.place));
+    again.remove_dead().unwrap();
+    assert_eq!(again.numbers(), written[2..]);
+    let places = again.append(&all[..1]).unwrap();
+    assert_eq!(again.numbers().last(), Some(&(written.len() as u64 + 1)));
+    // In the place of the first, which is free.
+    assert_eq!(places[0].file(), 0);
+    again.hold(places[0]);
+    let &FullChunk { series_ref, mint, maxt, .. } = &all[0];
+    assert!(read(&again, &MappedChunk { series_ref, mint, maxt, place: places[0] }) == all[0]);
+    // A place that now has another chunk gives that to nobody.
+    let stranger = again.chunk(mint + 1, maxt, places[0]);
+    assert!(matches!(stranger.read(&mut Vec::new()), Err(ReadError::Corrupt(_))));
+}
+
+/// Any damage costs the chunks that it touches, and the file is one that Prometheus reads to its end.
+#[test]
+fn damage_costs_what_it_touches() {
+    let seed = getrandom::u64().unwrap();
+    println!("seed {seed}");
+    let mut random = seed;
+    let dir = Path::new("/db");
+    for round in 0..400 {
+        let disk = FaultyDisk::new();
+        let path = dir.join(HEAD_CHUNKS_DIR).join("000001");
+        let (mut bytes, mut all) = (format::HEADER.to_vec(), Vec::new());
+        for i in 0..1 + numbers(&mut random) % 12 {
+            let chunk = chunk(&mut random, 1 + i, 1000);
+            let start = bytes.len();
+            let &FullChunk { series_ref, mint, maxt, .. } = &chunk;
+            format::push_chunk(
+                &mut bytes,
+                format::Head { series_ref, mint, maxt, encoding: 1 },
+                &chunk.bytes,
+            );
+            all.push((start..bytes.len(), chunk));
+        }
+        let whole_len = bytes.len();
+        let at = numbers(&mut random) as usize % bytes.len();
+        let touched = match round % 5 {
+            0 => {
+                bytes[at] ^= 1 << (numbers(&mut random) % 8);
+                at..at + 1
+            }
+            1 => {
+                let end = (at + numbers(&mut random) as usize % 2000).min(bytes.len());
+                bytes[at..end].fill(0);
+                at..end
+            }
+            2 => {
+                bytes.truncate(at);
+                at..whole_len
+            }
+            3 => {
+                bytes.extend((0..numbers(&mut random) % 300).map(|i| (i * i) as u8));
+                whole_len..whole_len
+            }
+            _ => {
+                let noise: Vec<_> =
+                    (0..1 + numbers(&mut random) % 90).map(|i| (i * 7) as u8).collect();
+                bytes.splice(at..at, noise);
+                at..at + 1
+            }
+        };
+        disk.create_dir_all(path.parent().unwrap()).unwrap();
+        disk.create(&path).unwrap().write_all_at(&bytes, 0).unwrap();
+        let files = files_in(disk.after_kill(), dir, FILE_BYTES);
+        let (found, report) = scan(&files);
+        let found: Vec<_> = found.iter().map(|chunk| read(&files, chunk)).collect();
+        // A splice at a chunk's beginning touches none.
+        let is_touched = |range: &std::ops::Range<usize>| {
+            let begins = touched.start.max(range.start + usize::from(round % 5 == 4));
+            begins < touched.end.min(range.end)
+        };
+        let expected: Vec<_> = all
+            .iter()
+            .filter(|(range, _)| !is_touched(range))
+            .map(|(_, chunk)| chunk.clone())
+            .collect();
+        let kept: Vec<_> = expected.iter().filter(|chunk| found.contains(chunk)).collect();
+        assert_eq!(kept.len(), expected.len(), "round {round}: {report:?}");
+        // Zeros may have been written over zeros.
+        assert!(found.iter().all(|chunk| all.iter().any(|(_, one)| one == chunk)), "round {round}");
+        let again = HeadChunkFiles { files: RwLock::default(), ..files };
+        let (found_again, report) = scan(&again);
+        assert_eq!((found_again.len(), report.damaged), (found.len(), 0), "round {round}");
+    }
+}
+
+/// A start that ends while a file is written anew loses nothing of it.
+#[test]
+fn a_damaged_file_is_written_anew_whenever_the_power_goes() {
+    let dir = Path::new("/db");
+    let path = dir.join(HEAD_CHUNKS_DIR).join("000001");
+    let mut random = 3;
+    let all: Vec<_> = (1..6).map(|series| chunk(&mut random, series, 1000)).collect();
+    let mut bytes = format::HEADER.to_vec();
+    for chunk in &all {
+        let &FullChunk { series_ref, mint, maxt, .. } = chunk;
+        format::push_chunk(
+            &mut bytes,
+            format::Head { series_ref, mint, maxt, encoding: 1 },
+            &chunk.bytes,
+        );
+    }
+    bytes[60] ^= 1;
+    let mut stops = 0;
+    loop {
+        let disk = FaultyDisk::new();
+        disk.create_dir_all(path.parent().unwrap()).unwrap();
+        let file = disk.create(&path).unwrap();
+        file.write_all_at(&bytes, 0).unwrap();
+        file.sync().unwrap();
+        for dir in path.ancestors().skip(1) {
+            disk.sync_dir(dir).unwrap();
+        }
+        let disk = disk.after_power_cut();
+        let before = disk.operations();
+        disk.fail_all_operations(stops);
+        let _ = files_in(disk.clone(), dir, FILE_BYTES).open(&mut |_| {});
+        let is_done = disk.operations() - before <= stops;
+        for after in [disk.after_kill(), disk.after_power_cut()] {
+            let files = files_in(after, dir, FILE_BYTES);
+            let (found, _) = scan(&files);
+            let found: Vec<_> = found.iter().map(|chunk| read(&files, chunk)).collect();
+            assert!(found == all[1..], "stopped at {stops}: {} chunks", found.len());
+        }
+        if is_done {
+            break;
+        }
+        stops += 1;
+    }
+    assert!(stops > 6, "{stops}");
+}
+
+/// Labels to floats by time.
+fn floats(recorded: &Value) -> BTreeMap<String, BTreeMap<i64, String>> {
+    let mut all = BTreeMap::new();
+    for series in recorded.as_array().unwrap() {
+        let samples = series["samples"].as_array().unwrap().iter();
+        let floats = samples.filter(|sample| sample.as_array().unwrap().len() == 2);
+        let floats = floats.map(|s| (s[0].as_i64().unwrap(), s[1].as_str().unwrap().to_owned()));
+        let floats: BTreeMap<_, _> = floats.collect();
+        if !floats.is_empty() {
+            all.insert(series["labels"].to_string(), floats);
+        }
+    }
+    all
+}
+
+fn dump_of(dir: &Path) -> BTreeMap<String, BTreeMap<i64, String>> {
+    let db = open(dir, &DbOptions::default());
+    let dump = dump(&db).into_iter();
+    let all = dump.map(|(labels, samples)| {
+        let labels: Vec<_> = labels.iter().map(|(name, value)| [name, value]).collect();
+        let samples = samples.into_iter().map(|(t, v)| (t, format!("{v:016x}")));
+        (serde_json::json!(labels).to_string(), samples.collect::<BTreeMap<_, _>>())
+    });
+    let all = all.filter(|(_, samples)| !samples.is_empty()).collect();
+    db.close().unwrap();
+    all
+}
+
+/// Where the log has all, damage costs nothing; else what it touches.
+#[test]
+fn recorded_damage_costs_no_sample_that_anything_has() {
+    let cases = data("head_chunks/damaged.json");
+    let mapped = floats(&data("head_chunks/mapped.json")["series"]);
+    let wal_lost = floats(&cases["bases"]["wal-lost"]["series"]);
+    for case in cases["cases"].as_array().unwrap() {
+        let (name, base) = (case["name"].as_str().unwrap(), case["base"].as_str().unwrap());
+        let temporary = tempfile::tempdir().unwrap();
+        copy_dir(&data_dir().join("head_chunks").join(base), temporary.path());
+        let edits = case["edits"].as_array().unwrap();
+        edits.iter().for_each(|one| edit(temporary.path(), one));
+        let found = dump_of(temporary.path());
+        match base {
+            "mapped" => assert!(found == mapped, "{name}: {found:?}"),
+            _ => {
+                let lost =
+                    |found: &BTreeMap<String, BTreeMap<i64, String>>| -> BTreeSet<(String, i64)> {
+                        let of_series = |(labels, samples): (&String, &BTreeMap<i64, String>)| {
+                            let found = found.get(labels).cloned().unwrap_or_default();
+                            let lost = samples.keys().filter(|t| !found.contains_key(t));
+                            lost.map(|t| (labels.clone(), *t)).collect::<Vec<_>>()
+                        };
+                        wal_lost.iter().flat_map(of_series).collect()
+                    };
+                let strangers = found.iter().any(|(labels, samples)| {
+                    samples.iter().any(|(t, v)| wal_lost[labels].get(t) != Some(v))
+                });
+                assert!(!strangers, "{name}");
+                let lost_here = lost(&found).len();
+                let what = name.split_once(": ").unwrap().1;
+                let most = match what {
+                    "undamaged"
+                    | "zero tail"
+                    | "cut in chunk header, zeros remain"
+                    | "foreign file"
+                    | "files renumbered from 5"
+                    | "chunk twice" => 0,
+                    _ if what.starts_with("garbage tail")
+                        || what.starts_with("magic")
+                        || what == "version 2" =>
+                    {
+                        0
+                    }
+                    "directory missing" => 12 * 120,
+                    _ if edits.iter().any(|e| e["op"] == "delete" || e["op"] == "truncate") => {
+                        4 * 120
+                    }
+                    _ => 120,
+                };
+                assert!(lost_here <= most, "{name}: {lost_here} samples are lost");
+            }
+        }
+        // Once more, with what the first opening left.
+        assert!(dump_of(temporary.path()) == found, "{name}, opened again");
+    }
+}

@@ -1,0 +1,160 @@
+//! A life of a database by chance, against a map: writes and late repeats, full chunks into files, cuts,
+//! operations that fail, kills and power cuts. What was acknowledged is there, and nothing else.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde_json::json;
+
+use crate::clock::Clock as _;
+use crate::disk::faulty::FaultyDisk;
+use crate::tsdb::cut::tests::{HOUR, Life};
+use crate::tsdb::head::batch::Batch;
+use crate::tsdb::head::tests::{Series, dump, push};
+
+/// Numbers that depend on their seed alone.
+struct Numbers(u64);
+
+impl Numbers {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % end
+    }
+}
+
+struct Model {
+    life: Life,
+    disk: FaultyDisk,
+    numbers: Numbers,
+    /// By series, time to value.
+    samples: BTreeMap<u64, BTreeMap<i64, u64>>,
+}
+
+impl Model {
+    fn begin(seed: u64) -> Model {
+        let disk = FaultyDisk::new();
+        let life = Life::begin(Arc::new(disk.clone()), "/db/t".as_ref());
+        Model { life, disk, numbers: Numbers(seed), samples: BTreeMap::new() }
+    }
+
+    fn labels(series: u64) -> serde_json::Value {
+        json!([["__name__", "m"], ["series", series.to_string()]])
+    }
+
+    /// Some rounds, each a step later, of some series.
+    fn write(&mut self) {
+        let step = [1_000, 15_000, 60_000, HOUR * 2][self.numbers.below(4) as usize];
+        let rounds = if step == HOUR * 2 { 2 } else { self.numbers.below(200) as i64 };
+        for _ in 0..rounds {
+            let now = self.life.clock.now() + step;
+            self.life.clock.set(now);
+            let mut batch = Batch::default();
+            let mut written = Vec::new();
+            for series in 0..5 {
+                if self.numbers.below(4) > 0 {
+                    let v = self.numbers.below(3);
+                    push(self.life.db(), &mut batch, &Self::labels(series), now, v);
+                    written.push((series, v));
+                }
+            }
+            // A disk that fails takes none of it.
+            if let Ok(report) = self.life.db().append(&batch) {
+                assert_eq!(report.stored, written.len() as u64, "{report:?}");
+                for (series, v) in written {
+                    self.samples.entry(series).or_default().insert(now, v);
+                }
+            }
+        }
+    }
+
+    /// A sample that is stored comes again, and another one at its time.
+    fn repeat(&mut self) {
+        let series = self.numbers.below(5);
+        let Some(samples) = self.samples.get(&series).filter(|samples| !samples.is_empty()) else {
+            return;
+        };
+        let at = self.numbers.below(samples.len() as u64) as usize;
+        let (t, v) = samples.iter().nth(at).map(|(t, v)| (*t, *v)).unwrap();
+        let in_head = t >= self.life.db().head.floor();
+        for (v, is_stored) in [(v, in_head), (v + 1, false)] {
+            let mut batch = Batch::default();
+            push(self.life.db(), &mut batch, &Self::labels(series), t, v);
+            if let Ok(report) = self.life.db().append(&batch) {
+                assert_eq!(report.stored, u64::from(is_stored), "{series} at {t}: {report:?}");
+            }
+        }
+    }
+
+    fn step(&mut self) {
+        match self.numbers.below(12) {
+            0..4 => self.write(),
+            4 => self.repeat(),
+            5 | 6 => drop(self.life.db().write_full_chunks()),
+            7 => drop(self.life.db().cut_due()),
+            8 => drop(self.life.db().cut_settled()),
+            9 => {
+                self.life.clock.set(self.life.clock.now() + 1);
+                drop(self.life.db().flush());
+            }
+            10 => {
+                let after = self.numbers.below(30);
+                let torn = self.numbers.below(2000) as usize;
+                self.disk.fail_operation(after, std::io::ErrorKind::StorageFull, torn);
+            }
+            _ => self.restart(),
+        }
+    }
+
+    fn restart(&mut self) {
+        self.disk = match self.numbers.below(3) {
+            0 if self.life.db().sync_handle().sync().is_ok() => self.disk.after_power_cut(),
+            1 => {
+                let _ = self.life.db().close();
+                self.disk.after_kill()
+            }
+            _ => self.disk.after_kill(),
+        };
+        self.life.open_on(Arc::new(self.disk.clone()));
+    }
+
+    fn check(&self, context: &str) {
+        let found: BTreeMap<u64, BTreeMap<i64, u64>> = dump(self.life.db())
+            .into_iter()
+            .filter(|(_, samples)| !samples.is_empty())
+            .map(|(labels, samples): Series| {
+                let count = samples.len();
+                let samples: BTreeMap<_, _> = samples.into_iter().collect();
+                assert_eq!(samples.len(), count, "{context}: a sample is there twice");
+                (labels[1].1.parse().unwrap(), samples)
+            })
+            .collect();
+        for (series, samples) in &self.samples {
+            let of_series = found.get(series).cloned().unwrap_or_default();
+            let lost: Vec<_> =
+                samples.iter().filter(|(t, v)| of_series.get(t) != Some(v)).collect();
+            assert!(
+                lost.is_empty(),
+                "{context}: {series} lacks {} from {:?}",
+                lost.len(),
+                lost.first()
+            );
+        }
+        assert!(found == self.samples, "{context}: there is more than was written");
+    }
+}
+
+#[test]
+fn a_life_by_chance_is_what_a_map_holds() {
+    let given = std::env::var("RINGEST_SEED").ok().and_then(|seed| seed.parse().ok());
+    let first: u64 = given.unwrap_or_else(|| getrandom::u64().unwrap());
+    for round in 0..if given.is_some() { 1 } else { 12 } {
+        let seed = first.wrapping_add(round);
+        println!("RINGEST_SEED={seed}");
+        let mut model = Model::begin(seed);
+        for step in 0..60 {
+            model.step();
+            model.check(&format!("seed {seed}, step {step}"));
+        }
+    }
+}
