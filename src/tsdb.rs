@@ -245,6 +245,12 @@ impl Db {
             retention_metrics: RetentionMetrics::new(retention, &registry, tenant),
             _lock: lock,
         };
+        if report.gaps_filled > 0 {
+            // Before it serves: what is in no file while later chunks are, Prometheus would not find.
+            if let Err(err) = db.write_full_chunks() {
+                tracing::warn!(dir = %dir.display(), err = chain(&err), "full chunks stay in memory");
+            }
+        }
         Ok(Opened { db, log, replay: report, blocks_set_aside, out_of_order_log_bytes })
     }
 

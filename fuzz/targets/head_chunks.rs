@@ -24,7 +24,8 @@ pub(crate) fn run(input: &[u8]) {
     let (chunks, first) = open(&disk);
     let (again, second) = open(&disk);
     assert_eq!(chunks, again);
-    assert_eq!(second, ScanReport { damaged: 0, ..first });
+    assert!(second.damaged <= first.damaged);
+    assert_eq!(ScanReport { damaged: 0, ..second }, ScanReport { damaged: 0, ..first });
 }
 
 fn open(disk: &FaultyDisk) -> (Vec<FullChunk>, ScanReport) {

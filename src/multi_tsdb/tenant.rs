@@ -110,6 +110,7 @@ pub(super) fn log_opened(id: &TenantId, opened: &Opened) {
         tenant = %id,
         series = opened.db.series_count(),
         samples = replay.samples,
+        in_head_chunks = replay.samples_mapped,
         skipped = replay.samples_skipped,
         "TSDB started"
     );

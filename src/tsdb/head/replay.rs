@@ -60,6 +60,8 @@ pub struct ReplayReport {
     pub samples_mapped: u64,
     /// Chunks that the series have in files.
     pub chunks_mapped: u64,
+    /// Gaps between these that the log filled.
+    pub gaps_filled: u64,
     /// Samples and tombstones whose ref no series record names.
     pub unknown_refs: u64,
     /// Histogram samples that this version leaves in the log.
@@ -485,6 +487,7 @@ impl Builder<'_> {
             let chunks: Vec<_> = self.states.get(slot).full.iter().collect();
             let gap_of = |t: Timestamp| chunks.partition_point(|chunk| chunk.maxt < t);
             for in_gap in samples.chunk_by(|a, b| gap_of(a.0) == gap_of(b.0)) {
+                self.report.gaps_filled += 1;
                 for samples in in_gap.chunks(SAMPLES_PER_GAP_CHUNK) {
                     self.states.insert(slot, samples);
                 }

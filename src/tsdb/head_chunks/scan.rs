@@ -1,9 +1,10 @@
 //! What a start finds in the files of head chunks.
 //!
-//! A chunk is taken if its checksum vouches for it, whatever stands before it. Prometheus deletes a
-//! file in which it finds damage and all later ones, so one that is damaged is written anew under its
-//! own number, with all chunks that are whole, and the original is kept beside it. What an end of the
-//! power left at a file's end is cut off.
+//! A chunk is taken if its checksum vouches for it, whatever stands before it. Damage stays where it is:
+//! Prometheus deletes the file in which it finds some, and all later ones, and reads the log instead.
+//! In a file without that chunk it would take later chunks of the series for all there is. Two things
+//! are mended, since Prometheus would not open the database, or call a power cut damage: a file without
+//! its header is written anew and kept beside, and what is not whole at the last one's end is cut off.
 
 use std::ffi::OsStr;
 use std::io;
@@ -51,6 +52,8 @@ enum Damage {
     Tail(u64),
     /// Something is behind it.
     Within,
+    /// It does not begin as such a file does.
+    Header,
 }
 
 impl HeadChunkFiles {
@@ -113,7 +116,11 @@ impl HeadChunkFiles {
             self.metrics.corruptions.inc();
             match walked.damage {
                 Damage::Tail(end) if is_last => cut_off(disk, path, end)?,
-                _ => write_anew(disk, path)?,
+                Damage::Header => write_anew(disk, path)?,
+                _ => tracing::warn!(
+                    file = %path.display(),
+                    "damage among head chunks; the log has them, too"
+                ),
             }
             walked = walk(disk, path)?;
         }
@@ -207,7 +214,7 @@ fn walk_with(
     // The zeros behind the version are nobody's.
     let mut damage = match header.get(..5) == Some(&format::HEADER[..5]) {
         true => Damage::None,
-        false => Damage::Within,
+        false => Damage::Header,
     };
     let mut offset = format::HEADER.len() as u64;
     while offset < file.len {
@@ -285,7 +292,7 @@ fn write_anew(disk: &dyn Disk, path: &Path) -> io::Result<()> {
     tracing::warn!(
         file = %path.display(),
         original = %original.display(),
-        "a damaged file of head chunks was written anew with what is whole"
+        "a file of head chunks without its header was written anew with what is whole"
     );
     disk.rename(path, &original)?;
     disk.rename(&rewrite, path)?;

@@ -1,5 +1,5 @@
-//! A life of a database by chance, against a map: writes and late repeats, full chunks into files, cuts,
-//! operations that fail, kills and power cuts. What was acknowledged is there, and nothing else.
+//! A life of a database by chance, against a map: writes and late repeats, full chunks into files,
+//! cuts, operations that fail, kills and power cuts. What was acknowledged is there, and nothing else.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
