@@ -99,7 +99,8 @@
 //! before, and, when no reader has an older one, lets the head drop what the block has
 //! ([`tsdb::head::gc`]) and the log get a [checkpoint](tsdb::wal::checkpoint). Series that have nothing
 //! left are forgotten by putting another [catalog](tsdb::head::catalog) in the place of theirs.
-//! [`tsdb::retention`] deletes old blocks.
+//! [`tsdb::retention`] deletes old blocks, and a tenant of which nothing is kept any longer goes as a
+//! whole.
 //!
 //! # Shipping
 //!

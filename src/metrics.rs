@@ -24,7 +24,7 @@ pub mod process;
 pub const OTHER_TENANTS: &str = "/other";
 
 /// The label that names a tenant.
-const TENANT: &str = "tenant";
+pub(crate) const TENANT: &str = "tenant";
 
 /// All families of one process.
 #[derive(Clone, Default)]

@@ -11,6 +11,7 @@ pub mod data_dir;
 mod disk_threads;
 mod found;
 mod periodic;
+mod pruning;
 mod syncer;
 mod tenant;
 
@@ -130,7 +131,7 @@ enum Entry {
     Open(Arc<Tenant>),
     /// Its log is being replayed.
     Opening(Arc<ExternalLabels>),
-    /// Its first write is making it; the receiver tells when it is done.
+    /// Its first write is making it, or it is being pruned; the receiver tells when that is done.
     Creating(watch::Receiver<()>),
     Quarantined(Arc<Quarantine>),
 }
@@ -371,7 +372,7 @@ impl MultiTsdb {
                     let Quarantine { external_labels, .. } = &**quarantine;
                     unavailable.push(unavailable_tenant(id, external_labels, quarantine.error()));
                 }
-                // Nothing of it was acknowledged yet.
+                // Nothing of it was acknowledged yet, or nothing is kept any longer.
                 Entry::Creating(_) => {}
             }
         }
@@ -693,4 +694,4 @@ fn next(queue: &Mutex<Vec<Found>>) -> Option<Found> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -21,6 +21,7 @@ pub mod head;
 pub mod head_chunks;
 pub mod index;
 pub mod options;
+pub mod outlived;
 pub mod querier;
 mod refs;
 pub mod retention;
@@ -103,7 +104,8 @@ pub struct Db {
     unsettled: Mutex<BTreeSet<Ulid>>,
     retention: Retention,
     retention_metrics: RetentionMetrics,
-    _lock: Option<Box<dyn DirLock>>,
+    /// Given away when the directory is no longer ours.
+    lock: Mutex<Option<Box<dyn DirLock>>>,
 }
 
 /// Makes a log that was read durable, and the names that lead to it. A process that was killed may
@@ -243,7 +245,7 @@ impl Db {
             unsettled: Mutex::default(),
             retention,
             retention_metrics: RetentionMetrics::new(retention, &registry, tenant),
-            _lock: lock,
+            lock: Mutex::new(lock),
         };
         if report.gaps_filled > 0 {
             // Before it serves: what is in no file while later chunks are, Prometheus would not find.
@@ -299,6 +301,10 @@ impl Db {
     /// As [`Db::time_range`], of the head alone.
     pub fn head_time_range(&self) -> Option<(Timestamp, Timestamp)> {
         self.head.time_range()
+    }
+
+    pub fn has_blocks(&self) -> bool {
+        !self.view.load().blocks.is_empty()
     }
 
     pub fn series_count(&self) -> usize {

@@ -36,6 +36,9 @@ struct Turns {
     failed: u32,
     /// Full chunks could not be written when it was tried last.
     keeps_chunks: bool,
+    opened: Instant,
+    /// Since when each look has found that nothing of the tenant is kept any longer.
+    outlived_since: Option<Instant>,
 }
 
 impl CutTurns {
@@ -44,7 +47,14 @@ impl CutTurns {
     pub(super) fn new(range: Duration) -> CutTurns {
         let share = f64::from(getrandom::u32().unwrap_or(0)) / f64::from(u32::MAX);
         let next = Instant::now() + (range / 10).mul_f64(share);
-        CutTurns(Mutex::new(Turns { next, moved: None, failed: 0, keeps_chunks: false }))
+        CutTurns(Mutex::new(Turns {
+            next,
+            moved: None,
+            failed: 0,
+            keeps_chunks: false,
+            opened: Instant::now(),
+            outlived_since: None,
+        }))
     }
 
     fn has_come(&self) -> bool {
@@ -58,6 +68,22 @@ impl CutTurns {
     fn take_move(&self) -> bool {
         let now = Instant::now();
         self.0.lock().moved.take_if(|from| *from <= now).is_some()
+    }
+
+    pub(super) fn opened(&self) -> Instant {
+        self.0.lock().opened
+    }
+
+    /// Whether the last turn failed.
+    pub(super) fn has_failed(&self) -> bool {
+        self.0.lock().failed > 0
+    }
+
+    /// Notes what a look found, and gives the first look since which it was so.
+    pub(super) fn outlived_since(&self, found: Option<Instant>) -> Option<Instant> {
+        let mut turns = self.0.lock();
+        turns.outlived_since = found.map(|now| turns.outlived_since.unwrap_or(now));
+        turns.outlived_since
     }
 
     /// Tells once that full chunks cannot be written.
@@ -101,7 +127,7 @@ impl MultiTsdb {
         }
     }
 
-    fn see_to(&self, tenant: &Tenant) {
+    fn see_to(&self, tenant: &Arc<Tenant>) {
         let range = self.cut_range();
         tenant.cuts.note_writing(tenant, tenant.db.write_full_chunks().map(drop));
         if tenant.cuts.take_move() {
@@ -122,6 +148,7 @@ impl MultiTsdb {
             let (tenant, err) = (&tenant.id, chain(&err));
             tracing::error!(%tenant, err, "an old block cannot be deleted");
         }
+        self.prune_if_outlived(tenant);
     }
 
     /// Whether the rings have changed since the last look so that nearly all series are others'.

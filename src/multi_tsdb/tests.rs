@@ -11,14 +11,14 @@ use crate::shipper::{Shipper, ShipperEnv, ShipperMetrics, ShipperOptions};
 use crate::tsdb::head::batch::Batch;
 use crate::tsdb::head::tests::series_number;
 
-const NOW: i64 = 1_700_000_000_000;
+pub(super) const NOW: i64 = 1_700_000_000_000;
 
 /// Whatever takes longer is stuck.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A storage and its page of metrics.
-struct Storage {
-    tenants: Arc<MultiTsdb>,
+pub(super) struct Storage {
+    pub(super) tenants: Arc<MultiTsdb>,
     registry: Registry,
 }
 
@@ -33,15 +33,23 @@ impl Storage {
     }
 
     fn start_with(options: MultiTsdbOptions, disk: &FaultyDisk) -> Result<Storage, StartError> {
+        Storage::start_at(options, disk, &ManualClock::at(NOW))
+    }
+
+    pub(super) fn start_at(
+        options: MultiTsdbOptions,
+        disk: &FaultyDisk,
+        clock: &ManualClock,
+    ) -> Result<Storage, StartError> {
         let (disk, registry) = (Arc::new(disk.clone()), Registry::new());
-        let tenants = MultiTsdb::open(options, disk, Arc::new(ManualClock::at(NOW)), &registry)?;
+        let tenants = MultiTsdb::open(options, disk, Arc::new(clock.clone()), &registry)?;
         while tenants.unopened.load(Ordering::Acquire) > 0 {
             thread::yield_now();
         }
         Ok(Storage { tenants, registry })
     }
 
-    fn shows(&self, line: &str) -> bool {
+    pub(super) fn shows(&self, line: &str) -> bool {
         self.registry.expose().lines().any(|shown| shown == line)
     }
 
@@ -52,7 +60,7 @@ impl Storage {
     }
 }
 
-fn options() -> MultiTsdbOptions {
+pub(super) fn options() -> MultiTsdbOptions {
     MultiTsdbOptions {
         dir: PathBuf::from("/data"),
         db: DbOptions { wal_sync: SyncPolicy::Segment, ..DbOptions::default() },
@@ -67,13 +75,13 @@ fn options() -> MultiTsdbOptions {
     }
 }
 
-fn one_label() -> KeyBuilder {
+pub(super) fn one_label() -> KeyBuilder {
     let mut key = KeyBuilder::default();
     key.push(b"__name__", b"m");
     key
 }
 
-fn id(name: &str) -> TenantId {
+pub(super) fn id(name: &str) -> TenantId {
     TenantId::parse(name.as_bytes()).unwrap()
 }
 

@@ -143,6 +143,12 @@ impl Cutting {
         self.keeps_log |= replay.histograms_left > 0;
     }
 
+    /// Whether there is nothing left to drop or to truncate, and the log has nothing that no block
+    /// takes.
+    pub(super) fn is_at_rest(&self) -> bool {
+        self.to_drop.is_none() && self.to_truncate.is_none() && !self.keeps_log
+    }
+
     /// There is a log of out-of-order samples, whose series are named in the log alone.
     pub(super) fn keep_log(&mut self) {
         self.keeps_log = true;

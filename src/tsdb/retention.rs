@@ -163,7 +163,7 @@ fn judged(block: &Arc<Block>) -> Judged {
 }
 
 /// The file that says from when on the head's time begins if no block says so.
-const FLOOR_FILE: &str = "ringest.floor";
+pub(super) const FLOOR_FILE: &str = "ringest.floor";
 /// A number with its sign.
 const FLOOR_BYTES_MAX: u64 = 32;
 

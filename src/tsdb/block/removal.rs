@@ -55,7 +55,7 @@ pub fn remove_leftovers(disk: &dyn Disk, parent: &Path) -> Result<usize, WriteEr
     Ok(count)
 }
 
-fn is_leftover(name: &OsStr) -> bool {
+pub(in crate::tsdb) fn is_leftover(name: &OsStr) -> bool {
     let suffixes = [CREATION_SUFFIX, DELETION_SUFFIX, LEGACY_SUFFIX];
     let name = name.to_str().unwrap_or_default();
     let mut blocks = suffixes.into_iter().filter_map(|suffix| name.strip_suffix(suffix));
@@ -63,7 +63,7 @@ fn is_leftover(name: &OsStr) -> bool {
 }
 
 /// Removes a directory, if it is there.
-pub(super) fn remove_dir(disk: &dyn Disk, dir: &Path) -> Result<(), WriteError> {
+pub(in crate::tsdb) fn remove_dir(disk: &dyn Disk, dir: &Path) -> Result<(), WriteError> {
     match disk.remove_dir_all(dir) {
         Err(err) if err.kind() != io::ErrorKind::NotFound => Err(WriteError::io(dir)(err)),
         _ => Ok(()),

@@ -1,10 +1,11 @@
 //! What a start finds in the files of head chunks.
 //!
-//! A chunk is taken if its checksum vouches for it, whatever stands before it. Damage stays where it is:
-//! Prometheus deletes the file in which it finds some, and all later ones, and reads the log instead.
-//! In a file without that chunk it would take later chunks of the series for all there is. Two things
-//! are mended, since Prometheus would not open the database, or call a power cut damage: a file without
-//! its header is written anew and kept beside, and what is not whole at the last one's end is cut off.
+//! A chunk is taken if its checksum vouches for it, whatever stands before it. Damage stays where it
+//! is: Prometheus deletes the file in which it finds some, and all later ones, and reads the log
+//! instead. In a file without that chunk it would take later chunks of the series for all there is. Two
+//! things are mended, since Prometheus would not open the database, or call a power cut damage: a file
+//! without its header is written anew and kept beside, and what is not whole at the last one's end is
+//! cut off.
 
 use std::ffi::OsStr;
 use std::io;
