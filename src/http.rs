@@ -64,15 +64,28 @@ const H2_KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Answers whether something holds at the moment, for example whether the node is ready.
 #[derive(Clone)]
-pub struct Probe(Arc<dyn Fn() -> bool + Send + Sync>);
+pub struct Probe {
+    holds: Arc<dyn Fn() -> bool + Send + Sync>,
+    why_not: Arc<dyn Fn() -> Option<String> + Send + Sync>,
+}
 
 impl Probe {
     pub fn new(holds: impl Fn() -> bool + Send + Sync + 'static) -> Probe {
-        Probe(Arc::new(holds))
+        Probe { holds: Arc::new(holds), why_not: Arc::new(|| None) }
+    }
+
+    /// One that says why it does not hold.
+    pub fn saying(self, why_not: impl Fn() -> Option<String> + Send + Sync + 'static) -> Probe {
+        Probe { why_not: Arc::new(why_not), ..self }
     }
 
     pub fn holds(&self) -> bool {
-        (self.0)()
+        (self.holds)()
+    }
+
+    /// Why it does not hold, if there is more to say of that.
+    pub fn why_not(&self) -> Option<String> {
+        (self.why_not)()
     }
 }
 

@@ -10,6 +10,7 @@ mod cutter;
 pub mod data_dir;
 mod disk_threads;
 mod found;
+mod loading;
 mod periodic;
 mod pruning;
 mod syncer;
@@ -42,6 +43,7 @@ use crate::multi_tsdb::cutter::CutTurns;
 use crate::multi_tsdb::data_dir::DataDir;
 use crate::multi_tsdb::disk_threads::{DiskThreads, DiskThreadsOptions};
 use crate::multi_tsdb::found::{Found, find_tenants, show_unserved_blocks};
+pub use crate::multi_tsdb::loading::StartStatus;
 use crate::multi_tsdb::periodic::Periodic;
 use crate::multi_tsdb::syncer::SyncLane;
 use crate::multi_tsdb::tenant::{ExternalLabels, OpenTenant};
@@ -49,6 +51,7 @@ pub use crate::multi_tsdb::tenant::{LabelSet, Tenant};
 use crate::shipper::{self, ShippedTenant, Shipping, ShippingOptions};
 use crate::tsdb::block::ulid::Ulid;
 use crate::tsdb::env::Env;
+use crate::tsdb::loading::Loading;
 use crate::tsdb::options::DbOptions;
 use crate::tsdb::wal::SyncPolicy;
 use crate::tsdb::{Db, OpenError};
@@ -130,10 +133,16 @@ pub struct MultiTsdb {
 enum Entry {
     Open(Arc<Tenant>),
     /// Its log is being replayed.
-    Opening(Arc<ExternalLabels>),
+    Opening(Arc<Opening>),
     /// Its first write is making it, or it is being pruned; the receiver tells when that is done.
     Creating(watch::Receiver<()>),
     Quarantined(Arc<Quarantine>),
+}
+
+/// A tenant that is being opened.
+struct Opening {
+    external_labels: ExternalLabels,
+    loading: Arc<Loading>,
 }
 
 /// A tenant that could not be opened.
@@ -212,7 +221,10 @@ impl MultiTsdb {
         });
         let append_metrics = AppendMetrics::new(registry);
         show_appends(registry, &append_threads, &append_metrics);
-        let opening = |id| Entry::Opening(Arc::new(ExternalLabels::new(&options, id)));
+        let opening = |id| {
+            let external_labels = ExternalLabels::new(&options, id);
+            Entry::Opening(Arc::new(Opening { external_labels, loading: Arc::default() }))
+        };
         let entries = found.iter().map(|found| (found.id.clone(), opening(&found.id))).collect();
         let data_dir = DataDir::new(options.dir.clone(), registry);
         let (end_background, background) = stop::pair();
@@ -246,6 +258,7 @@ impl MultiTsdb {
             shipping: OnceLock::new(),
         });
         tenants.show(registry);
+        tenants.show_loading(registry);
         // Before anything is deleted that would have to be shipped.
         if let Some(shipping) = shipping {
             tenants.start_shipping(shipping).map_err(StartError::Threads)?;
@@ -294,6 +307,7 @@ impl MultiTsdb {
             ("tenant-retry", QUARANTINE_RETRY, MultiTsdb::retry_quarantined as fn(&MultiTsdb)),
             ("wal-sync", syncer::SYNC_EVERY, sync),
             ("data-directory", data_dir::LOOK_EVERY, MultiTsdb::look_at_data_dir),
+            ("loading", loading::TELL_EVERY, MultiTsdb::tell_loading),
         ];
         let works = works.map(|(name, every, work)| Periodic::start(name, every, self, work));
         self.periodic.lock().extend(works);
@@ -365,7 +379,8 @@ impl MultiTsdb {
         for (id, entry) in &*self.tenants.read() {
             match entry {
                 Entry::Open(tenant) => open.push(tenant.clone()),
-                Entry::Opening(labels) => {
+                Entry::Opening(opening) => {
+                    let labels = &opening.external_labels;
                     unavailable.push(unavailable_tenant(id, labels, TenantError::Opening));
                 }
                 Entry::Quarantined(quarantine) => {
@@ -488,7 +503,7 @@ impl MultiTsdb {
         let claim = ClaimGuard { tenants: self, id, done: Some(done) };
         let dir = self.dir_of(id);
         let opened = Db::lock(&*self.env.disk, &dir, &self.options.db)
-            .and_then(|lock| self.open_tenant(id, lock));
+            .and_then(|lock| self.open_tenant(id, lock, &Arc::default()));
         let opened = opened.map_err(|err| {
             let err = chain(&err);
             tracing::error!(tenant = %id, err, "making the tenant failed");
@@ -539,7 +554,11 @@ impl MultiTsdb {
 
     /// Opens a tenant found at start, or quarantines it.
     fn settle(&self, id: &TenantId, lock: Result<Option<Box<dyn DirLock>>, OpenError>) {
-        let entry = match lock.and_then(|lock| self.open_tenant(id, lock)) {
+        let loading = match self.tenants.read().get(id) {
+            Some(Entry::Opening(opening)) => opening.loading.clone(),
+            _ => Arc::default(),
+        };
+        let entry = match lock.and_then(|lock| self.open_tenant(id, lock, &loading)) {
             Ok(tenant) => Entry::Open(tenant),
             Err(err) => Entry::Quarantined(Arc::new(Quarantine {
                 reason: chain(&err),
@@ -586,9 +605,10 @@ impl MultiTsdb {
         &self,
         id: &TenantId,
         lock: Option<Box<dyn DirLock>>,
+        loading: &Loading,
     ) -> Result<Arc<Tenant>, OpenError> {
-        let open =
-            || Db::open(&self.dir_of(id), lock, self.options.db.clone(), &self.env, id.as_str());
+        let (dir, options) = (self.dir_of(id), self.options.db.clone());
+        let open = || Db::open_telling(&dir, lock, options, &self.env, id.as_str(), loading);
         // What is on disk may have been written by anyone. Were it to meet a mistake of ours, it is
         // to cost its own tenant, not the readiness of the node. Nothing of a database that did not
         // open is used again.

@@ -20,6 +20,7 @@ pub mod file;
 pub mod head;
 pub mod head_chunks;
 pub mod index;
+pub mod loading;
 pub mod options;
 pub mod outlived;
 pub mod querier;
@@ -55,13 +56,14 @@ use crate::tsdb::head::batch::Batch;
 use crate::tsdb::head::metrics::HeadMetrics;
 use crate::tsdb::head::read::HeadReader;
 use crate::tsdb::head::replay::mapped::MappedChunks;
-use crate::tsdb::head::replay::{ReplayReport, replay};
+use crate::tsdb::head::replay::{BesideLog, ReplayReport, replay};
 use crate::tsdb::head_chunks::{FILE_BYTES, HeadChunkFiles};
+use crate::tsdb::loading::Loading;
 use crate::tsdb::options::DbOptions;
 use crate::tsdb::querier::Querier;
 use crate::tsdb::retention::{Retention, RetentionMetrics, read_floor};
 use crate::tsdb::source::Source as _;
-use crate::tsdb::wal::repair::{LogContents, open_log};
+use crate::tsdb::wal::repair::{LogContents, LogDir, open_log};
 use crate::tsdb::wal::{
     SegmentIndex, SyncError, SyncHandle, Wal, WalError, WalMetrics, WalOptions, unsynced,
 };
@@ -179,14 +181,26 @@ impl Db {
         }
     }
 
-    /// Opens the database in `dir`, whose lock [`Db::lock`] took, and replays its log. Damage in the
-    /// log costs what is damaged and is told in the result.
+    /// [`Db::open_telling`] nobody how far it has come.
     pub fn open(
         dir: &Path,
         lock: Option<Box<dyn DirLock>>,
         options: DbOptions,
         env: &Env,
         tenant: &str,
+    ) -> Result<Opened, OpenError> {
+        Db::open_telling(dir, lock, options, env, tenant, &Loading::default())
+    }
+
+    /// Opens the database in `dir`, whose lock [`Db::lock`] took, and replays its log. Damage in the
+    /// log costs what is damaged and is told in the result.
+    pub fn open_telling(
+        dir: &Path,
+        lock: Option<Box<dyn DirLock>>,
+        options: DbOptions,
+        env: &Env,
+        tenant: &str,
+        loading: &Loading,
     ) -> Result<Opened, OpenError> {
         let started = Instant::now();
         remove_leftovers(&*env.disk, dir)?;
@@ -204,10 +218,15 @@ impl Db {
         let head_chunks = files
             .open(&mut |chunk| mapped.add(&files, chunk))
             .map_err(OpenError::io("looking for head chunks in", dir))?;
-        let mapped = (Arc::new(files), mapped);
+        let log = LogDir::list(&*disk, &wal_dir).map_err(OpenError::io("listing", &wal_dir))?;
+        loading.begin(&log.segments);
+        let beside = BesideLog { files: Arc::new(files), mapped, loading };
         let (log, contents, report) =
-            replay(env.fingerprinter.clone(), floor, options.block_range, mapped, |take| {
-                open_log(&*disk, &wal_dir, &wal_metrics, |found| take(found.record))
+            replay(env.fingerprinter.clone(), floor, options.block_range, beside, |take| {
+                open_log(&*disk, &wal_dir, &wal_metrics, |found| {
+                    loading.at(found.source);
+                    take(found.record);
+                })
             })
             .map_err(OpenError::io("reading the log in", &wal_dir))?;
         sync_log(&*disk, &wal_dir).map_err(OpenError::io("syncing the log in", &wal_dir))?;

@@ -125,7 +125,9 @@ pub(super) fn spawn(
 /// stops.
 fn ready_probe(source: &Arc<dyn TenantSource>, node: &Node, draining: &CancellationToken) -> Probe {
     let (source, has_ring, stopping) = (source.clone(), has_ring(node), draining.clone());
+    let opening = source.clone();
     Probe::new(move || source.is_ready() && has_ring() && !stopping.is_cancelled())
+        .saying(move || opening.start_status().map(|status| status.to_string()))
 }
 
 /// Whether there is a ring, where there is to be one: else no write can be placed. That is all it

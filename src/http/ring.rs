@@ -94,6 +94,9 @@ async fn take(status: Option<RingStatus>) -> Response {
 struct PageJson<'a> {
     mode: &'static str,
     ready: bool,
+    /// What is still to be done before it is, as `/-/ready` tells it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    not_ready: Option<String>,
     local_endpoint: Option<&'a str>,
     source: Option<&'a str>,
     /// Of the rings in force: the same on all nodes that place every series alike.
@@ -186,6 +189,7 @@ impl RingPage {
         let mut json = PageJson {
             mode: self.mode,
             ready: self.ready.holds(),
+            not_ready: self.ready.why_not(),
             local_endpoint: self.local_endpoint.as_deref(),
             source: None,
             ring_hash: None,

@@ -62,9 +62,11 @@ pub fn status_router(registry: &Registry, ready: Probe) -> Router {
 async fn answer(State(status): State<Arc<Status>>, request: Request) -> Response {
     match path::resolve(request.uri().path(), PATHS, Tolerance::Exact) {
         Resolved::Known(READY) if !status.ready.holds() => {
-            probe_response(StatusCode::SERVICE_UNAVAILABLE, "NOT OK")
+            // Thanos' words first.
+            let why = status.ready.why_not().map_or_else(String::new, |why| format!("\n{why}"));
+            probe_response(StatusCode::SERVICE_UNAVAILABLE, format!("NOT OK{why}"))
         }
-        Resolved::Known(READY | HEALTHY) => probe_response(StatusCode::OK, "OK"),
+        Resolved::Known(READY | HEALTHY) => probe_response(StatusCode::OK, "OK".to_owned()),
         Resolved::Known(_) => metrics_page(&status, request.headers()).await,
         Resolved::Meant(path) => redirect(path, &request),
         Resolved::Unknown => respond::not_found(),
@@ -122,7 +124,7 @@ fn gzip(page: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap_or_default()
 }
 
-fn probe_response(status: StatusCode, body: &'static str) -> Response {
+fn probe_response(status: StatusCode, body: String) -> Response {
     respond::with_headers(status, [(CONTENT_TYPE, respond::TEXT_PLAIN)], body)
 }
 
@@ -180,8 +182,12 @@ mod tests {
         let ready = Arc::new(AtomicBool::new(false));
         let holds = ready.clone();
         let probe = Probe::new(move || holds.load(Ordering::Relaxed));
-        let router = status_router(&Registry::new(), probe);
+        let router = status_router(&Registry::new(), probe.clone());
         assert_eq!(get(&router, READY).await, (503, "NOT OK".into()));
+        let saying = probe.saying(|| Some("2 tenants are being opened".into()));
+        let saying = status_router(&Registry::new(), saying);
+        let told = "NOT OK\n2 tenants are being opened".to_owned();
+        assert_eq!(get(&saying, READY).await, (503, told));
         assert_eq!(get(&router, HEALTHY).await, (200, "OK".into()));
         let line =
             |value: u8| format!("thanos_status{{check=\"ready\",component=\"receive\"}} {value}\n");

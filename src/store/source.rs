@@ -7,7 +7,7 @@ use bytes::Bytes;
 use crate::model::Timestamp;
 use crate::model::matcher::Matcher;
 use crate::model::tenant::TenantId;
-use crate::multi_tsdb::{LabelSet, MultiTsdb, Tenant, UnavailableTenant};
+use crate::multi_tsdb::{LabelSet, MultiTsdb, StartStatus, Tenant, UnavailableTenant};
 use crate::store::error::QueryError;
 use crate::tsdb::error::ReadError;
 use crate::tsdb::querier::{ChunkData, Querier, SelectedSeries};
@@ -19,6 +19,10 @@ pub trait TenantSource: Send + Sync {
     fn tenant(&self, id: &TenantId) -> Result<Option<Arc<dyn ReadTenant>>, QueryError>;
     /// Whether no tenant is still opening, and the storage can be used.
     fn is_ready(&self) -> bool;
+    /// How far the tenants' opening has come, while there are such.
+    fn start_status(&self) -> Option<StartStatus> {
+        None
+    }
 }
 
 /// All tenants at one moment, each in order of their names.
@@ -75,6 +79,10 @@ impl TenantSource for MultiTsdb {
 
     fn is_ready(&self) -> bool {
         MultiTsdb::is_ready(self)
+    }
+
+    fn start_status(&self) -> Option<StartStatus> {
+        MultiTsdb::start_status(self)
     }
 }
 

@@ -291,6 +291,26 @@ fn a_ref_that_anything_in_the_directory_knows_is_not_given_again() {
     }
 }
 
+#[test]
+fn an_opening_tells_how_far_it_has_come() {
+    let disk = FaultyDisk::new();
+    let db = open(&disk);
+    for t in 0..60 {
+        for series in 0..3 {
+            append(&db, series, NOW - 60 + t);
+        }
+    }
+    drop(db);
+    let disk = disk.after_kill();
+    let loading = Loading::default();
+    let lock = Db::lock(&disk, Path::new(DIR), &options()).unwrap();
+    let env = env(disk.clone(), NOW);
+    Db::open_telling(Path::new(DIR), lock, options(), &env, "t", &loading).unwrap();
+    let status = loading.status().unwrap();
+    assert!(status.bytes > 0 && status.bytes_read == status.bytes, "{status:?}");
+    assert_eq!((status.series, status.samples), (3, 180));
+}
+
 /// None of them is needed to serve.
 #[test]
 fn damage_in_what_is_not_served_hinders_no_opening() {

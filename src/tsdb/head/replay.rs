@@ -33,6 +33,7 @@ use crate::tsdb::head::replay::mapped::MappedChunks;
 use crate::tsdb::head::series::{SERIES_MAX, SeriesState};
 use crate::tsdb::head::states::{FoundChunk, States, value_in};
 use crate::tsdb::head_chunks::HeadChunkFiles;
+use crate::tsdb::loading::Loading;
 use crate::tsdb::refs;
 use crate::tsdb::wal::record::{Record, RecordTombstone};
 
@@ -111,12 +112,21 @@ struct NamedSeries {
     key_end: usize,
 }
 
+/// What a replay has beside the log's records.
+pub struct BesideLog<'l> {
+    pub files: Arc<HeadChunkFiles>,
+    /// What these files have.
+    pub mapped: MappedChunks,
+    /// Who is told how far it has come.
+    pub loading: &'l Loading,
+}
+
 /// Fills a head from the records that `read` passes on, in order of the log.
 pub fn replay<T: Send>(
     fingerprinter: Fingerprinter,
     floor: Timestamp,
     block_range: i64,
-    (files, mapped): (Arc<HeadChunkFiles>, MappedChunks),
+    BesideLog { files, mapped, loading }: BesideLog<'_>,
     read: impl FnOnce(&mut dyn FnMut(Record<'_>)) -> io::Result<T> + Send,
 ) -> io::Result<(T, HeadContents, ReplayReport)> {
     let contents = HeadContents::new(fingerprinter.clone(), files);
@@ -162,6 +172,8 @@ pub fn replay<T: Send>(
         let indexer = thread::Builder::new().name("wal-index".into()).spawn_scoped(scope, index)?;
         for step in steps_out {
             builder.take(step, &made_in);
+            let ReplayReport { samples, samples_skipped, samples_mapped, .. } = builder.report;
+            loading.built(builder.states.len(), samples + samples_skipped + samples_mapped);
         }
         builder.hand_over_made(&made_in);
         drop(made_in);
@@ -617,10 +629,10 @@ mod tests {
     use crate::metrics::Registry;
     use crate::tsdb::wal::record;
 
-    fn mapped() -> (Arc<HeadChunkFiles>, MappedChunks) {
+    fn nothing(loading: &Loading) -> BesideLog<'_> {
         let disk = Arc::new(FaultyDisk::new());
         let files = HeadChunkFiles::new(disk, "/db".as_ref(), 4096, &Registry::new(), "t");
-        (Arc::new(files), MappedChunks::default())
+        BesideLog { files: Arc::new(files), mapped: MappedChunks::default(), loading }
     }
 
     #[test]
@@ -649,7 +661,7 @@ mod tests {
             Ok(())
         };
         let ((), contents, report) =
-            replay(Fingerprinter::random(), 0, 1000, mapped(), read).unwrap();
+            replay(Fingerprinter::random(), 0, 1000, nothing(&Loading::default()), read).unwrap();
         let state = contents.states.get(0);
         assert_eq!((state.last(), state.series_ref()), (Some((40, 1)), HeadSeriesRef(9)));
         assert!(!state.is_unlogged());
@@ -685,7 +697,7 @@ mod tests {
             Ok(())
         };
         let ((), contents, report) =
-            replay(Fingerprinter::random(), 0, 1000, mapped(), read).unwrap();
+            replay(Fingerprinter::random(), 0, 1000, nothing(&Loading::default()), read).unwrap();
         assert_eq!(contents.states.get(0).last(), None);
         assert_eq!(report.unknown_refs, 3, "none of its refs is known any more");
     }
