@@ -56,7 +56,6 @@ struct State {
     of_newer_encoding: BTreeSet<Ulid>,
     /// Said of a block once.
     told: BTreeSet<(Ulid, HeldBack)>,
-    uploading: BTreeSet<Ulid>,
 }
 
 /// Why a round ended early.
@@ -113,11 +112,6 @@ impl Shipper {
         metrics: ShipperMetrics,
     ) -> Shipper {
         Shipper { tenant, dir, db, env, metrics, state: Mutex::default() }
-    }
-
-    /// The blocks that are on their way now.
-    pub fn uploading(&self) -> BTreeSet<Ulid> {
-        self.state.lock().uploading.clone()
     }
 
     /// Brings all new blocks to the bucket. An error has ended the round early, or tells that some
@@ -281,17 +275,13 @@ impl Shipper {
         }
         let Some(meta) = round.metas.remove(&ulid) else { return Ok(()) };
         tracing::info!(tenant = self.tenant, id = %ulid, "upload new block");
-        self.state.lock().uploading.insert(ulid);
-        let done = Uploading { shipper: self, ulid };
-        let uploaded = self.upload(ulid, &meta).await;
-        match uploaded {
+        match self.upload(ulid, &meta).await {
             Ok(()) => {
                 self.metrics.uploads.inc();
                 self.metrics.pending.add(-1.0);
                 round.uploaded += 1;
                 round.recorded.push(ulid);
                 self.write_record(&round.recorded).await;
-                drop(done);
                 Ok(())
             }
             Err(source) => {
@@ -339,17 +329,5 @@ impl Shipper {
             }
             Err(err) => tracing::error!(tenant = self.tenant, %err, "updating meta file failed"),
         }
-    }
-}
-
-/// A block on its way.
-struct Uploading<'s> {
-    shipper: &'s Shipper,
-    ulid: Ulid,
-}
-
-impl Drop for Uploading<'_> {
-    fn drop(&mut self) {
-        self.shipper.state.lock().uploading.remove(&self.ulid);
     }
 }

@@ -139,17 +139,15 @@ pub struct CheckpointReport {
 }
 
 impl SyncHandle {
-    /// Makes a checkpoint of a share of the closed segments, see [`SyncHandle::checkpoint`]; `None` if
-    /// they are too few. Whoever wants the segment that is written to in it, too, cuts it before
-    /// ([`Wal::cut_segment`](super::Wal::cut_segment)).
-    pub fn truncate(
-        &self,
-        share: Share,
-        retained: &Retained<'_>,
-    ) -> Result<Option<CheckpointReport>, CheckpointError> {
-        let _turn = self.take_checkpoint_turn();
-        let last = self.closed_segments()?.and_then(|closed| share.last_of(closed));
-        last.map(|last| self.checkpoint_in_turn(last, retained)).transpose()
+    /// Segments that are not written to any more and that no checkpoint stands for.
+    pub fn closed_segments(&self) -> Result<Option<RangeInclusive<SegmentIndex>>, CheckpointError> {
+        let current = self.current_segment();
+        let log = LogDir::list(self.disk(), self.dir()).map_err(ReadError::io(self.dir()))?;
+        let is_closed = |segment: SegmentIndex| segment < current && !log.is_covered(segment);
+        let mut closed =
+            log.segments.iter().map(|(segment, _)| *segment).filter(|one| is_closed(*one));
+        let first = closed.next();
+        Ok(first.map(|first| first..=closed.next_back().unwrap_or(first)))
     }
 
     /// Puts a checkpoint in the place of the segments up to `last`, and of the checkpoint before. What
@@ -164,25 +162,6 @@ impl SyncHandle {
         retained: &Retained<'_>,
     ) -> Result<CheckpointReport, CheckpointError> {
         let _turn = self.take_checkpoint_turn();
-        self.checkpoint_in_turn(last, retained)
-    }
-
-    /// Segments that are not written to any more and that no checkpoint stands for.
-    pub fn closed_segments(&self) -> Result<Option<RangeInclusive<SegmentIndex>>, CheckpointError> {
-        let current = self.current_segment();
-        let log = LogDir::list(self.disk(), self.dir()).map_err(ReadError::io(self.dir()))?;
-        let is_closed = |segment: SegmentIndex| segment < current && !log.is_covered(segment);
-        let mut closed =
-            log.segments.iter().map(|(segment, _)| *segment).filter(|one| is_closed(*one));
-        let first = closed.next();
-        Ok(first.map(|first| first..=closed.next_back().unwrap_or(first)))
-    }
-
-    fn checkpoint_in_turn(
-        &self,
-        last: SegmentIndex,
-        retained: &Retained<'_>,
-    ) -> Result<CheckpointReport, CheckpointError> {
         if last >= self.current_segment() {
             return Err(CheckpointError::Open { segment: last });
         }

@@ -22,6 +22,18 @@ use crate::tsdb::wal::{Compression, SyncPolicy, Wal, WalOptions};
 const DB: &str = "/db";
 const WAL: &str = "/db/wal";
 
+impl SyncHandle {
+    /// Makes a checkpoint of a share of the closed segments; `None` if they are too few.
+    pub(in crate::tsdb::wal) fn truncate(
+        &self,
+        share: Share,
+        retained: &Retained<'_>,
+    ) -> Result<Option<CheckpointReport>, CheckpointError> {
+        let last = self.closed_segments()?.and_then(|closed| share.last_of(closed));
+        last.map(|last| self.checkpoint(last, retained)).transpose()
+    }
+}
+
 fn metrics() -> WalMetrics {
     WalMetrics::new(&Registry::new(), "t")
 }
