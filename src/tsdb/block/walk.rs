@@ -3,12 +3,15 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use crate::disk::{Disk, DiskFile};
+use crate::disk::Disk;
 use crate::tsdb::block::chunks::{CHUNKS_DIR, HEADER, LEN_BYTES_MAX};
 use crate::tsdb::error::{Corruption, ReadError};
+use crate::tsdb::window::{WINDOW_BYTES, Window};
 
-const BUFFER_BYTES: usize = 1 << 20;
+/// What is taken of a chunk at once.
+const PIECE_BYTES: usize = 64 << 10;
 const CRC_BYTES: usize = 4;
+const _: () = assert!(PIECE_BYTES <= WINDOW_BYTES);
 
 /// Reads the segments of the block in `dir` from their beginnings to their ends, and returns which
 /// encodings its chunks have, by Prometheus' numbers. Damage anywhere is an error.
@@ -18,26 +21,26 @@ pub fn encodings(disk: &dyn Disk, dir: &Path) -> Result<BTreeSet<u8>, ReadError>
     for entry in disk.list(&dir).map_err(ReadError::io(&dir))? {
         let path = dir.join(&entry.name);
         if !entry.is_dir {
-            let file = disk.open(&path).map_err(ReadError::io(&path))?;
-            walk(&*file, &path, &mut found)?;
+            walk(disk, &path, &mut found)?;
         }
     }
     Ok(found)
 }
 
-fn walk(file: &dyn DiskFile, path: &Path, found: &mut BTreeSet<u8>) -> Result<(), ReadError> {
-    let mut segment = Segment { file, path, buffer: Vec::new(), start: 0, at: 0 };
+fn walk(disk: &dyn Disk, path: &Path, found: &mut BTreeSet<u8>) -> Result<(), ReadError> {
+    let window = Window::open(disk, path).map_err(ReadError::io(path))?;
+    let mut segment = Segment { window, path, at: 0 };
     let header = segment.take(HEADER.len())?;
     if header != HEADER {
         return Err(segment.corrupt("it is no segment of chunks"));
     }
-    while segment.has_more()? {
+    while segment.has_more() {
         let len = segment.take_len()?;
         let encoding = segment.take(1)?[0];
         let mut crc = crc32c::crc32c(&[encoding]);
         let mut left = len;
         while left > 0 {
-            let piece = left.min(BUFFER_BYTES / 2);
+            let piece = left.min(PIECE_BYTES);
             crc = crc32c::crc32c_append(crc, segment.take(piece)?);
             left -= piece;
         }
@@ -50,19 +53,15 @@ fn walk(file: &dyn DiskFile, path: &Path, found: &mut BTreeSet<u8>) -> Result<()
 }
 
 /// A segment that is read from its beginning to its end.
-struct Segment<'f> {
-    file: &'f dyn DiskFile,
-    path: &'f Path,
-    buffer: Vec<u8>,
-    /// Where the buffer lies in the file, and how far it is used up.
-    start: u64,
-    at: usize,
+struct Segment<'p> {
+    window: Window,
+    path: &'p Path,
+    at: u64,
 }
 
 impl Segment<'_> {
-    fn has_more(&mut self) -> Result<bool, ReadError> {
-        self.fill(1)?;
-        Ok(self.at < self.buffer.len())
+    fn has_more(&self) -> bool {
+        self.at < self.window.len
     }
 
     /// A chunk's length: an unsigned varint of 32 bits.
@@ -78,43 +77,24 @@ impl Segment<'_> {
         Err(self.corrupt("the chunk has no length"))
     }
 
-    /// The next bytes, at most half a buffer.
+    /// The next bytes, at most [`PIECE_BYTES`].
     fn take(&mut self, len: usize) -> Result<&[u8], ReadError> {
-        self.fill(len)?;
-        let from = self.at;
-        if self.buffer.len() - from < len {
-            return Err(self.corrupt("the chunk is cut short"));
+        let at = self.at;
+        let bytes = self.window.read(at, len).map_err(ReadError::io(self.path))?;
+        if bytes.len() < len {
+            return Err(corrupt(self.path, at, "the chunk is cut short"));
         }
-        self.at += len;
-        Ok(&self.buffer[from..from + len])
-    }
-
-    /// Has so many bytes in the buffer, if there are so many.
-    fn fill(&mut self, len: usize) -> Result<(), ReadError> {
-        if self.buffer.len() - self.at >= len {
-            return Ok(());
-        }
-        self.buffer.drain(..self.at);
-        self.start += self.at as u64;
-        self.at = 0;
-        let mut filled = self.buffer.len();
-        self.buffer.resize(BUFFER_BYTES.max(len), 0);
-        while filled < self.buffer.len() {
-            let offset = self.start + filled as u64;
-            let read = self.file.read_at(&mut self.buffer[filled..], offset);
-            match read.map_err(ReadError::io(self.path))? {
-                0 => break,
-                read => filled += read,
-            }
-        }
-        self.buffer.truncate(filled);
-        Ok(())
+        self.at += len as u64;
+        Ok(bytes)
     }
 
     fn corrupt(&self, what: &'static str) -> ReadError {
-        let offset = self.start + self.at as u64;
-        ReadError::Corrupt(Corruption { file: self.path.to_owned(), offset, what })
+        corrupt(self.path, self.at, what)
     }
+}
+
+fn corrupt(path: &Path, offset: u64, what: &'static str) -> ReadError {
+    ReadError::Corrupt(Corruption { file: path.to_owned(), offset, what })
 }
 
 #[cfg(test)]
