@@ -12,8 +12,8 @@
 //! with a floor below which the log is not replayed. A cut that fails when the block has its name takes
 //! the block away again; until that or 3 is done the block is not settled, and nobody else heeds it.
 
-use std::collections::BTreeMap;
-use std::ffi::OsStr;
+mod log;
+
 use std::io;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -22,8 +22,8 @@ use tokio::time::Instant;
 
 use crate::error::chain;
 use crate::metrics::{Counter, Gauge, Registry};
+use crate::model::Timestamp;
 use crate::model::stop;
-use crate::model::{HeadSeriesRef, Timestamp};
 use crate::tsdb::Db;
 use crate::tsdb::block::Block;
 use crate::tsdb::block::meta::Compaction;
@@ -31,13 +31,14 @@ use crate::tsdb::block::removal::take_name;
 use crate::tsdb::block::ulid::Ulid;
 use crate::tsdb::block::writer::BlockWriter;
 use crate::tsdb::blocks::View;
+use crate::tsdb::cut::log::Truncation;
 use crate::tsdb::error::{ReadError, WriteError};
 use crate::tsdb::head::catalog::Catalog;
 use crate::tsdb::head::cut::Span;
 use crate::tsdb::head::gc::Dropped;
 use crate::tsdb::head::replay::ReplayReport;
 use crate::tsdb::options::DbOptions;
-use crate::tsdb::wal::{CheckpointError, Retained, SegmentIndex, Share, WalError};
+use crate::tsdb::wal::SegmentIndex;
 
 /// Why a head was not cut. It is as it was, and may be cut later.
 #[derive(Debug, thiserror::Error)]
@@ -59,25 +60,12 @@ pub struct Cutting {
     older_views: Vec<Weak<View>>,
     /// What the head has to drop once nobody holds these: all before this time.
     to_drop: Option<Timestamp>,
-    /// The log has to lose what is before this time.
-    to_truncate: Option<Timestamp>,
-    /// Refs that are no series' of the head, and of which the log has samples: their records stay as
-    /// long as these.
-    forgotten: BTreeMap<HeadSeriesRef, InLog>,
+    truncation: Truncation,
     /// What forgotten series were called in, until nobody else holds it.
     older_catalogs: Vec<Arc<Catalog>>,
     /// When series that were made in vain were looked for last.
     looked_for_refused: Option<Instant>,
-    /// The log has what no block takes: it stays as it is.
-    keeps_log: bool,
     metrics: CutMetrics,
-}
-
-/// Where the samples of a ref are in the log, and how late, at most.
-#[derive(Clone, Copy)]
-struct InLog {
-    last_segment: SegmentIndex,
-    newest: Timestamp,
 }
 
 /// Series that were made in vain are not looked for more often: a disk may be full for long.
@@ -127,31 +115,27 @@ impl Cutting {
             range: options.cut_range,
             older_views: Vec::new(),
             to_drop: None,
-            to_truncate: None,
-            forgotten: BTreeMap::new(),
+            truncation: Truncation::default(),
             older_catalogs: Vec::new(),
             looked_for_refused: None,
-            keeps_log: false,
             metrics,
         }
     }
 
     /// Heeds what a replay found. The log goes on with a new segment.
     pub(super) fn heed(&mut self, replay: &ReplayReport, newest: Timestamp, segment: SegmentIndex) {
-        let in_log = InLog { last_segment: segment, newest };
-        self.forgotten = replay.further_refs.iter().map(|series| (*series, in_log)).collect();
-        self.keeps_log |= replay.histograms_left > 0;
+        self.truncation.heed(replay, newest, segment);
     }
 
     /// Whether there is nothing left to drop or to truncate, and the log has nothing that no block
     /// takes.
     pub(super) fn is_at_rest(&self) -> bool {
-        self.to_drop.is_none() && self.to_truncate.is_none() && !self.keeps_log
+        self.to_drop.is_none() && self.truncation.is_at_rest()
     }
 
     /// There is a log of out-of-order samples, whose series are named in the log alone.
     pub(super) fn keep_log(&mut self) {
-        self.keeps_log = true;
+        self.truncation.keep_all();
     }
 
     pub(super) fn note_older(&mut self, view: &Arc<View>, now: &View) {
@@ -377,91 +361,17 @@ impl Db {
             cutting.metrics.truncations.inc();
             let dropped = self.head.drop_before(mint);
             cutting.note_forgotten(dropped);
-            cutting.to_truncate = Some(mint);
+            cutting.truncation.note_dropped(mint);
         }
-        if let Some(mint) = cutting.to_truncate.take() {
-            match self.truncate_log(cutting, mint) {
-                // With the next cut it is tried again; until then the log is longer than it need be.
-                Ok(()) | Err(TruncateError::Checkpoint(CheckpointError::Stopped)) => {}
-                Err(err) => {
-                    let (dir, err) = (self.dir.display(), chain(&err));
-                    tracing::error!(%dir, err, "the log cannot be truncated");
-                }
-            }
-        }
+        self.truncate_log(&mut cutting.truncation);
         true
     }
-
-    /// Puts a checkpoint in the place of what the log has below `mint`, as Prometheus does; of all of
-    /// it when the head has nothing.
-    fn truncate_log(&self, cutting: &mut Cutting, mint: Timestamp) -> Result<(), TruncateError> {
-        if cutting.keeps_log {
-            return Ok(());
-        }
-        let (begun, refs) = self.head.cut_log()?;
-        let share = match self.head.time_range() {
-            None => Share::All,
-            Some(_) => Share::TwoThirds,
-        };
-        // Segments that were filled since may name series that are not among the refs.
-        let before_begun = SegmentIndex(begun.0.saturating_sub(1));
-        let closed = self.sync.closed_segments()?.map(|closed| {
-            let (first, last) = closed.into_inner();
-            first..=last.min(before_begun)
-        });
-        let Some(last) = closed.and_then(|closed| share.last_of(closed)) else { return Ok(()) };
-        self.remove_snapshots()?;
-        let may_have_samples = |in_log: &InLog| in_log.last_segment > last || in_log.newest >= mint;
-        let forgotten = &mut cutting.forgotten;
-        let is_kept = |series: HeadSeriesRef| {
-            refs.binary_search(&series).is_ok()
-                || forgotten.get(&series).is_some_and(may_have_samples)
-        };
-        self.sync.checkpoint(last, &Retained { mint, keeps: &is_kept })?;
-        forgotten.retain(|_, in_log| may_have_samples(in_log));
-        Ok(())
-    }
-
-    /// Removes a Prometheus' snapshots of its head, which say from where on the log is to be read.
-    fn remove_snapshots(&self) -> Result<(), TruncateError> {
-        let disk = &*self.env.disk;
-        let entries = disk.list(&self.dir).map_err(ReadError::io(&self.dir))?;
-        let is_snapshot = |name: &OsStr| name.to_string_lossy().starts_with(SNAPSHOT_PREFIX);
-        let mut snapshots = entries.iter().filter(|entry| is_snapshot(&entry.name)).peekable();
-        if snapshots.peek().is_none() {
-            return Ok(());
-        }
-        for snapshot in snapshots {
-            let path = self.dir.join(&snapshot.name);
-            disk.remove_dir_all(&path).map_err(WriteError::io(&path))?;
-        }
-        disk.sync_dir(&self.dir).map_err(WriteError::io(&self.dir))?;
-        Ok(())
-    }
-}
-
-/// What the names of a Prometheus' snapshots of its head begin with.
-const SNAPSHOT_PREFIX: &str = "chunk_snapshot.";
-
-/// Why the log is as long as it was.
-#[derive(Debug, thiserror::Error)]
-enum TruncateError {
-    #[error("beginning a new segment")]
-    Cut(#[from] WalError),
-    #[error(transparent)]
-    Checkpoint(#[from] CheckpointError),
-    #[error(transparent)]
-    Read(#[from] ReadError),
-    #[error(transparent)]
-    Write(#[from] WriteError),
 }
 
 impl Cutting {
     fn note_forgotten(&mut self, dropped: Dropped) {
         let Dropped { series, last_segment, catalog, .. } = dropped;
-        // What they have in the log is in blocks.
-        let in_log = InLog { last_segment, newest: Timestamp::MIN };
-        self.forgotten.extend(series.into_iter().map(|series| (series, in_log)));
+        self.truncation.note_forgotten(series, last_segment);
         self.older_catalogs.extend(catalog);
     }
 }

@@ -505,3 +505,36 @@ fn a_block_that_cannot_be_taken_away_is_before_the_next_cut() {
     assert!(life.db().is_settled(made[0]));
     assert_eq!(dump(life.db()), before);
 }
+
+/// Half of a full disk is a log that was not cut.
+#[tokio::test(start_paused = true)]
+async fn a_log_that_could_not_be_cut_is_cut_after_a_minute_and_not_before() {
+    let (disk, dir) = (FaultyDisk::new(), std::path::Path::new("/db/t"));
+    let life = Life::begin(Arc::new(disk.clone()), dir);
+    life.write(0..100, 182);
+    let before = dump(life.db());
+    let names = || -> Vec<String> {
+        let entries = disk.list(&dir.join("wal")).unwrap();
+        entries.iter().map(|entry| entry.name.to_string_lossy().into_owned()).collect()
+    };
+    let has_checkpoint = || names().iter().any(|name| name.starts_with("checkpoint."));
+    let reader = life.db().querier(i64::MIN, i64::MAX);
+    assert_eq!(life.db().cut_due().unwrap(), 1);
+    drop(reader);
+    disk.refuse_changes(&dir.join("wal"), std::io::ErrorKind::StorageFull);
+    assert!(life.db().drop_cut());
+    disk.allow_changes(&dir.join("wal"));
+    let full = names();
+    tokio::time::advance(Duration::from_secs(59)).await;
+    assert!(life.db().drop_cut());
+    assert_eq!(names(), full);
+    tokio::time::advance(Duration::from_secs(1)).await;
+    assert!(life.db().drop_cut());
+    assert!(has_checkpoint() && !names().contains(&full[0]), "{:?}", names());
+    // Once is enough.
+    let cut = names();
+    tokio::time::advance(Duration::from_secs(3600)).await;
+    assert!(life.db().drop_cut());
+    assert_eq!(names(), cut);
+    assert_eq!(dump(restarted(&life, disk.after_kill()).db()), before);
+}
