@@ -157,7 +157,7 @@ impl Db {
         }
         let patience = cutting.range.saturating_mul(3) / 2;
         let is_old = |oldest| self.env.clock.now().saturating_sub(oldest) > patience;
-        if !self.head.time_range().is_some_and(|(oldest, _)| oldest >= 0 && is_old(oldest)) {
+        if !self.head.time_range().is_some_and(|(oldest, _)| is_old(oldest)) {
             return Ok(0);
         }
         cutting.metrics.triggered.inc();
@@ -376,9 +376,9 @@ impl Cutting {
     }
 }
 
-/// End of the range that a time falls into, which is not negative.
+/// End of the range that a time falls into.
 fn range_end(t: Timestamp, range: i64) -> Timestamp {
-    (t - t % range).saturating_add(range)
+    t.saturating_sub(t.rem_euclid(range)).saturating_add(range)
 }
 
 #[cfg(test)]

@@ -506,6 +506,28 @@ fn a_block_that_cannot_be_taken_away_is_before_the_next_cut() {
     assert_eq!(dump(life.db()), before);
 }
 
+/// A time before 1970 would keep the head of its tenant from ever being cut.
+#[test]
+fn a_head_with_negative_times_is_cut_as_well() {
+    in_temp(|mut life| {
+        let mut batch = Batch::default();
+        for (i, t) in [(0, -5 * HOUR), (1, -1), (2, 0)] {
+            push(life.db(), &mut batch, &json!([["__name__", "old"], ["i", i.to_string()]]), t, 1);
+        }
+        assert_eq!(life.db().append(&batch).unwrap().stored, 3);
+        life.write(0..2, 182);
+        let before = dump(life.db());
+        assert_eq!(life.db().cut_due().unwrap(), 4);
+        let ranges: Vec<_> = life.blocks().iter().map(|(from, to, _)| (*from, *to)).collect();
+        let end = START - 5 * MINUTE + 2 * HOUR;
+        let old = [(-5 * HOUR, -4 * HOUR), (-1, 0), (0, 2 * HOUR)];
+        assert_eq!((&ranges[..3], &ranges[3..]), (&old[..], &[(START + MINUTE, end)][..]));
+        assert_eq!(dump(life.db()), before);
+        life.open();
+        assert_eq!(dump(life.db()), before);
+    });
+}
+
 /// Half of a full disk is a log that was not cut.
 #[tokio::test(start_paused = true)]
 async fn a_log_that_could_not_be_cut_is_cut_after_a_minute_and_not_before() {
