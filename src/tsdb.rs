@@ -137,16 +137,27 @@ fn sync_log(disk: &dyn Disk, wal_dir: &Path) -> io::Result<()> {
     dirs.try_for_each(|dir| disk.sync_dir(dir))
 }
 
-/// Bytes of the files in a directory that nothing else is read of; none if it is not there.
-fn bytes_in(disk: &dyn Disk, dir: &Path) -> u64 {
-    match disk.list(dir) {
-        Ok(entries) => entries.iter().filter(|entry| !entry.is_dir).map(|entry| entry.len).sum(),
-        Err(err) if err.kind() == io::ErrorKind::NotFound => 0,
-        Err(err) => {
-            tracing::warn!(dir = %dir.display(), %err, "a directory cannot be listed");
-            0
+/// Bytes of all files in a directory and those below it, of which nothing else is read; none if it is
+/// not there.
+fn bytes_below(disk: &dyn Disk, dir: &Path) -> u64 {
+    let (mut bytes, mut left) = (0, vec![dir.to_owned()]);
+    while let Some(dir) = left.pop() {
+        match disk.list(&dir) {
+            Ok(entries) => {
+                for entry in entries {
+                    match entry.is_dir {
+                        true => left.push(dir.join(entry.name)),
+                        false => bytes += entry.len,
+                    }
+                }
+            }
+            Err(err) if err.kind() == io::ErrorKind::NotFound => {}
+            Err(err) => {
+                tracing::warn!(dir = %dir.display(), %err, "a directory cannot be listed");
+            }
         }
     }
+    bytes
 }
 
 /// What opening a database found.
@@ -209,7 +220,7 @@ impl Db {
             Blocks::open(&*disk, dir, &env.block_cache)?;
         let recorded = read_floor(&*disk, dir);
         let floor = floor.max(recorded.map_err(OpenError::io("reading the floor in", dir))?);
-        let out_of_order_log_bytes = bytes_in(&*disk, &dir.join("wbl"));
+        let out_of_order_log_bytes = bytes_below(&*disk, &dir.join("wbl"));
         let wal_dir = dir.join("wal");
         disk.create_dir_all(&wal_dir).map_err(OpenError::io("making", &wal_dir))?;
         let wal_metrics = WalMetrics::new(&registry, tenant);

@@ -17,14 +17,15 @@ use crate::tsdb::block::ulid::Ulid;
 use crate::tsdb::blocks::{View, effective_end};
 use crate::tsdb::cut::Cutting;
 use crate::tsdb::error::WriteError;
-use crate::tsdb::{Db, bytes_in};
+use crate::tsdb::{Db, bytes_below};
 
 /// How long and how much is kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Retention {
     /// `--tsdb.retention`, in milliseconds; `None` for ever.
     pub age_max: Option<i64>,
-    /// `--tsdb.max-retention-bytes`: of a database, its log included; `None` for as many as there are.
+    /// `--tsdb.max-retention-bytes`: of a database, with what its head has on the disk; `None` for as
+    /// many as there are.
     pub bytes_max: Option<u64>,
 }
 
@@ -45,7 +46,7 @@ struct Judged {
 }
 
 impl Retention {
-    /// Of a database whose head and log take `head_bytes`.
+    /// Of a database whose head has `head_bytes` on the disk.
     fn judge(self, blocks: &[Judged], head_bytes: u64) -> Expired {
         // Newest first; of two that end together the one that was made first is the older.
         let mut order: Vec<usize> = (0..blocks.len()).collect();
@@ -106,8 +107,7 @@ impl Db {
         let mut cutting = self.cutting.lock();
         let view = self.view.load_full();
         let judged: Vec<_> = view.blocks.iter().map(judged).collect();
-        let log_bytes = || bytes_in(&*self.env.disk, &self.dir.join("wal"));
-        let head_bytes = if self.retention.bytes_max.is_some() { log_bytes() } else { 0 };
+        let head_bytes = if self.retention.bytes_max.is_some() { self.head_bytes() } else { 0 };
         let Expired { by_age, by_size } = self.retention.judge(&judged, head_bytes);
         let (mut gone, mut failed) = (0, None);
         for (expired, counter) in
@@ -132,6 +132,13 @@ impl Db {
             }
         }
         failed.map_or(Ok(gone), Err)
+    }
+
+    /// Bytes of what the head has on the disk: all files of the log and its checkpoint, of the log of
+    /// out-of-order samples and of head chunks, as Prometheus counts them.
+    fn head_bytes(&self) -> u64 {
+        let bytes_in = |name| bytes_below(&*self.env.disk, &self.dir.join(name));
+        ["wal", "wbl", "chunks_head"].map(bytes_in).into_iter().sum()
     }
 
     /// Readers that have it open read on.

@@ -89,3 +89,26 @@ fn the_floor_outlives_the_blocks() {
         assert_eq!((life.db().head.floor(), life.db().head_time_range()), (floor, head));
     });
 }
+
+#[test]
+fn all_that_the_head_has_on_the_disk_counts() {
+    in_temp(|mut life| {
+        twelve_hours(&mut life);
+        let dir = life.db().dir.clone();
+        let of_log = life.db().head_bytes();
+        assert!(of_log > 0);
+        let files = [
+            ("wal/checkpoint.00000000/00000000", 4000),
+            ("wbl/00000000", 1000),
+            ("wbl/checkpoint.00000001/00000000", 200),
+            ("chunks_head/000099", 30),
+            ("another/000001", 5),
+        ];
+        for (path, bytes) in files {
+            let path = dir.join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, vec![1; bytes]).unwrap();
+        }
+        assert_eq!(life.db().head_bytes(), of_log + 5230);
+    });
+}
