@@ -24,6 +24,21 @@ fn open(disk: &FaultyDisk, options: WalOptions) -> Wal {
     Wal::open(Arc::new(disk.clone()), Path::new(DIR), options, metrics()).unwrap()
 }
 
+/// Copies a directory of the machine to `to`.
+pub(super) fn load(disk: &FaultyDisk, from: &Path, to: &Path) {
+    disk.create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            load(disk, &entry.path(), &target);
+        } else {
+            let bytes = std::fs::read(entry.path()).unwrap();
+            disk.create(&target).unwrap().write_all_at(&bytes, 0).unwrap();
+        }
+    }
+}
+
 /// A samples record of one sample, so that it decodes.
 fn sample(i: u64) -> Vec<u8> {
     let mut bytes = Vec::new();

@@ -17,6 +17,7 @@ use crate::tsdb::wal::reader::{Found, SegmentReader};
 use crate::tsdb::wal::record::{self, Record, RecordTombstone};
 use crate::tsdb::wal::repair::{LogContents, RepairCase, open_log};
 use crate::tsdb::wal::segment::PAGE_BYTES;
+use crate::tsdb::wal::tests::load;
 use crate::tsdb::wal::{Compression, SyncPolicy, Wal, WalOptions};
 
 const DB: &str = "/db";
@@ -389,21 +390,6 @@ fn assert_counts(
     let path = Path::new(WAL).join(format!("checkpoint.{last}"));
     let bytes: u64 = world.disk.list(&path).unwrap().iter().map(|file| file.len).sum();
     assert_eq!(report.bytes, bytes);
-}
-
-/// Copies a directory of the machine to `to`.
-fn load(disk: &FaultyDisk, from: &Path, to: &Path) {
-    disk.create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            load(disk, &entry.path(), &target);
-        } else {
-            let bytes = std::fs::read(entry.path()).unwrap();
-            disk.create(&target).unwrap().write_all_at(&bytes, 0).unwrap();
-        }
-    }
 }
 
 /// Records of a directory's segments.

@@ -10,6 +10,7 @@ use crate::disk::faulty::FaultyDisk;
 use crate::disk::read_file;
 use crate::metrics::Registry;
 use crate::tsdb::wal::reader::DamageKind;
+use crate::tsdb::wal::tests::load;
 use crate::tsdb::wal::{Compression, SyncPolicy, Wal, WalOptions};
 
 const DB: &str = "/db";
@@ -39,20 +40,6 @@ fn put(disk: &FaultyDisk, path: &Path, bytes: &[u8]) {
 
 fn bytes_of(disk: &FaultyDisk, path: &Path) -> Vec<u8> {
     read_file(disk, path, 1 << 30).unwrap()
-}
-
-/// Copies a directory of the machine to `to`.
-fn load(disk: &FaultyDisk, from: &Path, to: &Path) {
-    disk.create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            load(disk, &entry.path(), &target);
-        } else {
-            put(disk, &target, &std::fs::read(entry.path()).unwrap());
-        }
-    }
 }
 
 fn edit(disk: &FaultyDisk, edit: &Value) {
