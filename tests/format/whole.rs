@@ -29,6 +29,27 @@ fn logs_of_all_record_types_and_compressions() {
     }
 }
 
+/// No block takes native histograms yet, so that the log which has them stays whole behind a cut.
+#[test]
+fn a_log_with_native_histograms_is_not_cut() {
+    let types = recorded::load("wal/types.json");
+    for dir in types["dirs"].as_object().unwrap().keys() {
+        let copy = Copy::of(&format!("wal/{dir}"));
+        let opened = copy.open();
+        let (histograms, all) = (opened.replay.histograms_left, all_floats(&opened.db));
+        assert!(histograms > 0, "{dir}");
+        let files = copy.files();
+        assert!(opened.db.flush().unwrap() > 0, "{dir}");
+        assert_eq!(opened.db.head_time_range(), None, "{dir}");
+        assert!(copy.files().is_superset(&files), "{dir}: files are gone");
+        opened.db.close().unwrap();
+        drop(opened);
+        let again = copy.open();
+        assert_eq!(again.replay.histograms_left, histograms, "{dir}");
+        assert!(all_floats(&again.db) == all, "{dir}: other samples");
+    }
+}
+
 #[test]
 fn a_log_before_and_after_its_checkpoint() {
     let checkpoint = recorded::load("wal/checkpoint.json");
