@@ -99,6 +99,9 @@ pub enum DistributeError {
     Decode(#[from] DecodeError),
     #[error("request of {0} bytes is too long to be placed")]
     TooLong(u64),
+    /// With nothing else in flight there would be no room for it.
+    #[error("{bytes} bytes, as sent and of places, are over the {max} that may be in flight")]
+    OverBudget { bytes: u64, max: u64 },
     #[error(transparent)]
     Overloaded(#[from] Overloaded),
 }
@@ -241,7 +244,7 @@ impl<'a, 'r> Distributor<'a, 'r> {
         unplaced: Unplaced<'_>,
         request: &'r [u8],
         ring: &'a Ring,
-    ) -> Result<Distributor<'a, 'r>, Overloaded> {
+    ) -> Result<Distributor<'a, 'r>, DistributeError> {
         let series_count = request.len() / SERIES_BYTES_USUAL;
         let mut distributor = Distributor {
             ring,
@@ -263,10 +266,15 @@ impl<'a, 'r> Distributor<'a, 'r> {
     }
 
     /// Holds what places for so many series take, here and in the ledger.
-    fn hold(&mut self, series_count: usize) -> Result<(), Overloaded> {
+    fn hold(&mut self, series_count: usize) -> Result<(), DistributeError> {
         let place_bytes = PLACE_BYTES + size_of::<u32>() * self.ring.replica_count();
         let bytes = series_count.saturating_mul(place_bytes);
-        self.inflight.resize(bytes.saturating_add(self.rewritten.capacity()) as u64)
+        let bytes = bytes.saturating_add(self.rewritten.capacity()) as u64;
+        self.inflight.resize(bytes).map_err(|over| {
+            let (bytes, max) = (bytes.saturating_add(self.request.len() as u64), over.max);
+            // A retry would be refused as well.
+            if bytes > max { DistributeError::OverBudget { bytes, max } } else { over.into() }
+        })
     }
 
     /// Takes all series of the request.

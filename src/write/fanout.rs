@@ -413,7 +413,9 @@ fn not_placed(error: DistributeError) -> WriteError {
     match error {
         DistributeError::Overloaded(error) => error.into(),
         DistributeError::Decode(error) => Invalid::Decode(error).into(),
-        DistributeError::TooLong(_) => TooLarge::Placed(error).into(),
+        DistributeError::TooLong(_) | DistributeError::OverBudget { .. } => {
+            TooLarge::Placed(error).into()
+        }
     }
 }
 

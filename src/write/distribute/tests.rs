@@ -528,21 +528,26 @@ fn places_of_many_short_series_are_held_against_the_nodes_budget() {
     let ring = hashring.ring_of(TENANT).unwrap();
     // A label of one byte, and no sample: the shortest series there is.
     let request = Bytes::from(b"\x0a\x08\x0a\x06\x0a\x01a\x12\x01b".repeat(10_000));
-    for (budget, fits) in [(1 << 20, true), (400_000, false)] {
+    // Alone, beside others, and where not even alone.
+    for (budget, others, expected) in
+        [(1 << 20, 0, "fits"), (1 << 20, 700_000, "later"), (400_000, 0, "never")]
+    {
         let admission = Admission::new(budget);
+        let others = admission.hold(others);
         let inflight = admission.admit(0).unwrap();
         let unplaced = Unplaced { inflight, ..unplaced(request.clone(), Manners::Thanos) };
         let placed = distribute(unplaced, &ring, 3, Replicas::All(3));
-        match placed {
-            Ok(placed) => {
-                assert!(fits);
-                assert!(admission.inflight_bytes() >= 10_000 * PLACE_BYTES as u64);
-                drop(placed);
-            }
-            Err(DistributeError::Overloaded(_)) => assert!(!fits),
+        let found = match &placed {
+            Ok(_) => "fits",
+            Err(DistributeError::Overloaded(_)) => "later",
+            Err(DistributeError::OverBudget { .. }) => "never",
             Err(error) => panic!("{error}"),
-        }
-        assert_eq!(admission.inflight_bytes(), 0);
+        };
+        assert_eq!(found, expected);
+        let held = admission.inflight_bytes() - others.bytes();
+        assert_eq!(held >= 10_000 * PLACE_BYTES as u64, placed.is_ok(), "{held} bytes");
+        drop(placed);
+        assert_eq!(admission.inflight_bytes(), others.bytes());
     }
 }
 

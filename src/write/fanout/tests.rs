@@ -551,6 +551,8 @@ fn what_no_retry_could_store_here_is_a_refusal_for_good() {
     let long = AppendError::Log(WalError::RecordTooLong { bytes: 2 << 30 });
     let too_large = TooLarge::Record { tenant: tenant(), cause: long };
     assert_eq!(outcome_of_local(&too_large.into()), ReplicaOutcome::Conflict);
+    let over_budget = not_placed(DistributeError::OverBudget { bytes: 2, max: 1 });
+    assert_eq!(outcome_of_local(&over_budget), ReplicaOutcome::Conflict);
     let invalid = Invalid::Snappy(SnappyError::Corrupt);
     assert_eq!(outcome_of_local(&invalid.into()), ReplicaOutcome::Conflict);
     let unavailable = Unavailable::NotAccepting;
