@@ -30,7 +30,8 @@ const READ_TIMEOUT: Duration = Duration::from_secs(30);
 /// hold, or a busy node would be taken for a dead one.
 const FREE_BYTES: usize = 4 * 1024;
 
-/// What a question is held by until its answer ends, since parts of it may be kept so long.
+/// What a question is held by until its answer ends, since parts of it may be kept so long; and what
+/// an answer takes on its way out.
 #[derive(Clone)]
 pub(super) struct Held(Arc<Mutex<ReadBudgetGuard>>);
 
@@ -42,6 +43,11 @@ impl Held {
     /// Holds `bytes` of a question in all, and what these may be decoded to.
     pub(super) fn hold(&self, bytes: usize) -> Result<(), QueryError> {
         let bytes = bytes.saturating_add(decoded_bytes_most(bytes));
+        self.0.lock().hold_in_all(bytes.saturating_sub(FREE_BYTES))
+    }
+
+    /// Holds `bytes` of an answer in all.
+    pub(super) fn hold_answer(&self, bytes: usize) -> Result<(), QueryError> {
         self.0.lock().hold_in_all(bytes.saturating_sub(FREE_BYTES))
     }
 }

@@ -87,7 +87,7 @@ where
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let patience = self.patience(&request);
         let taken = patience.taken.clone();
-        let (held, inflated) = (Held::new(&self.budget), Held::new(&self.budget));
+        let [held, inflated, deflated] = [(); 3].map(|()| Held::new(&self.budget));
         let encoding = match Encoding::of(request.headers()) {
             Ok(encoding) => encoding,
             Err(error) => {
@@ -114,7 +114,8 @@ where
             if let Some(encoding) = encoding {
                 response.headers_mut().insert(GRPC_ENCODING, encoding.name());
                 response.headers_mut().remove(header::CONTENT_LENGTH);
-                response = response.map(|body| Recoded::wrap(body, Step::Deflate(encoding)));
+                let deflate = Step::Deflate { encoding, held: deflated };
+                response = response.map(|body| Recoded::wrap(body, deflate));
             }
             let answer = response.extensions_mut().remove::<HeldAnswer>();
             Ok(response.map(|body| Body::new(Sliced::new(body, taken, (held, inflated, answer)))))
@@ -126,12 +127,9 @@ where
 #[derive(Clone)]
 enum Step {
     /// To `max` bytes at most. What it gets to is held, too.
-    Inflate {
-        encoding: Encoding,
-        max: u64,
-        held: Held,
-    },
-    Deflate(Encoding),
+    Inflate { encoding: Encoding, max: u64, held: Held },
+    /// What it gets to is held, likewise.
+    Deflate { encoding: Encoding, held: Held },
 }
 
 /// Why a message is not passed on.
@@ -182,7 +180,7 @@ impl Recoded {
         let Some(head) = self.partial.first_chunk::<HEAD_BYTES>() else { return Ok(None) };
         let head = match self.step {
             Step::Inflate { encoding, .. } => Head::parse(*head, Some(encoding))?,
-            Step::Deflate(_) => Head::parse(*head, None)?,
+            Step::Deflate { .. } => Head::parse(*head, None)?,
         };
         if self.partial.len() - HEAD_BYTES < head.len as usize {
             return Ok(None);
@@ -208,7 +206,9 @@ impl Step {
                 let inflate = move || inflate(encoding, &message, max, &held);
                 heavy::message_off_thread(most, inflate).await
             }
-            Step::Deflate(encoding) if !message.is_empty() => {
+            Step::Deflate { encoding, held } if !message.is_empty() => {
+                // It is hardly longer afterwards.
+                held.hold_answer(message.len()).map_err(RecodeError::Budget)?;
                 let deflate = move || deflate(encoding, &message);
                 heavy::message_off_thread(head.len as usize, deflate).await
             }
@@ -325,6 +325,15 @@ mod tests {
         Recoded::wrap(body, Step::Inflate { encoding, max, held })
     }
 
+    fn plain(bytes: &[u8]) -> Body {
+        let head = Head { is_encoded: false, len: bytes.len() as u32 }.to_bytes();
+        Body::new(Full::new([&head[..], bytes].concat().into()).map_err(|never| match never {}))
+    }
+
+    fn deflating(encoding: Encoding, body: Body, budget: &ReadBudget) -> Body {
+        Recoded::wrap(body, Step::Deflate { encoding, held: Held::new(budget) })
+    }
+
     async fn read(body: Body) -> Result<Bytes, Status> {
         body.collect().await.map(|body| body.to_bytes())
     }
@@ -342,6 +351,24 @@ mod tests {
                 let inflated = inflated.map(|inflated| inflated.len() - HEAD_BYTES);
                 assert_eq!(inflated.map_err(|status| status.code()), expected, "{encoding:?}");
             }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_an_answer_is_deflated_to_is_held() {
+        let budget = ReadBudget::new(3 << 20);
+        for encoding in [Encoding::Snappy, Encoding::Gzip] {
+            let mut answer = deflating(encoding, plain(&vec![b'a'; 2 << 20]), &budget);
+            answer.frame().await.unwrap().unwrap();
+            assert!(budget.held_bytes() > 1 << 20, "{}", budget.held_bytes());
+            let another = deflating(encoding, plain(&vec![b'a'; 2 << 20]), &budget);
+            assert_eq!(read(another).await.unwrap_err().code(), Code::ResourceExhausted);
+            drop(answer);
+            assert_eq!(budget.held_bytes(), 0);
+            // Small ones pass on a node without room.
+            let mut all = budget.begin();
+            all.hold(3 << 20).unwrap();
+            read(deflating(encoding, plain(&[b'a'; 1000]), &budget)).await.unwrap();
         }
     }
 
@@ -364,7 +391,7 @@ mod tests {
                 let frames =
                     futures::stream::iter(frames).map(|bytes| Ok::<_, Status>(Frame::data(bytes)));
                 let body = Body::new(StreamBody::new(frames));
-                let deflated = read(Recoded::wrap(body, Step::Deflate(encoding))).await.unwrap();
+                let deflated = read(deflating(encoding, body, &budget)).await.unwrap();
                 assert!(deflated.len() < plain.len() / 8);
                 let inflated = read(inflating(encoding, deflated, &budget)).await.unwrap();
                 assert!(inflated == plain, "{encoding:?} in frames of {frame_bytes}");
@@ -377,16 +404,12 @@ mod tests {
     async fn large_messages_wait_for_a_place_and_small_ones_do_not() {
         let budget = ReadBudget::new(64 << 20);
         let (small, large) = (vec![b'a'; 60 << 10], vec![b'a'; 1 << 20]);
-        let plain = |bytes: &[u8]| {
-            let head = Head { is_encoded: false, len: bytes.len() as u32 }.to_bytes();
-            Body::new(Full::new([&head[..], bytes].concat().into()).map_err(|never| match never {}))
-        };
         let (inflate, deflate) = (
             |bytes: &[u8]| {
                 let message = message(Encoding::Snappy, bytes);
                 read(inflating(Encoding::Snappy, message, &budget))
             },
-            |bytes: &[u8]| read(Recoded::wrap(plain(bytes), Step::Deflate(Encoding::Snappy))),
+            |bytes: &[u8]| read(deflating(Encoding::Snappy, plain(bytes), &budget)),
         );
         let places = heavy::take_all_places_of_reads().await;
         let mut waiting = [Box::pin(inflate(&large)) as Reading, Box::pin(deflate(&large))];
