@@ -13,6 +13,7 @@ mod found;
 mod loading;
 mod periodic;
 mod pruning;
+mod reopening;
 mod syncer;
 mod tenant;
 

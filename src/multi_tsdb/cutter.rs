@@ -135,12 +135,16 @@ impl MultiTsdb {
             if cut.is_err() {
                 tenant.cuts.moves(RETRY);
             }
-            tell(tenant, cut);
+            if !self.take(tenant, cut) {
+                return;
+            }
         }
         if tenant.cuts.has_come() {
             let cut = tenant.db.cut_due();
             tenant.cuts.end(range, cut.is_ok());
-            tell(tenant, cut);
+            if !self.take(tenant, cut) {
+                return;
+            }
         }
         // A reader may have kept the head from it before.
         tenant.db.drop_cut();
@@ -149,6 +153,18 @@ impl MultiTsdb {
             tracing::error!(%tenant, err, "an old block cannot be deleted");
         }
         self.prune_if_outlived(tenant);
+    }
+
+    /// Tells of a cut. Whether the tenant is the same as before.
+    fn take(&self, tenant: &Arc<Tenant>, cut: Result<usize, CutError>) -> bool {
+        let is_damaged = cut.as_ref().is_err_and(CutError::is_of_head_chunks);
+        tell(tenant, cut);
+        if is_damaged {
+            // It would fail for ever, and the log has what the file had.
+            tracing::warn!(tenant = %tenant.id, "opening a tenant again for a damaged head chunk");
+            self.reopen(tenant);
+        }
+        !is_damaged
     }
 
     /// Whether the rings have changed since the last look so that nearly all series are others'.

@@ -49,7 +49,10 @@ impl MultiTsdb {
     /// Whoever writes meanwhile waits, as for one that is being made.
     fn prune(&self, tenant: &Arc<Tenant>) {
         let id = &tenant.id;
-        let Some(done) = self.claim_to_prune(tenant) else { return };
+        let (done, is_done) = watch::channel(());
+        if !self.take_over(tenant, Entry::Creating(is_done)) {
+            return;
+        }
         let claim = ClaimGuard { tenants: self, id, done: Some(done) };
         tenant.appends.refuse();
         tenant.appends.drain();
@@ -67,17 +70,6 @@ impl MultiTsdb {
             }
         }
         drop(claim);
-    }
-
-    fn claim_to_prune(&self, tenant: &Arc<Tenant>) -> Option<watch::Sender<()>> {
-        let mut tenants = self.tenants.write();
-        let entry = tenants.get_mut(&tenant.id)?;
-        if !matches!(entry, Entry::Open(open) if Arc::ptr_eq(open, tenant)) {
-            return None;
-        }
-        let (done, is_done) = watch::channel(());
-        *entry = Entry::Creating(is_done);
-        Some(done)
     }
 }
 

@@ -37,6 +37,7 @@ use crate::tsdb::head::catalog::Catalog;
 use crate::tsdb::head::cut::Span;
 use crate::tsdb::head::gc::Dropped;
 use crate::tsdb::head::replay::ReplayReport;
+use crate::tsdb::head_chunks::HEAD_CHUNKS_DIR;
 use crate::tsdb::options::DbOptions;
 use crate::tsdb::wal::SegmentIndex;
 
@@ -51,6 +52,17 @@ pub enum CutError {
     /// The work was asked to stop.
     #[error("cutting was interrupted")]
     Interrupted,
+}
+
+impl CutError {
+    /// Whether a chunk in a file of the head is not what was written there. The log has its samples.
+    pub fn is_of_head_chunks(&self) -> bool {
+        let CutError::Write(WriteError::Read(ReadError::Corrupt(corruption))) = self else {
+            return false;
+        };
+        let dir = corruption.file.parent().and_then(|dir| dir.file_name());
+        dir.is_some_and(|dir| dir == HEAD_CHUNKS_DIR)
+    }
 }
 
 /// What is known about cutting between two cuts.

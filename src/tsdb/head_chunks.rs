@@ -209,13 +209,16 @@ impl HeadChunkFiles {
         registry: &Registry,
         tenant: &str,
     ) -> HeadChunkFiles {
+        let metrics = HeadChunkMetrics::new(registry, tenant);
+        // A database may be opened again in the same process.
+        metrics.bytes.set(0.0);
         HeadChunkFiles {
             disk,
             dir: dir.join(HEAD_CHUNKS_DIR),
             files: RwLock::default(),
             writer: Mutex::new(Writer { next_number: 1, stays_from: u64::MAX, current: None }),
             file_bytes: file_bytes.min(FILE_BYTES),
-            metrics: HeadChunkMetrics::new(registry, tenant),
+            metrics,
         }
     }
 
