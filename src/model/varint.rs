@@ -5,16 +5,21 @@
 /// bits beyond the 64th are dropped.
 #[inline]
 pub fn read_varint(bytes: &[u8]) -> Option<(u64, &[u8])> {
-    let (&first, rest) = bytes.split_first()?;
-    if first < 0x80 {
-        return Some((u64::from(first), rest));
+    match *bytes {
+        [only, ref rest @ ..] if only < 0x80 => Some((u64::from(only), rest)),
+        [first, last, ref rest @ ..] if last < 0x80 => {
+            Some((u64::from(first & 0x7f) | u64::from(last) << 7, rest))
+        }
+        _ => read_long_varint(bytes),
     }
-    let mut value = u64::from(first & 0x7f);
-    for (i, &byte) in rest.iter().take(9).enumerate() {
-        let shift = 7 * (i as u32 + 1);
-        value |= u64::from(byte & 0x7f).wrapping_shl(shift);
+}
+
+fn read_long_varint(bytes: &[u8]) -> Option<(u64, &[u8])> {
+    let mut value = 0;
+    for (i, &byte) in bytes.iter().take(10).enumerate() {
+        value |= u64::from(byte & 0x7f).wrapping_shl(7 * i as u32);
         if byte < 0x80 {
-            return Some((value, &rest[i + 1..]));
+            return Some((value, &bytes[i + 1..]));
         }
     }
     None

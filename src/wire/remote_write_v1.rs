@@ -145,14 +145,16 @@ impl<'a> RequestFields<'a> {
     #[inline]
     pub fn next_field(&mut self) -> Result<Option<RequestField<'a>>, DecodeError> {
         const TIME_SERIES_TAG: u8 = 1 << 3 | LEN;
-        loop {
-            let Some(&first) = self.rest.first() else { return Ok(None) };
-            if first == TIME_SERIES_TAG {
-                let truncated = DecodeError::new("timeseries", TRUNCATED);
-                let (series, rest) = split_len_prefixed(&self.rest[1..]).ok_or(truncated)?;
-                self.rest = rest;
-                return Ok(Some(RequestField::TimeSeries(series)));
-            }
+        let [TIME_SERIES_TAG, after_tag @ ..] = self.rest else { return self.next_other_field() };
+        let truncated = DecodeError::new("timeseries", TRUNCATED);
+        let (series, rest) = split_len_prefixed(after_tag).ok_or(truncated)?;
+        self.rest = rest;
+        Ok(Some(RequestField::TimeSeries(series)))
+    }
+
+    /// As [`RequestFields::next_field`], of a field that is no series or begins unusually.
+    fn next_other_field(&mut self) -> Result<Option<RequestField<'a>>, DecodeError> {
+        while !self.rest.is_empty() {
             let (number, value, rest) = read_field(self.rest, "write request")?;
             self.rest = rest;
             match (number, value) {
@@ -164,6 +166,7 @@ impl<'a> RequestFields<'a> {
                 _ => {}
             }
         }
+        Ok(None)
     }
 }
 
@@ -189,39 +192,28 @@ impl<'a> Iterator for RequestFields<'a> {
 /// time being a varint of six bytes: any time from 1971 to 2109.
 #[inline]
 pub fn split_tail_sample(series: &[u8]) -> Option<(&[u8], i64, u64)> {
-    let (before, tail) =
-        series.split_last_chunk::<18>().map_or((series, None), |(b, t)| (b, Some(t)));
-    if let Some(tail) = tail
-        && tail[0] == 0x12
-        && tail[1] == 0x10
-        && tail[2] == 0x09
-        && tail[11] == 0x10
-        && let Some(t) =
-            six_byte_varint([tail[12], tail[13], tail[14], tail[15], tail[16], tail[17]])
+    if let Some((before, tail)) = series.split_last_chunk::<18>()
+        && let [0x12, 0x10, 0x09, value @ .., 0x10, _, _, _, _, _, _] = tail
+        && let Some(t) = six_byte_varint(series)
     {
-        let v = u64::from_le_bytes([
-            tail[3], tail[4], tail[5], tail[6], tail[7], tail[8], tail[9], tail[10],
-        ]);
-        return Some((before, t, v));
+        let value: &[u8; 8] = value;
+        return Some((before, t, u64::from_le_bytes(*value)));
     }
-    let (before, tail) = series.split_last_chunk::<9>()?;
-    let t = six_byte_varint([tail[3], tail[4], tail[5], tail[6], tail[7], tail[8]])?;
-    (tail[0] == 0x12 && tail[1] == 0x07 && tail[2] == 0x10).then_some((before, t, 0))
+    let (before, [0x12, 0x07, 0x10, ..]) = series.split_last_chunk::<9>()? else { return None };
+    Some((before, six_byte_varint(series)?, 0))
 }
 
-/// The value of a varint that takes exactly six bytes.
+/// The value of a varint that takes exactly the last six bytes.
 #[inline]
-fn six_byte_varint(bytes: [u8; 6]) -> Option<i64> {
-    let word =
-        u64::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3], bytes[4], bytes[5], 0, 0]);
+fn six_byte_varint(bytes: &[u8]) -> Option<i64> {
+    let word = u64::from_le_bytes(*bytes.last_chunk()?) >> 16;
     if word & 0x8080_8080_8080 != 0x0080_8080_8080 {
         return None;
     }
-    // Each byte's seven bits move down by as many places as there are bytes below it.
-    let mut value = 0;
-    for i in 0..6 {
-        value |= (word >> i) & (0x7f << (7 * i));
-    }
+    // Seven bits of each byte: first two bytes move together, then all three pairs of them.
+    let pairs = word & 0x007f_007f_007f | (word & 0x7f00_7f00_7f00) >> 1;
+    let pair = |i: u32| (pairs >> (16 * i) & 0x3fff) << (14 * i);
+    let value = pair(0) | pair(1) | pair(2);
     Some(value as i64)
 }
 
