@@ -29,8 +29,27 @@ impl BitEnd {
         }
         let rest = count - free;
         let whole = rest.div_ceil(8) as usize;
-        self.push_bytes(stream, &left_aligned.to_be_bytes()[..whole]);
+        self.push_first(stream, left_aligned.to_be_bytes(), whole);
         self.free = (whole as u32 * 8 - rest) as u8;
+    }
+
+    /// Appends the first `count` of some bytes at a byte border.
+    #[inline]
+    fn push_first(&mut self, stream: &mut ThinVec<u8>, bytes: [u8; 16], count: usize) {
+        let start = usize::from(self.used);
+        // What is behind the stream's end is room: a copy of fixed length costs no call.
+        let room = stream.get_mut(start..).unwrap_or_default();
+        if let Some(room) = room.first_chunk_mut::<8>()
+            && count <= 8
+        {
+            *room = *bytes.first_chunk().expect("it is longer");
+            self.used += count as u16;
+        } else if let Some(room) = room.first_chunk_mut::<16>() {
+            *room = bytes;
+            self.used += count as u16;
+        } else {
+            self.push_bytes(stream, &bytes[..count]);
+        }
     }
 
     /// Appends whole bytes at a byte border.
@@ -54,8 +73,10 @@ const ROOMS: [usize; 10] = [32, 64, 112, 176, 240, 368, 496, 752, 1008, 1264];
 fn grow(stream: &mut ThinVec<u8>, needed: usize) {
     let class = ROOMS.partition_point(|room| *room < needed);
     let room = ROOMS.get(class).copied().unwrap_or_else(|| needed.next_power_of_two());
-    stream.reserve_exact(room - stream.len());
-    stream.resize(room, 0);
+    let more = room - stream.len();
+    stream.reserve_exact(more);
+    // Not `resize`, which asks for each byte whether there is room.
+    stream.extend(std::iter::repeat_n(0, more));
 }
 
 /// Reads a bit stream; `None` at its end.

@@ -23,6 +23,9 @@ use crate::tsdb::chunkenc::bits::{BitEnd, BitReader};
 /// Bytes of the sample count that starts every chunk.
 pub const COUNT_BYTES: usize = 2;
 
+/// Bits of a sample that are pushed at once, see [`BitEnd::push_bits`].
+const PUSHED_TOGETHER_MAX: u32 = 120;
+
 /// Leading-zero count that says no window is in force yet.
 const NO_WINDOW: u8 = 0xff;
 
@@ -68,14 +71,20 @@ impl XorState {
             1 => {
                 let t_delta = t.wrapping_sub(self.t) as u64;
                 self.push_uvarint(chunk, t_delta);
-                self.append_value(chunk, v);
+                let (bits, count) = self.value_bits(v);
+                self.end.push_bits(chunk, bits, count);
                 self.t_delta = t_delta;
             }
             _ => {
                 let t_delta = t.wrapping_sub(self.t) as u64;
                 let dod = t_delta.wrapping_sub(self.t_delta) as i64;
-                self.append_dod(chunk, dod);
-                self.append_value(chunk, v);
+                let (mut bits, mut count) = dod_bits(dod);
+                let (value_bits, value_count) = self.value_bits(v);
+                if count + value_count > PUSHED_TOGETHER_MAX {
+                    self.end.push_bits(chunk, bits, count);
+                    (bits, count) = (0, 0);
+                }
+                self.end.push_bits(chunk, bits << value_count | value_bits, count + value_count);
                 self.t_delta = t_delta;
             }
         }
@@ -92,40 +101,25 @@ impl XorState {
         self.end.push_bytes(chunk, &v.to_be_bytes());
     }
 
+    /// The bits of a value, and how many they are. Opens the window that they say.
     #[inline]
-    fn append_dod(&mut self, chunk: &mut ThinVec<u8>, dod: i64) {
-        let (bits, count) = match dod {
-            0 => (0, 1),
-            -8191..=8192 => (0b10 << 14 | (dod as u128 & 0x3fff), 16),
-            -65535..=65536 => (0b110 << 17 | (dod as u128 & 0x1_ffff), 20),
-            -524287..=524288 => (0b1110 << 20 | (dod as u128 & 0xf_ffff), 24),
-            _ => (0b1111 << 64 | u128::from(dod as u64), 68),
-        };
-        self.end.push_bits(chunk, bits, count);
-    }
-
-    #[inline]
-    fn append_value(&mut self, chunk: &mut ThinVec<u8>, v: u64) {
+    fn value_bits(&mut self, v: u64) -> (u128, u32) {
         let xor = v ^ self.v;
         if xor == 0 {
-            self.end.push_bits(chunk, 0, 1);
-            return;
+            return (0, 1);
         }
         // Five bits hold the leading zeros, so more than 31 are treated as 31.
         let leading = (xor.leading_zeros() as u8).min(31);
         let trailing = xor.trailing_zeros() as u8;
-        let (bits, count) =
-            if self.leading != NO_WINDOW && leading >= self.leading && trailing >= self.trailing {
-                let significant = 64 - u32::from(self.leading) - u32::from(self.trailing);
-                let bits = 0b10u128 << significant | u128::from(xor >> self.trailing);
-                (bits, 2 + significant)
-            } else {
-                (self.leading, self.trailing) = (leading, trailing);
-                let significant = 64 - u32::from(leading) - u32::from(trailing);
-                let head = 0b11 << 11 | u128::from(leading) << 6 | u128::from(significant & 0x3f);
-                (head << significant | u128::from(xor >> trailing), 13 + significant)
-            };
-        self.end.push_bits(chunk, bits, count);
+        if self.leading != NO_WINDOW && leading >= self.leading && trailing >= self.trailing {
+            let significant = 64 - u32::from(self.leading) - u32::from(self.trailing);
+            let bits = 0b10u128 << significant | u128::from(xor >> self.trailing);
+            return (bits, 2 + significant);
+        }
+        (self.leading, self.trailing) = (leading, trailing);
+        let significant = 64 - u32::from(leading) - u32::from(trailing);
+        let head = 0b11 << 11 | u128::from(leading) << 6 | u128::from(significant & 0x3f);
+        (head << significant | u128::from(xor >> trailing), 13 + significant)
     }
 
     #[inline]
@@ -170,6 +164,18 @@ impl XorState {
             *count = self.count.to_be_bytes();
         }
         copy
+    }
+}
+
+/// The bits of a delta of deltas, and how many they are.
+#[inline]
+fn dod_bits(dod: i64) -> (u128, u32) {
+    match dod {
+        0 => (0, 1),
+        -8191..=8192 => (0b10 << 14 | (dod as u128 & 0x3fff), 16),
+        -65535..=65536 => (0b110 << 17 | (dod as u128 & 0x1_ffff), 20),
+        -524287..=524288 => (0b1110 << 20 | (dod as u128 & 0xf_ffff), 24),
+        _ => (0b1111 << 64 | u128::from(dod as u64), 68),
     }
 }
 
