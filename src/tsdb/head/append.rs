@@ -12,6 +12,7 @@
 
 mod unsynced;
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
@@ -151,6 +152,13 @@ struct Scratch {
 }
 
 impl Scratch {
+    fn capacity_bytes(&self) -> usize {
+        self.record_samples.capacity() * size_of::<RefSample>()
+            + self.resolved.capacity() * size_of::<Option<Slot>>()
+            + self.forgotten.capacity() * size_of::<(Slot, Option<Slot>)>()
+            + self.made.capacity() * size_of::<(Slot, usize)>()
+    }
+
     /// The slot of a sample's series.
     #[inline]
     fn slot_of(&self, series: u32) -> Option<Slot> {
@@ -192,8 +200,14 @@ const LOWEST_TIME: Timestamp = Timestamp::MIN + 1;
 
 const LOG_CLOSED: &str = "the log is closed";
 
-/// Scratch space larger than this is given back after the request.
-const KEPT_SCRATCH_BYTES_MAX: usize = 256 << 10;
+/// Buffers larger than this are given back after a group: those of the largest groups of usual
+/// requests are smaller.
+const BUFFER_BYTES_KEPT: usize = 4 << 20;
+
+thread_local! {
+    /// Buffers of the groups. One set a thread, not one a head: most heads of many are idle.
+    static BUFFERS: RefCell<(Group, Scratch)> = RefCell::default();
+}
 
 #[derive(Clone, Copy)]
 struct AcceptedSample {
@@ -255,6 +269,7 @@ impl Head {
         let log = &mut *self.log.lock();
         // Where in the results the group begins.
         let mut begun_at = 0;
+        (log.group, log.scratch) = BUFFERS.take();
         log.begin_group();
         while let Some(batch) = batches.get(results.len()) {
             match self.stage(log, batch) {
@@ -267,7 +282,7 @@ impl Head {
             }
         }
         self.commit(log, &mut results[begun_at..]);
-        log.shrink();
+        log.give_back_buffers();
         results
     }
 
@@ -551,7 +566,7 @@ impl Head {
         for (i, window) in batch.samples.chunks(TOUCHED_TOGETHER).enumerate() {
             let_readers_in(i, &mut states);
             let known = window.iter().map(|sample| sample.series);
-            touch(&states, known.filter(|series| series & NEW_BIT == 0));
+            touch_states(&states, known.filter(|series| series & NEW_BIT == 0));
             for (j, sample) in window.iter().enumerate() {
                 let place = i * TOUCHED_TOGETHER + j;
                 let Some(slot) = scratch.slot_of(sample.series) else {
@@ -728,7 +743,14 @@ fn let_readers_in(window: usize, states: &mut RwLockWriteGuard<'_, States>) {
     }
 }
 
-/// Brings the lines of the slots' states and of their chunks' ends.
+/// Brings the lines of the slots' states.
+#[inline]
+fn touch_states(states: &States, slots: impl Iterator<Item = Slot>) {
+    let sum = slots.fold(0u64, |sum, slot| sum.wrapping_add(states.get(slot).series_ref().0));
+    std::hint::black_box(sum);
+}
+
+/// Brings those, and the lines of their chunks' ends.
 #[inline]
 fn touch(states: &States, slots: impl Iterator<Item = Slot>) {
     let sum = slots.fold(0u8, |sum, slot| sum.wrapping_add(states.get(slot).touch()));
@@ -862,14 +884,11 @@ impl LogSide {
         self.group.first_request = self.request + 1;
     }
 
-    /// Gives back what only a large group needs.
-    fn shrink(&mut self) {
-        let kept = self.group.capacity_bytes()
-            + self.scratch.record_samples.capacity() * size_of::<RefSample>()
-            + self.scratch.resolved.capacity() * size_of::<Option<Slot>>()
-            + self.scratch.made.capacity() * size_of::<(Slot, usize)>();
-        if kept > KEPT_SCRATCH_BYTES_MAX {
-            (self.group, self.scratch) = (Group::default(), Scratch::default());
+    /// Leaves the buffers to the next group of this thread, but for those that only a large one needs.
+    fn give_back_buffers(&mut self) {
+        let (group, scratch) = (std::mem::take(&mut self.group), std::mem::take(&mut self.scratch));
+        if group.capacity_bytes() + scratch.capacity_bytes() <= BUFFER_BYTES_KEPT {
+            BUFFERS.set((group, scratch));
         }
     }
 }
