@@ -264,6 +264,36 @@ proptest! {
         }
     }
 
+    /// Runs of series in the order in which they were made, with others between, some unknown, some
+    /// with another number of samples: whichever guesses are right, each sample is its own series'.
+    #[test]
+    fn series_in_kept_order_decode_as_in_any_other(
+        runs in prop::collection::vec((0..500usize, 1..120usize, 0..4usize), 1..8),
+    ) {
+        let of = |number: usize, samples: &[(i64, f64)]| {
+            series(&[("__name__", "m"), ("n", &format!("{number}"))], samples)
+        };
+        let warm: Vec<_> = (0..400).map(|number| of(number, &[(NOW, 0.0)])).collect();
+        let mut known = nothing();
+        decode(&encode(&warm), &mut known, Manners::Thanos).unwrap();
+        let mut request = Vec::new();
+        for (first, len, between) in runs {
+            request.extend((first..first + len).map(|n| of(n, &[(NOW + 1, n as f64)])));
+            let samples: Vec<_> = (0..between as i64).map(|i| (NOW + i, 0.5)).collect();
+            request.push(of(first / 2, &samples));
+        }
+        let expected: Vec<Decoded> = request
+            .iter()
+            .flat_map(|series| {
+                let name = format!("{{__name__=\"m\", n=\"{}\"}}", series.labels[1].1);
+                series.samples.iter().map(move |(t, v)| (name.clone(), *t, v.to_bits()))
+            })
+            .collect();
+        let (decoded, outcome) = decode(&encode(&request), &mut known, Manners::Thanos).unwrap();
+        prop_assert_eq!(decoded, expected);
+        prop_assert_eq!(outcome.series, request.len() as u64);
+    }
+
     #[test]
     fn any_bytes_are_decoded_without_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
         let mut batch = Batch::default();
