@@ -76,14 +76,36 @@ impl<'a> LabelIter<'a> {
 impl<'a> Iterator for LabelIter<'a> {
     type Item = (&'a [u8], &'a [u8]);
 
+    #[inline]
     fn next(&mut self) -> Option<Self::Item> {
-        let rest = self.rest.strip_prefix(&[TAG_FIELD_1])?;
-        let (label, rest) = varint::split_len_prefixed(rest)?;
-        let (name, value) = varint::split_len_prefixed(label.strip_prefix(&[TAG_FIELD_1])?)?;
-        let (value, _) = varint::split_len_prefixed(value.strip_prefix(&[TAG_FIELD_2])?)?;
+        let (name, value, rest) = split_label(self.rest)?;
         self.rest = rest;
         Some((name, value))
     }
+}
+
+/// Splits a label in the encoding that senders normally use off the front of a series: its name,
+/// its value, and what follows.
+#[inline]
+pub fn split_label(series: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
+    // Lengths of one byte, as nearly all are.
+    if let [TAG_FIELD_1, len, TAG_FIELD_1, name_len @ ..0x80, rest @ ..] = series
+        && let Some((name, rest)) = rest.split_at_checked(usize::from(*name_len))
+        && let [TAG_FIELD_2, value_len @ ..0x80, rest @ ..] = rest
+        && let Some((value, rest)) = rest.split_at_checked(usize::from(*value_len))
+        && *len < 0x80
+        && usize::from(*len) == 4 + name.len() + value.len()
+    {
+        return Some((name, value, rest));
+    }
+    split_long_label(series)
+}
+
+fn split_long_label(series: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
+    let (label, rest) = varint::split_len_prefixed(series.strip_prefix(&[TAG_FIELD_1])?)?;
+    let (name, value) = varint::split_len_prefixed(label.strip_prefix(&[TAG_FIELD_1])?)?;
+    let (value, end) = varint::split_len_prefixed(value.strip_prefix(&[TAG_FIELD_2])?)?;
+    end.is_empty().then_some((name, value, rest))
 }
 
 /// Builds canonical keys, reusing its memory.
@@ -107,13 +129,22 @@ impl KeyBuilder {
     }
 }
 
+/// Bytes that [`push_label`] appends for a field below 16.
+#[inline]
+pub fn label_len(name: &[u8], value: &[u8]) -> usize {
+    let body = label_body_len(name, value);
+    1 + varint::varint_len(body as u64) + body
+}
+
+#[inline]
+fn label_body_len(name: &[u8], value: &[u8]) -> usize {
+    let len = |text: &[u8]| varint::varint_len(text.len() as u64) + text.len();
+    2 + len(name) + len(value)
+}
+
 /// Appends one label as a length-delimited field `tag` that holds a `Label` message.
 pub fn push_label(out: &mut Vec<u8>, tag: u8, name: &[u8], value: &[u8]) {
-    let body = 2
-        + varint::varint_len(name.len() as u64)
-        + name.len()
-        + varint::varint_len(value.len() as u64)
-        + value.len();
+    let body = label_body_len(name, value);
     out.push(tag);
     varint::push_varint(out, body as u64);
     out.push(TAG_FIELD_1);

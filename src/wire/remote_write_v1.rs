@@ -9,7 +9,6 @@
 //!
 //! Unknown fields are skipped and a repeated scalar keeps its last value, as Go's decoder does.
 
-use crate::model::labels::{TAG_FIELD_1, TAG_FIELD_2};
 use crate::model::varint::{read_varint, split_len_prefixed};
 
 /// Bytes that are no write request.
@@ -215,16 +214,6 @@ fn six_byte_varint(bytes: &[u8]) -> Option<i64> {
     let pair = |i: u32| (pairs >> (16 * i) & 0x3fff) << (14 * i);
     let value = pair(0) | pair(1) | pair(2);
     Some(value as i64)
-}
-
-/// Splits a label in the encoding that senders normally use off the front of a series: its name,
-/// its value, and what follows.
-#[inline]
-pub fn split_usual_label(series: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
-    let (label, rest) = split_len_prefixed(series.strip_prefix(&[TAG_FIELD_1])?)?;
-    let (name, value) = split_len_prefixed(label.strip_prefix(&[TAG_FIELD_1])?)?;
-    let (value, end) = split_len_prefixed(value.strip_prefix(&[TAG_FIELD_2])?)?;
-    end.is_empty().then_some((name, value, rest))
 }
 
 /// A field of a time series.

@@ -9,7 +9,7 @@
 
 use crate::model::fingerprint::Fingerprint;
 use crate::model::key_table::{Lookup, Rules, RulesMark, Slot};
-use crate::model::labels::KeyBuilder;
+use crate::model::labels::{KeyBuilder, label_len, split_label};
 use crate::model::varint::split_len_prefixed;
 use crate::tsdb::head::batch::Batch;
 use crate::wire::remote_write_v1::{
@@ -225,6 +225,9 @@ impl<'r> Decoder<'r, '_> {
             self.place = (before + i as u64) as u32;
             let first_sample = self.batch.samples.len();
             match *at {
+                At::Key(key, raw, t, v) if self.read_usual(raw) => {
+                    self.decode_new(series, key, raw, t, v)?;
+                }
                 // Labels and one sample: the series is new.
                 At::Key(key, raw, ..) if split_labels(raw).1.is_empty() => {
                     self.decode_fully(series, key, raw)?;
@@ -282,6 +285,55 @@ impl<'r> Decoder<'r, '_> {
         Ok(())
     }
 
+    /// Reads labels in the encoding that senders normally use; `false` if there is anything else.
+    fn read_usual(&mut self, raw: &'r [u8]) -> bool {
+        self.labels.clear();
+        let mut rest = raw;
+        while let Some((name, value, after)) = split_label(rest) {
+            // Of too many they are read in another way.
+            if self.labels.len() == self.caps.labels_max {
+                return false;
+            }
+            self.labels.push((name, value));
+            rest = after;
+        }
+        self.label_count = self.labels.len();
+        rest.is_empty()
+    }
+
+    /// A series that the table does not know, with one sample, whose labels were just read in full.
+    /// Mostly they are its canonical key.
+    fn decode_new(
+        &mut self,
+        series: &'r [u8],
+        fingerprint: Fingerprint,
+        raw: &'r [u8],
+        t: i64,
+        v: u64,
+    ) -> Result<(), NotDecoded> {
+        match judge_labels(&mut self.labels, self.manners, self.caps) {
+            Err(reason) => {
+                self.refuse(reason);
+                return Ok(());
+            }
+            Ok(true) if canonical_len(&self.labels) == raw.len() => {}
+            Ok(_) => return self.decode_fully(series, fingerprint, raw),
+        }
+        if self.batch.samples.len() >= self.samples_max {
+            return Err(STORM.into());
+        }
+        self.batch.reserve_series(3 * raw.len(), |bytes| hold_batch(self.held, bytes))?;
+        let number = self.batch.push_new_series(fingerprint, raw);
+        self.push(number, t, v)?;
+        Ok(())
+    }
+
+    fn refuse(&mut self, reason: Reason) {
+        let (labels, count) = (&self.labels, self.label_count);
+        self.outcome.refusals.add(reason, 1, || display(labels, count));
+        self.outcome.refused_series.push(self.place, reason.code());
+    }
+
     /// Reads every field, judges the labels and finds the series by its canonical key. `raw` are
     /// bytes at the message's start that were looked up in vain, or named another series.
     fn decode_fully(
@@ -310,9 +362,7 @@ impl<'r> Decoder<'r, '_> {
         }
         if let Err(reason) = judge_labels(&mut self.labels, self.manners, self.caps) {
             self.batch.samples.truncate(first_sample);
-            let (labels, count) = (&self.labels, self.label_count);
-            self.outcome.refusals.add(reason, 1, || display(labels, count));
-            self.outcome.refused_series.push(self.place, reason.code());
+            self.refuse(reason);
             return Ok(());
         }
         self.key.clear();
@@ -392,6 +442,11 @@ impl Others {
             outcome.refused_series.push(place, Reason::HistogramsNotStored.code());
         }
     }
+}
+
+/// Bytes of the canonical key of sorted labels.
+fn canonical_len(labels: &[(&[u8], &[u8])]) -> usize {
+    labels.iter().map(|(name, value)| label_len(name, value)).sum()
 }
 
 /// The label fields at a series message's start, and what follows them.

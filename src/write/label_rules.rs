@@ -1,5 +1,7 @@
 //! The rules that a series' labels must keep, after the manners of the endpoint.
 
+use std::cmp::Ordering;
+
 use crate::model::labels::{METRIC_NAME, fmt_labels};
 use crate::write::Manners;
 use crate::write::error::Reason;
@@ -18,12 +20,13 @@ impl Default for LabelCaps {
     }
 }
 
-/// Checks a series' labels; leaves them sorted and without empty values where that is allowed.
+/// Checks a series' labels; leaves them sorted and without empty values where that is allowed, and
+/// says whether they were so before.
 pub(super) fn judge_labels(
     labels: &mut Vec<(&[u8], &[u8])>,
     manners: Manners,
     caps: LabelCaps,
-) -> Result<(), Reason> {
+) -> Result<bool, Reason> {
     if labels.is_empty() {
         return Err(Reason::EmptyLabels);
     }
@@ -31,27 +34,17 @@ pub(super) fn judge_labels(
     if labels.len() > caps.labels_max || bytes > caps.bytes_max {
         return Err(Reason::TooManyLabels);
     }
+    let is_sorted = labels.windows(2).all(|pair| pair[0].0 < pair[1].0);
+    let has_empty = labels.iter().any(|(name, value)| name.is_empty() || value.is_empty());
     match manners {
-        Manners::Thanos => {
-            if labels[0].0.is_empty() || labels[0].1.is_empty() {
-                return Err(Reason::EmptyLabel);
-            }
-            for pair in labels.windows(2) {
-                let ((before, _), (name, value)) = (pair[0], pair[1]);
-                if name.is_empty() || value.is_empty() {
-                    return Err(Reason::EmptyLabel);
-                }
-                match before.cmp(name) {
-                    std::cmp::Ordering::Less => {}
-                    std::cmp::Ordering::Equal => return Err(Reason::DuplicateLabel),
-                    std::cmp::Ordering::Greater => return Err(Reason::OutOfOrderLabels),
-                }
-            }
-        }
+        Manners::Thanos if is_sorted && !has_empty => {}
+        Manners::Thanos => return Err(fault_of_thanos(labels)),
         Manners::Prometheus => {
-            labels.sort_by(|a, b| a.0.cmp(b.0));
-            if labels.windows(2).any(|pair| pair[0].0 == pair[1].0) {
-                return Err(Reason::DuplicateLabel);
+            if !is_sorted {
+                labels.sort_by(|a, b| a.0.cmp(b.0));
+                if labels.windows(2).any(|pair| pair[0].0 == pair[1].0) {
+                    return Err(Reason::DuplicateLabel);
+                }
             }
             labels.retain(|(_, value)| !value.is_empty());
             let utf8 = |bytes| std::str::from_utf8(bytes).is_ok();
@@ -62,7 +55,25 @@ pub(super) fn judge_labels(
             }
         }
     }
-    Ok(())
+    Ok(is_sorted && !has_empty)
+}
+
+/// The first fault, as Thanos looks for it, of labels that have one.
+#[cold]
+fn fault_of_thanos(labels: &[(&[u8], &[u8])]) -> Reason {
+    let mut before: Option<&[u8]> = None;
+    for (name, value) in labels {
+        if name.is_empty() || value.is_empty() {
+            return Reason::EmptyLabel;
+        }
+        match before.map_or(Ordering::Less, |before| before.cmp(name)) {
+            Ordering::Less => before = Some(name),
+            Ordering::Equal => return Reason::DuplicateLabel,
+            Ordering::Greater => return Reason::OutOfOrderLabels,
+        }
+    }
+    // Not reached: neither an empty one nor two out of order.
+    Reason::OutOfOrderLabels
 }
 
 /// The first of `count` labels, as a refusal's example. A storm is cut before it is written out.

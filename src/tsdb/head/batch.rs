@@ -119,6 +119,10 @@ impl Batch {
         bytes: usize,
         mut admit: impl FnMut(usize) -> Result<(), E>,
     ) -> Result<(), E> {
+        let has_places = has_room(&self.new_series, 1) && has_room(&self.aliases, 1);
+        if has_places && has_room(&self.bytes, bytes) {
+            return Ok(());
+        }
         let allocated = self.allocated_bytes();
         grow(&mut self.new_series, 1, allocated, &mut admit)?;
         let allocated = self.allocated_bytes();
@@ -128,7 +132,11 @@ impl Batch {
     }
 
     /// The same for the end of a series message.
+    #[inline]
     pub fn reserve_end<E>(&mut self, admit: impl FnMut(usize) -> Result<(), E>) -> Result<(), E> {
+        if has_room(&self.uneven, 1) {
+            return Ok(());
+        }
         let allocated = self.allocated_bytes();
         grow(&mut self.uneven, 1, allocated, admit)
     }
@@ -217,6 +225,11 @@ impl Batch {
 /// Elements that a buffer has room for from the first one on.
 const ROOM_MIN: usize = 16;
 
+#[inline]
+fn has_room<T>(buffer: &Vec<T>, more: usize) -> bool {
+    buffer.capacity() - buffer.len() >= more
+}
+
 /// Makes room for `more` elements, at least doubling the buffer if there is none: that and the one
 /// before are there together until the elements are moved. `allocated` is what the batch takes.
 fn grow<T, E>(
@@ -225,10 +238,10 @@ fn grow<T, E>(
     allocated: usize,
     mut admit: impl FnMut(usize) -> Result<(), E>,
 ) -> Result<(), E> {
-    let needed = buffer.len() + more;
-    if needed <= buffer.capacity() {
+    if has_room(buffer, more) {
         return Ok(());
     }
+    let needed = buffer.len() + more;
     let capacity = needed.max(buffer.capacity() * 2).max(ROOM_MIN);
     admit(allocated.saturating_add(capacity.saturating_mul(size_of::<T>())))?;
     buffer.reserve_exact(capacity - buffer.len());

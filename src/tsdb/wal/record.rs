@@ -578,6 +578,27 @@ pub fn encode_metadata<'m>(
 }
 
 fn push_labels<'l>(out: &mut Vec<u8>, labels: impl Iterator<Item = (&'l [u8], &'l [u8])> + Clone) {
+    // Their count stands before them. That of usual ones is a byte, known once they are written.
+    let start = out.len();
+    let mut count: u8 = 0;
+    out.push(count);
+    for (name, value) in labels.clone() {
+        count += 1;
+        if count >= 0x80 {
+            out.truncate(start);
+            return push_many_labels(out, labels);
+        }
+        push_len_prefixed(out, name);
+        push_len_prefixed(out, value);
+    }
+    out[start] = count;
+}
+
+#[cold]
+fn push_many_labels<'l>(
+    out: &mut Vec<u8>,
+    labels: impl Iterator<Item = (&'l [u8], &'l [u8])> + Clone,
+) {
     push_varint(out, labels.clone().count() as u64);
     for (name, value) in labels {
         push_len_prefixed(out, name);

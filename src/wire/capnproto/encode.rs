@@ -13,6 +13,7 @@ use std::collections::HashMap;
 
 use rapidhash::fast::RandomState;
 
+use crate::model::labels::split_label;
 use crate::wire::capnproto::histogram::{self, Histogram};
 use crate::wire::capnproto::packed::{pack, pack_as_is};
 use crate::wire::capnproto::rpc::{
@@ -20,7 +21,7 @@ use crate::wire::capnproto::rpc::{
 };
 use crate::wire::remote_write_v1::{
     DecodeError, RequestField, RequestFields, SeriesField, SeriesFields, Value, WRONG_WIRE_TYPE,
-    read_field, read_label, split_tail_sample, split_usual_label,
+    read_field, read_label, split_tail_sample,
 };
 
 /// The longest message that Thanos takes, unpacked and with its table. It closes the connection that
@@ -385,7 +386,7 @@ impl<'r> TableBuilder<'r> {
     /// Interns the label at the front of `fields`, which stands at this place of its series; returns
     /// what follows it, too.
     fn intern_usual(&mut self, place: usize, fields: &'r [u8]) -> Option<(Label, &'r [u8])> {
-        let (name, value, rest) = split_usual_label(fields)?;
+        let (name, value, rest) = split_label(fields)?;
         let field = fields.get(..fields.len() - rest.len())?;
         // Series that differ in a label's value have its name in common.
         let before = self.before.get(place).map(|(_, label)| label.name);

@@ -232,6 +232,32 @@ fn a_request_has_no_more_samples_than_its_length_allows_in_earnest() {
     assert_eq!(batch.samples.len(), samples.len());
 }
 
+/// An encoding that looks as the usual one and is longer is no canonical key.
+#[test]
+fn a_length_that_takes_more_bytes_than_it_must_is_an_alias() {
+    let usual = series(&[("__name__", "up"), ("job", "x")], &[(NOW, 1.5)]);
+    let mut label = vec![0x0a, 0x08];
+    label.extend(b"__name__");
+    label.extend([0x12, 0x82, 0x00]);
+    label.extend(b"up");
+    let mut message = Vec::new();
+    push_bytes(&mut message, TAG_FIELD_1, &label);
+    push_label(&mut message, TAG_FIELD_1, b"job", b"x");
+    push_bytes(&mut message, 0x12, &encode(&[series(&[], &[(NOW, 1.5)])])[4..]);
+    let mut longer = Vec::new();
+    push_bytes(&mut longer, 0x0a, &message);
+    for manners in [Manners::Thanos, Manners::Prometheus] {
+        let mut known = nothing();
+        // As the first of its series, known by both from then on; and again.
+        for request in [&longer, &encode(std::slice::from_ref(&usual)), &longer, &longer] {
+            let (decoded, _) = decode(request, &mut known, manners).unwrap();
+            let labels = "{__name__=\"up\", job=\"x\"}".to_owned();
+            assert_eq!(decoded, [(labels, NOW, 1.5f64.to_bits())]);
+        }
+        assert_eq!(known.keys.len(), 1);
+    }
+}
+
 fn any_series() -> impl Strategy<Value = TestSeries> {
     let samples = prop::collection::vec((NOW..NOW + 50, any::<f64>()), 0..4);
     let sample = (NOW..NOW + 50, prop_oneof![Just(0.0), any::<f64>()]).prop_map(|s| vec![s]);

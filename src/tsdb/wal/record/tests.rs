@@ -346,3 +346,19 @@ fn a_filtered_record_has_the_items_that_stay() {
     }
     assert!(some_went > 1000, "{some_went}");
 }
+
+#[test]
+fn a_series_may_have_more_labels_than_a_byte_counts() {
+    for count in [0, 1, 127, 128, 129, 20_000] {
+        let names: Vec<String> = (0..count).map(|i| format!("{i:05}")).collect();
+        let labels = || names.iter().map(|name| (name.as_bytes(), &b"value"[..]));
+        let mut record = Vec::new();
+        begin_series(&mut record);
+        push_series(&mut record, HeadSeriesRef(7), labels());
+        push_series(&mut record, HeadSeriesRef(8), labels().take(1));
+        let Ok(Record::Series(series)) = Record::parse(&record) else { panic!("{count} labels") };
+        let read: Vec<_> = series.map(|(r, labels)| (r.0, labels.collect::<Vec<_>>())).collect();
+        let first = labels().take(1).collect();
+        assert_eq!(read, [(7, labels().collect::<Vec<_>>()), (8, first)], "{count} labels");
+    }
+}
