@@ -24,6 +24,8 @@ pub(super) struct Truncation {
     /// Refs that are no series' of the head, and of which the log has samples: their records stay as
     /// long as these.
     forgotten: BTreeMap<HeadSeriesRef, InLog>,
+    /// From this segment on the log is ours alone: it has series and float samples, nothing else.
+    own_from: SegmentIndex,
     /// The log has what no block takes: it stays as it is.
     keeps_all: bool,
 }
@@ -56,6 +58,7 @@ impl Truncation {
     /// Heeds what a replay found. The log goes on with a new segment.
     pub(super) fn heed(&mut self, replay: &ReplayReport, newest: Timestamp, segment: SegmentIndex) {
         let in_log = InLog { last_segment: segment, newest };
+        self.own_from = segment;
         self.forgotten = replay.further_refs.iter().map(|series| (*series, in_log)).collect();
         self.keeps_all |= replay.histograms_left > 0;
     }
@@ -122,10 +125,8 @@ impl Db {
         mint: Timestamp,
     ) -> Result<(), TruncateError> {
         let (begun, refs) = self.head.cut_log()?;
-        let share = match self.head.time_range() {
-            None => Share::All,
-            Some(_) => Share::TwoThirds,
-        };
+        let is_empty = self.head.time_range().is_none();
+        let share = if is_empty { Share::All } else { Share::TwoThirds };
         // Segments that were filled since may name series that are not among the refs.
         let before_begun = SegmentIndex(begun.0.saturating_sub(1));
         let closed = self.sync.closed_segments()?.map(|closed| {
@@ -140,7 +141,10 @@ impl Db {
             refs.binary_search(&series).is_ok()
                 || forgotten.get(&series).is_some_and(may_have_samples)
         };
-        self.sync.checkpoint(last, &Retained { mint, keeps: &is_kept })?;
+        // A log of which nothing is kept need not be read, which takes as long as writing it did.
+        let keeps_none = is_empty && refs.is_empty() && !forgotten.values().any(may_have_samples);
+        let unread = keeps_none.then_some(truncation.own_from);
+        self.sync.checkpoint_with_unread(last, &Retained { mint, keeps: &is_kept }, unread)?;
         forgotten.retain(|_, in_log| may_have_samples(in_log));
         Ok(())
     }

@@ -189,6 +189,37 @@ fn the_log_loses_what_blocks_have_and_names_what_it_has() {
     });
 }
 
+/// What this process wrote is not read again for a log of which nothing is kept; what it found is.
+#[test]
+fn a_flush_reads_only_what_others_wrote_of_the_log() {
+    let disk = FaultyDisk::new();
+    let mut life = Life::begin(Arc::new(disk.clone()), std::path::Path::new("/db/t"));
+    life.write(0..200, 5);
+    life.clock.set(life.clock.now() + 1);
+    let wal = std::path::Path::new("/db/t/wal");
+    let segments = || disk.list(wal).unwrap().into_iter().map(|entry| wal.join(entry.name));
+    for segment in segments() {
+        disk.fail_reads(&segment, std::io::ErrorKind::Other);
+    }
+    let before = sample_count(&dump(life.db()));
+    life.db().flush().unwrap();
+    assert!(disk.list(wal).unwrap().iter().any(|entry| entry.is_dir), "there is a checkpoint");
+    life.open();
+    assert_eq!(sample_count(&dump(life.db())), before);
+    // Now of a log that was there before.
+    life.write(0..200, 5);
+    life.open();
+    life.clock.set(life.clock.now() + 1);
+    let of_before: Vec<_> = segments().collect();
+    for segment in of_before {
+        disk.fail_reads(&segment, std::io::ErrorKind::Other);
+    }
+    let checkpoints = || disk.list(wal).unwrap().into_iter().filter(|entry| entry.is_dir);
+    let checkpoint: Vec<_> = checkpoints().collect();
+    life.db().flush().unwrap();
+    assert_eq!(checkpoints().collect::<Vec<_>>(), checkpoint, "it waits for what cannot be read");
+}
+
 #[test]
 fn a_reader_that_began_before_finds_all_until_it_ends() {
     in_temp(|life| {

@@ -161,6 +161,17 @@ impl SyncHandle {
         last: SegmentIndex,
         retained: &Retained<'_>,
     ) -> Result<CheckpointReport, CheckpointError> {
+        self.checkpoint_with_unread(last, retained, None)
+    }
+
+    /// The same, the segments from `unread` on being known to have nothing that is kept: they go without
+    /// a look at what is in them.
+    pub fn checkpoint_with_unread(
+        &self,
+        last: SegmentIndex,
+        retained: &Retained<'_>,
+        unread: Option<SegmentIndex>,
+    ) -> Result<CheckpointReport, CheckpointError> {
         let _turn = self.take_checkpoint_turn();
         if last >= self.current_segment() {
             return Err(CheckpointError::Open { segment: last });
@@ -168,7 +179,7 @@ impl SyncHandle {
         let (started, metrics) = (Instant::now(), self.metrics());
         metrics.checkpoints.inc();
         let dir = self.dir().display();
-        let report = self.make_checkpoint(last, retained).inspect_err(|err| {
+        let report = self.make_checkpoint(last, retained, unread).inspect_err(|err| {
             if !matches!(err, CheckpointError::Stopped) {
                 metrics.checkpoints_failed.inc();
             }
@@ -192,6 +203,7 @@ impl SyncHandle {
         &self,
         last: SegmentIndex,
         retained: &Retained<'_>,
+        unread: Option<SegmentIndex>,
     ) -> Result<CheckpointReport, CheckpointError> {
         self.settle(last)?;
         let (disk, dir) = (self.disk(), self.dir());
@@ -206,10 +218,14 @@ impl SyncHandle {
         for name in &log.unfinished_checkpoints {
             remove_dir(disk, &dir.join(name))?;
         }
+        let is_read = |source: &&Source| match source.origin {
+            Origin::Checkpoint => true,
+            Origin::Segment(segment) => unread.is_none_or(|unread| segment < unread),
+        };
         let name = format!("{CHECKPOINT_PREFIX}{last}");
         let unfinished = dir.join(format!("{name}{UNFINISHED_SUFFIX}"));
         let made = self
-            .write_checkpoint(&sources, &unfinished, retained, &mut report)
+            .write_checkpoint(sources.iter().filter(is_read), &unfinished, retained, &mut report)
             .and_then(|()| name_checkpoint(disk, &unfinished, &dir.join(name)));
         if made.is_err() {
             // What is left is removed by the next one, or at the next opening.
@@ -222,9 +238,9 @@ impl SyncHandle {
     }
 
     /// Writes the checkpoint's files, and makes them durable.
-    fn write_checkpoint(
+    fn write_checkpoint<'s>(
         &self,
-        sources: &[Source],
+        sources: impl Iterator<Item = &'s Source>,
         unfinished: &Path,
         retained: &Retained<'_>,
         report: &mut CheckpointReport,

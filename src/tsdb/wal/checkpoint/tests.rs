@@ -861,3 +861,28 @@ fn two_thirds_are_what_prometheus_takes() {
     assert_eq!(last_of(Share::TwoThirds, 3, 2), None);
     assert_eq!(last_of(Share::All, 3, 2), None);
 }
+
+#[test]
+fn what_is_known_to_hold_nothing_goes_unread() {
+    let mut world = prepared(Compression::None);
+    world.wal.cut_segment().unwrap();
+    let handle = world.wal.sync_handle();
+    let closed = handle.closed_segments().unwrap().unwrap();
+    let (first, last) = closed.into_inner();
+    assert!(last > first, "several are to go");
+    // Nothing of a time is kept, and no series.
+    let retained = Retained { mint: i64::MAX, keeps: &|_| false };
+    for segment in first.0..=last.0 {
+        let path = segment_path(Path::new(WAL), SegmentIndex(segment));
+        world.disk.fail_reads(&path, std::io::ErrorKind::Other);
+    }
+    handle.checkpoint(last, &retained).unwrap_err();
+    // One that is not known to is read.
+    handle.checkpoint_with_unread(last, &retained, Some(first.next())).unwrap_err();
+    let report = handle.checkpoint_with_unread(last, &retained, Some(first)).unwrap();
+    assert_eq!(report.made, Some(last));
+    // What the checkpoint before has is looked at.
+    assert!(report.series.dropped > 0);
+    let left = names(&world.disk);
+    assert_eq!(left, [format!("{}", last.next()), format!("{CHECKPOINT_PREFIX}{last}")]);
+}
