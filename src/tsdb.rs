@@ -227,8 +227,12 @@ impl Db {
         let files = HeadChunkFiles::new(disk.clone(), dir, FILE_BYTES, &registry, tenant);
         let mut mapped = MappedChunks::default();
         let head_chunks = files
-            .open(&mut |chunk| mapped.add(&files, chunk))
+            .open(floor, &mut |chunk| mapped.add(&files, chunk))
             .map_err(OpenError::io("looking for head chunks in", dir))?;
+        if mapped.contested() > 0 {
+            let (dir, chunks) = (dir.display(), mapped.contested());
+            tracing::warn!(%dir, chunks, "head chunks overlap others and are not used; the log has them");
+        }
         let log = LogDir::list(&*disk, &wal_dir).map_err(OpenError::io("listing", &wal_dir))?;
         loading.begin(&log.segments);
         let beside = BesideLog { files: Arc::new(files), mapped, loading };
@@ -262,6 +266,9 @@ impl Db {
         cutting.heed(&report, contents.max_time, wal_end.segment);
         if out_of_order_log_bytes > 0 || head_chunks.histograms + head_chunks.others > 0 {
             cutting.keep_log();
+        }
+        if log.unknown_records > 0 {
+            cutting.note_unknown();
         }
         let cutting = Mutex::new(cutting);
         let head = Head::new(options, clock, metrics, floor, contents, log_side);
@@ -345,7 +352,15 @@ impl Db {
     /// on the disk. On an error the rest stays in memory until the next call.
     pub fn write_full_chunks(&self) -> Result<usize, WriteError> {
         let _one_at_a_time = self.cutting.lock();
-        self.head.write_full_chunks()
+        let Some(end) = self.head.waiting_end() else { return Ok(0) };
+        if self.sync.is_dirty() {
+            // What was appended before is durable then; what cannot be stays in memory.
+            self.sync.sync().map_err(|err| {
+                let source = io::Error::other(err);
+                WriteError::Io { path: self.dir.join("wal"), source }
+            })?;
+        }
+        self.head.write_full_chunks(end)
     }
 
     /// If the log's unsynced end was lost after a failed sync, logs again what it held, so that
@@ -356,7 +371,8 @@ impl Db {
 
     /// Pads and syncs the log. Appends fail from here on.
     pub fn close(&self) -> Result<(), WalError> {
-        if let Err(err) = self.write_full_chunks() {
+        let written = self.write_full_chunks().and_then(|_| self.head.sync_full_chunks());
+        if let Err(err) = written {
             let dir = self.dir.display();
             tracing::warn!(%dir, err = chain(&err), "full chunks stay in the log alone");
         }

@@ -1,6 +1,7 @@
 //! Writes the tenants' full chunks to files, and cuts their heads into blocks, one after another: from
 //! time to time as Thanos does, and all of them at the end.
 
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
@@ -123,7 +124,12 @@ impl MultiTsdb {
             if self.background.is_asked() {
                 return;
             }
-            self.background.clone().run(|| self.see_to(&tenant));
+            let see_to = || self.background.clone().run(|| self.see_to(&tenant));
+            if panic::catch_unwind(AssertUnwindSafe(see_to)).is_err() {
+                // A mistake of ours is to cost its own tenant a turn, not all of them every other.
+                tracing::error!(tenant = %tenant.id, "looking after a tenant's storage panicked");
+                tenant.cuts.end(self.cut_range(), false);
+            }
         }
     }
 

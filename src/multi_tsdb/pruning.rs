@@ -15,6 +15,11 @@ use crate::tsdb::Db;
 
 /// A tenant goes if it was found outlived twice, so long apart at least, and not otherwise meanwhile.
 const OUTLIVED_FOR: Duration = Duration::from_secs(60);
+/// And not sooner after it was opened: the clock may be wrong, and then somebody may see it.
+const OPEN_FOR: Duration = Duration::from_secs(6 * 60 * 60);
+
+/// What a shipper has in a tenant's directory, Thanos' own included.
+const OF_OTHERS: [&str; 2] = [shipper::RECORD_FILE, "thanos"];
 
 impl MultiTsdb {
     /// Prunes the tenant if its time has come. The default tenant is there until the end.
@@ -33,13 +38,13 @@ impl MultiTsdb {
     fn is_outlived(&self, tenant: &Tenant) -> bool {
         // One that has never held a sample has nothing whose age could be told.
         let age_max = self.options.db.retention.age_max.and_then(|age| u64::try_from(age).ok());
-        let is_young = |age| tenant.cuts.opened().elapsed() < Duration::from_millis(age);
-        let (has_blocks, failed) = (tenant.db.has_blocks(), tenant.cuts.has_failed());
-        if failed || tenant.appends.has_backlog() || !has_blocks && age_max.is_none_or(is_young) {
+        let Some(age_max) = age_max.map(Duration::from_millis) else { return false };
+        let open_for = if tenant.db.has_blocks() { age_max.min(OPEN_FOR) } else { age_max };
+        let is_young = tenant.cuts.opened().elapsed() < open_for;
+        if is_young || tenant.cuts.has_failed() || tenant.appends.has_backlog() {
             return false;
         }
-        let known = [shipper::RECORD_FILE];
-        tenant.db.is_outlived(&known, self.may_go(&tenant.id)).unwrap_or_else(|err| {
+        tenant.db.is_outlived(&OF_OTHERS, self.may_go(&tenant.id)).unwrap_or_else(|err| {
             let (tenant, err) = (&tenant.id, chain(&err));
             tracing::warn!(%tenant, err, "it cannot be seen whether the tenant is to be pruned");
             false
@@ -66,6 +71,7 @@ impl MultiTsdb {
                 let err = chain(&err);
                 tracing::warn!(tenant = %id, err, "a tenant was not pruned and is opened again");
                 tenant.db.unlock();
+                self.tenants.write().insert(id.clone(), Entry::Opening(self.opening(id)));
                 self.settle(id, Db::lock(&*self.env.disk, &self.dir_of(id), &self.options.db));
             }
         }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::model::tenant::TenantId;
 use crate::multi_tsdb::tenant::ExternalLabels;
 use crate::multi_tsdb::{Entry, MultiTsdb, Opening, Tenant};
 use crate::tsdb::Db;
@@ -10,9 +11,7 @@ impl MultiTsdb {
     /// Writes meanwhile are to come again, and reads say that it is being opened.
     pub(super) fn reopen(&self, tenant: &Arc<Tenant>) {
         let id = &tenant.id;
-        let external_labels = ExternalLabels::new(&self.options, id);
-        let opening = Opening { external_labels, loading: Arc::default() };
-        if !self.take_over(tenant, Entry::Opening(Arc::new(opening))) {
+        if !self.take_over(tenant, Entry::Opening(self.opening(id))) {
             return;
         }
         tenant.appends.refuse();
@@ -22,6 +21,12 @@ impl MultiTsdb {
         }
         tenant.db.unlock();
         self.settle(id, Db::lock(&*self.env.disk, &self.dir_of(id), &self.options.db));
+    }
+
+    /// What stands for a tenant while it is opened.
+    pub(super) fn opening(&self, id: &TenantId) -> Arc<Opening> {
+        let external_labels = ExternalLabels::new(&self.options, id);
+        Arc::new(Opening { external_labels, loading: Arc::default() })
     }
 
     /// Puts another entry in the place of the open tenant's, if it is still there.

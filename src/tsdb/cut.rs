@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::disk::lacks_descriptors;
 use crate::error::chain;
 use crate::metrics::{Counter, Gauge, Registry};
 use crate::model::Timestamp;
@@ -55,12 +56,18 @@ pub enum CutError {
 }
 
 impl CutError {
-    /// Whether a chunk in a file of the head is not what was written there. The log has its samples.
+    /// Whether a file of the head's chunks is damaged or cannot be read. The log has its samples.
     pub fn is_of_head_chunks(&self) -> bool {
-        let CutError::Write(WriteError::Read(ReadError::Corrupt(corruption))) = self else {
-            return false;
+        let file = match self {
+            CutError::Write(WriteError::Read(ReadError::Corrupt(corruption))) => &corruption.file,
+            CutError::Write(WriteError::Read(ReadError::Io { path, source }))
+                if !lacks_descriptors(source) =>
+            {
+                path
+            }
+            _ => return false,
         };
-        let dir = corruption.file.parent().and_then(|dir| dir.file_name());
+        let dir = file.parent().and_then(|dir| dir.file_name());
         dir.is_some_and(|dir| dir == HEAD_CHUNKS_DIR)
     }
 }
@@ -137,6 +144,11 @@ impl Cutting {
     /// Heeds what a replay found. The log goes on with a new segment.
     pub(super) fn heed(&mut self, replay: &ReplayReport, newest: Timestamp, segment: SegmentIndex) {
         self.truncation.heed(replay, newest, segment);
+    }
+
+    /// The log has records of types that nothing here knows.
+    pub(super) fn note_unknown(&mut self) {
+        self.truncation.note_unknown();
     }
 
     /// Whether there is nothing left to drop or to truncate, and the log has nothing that no block

@@ -242,37 +242,50 @@ impl HeadChunkFiles {
         files[place.file()].clone().expect("a file with chunks that are referred to stays")
     }
 
-    /// Writes chunks, in this order, and says where each is. To be [held](Self::hold) before the next
-    /// [`Self::remove_dead`]. On an error none of them counts as written.
-    pub fn append(&self, chunks: &[FullChunk]) -> Result<Vec<ChunkPlace>, WriteError> {
+    /// Writes chunks, in this order, and says where each is of as many as were written. These are to be
+    /// [held](Self::hold) before the next [`Self::remove_dead`].
+    pub fn append(&self, chunks: &[FullChunk]) -> (Vec<ChunkPlace>, Result<(), WriteError>) {
         let mut writer = self.writer.lock();
         let mut places = Vec::with_capacity(chunks.len());
-        let mut rest = chunks;
-        while !rest.is_empty() {
-            let current = self.current_with_room(&mut writer, &rest[0])?;
-            let mut bytes = Vec::new();
-            let mut taken = 0;
-            for chunk in rest {
-                let offset = current.position + bytes.len() as u64;
-                let end = offset + format::chunk_bytes_max(chunk.bytes.len()) as u64;
-                let Some(place) = ChunkPlace::new(current.place, offset) else { break };
-                if taken > 0 && end > self.file_bytes {
-                    break;
-                }
-                let &FullChunk { series_ref, mint, maxt, .. } = chunk;
-                let head = format::Head { series_ref, mint, maxt, encoding: ENCODING_XOR };
-                format::push_chunk(&mut bytes, head, &chunk.bytes);
-                places.push(place);
-                taken += 1;
+        while let Some(rest) = chunks.get(places.len()..).filter(|rest| !rest.is_empty()) {
+            if let Err(err) = self.append_some(&mut writer, rest, &mut places) {
+                return (places, Err(err));
             }
-            let written = current.file.file.write_all_at(&bytes, current.position);
-            written.map_err(WriteError::io(&current.file.path))?;
-            current.position += bytes.len() as u64;
-            self.metrics.bytes.add(bytes.len() as f64);
-            rest = &rest[taken..];
         }
-        self.metrics.written.add(chunks.len() as u64);
-        Ok(places)
+        (places, Ok(()))
+    }
+
+    /// As many as go into the file that is written to; one at least.
+    fn append_some(
+        &self,
+        writer: &mut Writer,
+        chunks: &[FullChunk],
+        places: &mut Vec<ChunkPlace>,
+    ) -> Result<(), WriteError> {
+        let current = self.current_with_room(writer, &chunks[0])?;
+        let (mut bytes, before) = (Vec::new(), places.len());
+        for chunk in chunks {
+            let offset = current.position + bytes.len() as u64;
+            let end = offset + format::chunk_bytes_max(chunk.bytes.len()) as u64;
+            let Some(place) = ChunkPlace::new(current.place, offset) else { break };
+            if !bytes.is_empty() && end > self.file_bytes {
+                break;
+            }
+            let &FullChunk { series_ref, mint, maxt, .. } = chunk;
+            let head = format::Head { series_ref, mint, maxt, encoding: ENCODING_XOR };
+            format::push_chunk(&mut bytes, head, &chunk.bytes);
+            places.push(place);
+        }
+        if let Err(err) = current.file.file.write_all_at(&bytes, current.position) {
+            places.truncate(before);
+            // What is torn would be damage, were this file to get nothing more.
+            let _ = current.file.file.truncate(current.position);
+            return Err(WriteError::io(&current.file.path)(err));
+        }
+        current.position += bytes.len() as u64;
+        self.metrics.bytes.add(bytes.len() as f64);
+        self.metrics.written.add((places.len() - before) as u64);
+        Ok(())
     }
 
     /// The file in which there is room for the chunk, begun if need be.
@@ -287,12 +300,27 @@ impl HeadChunkFiles {
             current.position == header || current.position + bytes <= self.file_bytes
         };
         if writer.current.as_ref().is_none_or(|current| !has_room(current)) {
-            writer.current = None;
+            self.finish_current(writer)?;
             let current = self.begin_file(writer.next_number)?;
             writer.next_number += 1;
             return Ok(writer.current.insert(current));
         }
         Ok(writer.current.as_mut().expect("there is one with room"))
+    }
+
+    /// Makes the file that is written to durable, and writes no more to it. After a power cut
+    /// Prometheus bears with a last file that is not whole, and with no other.
+    fn finish_current(&self, writer: &mut Writer) -> Result<(), WriteError> {
+        let Some(current) = &writer.current else { return Ok(()) };
+        current.file.file.sync().map_err(WriteError::io(&current.file.path))?;
+        self.disk.sync_dir(&self.dir).map_err(WriteError::io(&self.dir))?;
+        writer.current = None;
+        Ok(())
+    }
+
+    /// Makes all that was written durable.
+    pub fn sync(&self) -> Result<(), WriteError> {
+        self.finish_current(&mut self.writer.lock())
     }
 
     fn begin_file(&self, number: u64) -> Result<Current, WriteError> {
@@ -339,7 +367,7 @@ impl HeadChunkFiles {
             files.filter_map(|(place, file)| Some((file.clone()?, place))).collect()
         };
         by_number.sort_unstable_by_key(|(file, _)| file.number);
-        writer.current = None;
+        self.finish_current(&mut writer)?;
         let stays_from = writer.stays_from;
         let goes = |file: &HeadChunkFile| file.number < stays_from && file.is_dead();
         for (file, place) in by_number.into_iter().take_while(|(file, _)| goes(file)) {

@@ -60,7 +60,9 @@ impl Db {
         };
         let disk = &*self.env.disk;
         Ok(holds_only(disk, &self.dir, is_known)?
-            && holds_only(disk, &self.dir.join("wal"), is_of_log)?
+            && holds_only(disk, &self.dir.join("wal"), |name| self.is_of_log(name))?
+            && known.iter().all(|name| has_no_file(disk, &self.dir.join(name)))
+            && has_no_file(disk, &self.dir.join("wbl"))
             && holds_only(disk, &self.dir.join(HEAD_CHUNKS_DIR), is_number)?)
     }
 
@@ -90,6 +92,15 @@ impl Db {
         Ok(())
     }
 
+    /// Whether a name in the log's directory is one that this process, or one before it, wrote. A later
+    /// segment than ours is another's, who has the directory now.
+    fn is_of_log(&self, name: &OsStr) -> bool {
+        let name = name.to_str().unwrap_or_default();
+        let number = name.strip_prefix(CHECKPOINT_PREFIX).unwrap_or(name);
+        let is_ours = |number: u64| number <= self.sync.current_segment().0;
+        is_number(OsStr::new(number)) && number.parse().is_ok_and(is_ours)
+    }
+
     /// Gives the lock away, whoever still reads.
     pub fn unlock(&self) {
         drop(self.lock.lock().take());
@@ -97,7 +108,13 @@ impl Db {
 }
 
 /// What a database's directory has beside blocks.
-const OURS: [&str; 4] = ["lock", "wal", HEAD_CHUNKS_DIR, FLOOR_FILE];
+const OURS: [&str; 5] = ["lock", "wal", "wbl", HEAD_CHUNKS_DIR, FLOOR_FILE];
+
+/// Whether there is no file below a directory, if it is one.
+fn has_no_file(disk: &dyn Disk, dir: &Path) -> bool {
+    let entries = disk.list(dir).unwrap_or_default();
+    entries.iter().all(|entry| entry.is_dir && has_no_file(disk, &dir.join(&entry.name)))
+}
 
 fn holds_only(
     disk: &dyn Disk,
@@ -114,9 +131,4 @@ fn holds_only(
 fn is_number(name: &OsStr) -> bool {
     let name = name.to_str().unwrap_or_default();
     !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_digit())
-}
-
-fn is_of_log(name: &OsStr) -> bool {
-    let number = name.to_str().and_then(|name| name.strip_prefix(CHECKPOINT_PREFIX));
-    is_number(number.map_or(name, OsStr::new))
 }

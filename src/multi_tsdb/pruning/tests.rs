@@ -37,8 +37,14 @@ struct World {
 }
 
 impl World {
-    /// Tenant `a` has a block that ends at `NOW`.
+    /// Tenant `a` was opened long ago, and has a block that ends at `NOW`.
     async fn begin(options: MultiTsdbOptions) -> World {
+        let world = World::begin_now(options).await;
+        tokio::time::advance(OPEN_FOR).await;
+        world
+    }
+
+    async fn begin_now(options: MultiTsdbOptions) -> World {
         let (disk, clock) = (FaultyDisk::new(), ManualClock::at(NOW + 1));
         let storage = Storage::start_at(options, &disk, &clock).unwrap();
         let tenant = storage.tenants.create(&id("a")).await.unwrap();
@@ -99,8 +105,8 @@ async fn what_may_still_be_wanted_keeps_a_tenant() {
     let later = NOW + 30 * 24 * HOUR;
     // Samples that no block has.
     let world = World::begin(one_day()).await;
-    append(&world.a().unwrap(), NOW + 1);
     world.clock.set(later);
+    append(&world.a().unwrap(), later - HOUR);
     world.look_twice().await;
     assert!(world.a().is_some());
 
@@ -127,6 +133,31 @@ async fn what_may_still_be_wanted_keeps_a_tenant() {
         world.look_twice().await;
         assert!(world.a().is_none(), "{name}");
     }
+
+    // What Thanos' shipper left is nothing, as long as it is empty.
+    let world = World::begin(one_day()).await;
+    world.clock.set(later);
+    let upload = Path::new("/data/a/thanos/upload");
+    world.disk.create_dir_all(upload).unwrap();
+    world.disk.create(&upload.join("file")).unwrap();
+    world.look_twice().await;
+    assert!(world.a().is_some());
+    world.disk.remove_file(&upload.join("file")).unwrap();
+    world.look_twice().await;
+    assert!(world.a().is_none());
+
+    // A log that somebody else goes on with.
+    let world = World::begin(one_day()).await;
+    world.clock.set(later);
+    world.disk.create(Path::new("/data/a/wal/00000900")).unwrap();
+    world.look_twice().await;
+    assert!(world.a().is_some());
+
+    // A start that was just now: the clock may be wrong.
+    let world = World::begin_now(one_day()).await;
+    world.clock.set(later);
+    world.look_twice().await;
+    assert!(world.a().is_some());
 
     // No retention.
     let world = World::begin(options()).await;
@@ -200,6 +231,7 @@ async fn the_default_tenant_stays() {
     let default: TenantId = id("default-tenant");
     append(&storage.tenants.tenant(&default).unwrap(), NOW);
     storage.tenants.tenant(&default).unwrap().db.flush().unwrap();
+    tokio::time::advance(OPEN_FOR).await;
     clock.set(NOW + 30 * 24 * HOUR);
     storage.tenants.cut_heads();
     tokio::time::advance(OUTLIVED_FOR).await;

@@ -28,6 +28,8 @@ pub(super) struct Truncation {
     own_from: SegmentIndex,
     /// The log has what no block takes: it stays as it is.
     keeps_all: bool,
+    /// It has what nothing here knows.
+    has_unknown: bool,
 }
 
 /// Where the samples of a ref are in the log, and how late, at most.
@@ -63,6 +65,11 @@ impl Truncation {
         self.keeps_all |= replay.histograms_left > 0;
     }
 
+    /// The log has records of types that nothing here knows, which checkpoints keep.
+    pub(super) fn note_unknown(&mut self) {
+        self.has_unknown = true;
+    }
+
     /// Leaves the log as it is from now on.
     pub(super) fn keep_all(&mut self) {
         self.keeps_all = true;
@@ -85,7 +92,7 @@ impl Truncation {
 
     /// Whether there is nothing left to lose, and nothing that no block takes.
     pub(super) fn is_at_rest(&self) -> bool {
-        self.due.is_none() && !self.keeps_all
+        self.due.is_none() && !self.keeps_all && !self.has_unknown
     }
 
     /// What the log has to lose now.

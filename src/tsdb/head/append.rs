@@ -19,6 +19,7 @@ use std::sync::Arc;
 
 use parking_lot::RwLockWriteGuard;
 
+use crate::disk::lacks_descriptors;
 use crate::model::fingerprint::Fingerprint;
 use crate::model::key_table::{Adder, Slot};
 use crate::model::labels::{LabelIter, SeriesKey};
@@ -30,7 +31,7 @@ use crate::tsdb::head::batch::{Batch, BatchSample, NEW_BIT, NewSeries};
 use crate::tsdb::head::catalog::Catalog;
 use crate::tsdb::head::series::{Cut, SeriesState};
 use crate::tsdb::head::slots::FreeSlots;
-use crate::tsdb::head::states::{FoundChunk, States, value_in};
+use crate::tsdb::head::states::{FoundChunk, HeadChunk, States, value_in};
 use crate::tsdb::wal::record;
 use crate::tsdb::wal::{Appended, LogPosition, SegmentIndex, Wal, WalError};
 
@@ -307,6 +308,7 @@ impl Head {
         let checked = self.check(log, batch, bounds, &mut report);
         let looked = checked.map(|late| self.look_up_late(late, batch, bounds, &mut report));
         if !matches!(looked, Ok(Ok(()))) {
+            log.has_refused_series |= log.group.unlogged.len() > mark.unlogged;
             self.take_back(&mut log.group, &mark);
         }
         if let Err(unread) = looked? {
@@ -626,8 +628,8 @@ impl Head {
         Ok(late)
     }
 
-    /// Judges samples that would be in chunks on disk. A chunk that is damaged holds no sample for
-    /// certain; one that cannot be read now may be read later, and so the batch is to come again.
+    /// Judges samples that would be in chunks on disk. A chunk that is damaged, or on a medium that is,
+    /// holds no sample for certain; without a file handle for it the batch is to come again.
     fn look_up_late(
         &self,
         late: Vec<LateSample>,
@@ -635,13 +637,21 @@ impl Head {
         bounds: Bounds,
         report: &mut AppendReport,
     ) -> Result<(), WalError> {
+        // What is sent again comes series by series, in order.
+        let mut last: Option<(Slot, HeadChunk)> = None;
         for LateSample { place, slot, chunk } in late {
             let BatchSample { t, v, .. } = batch.samples[place];
-            let stored = match chunk.load() {
-                Ok(chunk) => value_in(&chunk.bytes, t),
-                Err(ReadError::Io { source, .. }) => return Err(WalError::io(source)),
-                Err(_) => None,
-            };
+            let has = |(of, chunk): &(Slot, HeadChunk)| *of == slot && chunk.holds(t);
+            if !last.as_ref().is_some_and(has) {
+                last = match chunk.load() {
+                    Ok(chunk) => Some((slot, chunk)),
+                    Err(ReadError::Io { source, .. }) if lacks_descriptors(&source) => {
+                        return Err(WalError::io(source));
+                    }
+                    Err(_) => None,
+                };
+            }
+            let stored = last.as_ref().and_then(|(_, chunk)| value_in(&chunk.bytes, t));
             match stored == Some(v) {
                 true => report.stored += 1,
                 false => {

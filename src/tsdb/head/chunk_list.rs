@@ -123,6 +123,11 @@ impl ChunkList {
 
     /// Adds a chunk in its place; or gives the first one that it overlaps.
     pub fn insert(&mut self, chunk: Listed) -> Result<(), Listed> {
+        // Mostly they come in order.
+        if self.last().is_none_or(|last| last.maxt < chunk.mint) {
+            self.insert_at(self.0.len(), chunk);
+            return Ok(());
+        }
         let mut at = 0;
         for other in self.iter() {
             if other.overlaps(chunk.mint, chunk.maxt) {

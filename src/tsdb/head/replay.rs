@@ -20,18 +20,21 @@ use std::io;
 use std::sync::{Arc, mpsc};
 use std::thread;
 
+use thin_vec::ThinVec;
+
 use crate::model::fingerprint::{Fingerprint, Fingerprinter};
 use crate::model::key_table::Slot;
 use crate::model::labels::{KeyBuilder, LabelIter};
 use crate::model::{HeadSeriesRef, Timestamp};
-use crate::tsdb::chunkenc::xor::XorIterator;
+use crate::tsdb::chunkenc::xor::XorState;
+use crate::tsdb::error::ReadError;
 use crate::tsdb::head::HeadContents;
 use crate::tsdb::head::append::RefSample;
 use crate::tsdb::head::catalog::Catalog;
 use crate::tsdb::head::chunk_list::Listed;
 use crate::tsdb::head::replay::mapped::MappedChunks;
 use crate::tsdb::head::series::{SERIES_MAX, SeriesState};
-use crate::tsdb::head::states::{FoundChunk, States, value_in};
+use crate::tsdb::head::states::{States, value_in};
 use crate::tsdb::head_chunks::HeadChunkFiles;
 use crate::tsdb::loading::Loading;
 use crate::tsdb::refs;
@@ -47,7 +50,7 @@ const BATCH_SERIES: usize = 1024;
 const TOUCHED_TOGETHER: usize = 16;
 
 /// Samples of a chunk that fills a gap (Prometheus' default).
-const SAMPLES_PER_GAP_CHUNK: usize = 120;
+const SAMPLES_PER_GAP_CHUNK: u16 = 120;
 
 /// What a replay found besides the head's contents.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -61,7 +64,7 @@ pub struct ReplayReport {
     pub samples_mapped: u64,
     /// Chunks that the series have in files.
     pub chunks_mapped: u64,
-    /// Gaps between these that the log filled.
+    /// Chunks of what the log had between these.
     pub gaps_filled: u64,
     /// Samples and tombstones whose ref no series record names.
     pub unknown_refs: u64,
@@ -180,7 +183,7 @@ pub fn replay<T: Send>(
         join(indexer);
         Ok::<_, io::Error>(join(reader))
     })?;
-    let mut report = builder.finish(sorted_out.max_ref);
+    let mut report = builder.finish(sorted_out.max_ref).map_err(io::Error::other)?;
     report.histograms_left = sorted_out.histograms;
     let Builder { states, min_time, max_time, .. } = builder;
     let contents = HeadContents { catalog, states, min_time, max_time };
@@ -306,8 +309,8 @@ struct Builder<'c> {
     mapped: MappedChunks,
     /// Series that have chunks in files.
     with_mapped: Vec<Slot>,
-    /// Samples of the log that lie between chunks in files, in order of time.
-    gaps: HashMap<Slot, Vec<(Timestamp, u64)>>,
+    /// Chunks being made of samples of the log that lie between chunks in files.
+    gaps: HashMap<Slot, (XorState, ThinVec<u8>)>,
     made: MadeSeries,
     floor: Timestamp,
     block_range: i64,
@@ -484,75 +487,61 @@ impl Builder<'_> {
             Some(chunk) => {
                 state.set_read_to(chunk.maxt);
                 self.report.samples_mapped += 1;
+                self.end_gap(slot);
             }
             None => {
+                let before = state.read_to();
                 state.set_read_to(t);
-                self.gaps.entry(slot).or_default().push((t, v));
+                // A chunk that the log lacks may lie between.
+                if state.full.iter().any(|chunk| chunk.overlaps(before, t)) {
+                    self.end_gap(slot);
+                }
+                let (xor, bytes) = self.gaps.entry(slot).or_default();
+                xor.append(bytes, t, v);
+                if xor.count >= SAMPLES_PER_GAP_CHUNK {
+                    self.end_gap(slot);
+                }
                 self.count_sample(t);
             }
         }
     }
 
-    /// Puts what the log had between chunks in files into chunks there.
-    fn fill_gaps(&mut self) {
-        for (slot, samples) in std::mem::take(&mut self.gaps) {
-            let chunks: Vec<_> = self.states.get(slot).full.iter().collect();
-            let gap_of = |t: Timestamp| chunks.partition_point(|chunk| chunk.maxt < t);
-            for in_gap in samples.chunk_by(|a, b| gap_of(a.0) == gap_of(b.0)) {
-                self.report.gaps_filled += 1;
-                for samples in in_gap.chunks(SAMPLES_PER_GAP_CHUNK) {
-                    self.states.insert(slot, samples);
-                }
-            }
+    /// Puts what the log had between chunks in files into a chunk there.
+    fn end_gap(&mut self, slot: Slot) {
+        if let Some(chunk) = self.gaps.remove(&slot) {
+            self.report.gaps_filled += u64::from(self.states.insert(slot, chunk));
         }
+    }
+
+    fn end_gaps(&mut self) {
+        let slots: Vec<_> = self.gaps.keys().copied().collect();
+        slots.into_iter().for_each(|slot| self.end_gap(slot));
     }
 
     /// Sees to what only a look into the files tells: samples below the floor in their chunks, and the
     /// last value of a series that has nothing else.
-    fn look_into_mapped(&mut self) {
+    fn look_into_mapped(&mut self) -> Result<(), ReadError> {
         let floor = self.floor;
         for slot in std::mem::take(&mut self.with_mapped) {
             let dropped = self.states.drop_before(slot, floor);
             if let Some(chunk) = dropped.to_shorten {
                 let mut bytes = Vec::new();
-                match chunk.read(&mut bytes) {
-                    Ok(()) => self.states.shorten(slot, &chunk, floor, &bytes),
-                    // It stays as it is; the block has the same samples.
-                    Err(err) => tracing::warn!(%err, "a head chunk cannot be shortened"),
-                }
+                chunk.read(&mut bytes)?;
+                self.states.shorten(slot, &chunk, floor, &bytes);
             }
             let state = self.states.get(slot);
             let Some((t, _)) = state.last().filter(|_| !state.has_open_chunk()) else { continue };
-            let last = self.states.chunk_at(slot, t).map(FoundChunk::load);
-            match last {
-                Some(Ok(chunk)) => {
-                    let v = value_in(&chunk.bytes, t).unwrap_or(0);
-                    self.states.get_mut(slot).set_last(t, v);
-                }
-                Some(Err(err)) => tracing::warn!(%err, "a head chunk cannot be read"),
-                None => {}
+            if let Some(chunk) = self.states.chunk_at(slot, t) {
+                let v = value_in(&chunk.load()?.bytes, t).unwrap_or(0);
+                self.states.get_mut(slot).set_last(t, v);
             }
         }
-    }
-
-    /// A series' samples in order of time. What cannot be read is told and left out.
-    fn samples_of(&self, slot: Slot) -> Vec<(Timestamp, u64)> {
-        let mut chunks = Vec::new();
-        let (mint, maxt) = (Timestamp::MIN, Timestamp::MAX);
-        self.states.chunks_in(slot, mint, maxt, |chunk| chunks.push(chunk));
-        let mut samples = Vec::new();
-        for chunk in chunks {
-            match chunk.load() {
-                Ok(chunk) => samples.extend(XorIterator::new(&chunk.bytes).flatten()),
-                Err(err) => tracing::error!(%err, "samples of a head chunk cannot be read"),
-            }
-        }
-        samples
+        Ok(())
     }
 
     /// Takes deleted samples out, and gives removed series new refs, since samples of the old ones
     /// would be lost at the next replay.
-    fn finish(&mut self, max_ref: u64) -> ReplayReport {
+    fn finish(&mut self, max_ref: u64) -> Result<ReplayReport, ReadError> {
         let further_refs = std::mem::take(&mut self.further_refs).into_values().flatten();
         self.report.further_refs = further_refs.collect();
         let next_ref = &mut self.report.next_ref;
@@ -563,16 +552,14 @@ impl Builder<'_> {
                 *next_ref += 1;
             }
         }
-        self.fill_gaps();
-        self.look_into_mapped();
+        self.end_gaps();
+        self.look_into_mapped()?;
         for (slot, deleted) in std::mem::take(&mut self.tombstones) {
             let is_deleted =
                 |t: Timestamp| deleted.iter().any(|(mint, maxt)| (*mint..=*maxt).contains(&t));
-            let mut samples = self.samples_of(slot);
-            samples.retain(|(t, _)| !is_deleted(*t));
-            self.states.refill(slot, &samples, self.block_range);
+            self.states.retain(slot, |t| !is_deleted(t))?;
         }
-        std::mem::take(&mut self.report)
+        Ok(std::mem::take(&mut self.report))
     }
 }
 

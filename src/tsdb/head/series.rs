@@ -8,7 +8,7 @@ use crate::model::key_table::Slot;
 use crate::model::{HeadSeriesRef, Timestamp};
 use crate::tsdb::chunkenc::xor::XorState;
 use crate::tsdb::head::chunk_list::{ChunkList, Listed, Place, WaitingId};
-use crate::tsdb::head::states::encode_from;
+use crate::tsdb::head::states::encode_if;
 use crate::tsdb::head::waiting::WaitingChunk;
 
 /// Samples a chunk is meant to hold (Prometheus' default).
@@ -53,7 +53,7 @@ pub struct Filled {
 impl Filled {
     pub fn of(self, slot: Slot) -> WaitingChunk {
         let Filled { series_ref, mint, maxt, bytes } = self;
-        WaitingChunk { slot, series_ref, mint, maxt, bytes }
+        WaitingChunk { slot, series_ref, mint, maxt, bytes, part_of: None }
     }
 }
 
@@ -205,7 +205,14 @@ impl SeriesState {
     /// Drops the open chunk's samples before `mint`.
     pub fn drop_open_before(&mut self, mint: Timestamp) {
         if self.open_range().is_some_and(|(first, _)| first < mint) {
-            (self.xor, self.chunk) = encode_from(mint, &self.open_chunk());
+            self.retain_open(|t| t >= mint);
+        }
+    }
+
+    /// Drops the open chunk's samples whose time is not kept.
+    pub fn retain_open(&mut self, keep: impl Fn(Timestamp) -> bool) {
+        if self.xor.count > 0 {
+            (self.xor, self.chunk) = encode_if(&self.open_chunk(), keep);
         }
     }
 

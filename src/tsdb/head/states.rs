@@ -32,6 +32,13 @@ pub struct HeadChunk {
     pub bytes: Arc<[u8]>,
 }
 
+impl HeadChunk {
+    /// Whether a sample at `t` would be in it.
+    pub fn holds(&self, t: Timestamp) -> bool {
+        (self.mint..=self.maxt).contains(&t)
+    }
+}
+
 /// A chunk that was found under the lock; one in a file is read without it.
 #[derive(Clone)]
 pub enum FoundChunk {
@@ -158,14 +165,6 @@ impl States {
         Ok(())
     }
 
-    /// Takes a full chunk away from the series.
-    pub fn detach(&mut self, slot: Slot, chunk: Listed) {
-        let (state, waiting, files) = self.parts(slot);
-        if state.full.remove(chunk.place).is_some() {
-            let_go(waiting, files, chunk.place);
-        }
-    }
-
     /// Takes all samples of a series away; how many chunks that were.
     pub fn clear(&mut self, slot: Slot) -> usize {
         let (state, waiting, files) = self.parts(slot);
@@ -175,15 +174,22 @@ impl States {
         count
     }
 
-    /// Gives a series these samples, in order of time, in place of what it has. They stay in memory.
-    pub fn refill(&mut self, slot: Slot, samples: &[(Timestamp, u64)], block_range: i64) {
-        self.clear(slot);
-        let mut aside = self.waiting.aside();
-        let (state, waiting, _) = self.parts(slot);
-        for (t, v) in samples {
-            state.append(*t, *v, block_range, |chunk| aside.add(chunk.of(slot)));
+    /// Takes samples out whose time is not kept. Blocks on the disk for what is in files.
+    pub fn retain(
+        &mut self,
+        slot: Slot,
+        keep: impl Fn(Timestamp) -> bool,
+    ) -> Result<(), ReadError> {
+        let chunks: Vec<_> = self.get(slot).full.iter().collect();
+        for chunk in chunks {
+            let bytes = self.found(chunk).load()?.bytes;
+            let is_kept = |(t, _): &(Timestamp, u64)| keep(*t);
+            if !XorIterator::new(&bytes).flatten().all(|sample| is_kept(&sample)) {
+                self.replace(slot, chunk, encode_if(&bytes, &keep));
+            }
         }
-        waiting.keep_all(aside);
+        self.get_mut(slot).retain_open(&keep);
+        Ok(())
     }
 
     /// Chunks that overlap the range, both ends included, oldest first; those in memory are copied.
@@ -266,45 +272,56 @@ impl States {
         }
     }
 
-    /// Puts an encoded chunk in the place of one that has its samples; nothing, if it has none.
+    /// Puts an encoded chunk in the place of one that has its samples; nothing, if it has none. One
+    /// that waits keeps its turn: a program that finds a later chunk of the series in a file, and not
+    /// this, takes it for lost.
     fn replace(&mut self, slot: Slot, chunk: Listed, (xor, mut bytes): (XorState, ThinVec<u8>)) {
         let (state, waiting, files) = self.parts(slot);
         state.full.remove(chunk.place);
-        if xor.count > 0 {
-            let (mint, maxt) = (xor.first_time(&bytes), xor.t);
-            xor.finish(&mut bytes);
-            let series_ref = state.series_ref();
-            let waits = WaitingChunk { slot, series_ref, mint, maxt, bytes };
-            let id = match chunk.place {
-                Place::Waiting(_) => waiting.add(waits),
-                Place::File(_) => waiting.keep(waits),
-            };
-            let shorter = Listed { mint, maxt, place: Place::Waiting(id) };
-            let inserted = state.full.insert(shorter);
-            debug_assert!(inserted.is_ok(), "it was there before");
-        }
-        let_go(waiting, files, chunk.place);
-    }
-
-    /// Adds a chunk of samples between others.
-    pub fn insert(&mut self, slot: Slot, samples: &[(Timestamp, u64)]) {
-        let (mut xor, mut bytes) = (XorState::default(), ThinVec::new());
-        samples.iter().for_each(|(t, v)| xor.append(&mut bytes, *t, *v));
         if xor.count == 0 {
+            let_go(waiting, files, chunk.place);
             return;
         }
         let (mint, maxt) = (xor.first_time(&bytes), xor.t);
         xor.finish(&mut bytes);
-        let (state, waiting, _) = self.parts(slot);
-        let series_ref = state.series_ref();
-        let id = waiting.add(WaitingChunk { slot, series_ref, mint, maxt, bytes });
+        let id = match chunk.place {
+            Place::Waiting(id) => {
+                if let Some(waits) = waiting.get_mut(id) {
+                    (waits.mint, waits.maxt, waits.bytes) = (mint, maxt, bytes);
+                }
+                id
+            }
+            Place::File(place) => {
+                let (series_ref, part_of) = (state.series_ref(), Some(place));
+                waiting.keep(WaitingChunk { slot, series_ref, mint, maxt, bytes, part_of })
+            }
+        };
         let inserted = state.full.insert(Listed { mint, maxt, place: Place::Waiting(id) });
-        debug_assert!(inserted.is_ok(), "there was a gap");
+        debug_assert!(inserted.is_ok(), "it was there before");
     }
 
-    /// Copies of the next full chunks to be written.
-    pub fn next_to_write(&self, count: usize) -> Vec<(WaitingId, Slot, FullChunk)> {
-        self.waiting.next_to_write(count)
+    /// Adds an encoded chunk between others; whether there was a gap for it.
+    pub fn insert(&mut self, slot: Slot, (xor, mut bytes): (XorState, ThinVec<u8>)) -> bool {
+        let (mint, maxt) = (xor.first_time(&bytes), xor.t);
+        xor.finish(&mut bytes);
+        let (state, waiting, _) = self.parts(slot);
+        let place = Place::Waiting(waiting.end());
+        let is_gap = state.full.insert(Listed { mint, maxt, place }).is_ok();
+        if is_gap {
+            let (series_ref, part_of) = (state.series_ref(), None);
+            waiting.add(WaitingChunk { slot, series_ref, mint, maxt, bytes, part_of });
+        }
+        is_gap
+    }
+
+    /// All chunks that wait now come before this; `None` if none is to be written.
+    pub fn waiting_end(&self) -> Option<WaitingId> {
+        self.waiting.has_queue().then(|| self.waiting.end())
+    }
+
+    /// Copies of the next full chunks to be written, of those before `end`.
+    pub fn next_to_write(&self, end: WaitingId, count: usize) -> Vec<(WaitingId, Slot, FullChunk)> {
+        self.waiting.next_to_write(end, count)
     }
 
     /// The chunks lie in a file now.
@@ -323,15 +340,23 @@ impl States {
 
 fn let_go(waiting: &mut Waiting, files: &HeadChunkFiles, place: Place) {
     match place {
-        Place::Waiting(id) => drop(waiting.remove(id)),
+        Place::Waiting(id) => {
+            let part_of = waiting.remove(id).and_then(|chunk| chunk.part_of);
+            part_of.into_iter().for_each(|place| files.let_go(place));
+        }
         Place::File(place) => files.let_go(place),
     }
 }
 
 /// The samples of a chunk from `mint` on.
-pub fn encode_from(mint: Timestamp, chunk: &[u8]) -> (XorState, ThinVec<u8>) {
+fn encode_from(mint: Timestamp, chunk: &[u8]) -> (XorState, ThinVec<u8>) {
+    encode_if(chunk, |t| t >= mint)
+}
+
+/// The samples of a chunk whose time is kept.
+pub fn encode_if(chunk: &[u8], keep: impl Fn(Timestamp) -> bool) -> (XorState, ThinVec<u8>) {
     let (mut xor, mut bytes) = (XorState::default(), ThinVec::new());
-    let kept = XorIterator::new(chunk).flatten().filter(|(t, _)| *t >= mint);
+    let kept = XorIterator::new(chunk).flatten().filter(|(t, _)| keep(*t));
     kept.for_each(|(t, v)| xor.append(&mut bytes, t, v));
     (xor, bytes)
 }

@@ -8,7 +8,7 @@ use thin_vec::ThinVec;
 use crate::model::key_table::Slot;
 use crate::model::{HeadSeriesRef, Timestamp};
 use crate::tsdb::head::chunk_list::WaitingId;
-use crate::tsdb::head_chunks::FullChunk;
+use crate::tsdb::head_chunks::{ChunkPlace, FullChunk};
 
 /// A full chunk in memory.
 pub struct WaitingChunk {
@@ -18,6 +18,9 @@ pub struct WaitingChunk {
     pub maxt: Timestamp,
     /// As its encoding, XOR, has it.
     pub bytes: ThinVec<u8>,
+    /// The chunk in a file that it is a part of. That file stays as long as this does: a program that
+    /// finds later chunks of the series, and not this, takes it for lost.
+    pub part_of: Option<ChunkPlace>,
 }
 
 #[derive(Default)]
@@ -36,23 +39,28 @@ impl Waiting {
         id
     }
 
-    /// Takes a chunk that has a file's chunk in part, and stays here: no sample is in two files.
-    pub fn keep(&mut self, chunk: WaitingChunk) -> WaitingId {
+    /// Takes a chunk that is a part of one in a file, and stays here: no sample is in two files.
+    pub fn keep(&mut self, mut chunk: WaitingChunk) -> WaitingId {
         let id = WaitingId(self.next);
         self.next += 1;
+        if chunk.part_of.is_some() {
+            chunk.bytes.shrink_to_fit();
+        }
         self.chunks.insert(id, chunk);
         id
     }
 
-    /// One that gives the same numbers from here on.
-    pub fn aside(&self) -> Waiting {
-        Waiting { next: self.next, ..Waiting::default() }
+    pub fn get_mut(&mut self, id: WaitingId) -> Option<&mut WaitingChunk> {
+        self.chunks.get_mut(&id)
     }
 
-    /// Keeps the chunks of one that was [`aside`](Self::aside).
-    pub fn keep_all(&mut self, aside: Waiting) {
-        self.next = aside.next;
-        self.chunks.extend(aside.chunks);
+    pub fn has_queue(&self) -> bool {
+        !self.queue.is_empty()
+    }
+
+    /// The number that the next chunk gets: all that wait now have lower ones.
+    pub fn end(&self) -> WaitingId {
+        WaitingId(self.next)
     }
 
     pub fn bytes(&self, id: WaitingId) -> Option<&[u8]> {
@@ -67,11 +75,12 @@ impl Waiting {
         self.chunks.remove(&id)
     }
 
-    /// Copies of the next chunks to be written.
-    pub fn next_to_write(&self, count: usize) -> Vec<(WaitingId, Slot, FullChunk)> {
-        let next = self.queue.iter().filter_map(|id| Some((*id, self.chunks.get(id)?)));
+    /// Copies of the next chunks to be written, of those before `end`.
+    pub fn next_to_write(&self, end: WaitingId, count: usize) -> Vec<(WaitingId, Slot, FullChunk)> {
+        let next = self.queue.iter().take_while(|id| **id < end);
+        let next = next.filter_map(|id| Some((*id, self.chunks.get(id)?)));
         let copy = |(id, chunk): (WaitingId, &WaitingChunk)| {
-            let &WaitingChunk { slot, series_ref, mint, maxt, ref bytes } = chunk;
+            let &WaitingChunk { slot, series_ref, mint, maxt, ref bytes, .. } = chunk;
             (id, slot, FullChunk { series_ref, mint, maxt, bytes: bytes.to_vec() })
         };
         next.take(count).map(copy).collect()

@@ -4,8 +4,8 @@
 //! is: Prometheus deletes the file in which it finds some, and all later ones, and reads the log
 //! instead. In a file without that chunk it would take later chunks of the series for all there is. Two
 //! things are mended, since Prometheus would not open the database, or call a power cut damage: a file
-//! without its header is written anew and kept beside, and what is not whole at the last one's end is
-//! cut off.
+//! gets the header that it lacks, the original being kept beside, and what is not whole at the last
+//! one's end is cut off.
 
 use std::ffi::OsStr;
 use std::io;
@@ -20,7 +20,10 @@ use crate::tsdb::chunkenc::{ENCODING_FLOAT_HISTOGRAM, ENCODING_HISTOGRAM, ENCODI
 use crate::tsdb::wal::repair::{DAMAGED_SUFFIX, REWRITE_SUFFIX, free_name};
 use crate::tsdb::window::Window;
 
-/// Bytes gathered before they are written.
+/// The bit of an encoding that says that the chunk is one of late samples.
+const OUT_OF_ORDER: u8 = 0x80;
+
+/// Bytes copied at a time.
 const WRITE_BYTES: usize = 1 << 20;
 
 /// A chunk of floats in order of time.
@@ -55,12 +58,18 @@ enum Damage {
     Within,
     /// It does not begin as such a file does.
     Header,
+    /// Nothing was written to it, or nothing of that is left.
+    Blank,
 }
 
 impl HeadChunkFiles {
-    /// Looks through the files, and gives each chunk that a series of floats may take. An error is one
-    /// that passes.
-    pub fn open(&self, each: &mut dyn FnMut(MappedChunk)) -> io::Result<ScanReport> {
+    /// Looks through the files, and gives each chunk that a series of floats may take. What is below
+    /// the floor is in blocks. An error is one that passes.
+    pub fn open(
+        &self,
+        floor: Timestamp,
+        each: &mut dyn FnMut(MappedChunk),
+    ) -> io::Result<ScanReport> {
         let mut report = ScanReport::default();
         let entries = match self.disk.list(&self.dir) {
             Ok(entries) => entries,
@@ -89,7 +98,7 @@ impl HeadChunkFiles {
             self.writer.lock().see(*number);
             let path = self.dir.join(file_name(*number));
             let is_last = Some(number) == numbers.last();
-            match self.open_file(*number, &path, is_last, &mut report, each) {
+            match self.open_file(*number, &path, (is_last, floor), &mut report, each) {
                 Ok(()) => {}
                 Err(err) if lacks_descriptors(&err) => return Err(err),
                 Err(err) => {
@@ -106,7 +115,7 @@ impl HeadChunkFiles {
         &self,
         number: u64,
         path: &Path,
-        is_last: bool,
+        (is_last, floor): (bool, Timestamp),
         report: &mut ScanReport,
         each: &mut dyn FnMut(MappedChunk),
     ) -> io::Result<()> {
@@ -117,7 +126,12 @@ impl HeadChunkFiles {
             self.metrics.corruptions.inc();
             match walked.damage {
                 Damage::Tail(end) if is_last => cut_off(disk, path, end)?,
-                Damage::Header => write_anew(disk, path)?,
+                Damage::Header => write_header_anew(disk, path)?,
+                Damage::Blank => {
+                    let file = disk.open_write(path)?;
+                    file.write_all_at(&format::HEADER, 0)?;
+                    file.sync()?;
+                }
                 _ => tracing::warn!(
                     file = %path.display(),
                     "damage among head chunks; the log has them, too"
@@ -142,6 +156,8 @@ impl HeadChunkFiles {
                 }
                 // The log has it, too, and says more of it.
                 (ENCODING_XOR, _) => {}
+                // Blocks have it. Of late samples one may be of any time.
+                (encoding, _) if encoding & OUT_OF_ORDER == 0 && head.maxt < floor => {}
                 (ENCODING_HISTOGRAM | ENCODING_FLOAT_HISTOGRAM, _) => report.histograms += 1,
                 _ => report.others += 1,
             }
@@ -163,12 +179,14 @@ impl super::Writer {
     }
 }
 
+const NUMBER_MAX: u64 = u32::MAX as u64;
+
 /// The number that a file is named by; other names are nobody's.
 fn number_of(name: &OsStr) -> Option<u64> {
     let name = name.to_str()?;
     let number = name.parse().ok()?;
-    // Behind the highest one there would be no other.
-    (file_name(number) == name && number < u64::MAX).then_some(number)
+    // Nobody gets so far by counting.
+    (file_name(number) == name && number <= NUMBER_MAX).then_some(number)
 }
 
 /// The number of the file that is being written anew under this name.
@@ -190,9 +208,15 @@ struct Walked {
     is_sound: bool,
 }
 
+/// Of floats, which get a new chunk at a kilobyte; what is encoded anew is no longer than this.
+const FLOAT_CHUNK_BYTES_MAX: usize = 32 << 10;
+
 /// Whether a chunk may have as many samples as it says, and has any. Each takes two bits at least.
 fn has_samples(data: &[u8]) -> bool {
     let Some((count, stream)) = data.split_first_chunk::<2>() else { return false };
+    if stream.len() > FLOAT_CHUNK_BYTES_MAX {
+        return false;
+    }
     (1..=stream.len() * 4).contains(&usize::from(u16::from_be_bytes(*count)))
 }
 
@@ -213,10 +237,11 @@ fn walk_with(
     let mut file = Window::open(disk, path)?;
     let header = file.read(0, format::HEADER.len())?;
     // The zeros behind the version are nobody's.
-    let mut damage = match header.get(..5) == Some(&format::HEADER[..5]) {
-        true => Damage::None,
-        false => Damage::Header,
-    };
+    let has_header = header.get(..5) == Some(&format::HEADER[..5]);
+    let mut damage = if has_header { Damage::None } else { Damage::Header };
+    if !has_header && format::first_nonzero(&mut file, 0)? == file.len {
+        return Ok(Damage::Blank);
+    }
     let mut offset = format::HEADER.len() as u64;
     while offset < file.len {
         if let Some((head, data, len)) = format::chunk_at(&mut file, offset)? {
@@ -268,32 +293,33 @@ fn rewrite_path(path: &Path) -> PathBuf {
     name.into()
 }
 
-/// As with a segment of the log: the new file is durable before the original loses its name.
-fn write_anew(disk: &dyn Disk, path: &Path) -> io::Result<()> {
+/// Gives a file the header that it lacks, and leaves the rest as it is: damage that is in there is to
+/// be seen by others as well. As with a segment of the log, the new file is durable before the original
+/// loses its name.
+fn write_header_anew(disk: &dyn Disk, path: &Path) -> io::Result<()> {
     let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(io::Error::other("a file without a name"));
     };
     let rewrite = rewrite_path(path);
     let file = disk.create(&rewrite)?;
-    let mut bytes = format::HEADER.to_vec();
-    let (mut written, mut result) = (0, Ok(()));
-    walk_with(disk, path, |_, head, data| {
-        format::push_chunk(&mut bytes, head, data);
-        if bytes.len() >= WRITE_BYTES && result.is_ok() {
-            result = file.write_all_at(&bytes, written);
-            written += bytes.len() as u64;
-            bytes.clear();
+    file.write_all_at(&format::HEADER, 0)?;
+    let mut original = Window::open(disk, path)?;
+    let mut offset = format::HEADER.len() as u64;
+    while offset < original.len {
+        let bytes = original.read(offset, WRITE_BYTES)?;
+        if bytes.is_empty() {
+            break;
         }
-    })?;
-    result?;
-    file.write_all_at(&bytes, written)?;
+        file.write_all_at(bytes, offset)?;
+        offset += bytes.len() as u64;
+    }
     file.sync()?;
     let original = free_name(disk, dir, &format!("{}{DAMAGED_SUFFIX}", name.to_string_lossy()))?;
     disk.sync_dir(dir)?;
     tracing::warn!(
         file = %path.display(),
         original = %original.display(),
-        "a file of head chunks without its header was written anew with what is whole"
+        "a file of head chunks without its header got one"
     );
     disk.rename(path, &original)?;
     disk.rename(&rewrite, path)?;

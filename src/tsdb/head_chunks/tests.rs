@@ -19,7 +19,7 @@ fn files_in(disk: impl Disk, dir: &Path, file_bytes: u64) -> HeadChunkFiles {
 
 fn scan(files: &HeadChunkFiles) -> (Vec<MappedChunk>, ScanReport) {
     let mut chunks = Vec::new();
-    let report = files.open(&mut |chunk| chunks.push(chunk)).unwrap();
+    let report = files.open(i64::MIN, &mut |chunk| chunks.push(chunk)).unwrap();
     chunks.iter().for_each(|chunk| files.hold(chunk.place));
     (chunks, report)
 }
@@ -104,7 +104,8 @@ fn what_is_written_is_found_again_over_many_files() {
         let chunks: Vec<_> = (1..=i % 5 + 1)
             .map(|series| chunk(&mut random, series, i as i64 * 7_200_000))
             .collect();
-        let places = files.append(&chunks).unwrap();
+        let (places, result) = files.append(&chunks);
+        result.unwrap();
         places.iter().for_each(|place| files.hold(*place));
         for (chunk, place) in chunks.into_iter().zip(places) {
             let &FullChunk { series_ref, mint, maxt, .. } = &chunk;
@@ -132,7 +133,8 @@ fn what_is_written_is_found_again_over_many_files() {
     in_fourth.for_each(|chunk| again.let_go(chunk.place));
     again.remove_dead().unwrap();
     assert_eq!(again.numbers(), written[2..]);
-    let places = again.append(&all[..1]).unwrap();
+    let (places, result) = again.append(&all[..1]);
+    result.unwrap();
     assert_eq!(again.numbers().last(), Some(&(written.len() as u64 + 1)));
     // In the place of the first, which is free.
     assert_eq!(places[0].file(), 0);
@@ -250,7 +252,7 @@ fn a_file_without_its_header_is_written_anew_whenever_the_power_goes() {
         let disk = disk.after_power_cut();
         let before = disk.operations();
         disk.fail_all_operations(stops);
-        let _ = files_in(disk.clone(), dir, FILE_BYTES).open(&mut |_| {});
+        let _ = files_in(disk.clone(), dir, FILE_BYTES).open(i64::MIN, &mut |_| {});
         let is_done = disk.operations() - before <= stops;
         for after in [disk.after_kill(), disk.after_power_cut()] {
             let files = files_in(after, dir, FILE_BYTES);
@@ -349,5 +351,79 @@ fn recorded_damage_costs_no_sample_that_anything_has() {
         }
         // Once more, with what the first opening left.
         assert!(dump_of(temporary.path()) == found, "{name}, opened again");
+    }
+}
+
+/// Of what could not be written as a whole the rest is written later, and nothing twice or in part.
+#[test]
+fn what_a_full_disk_took_is_told() {
+    let disk = FaultyDisk::new();
+    let dir = Path::new("/db");
+    let mut random = 5;
+    let all: Vec<_> = (1..40).map(|series| chunk(&mut random, series, 1000)).collect();
+    for operation in 0..20 {
+        let disk = disk.after_kill();
+        let files = files_in(disk.clone(), dir, 4096);
+        disk.create_dir_all(&dir.join(HEAD_CHUNKS_DIR)).unwrap();
+        [Path::new("/"), dir].into_iter().for_each(|dir| disk.sync_dir(dir).unwrap());
+        disk.fail_operation(operation, std::io::ErrorKind::StorageFull, 700);
+        let (places, result) = files.append(&all);
+        assert_eq!(result.is_ok(), places.len() == all.len());
+        places.iter().for_each(|place| files.hold(*place));
+        let mut written = places.len();
+        while disk.pending_faults() > 0 || written < all.len() {
+            let (rest, _) = files.append(&all[written..]);
+            rest.iter().for_each(|place| files.hold(*place));
+            written += rest.len();
+            let _ = files.sync();
+            // One more operation, where there is none left to do.
+            let _ = disk.sync_dir(dir);
+        }
+        files.sync().unwrap();
+        for after in [disk.after_kill(), disk.after_power_cut()] {
+            let again = files_in(after, dir, 4096);
+            let (found, report) = scan(&again);
+            assert_eq!(report.damaged, 0, "at {operation}");
+            let found: Vec<_> = found.iter().map(|chunk| read(&again, chunk)).collect();
+            assert!(found == all, "at {operation}: {} of {}", found.len(), all.len());
+        }
+    }
+}
+
+/// A power cut leaves files before the last one whole.
+#[test]
+fn only_the_last_file_can_lack_its_end_after_a_power_cut() {
+    let disk = FaultyDisk::new();
+    let dir = Path::new("/db");
+    let mut random = 9;
+    let files = files_in(disk.clone(), dir, 4096);
+    disk.create_dir_all(dir).unwrap();
+    disk.sync_dir(Path::new("/")).unwrap();
+    let all: Vec<_> = (1..60).map(|series| chunk(&mut random, series, 1000)).collect();
+    files.append(&all).1.unwrap();
+    disk.sync_dir(dir).unwrap();
+    let last = *files.numbers().last().unwrap();
+    assert!(last > 3);
+    let cut = disk.after_power_cut();
+    for number in 1..last {
+        let path = dir.join(HEAD_CHUNKS_DIR).join(file_name(number));
+        let [now, before] = [&cut, &disk].map(|disk| crate::disk::read_file(disk, &path, 1 << 20));
+        assert!(now.unwrap() == before.unwrap(), "{number}");
+    }
+}
+
+#[test]
+fn a_file_without_a_byte_gets_its_header() {
+    for bytes in [&[][..], &[0; 3], &[0; 5000]] {
+        let disk = FaultyDisk::new();
+        let path = Path::new("/db").join(HEAD_CHUNKS_DIR).join("000001");
+        disk.create_dir_all(path.parent().unwrap()).unwrap();
+        disk.create(&path).unwrap().write_all_at(bytes, 0).unwrap();
+        for damaged in [1, 0] {
+            let (found, report) = scan(&files_in(disk.clone(), Path::new("/db"), FILE_BYTES));
+            assert_eq!((found.len(), report.damaged), (0, damaged));
+        }
+        let names = disk.list(path.parent().unwrap()).unwrap();
+        assert_eq!(names.len(), 1, "no original is kept of nothing");
     }
 }

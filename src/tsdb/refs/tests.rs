@@ -14,7 +14,7 @@ use crate::tsdb::head_chunks::{FILE_BYTES, HeadChunkFiles};
 fn highest_in_all(dir: &Path) -> io::Result<u64> {
     let disk = Arc::new(SystemDisk);
     let files = HeadChunkFiles::new(disk, dir, FILE_BYTES, &Registry::new(), "t");
-    let head_chunks = files.open(&mut |_| {})?;
+    let head_chunks = files.open(i64::MIN, &mut |_| {})?;
     Ok(highest_in_others(&SystemDisk, dir)?.max(head_chunks.highest_ref))
 }
 

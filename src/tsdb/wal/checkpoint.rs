@@ -164,8 +164,8 @@ impl SyncHandle {
         self.checkpoint_with_unread(last, retained, None)
     }
 
-    /// The same, the segments from `unread` on being known to have nothing that is kept: they go without
-    /// a look at what is in them.
+    /// The same, the segments from `unread` on being known to have nothing that is kept: they go
+    /// without a look at what is in them.
     pub fn checkpoint_with_unread(
         &self,
         last: SegmentIndex,

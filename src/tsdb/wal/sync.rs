@@ -317,7 +317,7 @@ impl SyncHandle {
     }
 
     /// The segment that is written to. May wait for a write to the disk.
-    pub(super) fn current_segment(&self) -> SegmentIndex {
+    pub(in crate::tsdb) fn current_segment(&self) -> SegmentIndex {
         self.0.lock().written().segment
     }
 

@@ -9,9 +9,9 @@ use std::collections::VecDeque;
 use crate::model::Timestamp;
 use crate::model::key_table::Slot;
 use crate::tsdb::chunkenc::xor::XorIterator;
-use crate::tsdb::error::ReadError;
 use crate::tsdb::head::Head;
 use crate::tsdb::head::append::{LogSide, RefSample};
+use crate::tsdb::head::states::FoundChunk;
 use crate::tsdb::wal::{LogPosition, Wal, WalError, record};
 
 /// Groups noted apart; further ones are noted with the one before.
@@ -103,7 +103,7 @@ impl Head {
         let count = self.states.read().len();
         let mut samples = Vec::new();
         for first in (0..count).step_by(SERIES_TOGETHER) {
-            self.samples_since(first..count.min(first + SERIES_TOGETHER), mint, &mut samples)?;
+            self.samples_since(first..count.min(first + SERIES_TOGETHER), mint, &mut samples);
             if samples.len() >= SAMPLES_TOGETHER || first + SERIES_TOGETHER >= count {
                 for part in samples.chunks(SAMPLES_TOGETHER) {
                     let mut bytes = Vec::new();
@@ -117,37 +117,24 @@ impl Head {
         Ok(())
     }
 
-    /// Samples of these slots from `mint` on, each series' in order. What is damaged is gone, and the
-    /// rest is logged all the same.
+    /// Samples of these slots from `mint` on, each series' in order. What is in files was durable in
+    /// the log before it came there.
     fn samples_since(
         &self,
         slots: std::ops::Range<usize>,
         mint: Timestamp,
         samples: &mut Vec<RefSample>,
-    ) -> Result<(), WalError> {
-        let mut chunks = Vec::new();
-        {
-            let states = self.states.read();
-            for slot in slots {
-                // Slots are below 2^31.
-                let slot = slot as Slot;
-                let series_ref = states.get(slot).series_ref();
-                let push = |chunk| chunks.push((series_ref, chunk));
-                states.chunks_in(slot, mint, Timestamp::MAX, push);
-            }
+    ) {
+        let states = self.states.read();
+        for slot in slots {
+            // Slots are below 2^31.
+            let slot = slot as Slot;
+            let series_ref = states.get(slot).series_ref();
+            states.chunks_in(slot, mint, Timestamp::MAX, |chunk| {
+                let FoundChunk::Here(chunk) = chunk else { return };
+                let stored = XorIterator::new(&chunk.bytes).flatten().filter(|(t, _)| *t >= mint);
+                samples.extend(stored.map(|(t, v)| RefSample { series_ref, t, v }));
+            });
         }
-        for (series_ref, chunk) in chunks {
-            let chunk = match chunk.load() {
-                Ok(chunk) => chunk,
-                Err(ReadError::Io { source, .. }) => return Err(WalError::io(source)),
-                Err(err) => {
-                    tracing::error!(%err, "samples that were not synced cannot be logged again");
-                    continue;
-                }
-            };
-            let stored = XorIterator::new(&chunk.bytes).flatten().filter(|(t, _)| *t >= mint);
-            samples.extend(stored.map(|(t, v)| RefSample { series_ref, t, v }));
-        }
-        Ok(())
     }
 }

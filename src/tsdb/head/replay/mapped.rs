@@ -12,6 +12,8 @@ pub struct MappedChunks {
     /// Ref to place in `lists`.
     refs: RefMap,
     lists: Vec<ChunkList>,
+    /// Chunks that overlap others.
+    contested: u64,
 }
 
 impl MappedChunks {
@@ -31,21 +33,23 @@ impl MappedChunks {
         };
         let list = &mut self.lists[at as usize];
         let listed = Listed { mint, maxt, place: Place::File(place) };
+        let mut is_contested = false;
         while let Err(other) = list.insert(listed) {
             if is_same(files, listed, other) {
                 return;
             }
-            tracing::warn!(
-                series_ref = series_ref.0,
-                mint,
-                maxt,
-                "two head chunks of a series overlap; neither is used"
-            );
             list.remove(other.place);
-            if other.mint <= mint && maxt <= other.maxt {
-                return;
-            }
+            is_contested = true;
         }
+        if is_contested {
+            list.remove(listed.place);
+            self.contested += 1;
+        }
+    }
+
+    /// Chunks that are not used since they overlap others, which are not used either.
+    pub fn contested(&self) -> u64 {
+        self.contested
     }
 
     /// The chunks of a ref, which are its series' from now on.

@@ -23,9 +23,11 @@ fn states() -> States {
 impl States {
     /// Writes at most so many full chunks to files.
     fn write(&mut self, count: usize) {
-        let next = self.next_to_write(count);
+        let Some(end) = self.waiting_end() else { return };
+        let next = self.next_to_write(end, count);
         let chunks: Vec<_> = next.iter().map(|(.., chunk)| chunk.clone()).collect();
-        let places = self.files.append(&chunks).unwrap();
+        let (places, result) = self.files.append(&chunks);
+        result.unwrap();
         let written = next.iter().zip(places);
         self.settle(written.map(|((id, slot, _), place)| (*id, *slot, place)));
     }
@@ -164,27 +166,58 @@ fn a_chunk_that_was_found_is_read_though_its_file_is_removed() {
 }
 
 #[test]
-fn a_series_is_filled_anew_in_memory_and_gaps_in_files() {
+fn samples_are_taken_out_of_chunks_wherever_these_are() {
+    for written in [0, 1, 2, usize::MAX] {
+        let mut states = states();
+        for t in 0..400 {
+            states.append(0, t, 1, RANGE);
+        }
+        states.write(written);
+        let files = states.files.numbers();
+        // All of the second chunk, and some of the others.
+        let second = states.get(0).full.iter().nth(1).unwrap();
+        let keep = |t: i64| t % 7 != 0 && !(second.mint..=second.maxt).contains(&t);
+        let some: Vec<_> = states.samples().into_iter().filter(|(t, _)| keep(*t)).collect();
+        states.retain(0, keep).unwrap();
+        assert_eq!(states.samples(), some);
+        // What is left of chunks in files is not written, and keeps these.
+        states.write(usize::MAX);
+        assert_eq!(states.samples(), some);
+        states.files.remove_dead().unwrap();
+        assert_eq!(states.files.numbers().first(), files.first().or(Some(&1)), "{written}");
+        states.clear(0);
+        states.files.remove_dead().unwrap();
+        assert!(states.files.numbers().is_empty(), "{written}");
+    }
+}
+
+#[test]
+fn a_shortened_chunk_keeps_its_turn() {
     let mut states = states();
     for t in 0..400 {
         states.append(0, t, 1, RANGE);
     }
+    let before: Vec<_> = states.get(0).full.iter().map(|chunk| chunk.maxt).collect();
+    let _ = states.drop_before(0, 50);
+    let end = states.waiting_end().unwrap();
+    let order: Vec<_> = states.next_to_write(end, 9).iter().map(|(.., chunk)| chunk.maxt).collect();
+    assert_eq!(order, before);
+    assert_eq!(states.next_to_write(end, 1)[0].2.mint, 50);
+}
+
+#[test]
+fn a_gap_is_filled_once() {
+    let mut states = states();
+    let chunk = |range: std::ops::Range<i64>| {
+        let (mut xor, mut bytes) = (XorState::default(), ThinVec::new());
+        range.for_each(|t| xor.append(&mut bytes, t, 1));
+        (xor, bytes)
+    };
+    assert!(states.insert(0, chunk(0..10)));
+    assert!(states.insert(0, chunk(20..30)));
+    assert!(!states.insert(0, chunk(9..12)));
+    assert!(states.insert(0, chunk(10..20)));
+    assert_eq!(states.samples().len(), 30);
     states.write(usize::MAX);
-    let some: Vec<_> = states.samples().into_iter().filter(|(t, _)| t % 7 != 0).collect();
-    states.refill(0, &some, RANGE);
-    assert_eq!(states.samples(), some);
-    // Nothing of it is written.
-    states.write(usize::MAX);
-    states.files.remove_dead().unwrap();
-    assert!(states.files.numbers().is_empty());
-    // A gap is filled, and that is written.
-    let chunks: Vec<_> = states.get(0).full.iter().collect();
-    states.detach(0, chunks[1]);
-    let (gap, rest): (Vec<_>, Vec<_>) =
-        some.iter().partition(|(t, _)| (chunks[1].mint..=chunks[1].maxt).contains(t));
-    assert_eq!(states.samples(), rest);
-    states.insert(0, &gap);
-    states.write(usize::MAX);
-    assert_eq!(states.samples(), some);
-    assert_eq!(states.files.numbers(), [2]);
+    assert_eq!((states.samples().len(), states.waiting_end()), (30, None));
 }
