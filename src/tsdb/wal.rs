@@ -235,7 +235,7 @@ impl Wal {
     }
 
     /// Ends the segment that is written to, unless it is empty, and begins the next one, so that a
-    /// checkpoint may stand for it ([`SyncHandle::truncate`]). The place at which the log goes on.
+    /// checkpoint may stand for it ([`SyncHandle::checkpoint`]). The place at which the log goes on.
     /// As an append, it syncs nothing, and is undone if it fails.
     pub fn cut_segment(&mut self) -> Result<LogPosition, WalError> {
         if self.end.offset == 0 {
