@@ -173,9 +173,12 @@ impl Db {
     /// half ranges, the rest of the range that it is in, and so on while the head spans more than that.
     /// How many blocks were made. Blocks on the disk, and may take long.
     pub fn cut_due(&self) -> Result<usize, CutError> {
-        let mut cutting = self.cutting.lock();
+        self.cut_blocks(|cutting| self.cut_due_of(cutting))
+    }
+
+    fn cut_due_of(&self, cutting: &mut Cutting) -> Result<usize, CutError> {
         // What is cut already and still there would be looked through once more.
-        self.drop_cut_of(&mut cutting);
+        self.drop_from_head(cutting);
         if cutting.to_drop.is_some() {
             return Ok(0);
         }
@@ -193,7 +196,7 @@ impl Db {
             if end > self.env.clock.now() {
                 break;
             }
-            made += usize::from(self.cut(&mut cutting, Span { start: oldest, end })?);
+            made += usize::from(self.cut(cutting, Span { start: oldest, end })?);
             if cutting.to_drop.is_some() {
                 break;
             }
@@ -203,7 +206,10 @@ impl Db {
 
     /// Cuts all of the head that is not later than now, in blocks of a range each; the rest stays.
     pub fn flush(&self) -> Result<usize, CutError> {
-        let mut cutting = self.cutting.lock();
+        self.cut_blocks(|cutting| self.flush_of(cutting))
+    }
+
+    fn flush_of(&self, cutting: &mut Cutting) -> Result<usize, CutError> {
         let mut made = 0;
         while let Some((oldest, newest)) = self.head_span() {
             let now = self.env.clock.now();
@@ -211,7 +217,7 @@ impl Db {
             if end <= oldest {
                 break;
             }
-            let has_block = self.cut(&mut cutting, Span { start: oldest, end })?;
+            let has_block = self.cut(cutting, Span { start: oldest, end })?;
             made += usize::from(has_block);
             // What the head has not dropped yet hides where its next sample is.
             if !has_block && cutting.to_drop.is_some() {
@@ -224,9 +230,12 @@ impl Db {
     /// Cuts what no sender can add to any more: all that is older than what is taken now, which stays
     /// so. For heads whose series are written elsewhere from now on.
     pub fn cut_settled(&self) -> Result<usize, CutError> {
-        let mut cutting = self.cutting.lock();
+        self.cut_blocks(|cutting| self.cut_settled_of(cutting))
+    }
+
+    fn cut_settled_of(&self, cutting: &mut Cutting) -> Result<usize, CutError> {
         let mut made = 0;
-        self.drop_cut_of(&mut cutting);
+        self.drop_from_head(cutting);
         if cutting.to_drop.is_some() {
             return Ok(0);
         }
@@ -236,12 +245,23 @@ impl Db {
             if end <= oldest {
                 break;
             }
-            made += usize::from(self.cut(&mut cutting, Span { start: oldest, end })?);
+            made += usize::from(self.cut(cutting, Span { start: oldest, end })?);
             if cutting.to_drop.is_some() {
                 break;
             }
         }
         Ok(made)
+    }
+
+    /// Cuts, and then cuts the log, once for all blocks: each time two thirds of it are read.
+    fn cut_blocks(
+        &self,
+        cut: impl FnOnce(&mut Cutting) -> Result<usize, CutError>,
+    ) -> Result<usize, CutError> {
+        let mut cutting = self.cutting.lock();
+        let made = cut(&mut cutting);
+        self.truncate_log(&mut cutting.truncation);
+        made
     }
 
     /// Times of the oldest and newest sample that only the head has.
@@ -267,7 +287,7 @@ impl Db {
                 let has_block = block.is_some();
                 self.replace_view(cutting, block, span.end);
                 self.unsettled.lock().remove(&ulid);
-                self.drop_cut_of(cutting);
+                self.drop_from_head(cutting);
                 Ok(has_block)
             }
             Err(err) => {
@@ -376,7 +396,16 @@ impl Db {
         self.drop_cut_of(&mut cutting)
     }
 
+    /// The same, and cuts the log behind it.
     fn drop_cut_of(&self, cutting: &mut Cutting) -> bool {
+        let is_dropped = self.drop_from_head(cutting);
+        if is_dropped {
+            self.truncate_log(&mut cutting.truncation);
+        }
+        is_dropped
+    }
+
+    fn drop_from_head(&self, cutting: &mut Cutting) -> bool {
         cutting.older_views.retain(|view| view.strong_count() > 0);
         if !cutting.older_views.is_empty() {
             return false;
@@ -387,7 +416,6 @@ impl Db {
             cutting.note_forgotten(dropped);
             cutting.truncation.note_dropped(mint);
         }
-        self.truncate_log(&mut cutting.truncation);
         true
     }
 }
