@@ -367,7 +367,6 @@ impl HeadChunkFiles {
             files.filter_map(|(place, file)| Some((file.clone()?, place))).collect()
         };
         by_number.sort_unstable_by_key(|(file, _)| file.number);
-        self.finish_current(&mut writer)?;
         let stays_from = writer.stays_from;
         let goes = |file: &HeadChunkFile| file.number < stays_from && file.is_dead();
         for (file, place) in by_number.into_iter().take_while(|(file, _)| goes(file)) {
@@ -380,8 +379,12 @@ impl HeadChunkFiles {
             }
             self.files.write()[place] = None;
             self.metrics.bytes.add(-(len as f64));
+            if writer.current.as_ref().is_some_and(|current| current.place == place) {
+                // Nobody needs it on the medium any more.
+                writer.current = None;
+            }
         }
-        Ok(())
+        self.finish_current(&mut writer)
     }
 }
 

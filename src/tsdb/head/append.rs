@@ -10,6 +10,8 @@
 //! is success even if newer ones exist; the bound follows the smaller of the newest sample and the
 //! wall clock; what one request says twice is judged against what it said before.
 
+mod group;
+mod judge;
 mod unsynced;
 
 use std::cell::RefCell;
@@ -19,19 +21,19 @@ use std::sync::Arc;
 
 use parking_lot::RwLockWriteGuard;
 
-use crate::disk::lacks_descriptors;
 use crate::model::fingerprint::Fingerprint;
 use crate::model::key_table::{Adder, Slot};
 use crate::model::labels::{LabelIter, SeriesKey};
 use crate::model::{HeadSeriesRef, Timestamp};
-use crate::tsdb::error::ReadError;
 use crate::tsdb::head::Head;
+use crate::tsdb::head::append::group::{AcceptedSample, Group, Mark};
+use crate::tsdb::head::append::judge::{LateSample, Repeats, Verdict, judge, judge_late};
 use crate::tsdb::head::append::unsynced::Unsynced;
-use crate::tsdb::head::batch::{Batch, BatchSample, NEW_BIT, NewSeries};
+use crate::tsdb::head::batch::{Batch, NEW_BIT, NewSeries};
 use crate::tsdb::head::catalog::Catalog;
 use crate::tsdb::head::series::{Cut, SeriesState};
 use crate::tsdb::head::slots::FreeSlots;
-use crate::tsdb::head::states::{FoundChunk, HeadChunk, States, value_in};
+use crate::tsdb::head::states::States;
 use crate::tsdb::wal::record;
 use crate::tsdb::wal::{Appended, LogPosition, SegmentIndex, Wal, WalError};
 
@@ -115,31 +117,6 @@ pub struct LogSide {
     scratch: Scratch,
 }
 
-/// What one write takes to the log: batches that were checked and are neither logged nor applied.
-struct Group {
-    /// Number of its first batch, for marks.
-    first_request: u64,
-    accepted: Vec<AcceptedSample>,
-    /// Series whose record is among `records`.
-    unlogged: Vec<Slot>,
-    /// Records one after another, and where each ends.
-    records: Vec<u8>,
-    ends: Vec<usize>,
-    /// Times of the oldest and newest accepted sample; reversed while there is none.
-    mint: Timestamp,
-    maxt: Timestamp,
-}
-
-/// What the group was before a batch that is taken out again.
-struct Mark {
-    accepted: usize,
-    unlogged: usize,
-    records: usize,
-    ends: usize,
-    mint: Timestamp,
-    maxt: Timestamp,
-}
-
 /// What only the check of one batch uses.
 #[derive(Default)]
 struct Scratch {
@@ -208,13 +185,6 @@ const BUFFER_BYTES_KEPT: usize = 4 << 20;
 thread_local! {
     /// Buffers of the groups. One set a thread, not one a head: most heads of many are idle.
     static BUFFERS: RefCell<(Group, Scratch)> = RefCell::default();
-}
-
-#[derive(Clone, Copy)]
-struct AcceptedSample {
-    t: Timestamp,
-    v: u64,
-    slot: Slot,
 }
 
 /// States are touched this many at a time before they are used, so that their lines come
@@ -628,41 +598,6 @@ impl Head {
         Ok(late)
     }
 
-    /// Judges samples that would be in chunks on disk. A chunk that is damaged, or on a medium that is,
-    /// holds no sample for certain; without a file handle for it the batch is to come again.
-    fn look_up_late(
-        &self,
-        late: Vec<LateSample>,
-        batch: &Batch,
-        bounds: Bounds,
-        report: &mut AppendReport,
-    ) -> Result<(), WalError> {
-        // What is sent again comes series by series, in order.
-        let mut last: Option<(Slot, HeadChunk)> = None;
-        for LateSample { place, slot, chunk } in late {
-            let BatchSample { t, v, .. } = batch.samples[place];
-            let has = |(of, chunk): &(Slot, HeadChunk)| *of == slot && chunk.holds(t);
-            if !last.as_ref().is_some_and(has) {
-                last = match chunk.load() {
-                    Ok(chunk) => Some((slot, chunk)),
-                    Err(ReadError::Io { source, .. }) if lacks_descriptors(&source) => {
-                        return Err(WalError::io(source));
-                    }
-                    Err(_) => None,
-                };
-            }
-            let stored = last.as_ref().and_then(|(_, chunk)| value_in(&chunk.bytes, t));
-            match stored == Some(v) {
-                true => report.stored += 1,
-                false => {
-                    let refusal = refusal_of_late(t, None, bounds);
-                    report.refuse(place, refusal, || self.catalog.load().key_of(slot));
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// Adds the records of the batch that was just checked: its series that are not in the log yet,
     /// then its accepted samples.
     fn encode(
@@ -767,103 +702,6 @@ fn touch(states: &States, slots: impl Iterator<Item = Slot>) {
     std::hint::black_box(sum);
 }
 
-enum Verdict {
-    Append,
-    /// The very sample is stored already.
-    Stored,
-    Refuse(Refusal),
-    /// It would be in this chunk, which is on disk.
-    LookInto(FoundChunk),
-}
-
-/// A sample whose verdict is in a chunk on disk.
-struct LateSample {
-    /// Its place in the batch.
-    place: usize,
-    slot: Slot,
-    chunk: FoundChunk,
-}
-
-/// `last` is the series' newest sample, those accepted earlier in the request included. `None` if the
-/// sample is no later, or below the bound.
-#[inline]
-fn judge(sample: &BatchSample, last: Option<(Timestamp, u64)>, bounds: Bounds) -> Option<Verdict> {
-    let t = sample.t;
-    if t > bounds.maxt {
-        return Some(Verdict::Refuse(Refusal::TooFarInFuture));
-    }
-    match last {
-        None if t < bounds.mint => Some(Verdict::Refuse(Refusal::OutOfBounds)),
-        None => Some(Verdict::Append),
-        Some((last_t, _)) if t > last_t && t >= bounds.mint => Some(Verdict::Append),
-        Some(_) => None,
-    }
-}
-
-#[cold]
-fn judge_late(
-    sample: &BatchSample,
-    last: Option<(Timestamp, u64)>,
-    bounds: Bounds,
-    states: &States,
-    slot: Slot,
-) -> Verdict {
-    let BatchSample { t, v, .. } = *sample;
-    if last == Some((t, v)) {
-        return Verdict::Stored;
-    }
-    if last.is_some_and(|(last_t, _)| t < last_t) {
-        match states.chunk_at(slot, t) {
-            Some(FoundChunk::Here(chunk)) if value_in(&chunk.bytes, t) == Some(v) => {
-                return Verdict::Stored;
-            }
-            Some(chunk @ FoundChunk::InFile(_)) => return Verdict::LookInto(chunk),
-            _ => {}
-        }
-    }
-    Verdict::Refuse(refusal_of_late(t, last, bounds))
-}
-
-/// Why a sample that is not stored and not later than the last one is refused.
-fn refusal_of_late(t: Timestamp, last: Option<(Timestamp, u64)>, bounds: Bounds) -> Refusal {
-    if t < bounds.mint {
-        Refusal::OutOfBounds
-    } else if last.is_some_and(|(last_t, _)| last_t == t) {
-        Refusal::DuplicateForTimestamp
-    } else {
-        Refusal::OutOfOrder
-    }
-}
-
-/// Newest accepted sample of the series that a request names more than once.
-#[derive(Default)]
-struct Repeats {
-    /// Built when a series first comes again: index of its newest accepted sample.
-    newest: Option<HashMap<Slot, usize>>,
-}
-
-impl Repeats {
-    fn last_of(&mut self, slot: Slot, accepted: &[AcceptedSample]) -> Option<(Timestamp, u64)> {
-        if let Some(last) = accepted.last()
-            && last.slot == slot
-        {
-            // Several samples of one series in a row, as in a catch-up, need no map.
-            return Some((last.t, last.v));
-        }
-        let newest = self.newest.get_or_insert_with(|| {
-            accepted.iter().enumerate().map(|(i, sample)| (sample.slot, i)).collect()
-        });
-        newest.get(&slot).map(|i| (accepted[*i].t, accepted[*i].v))
-    }
-
-    #[inline]
-    fn note(&mut self, slot: Slot, index: usize) {
-        if let Some(newest) = &mut self.newest {
-            newest.insert(slot, index);
-        }
-    }
-}
-
 impl LogSide {
     pub(super) fn cut_segment(&mut self) -> Result<LogPosition, WalError> {
         match &mut self.wal {
@@ -901,68 +739,4 @@ impl LogSide {
             BUFFERS.set((group, scratch));
         }
     }
-}
-
-impl Default for Group {
-    fn default() -> Group {
-        Group {
-            first_request: 0,
-            accepted: Vec::new(),
-            unlogged: Vec::new(),
-            records: Vec::new(),
-            ends: Vec::new(),
-            mint: Mark::START.mint,
-            maxt: Mark::START.maxt,
-        }
-    }
-}
-
-impl Group {
-    fn clear(&mut self) {
-        self.accepted.clear();
-        self.unlogged.clear();
-        self.records.clear();
-        self.ends.clear();
-        (self.mint, self.maxt) = (Mark::START.mint, Mark::START.maxt);
-    }
-
-    fn mark(&self) -> Mark {
-        Mark {
-            accepted: self.accepted.len(),
-            unlogged: self.unlogged.len(),
-            records: self.records.len(),
-            ends: self.ends.len(),
-            mint: self.mint,
-            maxt: self.maxt,
-        }
-    }
-
-    fn records(&self) -> impl Iterator<Item = &[u8]> {
-        let starts = [0].into_iter().chain(self.ends.iter().copied());
-        starts.zip(&self.ends).map(|(start, end)| &self.records[start..*end])
-    }
-
-    /// Times of the oldest and newest sample.
-    fn time_range(&self) -> Option<(Timestamp, Timestamp)> {
-        (self.mint <= self.maxt).then_some((self.mint, self.maxt))
-    }
-
-    fn capacity_bytes(&self) -> usize {
-        self.accepted.capacity() * size_of::<AcceptedSample>()
-            + self.unlogged.capacity() * size_of::<Slot>()
-            + self.records.capacity()
-            + self.ends.capacity() * size_of::<usize>()
-    }
-}
-
-impl Mark {
-    /// Of a group without batches.
-    const START: Mark = Mark {
-        accepted: 0,
-        unlogged: 0,
-        records: 0,
-        ends: 0,
-        mint: Timestamp::MAX,
-        maxt: Timestamp::MIN,
-    };
 }

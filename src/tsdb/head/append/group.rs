@@ -1,0 +1,100 @@
+//! What one write takes to the log.
+
+use crate::model::Timestamp;
+use crate::model::key_table::Slot;
+
+/// What one write takes to the log: batches that were checked and are neither logged nor applied.
+pub(super) struct Group {
+    /// Number of its first batch, for marks.
+    pub(super) first_request: u64,
+    pub(super) accepted: Vec<AcceptedSample>,
+    /// Series whose record is among `records`.
+    pub(super) unlogged: Vec<Slot>,
+    /// Records one after another, and where each ends.
+    pub(super) records: Vec<u8>,
+    pub(super) ends: Vec<usize>,
+    /// Times of the oldest and newest accepted sample; reversed while there is none.
+    pub(super) mint: Timestamp,
+    pub(super) maxt: Timestamp,
+}
+
+/// What the group was before a batch that is taken out again.
+pub(super) struct Mark {
+    pub(super) accepted: usize,
+    pub(super) unlogged: usize,
+    pub(super) records: usize,
+    pub(super) ends: usize,
+    pub(super) mint: Timestamp,
+    pub(super) maxt: Timestamp,
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct AcceptedSample {
+    pub(super) t: Timestamp,
+    pub(super) v: u64,
+    pub(super) slot: Slot,
+}
+
+impl Default for Group {
+    fn default() -> Group {
+        Group {
+            first_request: 0,
+            accepted: Vec::new(),
+            unlogged: Vec::new(),
+            records: Vec::new(),
+            ends: Vec::new(),
+            mint: Mark::START.mint,
+            maxt: Mark::START.maxt,
+        }
+    }
+}
+
+impl Group {
+    pub(super) fn clear(&mut self) {
+        self.accepted.clear();
+        self.unlogged.clear();
+        self.records.clear();
+        self.ends.clear();
+        (self.mint, self.maxt) = (Mark::START.mint, Mark::START.maxt);
+    }
+
+    pub(super) fn mark(&self) -> Mark {
+        Mark {
+            accepted: self.accepted.len(),
+            unlogged: self.unlogged.len(),
+            records: self.records.len(),
+            ends: self.ends.len(),
+            mint: self.mint,
+            maxt: self.maxt,
+        }
+    }
+
+    pub(super) fn records(&self) -> impl Iterator<Item = &[u8]> {
+        let starts = [0].into_iter().chain(self.ends.iter().copied());
+        starts.zip(&self.ends).map(|(start, end)| &self.records[start..*end])
+    }
+
+    /// Times of the oldest and newest sample.
+    pub(super) fn time_range(&self) -> Option<(Timestamp, Timestamp)> {
+        (self.mint <= self.maxt).then_some((self.mint, self.maxt))
+    }
+
+    pub(super) fn capacity_bytes(&self) -> usize {
+        self.accepted.capacity() * size_of::<AcceptedSample>()
+            + self.unlogged.capacity() * size_of::<Slot>()
+            + self.records.capacity()
+            + self.ends.capacity() * size_of::<usize>()
+    }
+}
+
+impl Mark {
+    /// Of a group without batches.
+    pub(super) const START: Mark = Mark {
+        accepted: 0,
+        unlogged: 0,
+        records: 0,
+        ends: 0,
+        mint: Timestamp::MAX,
+        maxt: Timestamp::MIN,
+    };
+}
