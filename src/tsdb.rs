@@ -57,6 +57,7 @@ use crate::tsdb::head::metrics::HeadMetrics;
 use crate::tsdb::head::read::HeadReader;
 use crate::tsdb::head::replay::mapped::MappedChunks;
 use crate::tsdb::head::replay::{BesideLog, ReplayReport, replay};
+use crate::tsdb::head::write_chunks::Written;
 use crate::tsdb::head_chunks::{FILE_BYTES, HeadChunkFiles};
 use crate::tsdb::loading::Loading;
 use crate::tsdb::options::DbOptions;
@@ -231,7 +232,11 @@ impl Db {
             .map_err(OpenError::io("looking for head chunks in", dir))?;
         if mapped.contested() > 0 {
             let (dir, chunks) = (dir.display(), mapped.contested());
-            tracing::warn!(%dir, chunks, "head chunks overlap others and are not used; the log has them");
+            tracing::warn!(%dir, chunks, "head chunks overlap others and are not used; the log may have them");
+        }
+        let marked = unsynced::marked_from(&*disk, &wal_dir);
+        if marked.map_err(OpenError::io("looking for a mark in", &wal_dir))?.is_some() {
+            files.doubt_found();
         }
         let log = LogDir::list(&*disk, &wal_dir).map_err(OpenError::io("listing", &wal_dir))?;
         loading.begin(&log.segments);
@@ -263,7 +268,7 @@ impl Db {
         let log_side = LogSide::new(wal, report.next_ref.max(highest_ref + 1));
         let retention = options.retention;
         let mut cutting = Cutting::new(&options, &registry, tenant, blocks.len());
-        cutting.heed(&report, contents.max_time, wal_end.segment);
+        cutting.heed(&report, (floor, contents.max_time), wal_end.segment);
         if out_of_order_log_bytes > 0 || head_chunks.histograms + head_chunks.others > 0 {
             cutting.keep_log();
         }
@@ -351,7 +356,7 @@ impl Db {
     /// Writes the head's full chunks to files, so that they take no memory; how many that were. Blocks
     /// on the disk. On an error the rest stays in memory until the next call.
     pub fn write_full_chunks(&self) -> Result<usize, WriteError> {
-        let _one_at_a_time = self.cutting.lock();
+        let mut cutting = self.cutting.lock();
         let Some(end) = self.head.waiting_end() else { return Ok(0) };
         if self.sync.is_dirty() {
             // What was appended before is durable then; what cannot be stays in memory.
@@ -360,7 +365,10 @@ impl Db {
                 WriteError::Io { path: self.dir.join("wal"), source }
             })?;
         }
-        self.head.write_full_chunks(end)
+        let mut written = Written::default();
+        let result = self.head.write_full_chunks(end, &mut written);
+        cutting.note_in_files(written.samples);
+        result.map(|()| written.chunks)
     }
 
     /// If the log's unsynced end was lost after a failed sync, logs again what it held, so that

@@ -265,6 +265,7 @@ pub static FLAGS: &[Flag] = &[
 
     flag("check", Kind::Check, NONE, "Read the flags and all files that they name, build the rings, tell what was found, a line each, and end: 0 if a start would succeed. With =strict, flags that have no effect or none yet are errors, too.").own(),
     flag("tsdb.wal-sync", Kind::Choice(&["interval", "always", "segment"]), "interval", "When the write-ahead log reaches the medium: at least every second (interval), before a write is answered (always), or when a segment of 128 MiB is full, as in Prometheus (segment). A crash of the process alone loses nothing with any of them.").own(),
+    switch("tsdb.wal-truncate-by-head-chunks", OFF, "Let the log lose what synced files in chunks_head have, not only what blocks have: it is a fraction as long, and a start reads as much less. Damage in chunks_head then costs the samples that it hits; a Prometheus that opens the directory drops the damaged file and all later ones.").own(),
     switch("tsdb.flush-on-shutdown", ON, "Cut the heads into blocks when the process is told to stop, as Thanos does. Off, what is not cut stays in the log, and a sender's late retries are still taken after the restart.").own(),
     flag("tsdb.flush-timeout", Kind::DurationModel, "2m", "Longest time of that; heads that are not cut by then stay in the log.").own(),
     flag("tsdb.head-series-max", Kind::Uint, "50000000", "Series in one tenant's head; samples of further ones are refused.").own(),

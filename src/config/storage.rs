@@ -79,6 +79,7 @@ fn db_options(settings: &mut Settings<'_>) -> Option<DbOptions> {
             "segment" => SyncPolicy::Segment,
             _ => SyncPolicy::Interval,
         },
+        wal_by_coverage: values.switch("tsdb.wal-truncate-by-head-chunks"),
         no_lockfile: values.switch("tsdb.no-lockfile"),
         too_far_in_future: settings.duration("tsdb.too-far-in-future.time-window"),
         series_max: series_max?,

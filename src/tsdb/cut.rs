@@ -8,6 +8,9 @@
 //!    series that have nothing else;
 //! 5. the log is cut.
 //!
+//! If the options say so, the log also loses what [sealed](super::head_chunks::seal) files of head
+//! chunks have, whenever that is most of it.
+//!
 //! A process that ends before the block has its name starts with all of it in the log, and after that
 //! with a floor below which the log is not replayed. A cut that fails when the block has its name takes
 //! the block away again; until that or 3 is done the block is not settled, and nobody else heeds it.
@@ -134,7 +137,7 @@ impl Cutting {
             range: options.cut_range,
             older_views: Vec::new(),
             to_drop: None,
-            truncation: Truncation::default(),
+            truncation: Truncation::new(options),
             older_catalogs: Vec::new(),
             looked_for_refused: None,
             metrics,
@@ -142,8 +145,18 @@ impl Cutting {
     }
 
     /// Heeds what a replay found. The log goes on with a new segment.
-    pub(super) fn heed(&mut self, replay: &ReplayReport, newest: Timestamp, segment: SegmentIndex) {
-        self.truncation.heed(replay, newest, segment);
+    pub(super) fn heed(
+        &mut self,
+        replay: &ReplayReport,
+        (floor, newest): (Timestamp, Timestamp),
+        segment: SegmentIndex,
+    ) {
+        self.truncation.heed(replay, (floor, newest), segment);
+    }
+
+    /// So many samples more are in files of head chunks.
+    pub(super) fn note_in_files(&mut self, samples: u64) {
+        self.truncation.note_in_files(samples);
     }
 
     /// The log has records of types that nothing here knows.

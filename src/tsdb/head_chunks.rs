@@ -1,13 +1,15 @@
 //! Full chunks of a head, on disk: `chunks_head/000001` and so on, as Prometheus has them.
 //!
-//! The log has all that these files have, so they are not synced, and damage costs time only: a start
-//! takes what is whole ([`scan`]) and the log fills in the rest. They save memory while the head runs
-//! and reading when it starts. Nothing is mapped into memory; chunks are read one by one.
+//! They save memory while the head runs and reading when it starts, which takes what is whole
+//! ([`scan`]) and has the log fill in the rest. As long as the log has all that these files have,
+//! damage costs time only; it may lose what [sealed](seal) files have. Nothing is mapped into
+//! memory; chunks are read one by one.
 //!
 //! Numbers rise without a gap, and files go from the front, once no series refers to a chunk in them.
 
 mod format;
 pub mod scan;
+pub mod seal;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,6 +22,7 @@ use crate::metrics::{Counter, Gauge, Registry};
 use crate::model::{HeadSeriesRef, Timestamp};
 use crate::tsdb::chunkenc::ENCODING_XOR;
 use crate::tsdb::error::{Corruption, ReadError, WriteError};
+use crate::tsdb::head_chunks::seal::{Doubt, Seal};
 
 /// The directory's name in the database's.
 pub const HEAD_CHUNKS_DIR: &str = "chunks_head";
@@ -75,6 +78,12 @@ pub struct FullChunk {
     pub bytes: Vec<u8>,
 }
 
+impl FullChunk {
+    pub fn sample_count(&self) -> u64 {
+        self.bytes.first_chunk().map_or(0, |count| u16::from_be_bytes(*count).into())
+    }
+}
+
 /// A chunk in a file that stays readable for as long as this is held.
 #[derive(Clone)]
 pub struct ChunkInFile {
@@ -124,9 +133,14 @@ struct HeadChunkFile {
     file: Arc<dyn DiskFile>,
     /// Chunks in it that a series refers to.
     live: AtomicUsize,
+    seal: Mutex<Seal>,
 }
 
 impl HeadChunkFile {
+    fn new(number: u64, path: PathBuf, file: Arc<dyn DiskFile>, seal: Seal) -> HeadChunkFile {
+        HeadChunkFile { number, path, file, live: AtomicUsize::new(0), seal: Mutex::new(seal) }
+    }
+
     /// Reads as much as the file has; how much that was.
     fn fill(&self, offset: u64, bytes: &mut [u8]) -> Result<usize, ReadError> {
         let mut filled = 0;
@@ -163,6 +177,9 @@ struct Writer {
     next_number: u64,
     /// The first file that holds what this version does not read: it stays, and those behind it.
     stays_from: u64,
+    doubt: Option<Doubt>,
+    /// Failed syncs of the file system that were seen.
+    failures_seen: u64,
     current: Option<Current>,
 }
 
@@ -216,7 +233,13 @@ impl HeadChunkFiles {
             disk,
             dir: dir.join(HEAD_CHUNKS_DIR),
             files: RwLock::default(),
-            writer: Mutex::new(Writer { next_number: 1, stays_from: u64::MAX, current: None }),
+            writer: Mutex::new(Writer {
+                next_number: 1,
+                stays_from: u64::MAX,
+                doubt: None,
+                failures_seen: 0,
+                current: None,
+            }),
             file_bytes: file_bytes.min(FILE_BYTES),
             metrics,
         }
@@ -312,10 +335,22 @@ impl HeadChunkFiles {
     /// Prometheus bears with a last file that is not whole, and with no other.
     fn finish_current(&self, writer: &mut Writer) -> Result<(), WriteError> {
         let Some(current) = &writer.current else { return Ok(()) };
-        current.file.file.sync().map_err(WriteError::io(&current.file.path))?;
-        self.disk.sync_dir(&self.dir).map_err(WriteError::io(&self.dir))?;
+        let file = current.file.clone();
+        let synced = file.file.sync().map_err(WriteError::io(&file.path));
+        let synced = synced.and_then(|()| self.sync_dirs());
+        if synced.is_err() {
+            self.doubt(writer, file.number);
+        }
+        synced?;
+        file.seal.lock().end_writing();
         writer.current = None;
         Ok(())
+    }
+
+    /// Makes the names that lead to the files durable.
+    fn sync_dirs(&self) -> Result<(), WriteError> {
+        let mut dirs = self.dir.ancestors().take(2).filter(|dir| !dir.as_os_str().is_empty());
+        dirs.try_for_each(|dir| self.disk.sync_dir(dir).map_err(WriteError::io(dir)))
     }
 
     /// Makes all that was written durable.
@@ -329,8 +364,7 @@ impl HeadChunkFiles {
         // One that could not be begun before may be there without its header.
         let file = self.disk.create(&path).map_err(WriteError::io(&path))?;
         file.write_all_at(&format::HEADER, 0).map_err(WriteError::io(&path))?;
-        let file = HeadChunkFile { number, path, file, live: AtomicUsize::new(0) };
-        let file = Arc::new(file);
+        let file = Arc::new(HeadChunkFile::new(number, path, file, Seal::Open));
         let Some(place) = self.add(file.clone()) else {
             let (path, what) = (self.dir.clone(), "head chunks");
             let bytes_max = FILES_MAX as u64 * self.file_bytes;
@@ -361,15 +395,9 @@ impl HeadChunkFiles {
     /// next chunk begin a new one, so that the one that is written to can go some day.
     pub fn remove_dead(&self) -> Result<(), WriteError> {
         let mut writer = self.writer.lock();
-        let mut by_number: Vec<_> = {
-            let files = self.files.read();
-            let files = files.iter().enumerate();
-            files.filter_map(|(place, file)| Some((file.clone()?, place))).collect()
-        };
-        by_number.sort_unstable_by_key(|(file, _)| file.number);
         let stays_from = writer.stays_from;
         let goes = |file: &HeadChunkFile| file.number < stays_from && file.is_dead();
-        for (file, place) in by_number.into_iter().take_while(|(file, _)| goes(file)) {
+        for (file, place) in self.by_number().into_iter().take_while(|(file, _)| goes(file)) {
             let len = file.file.len().unwrap_or(0);
             match self.disk.remove_file(&file.path) {
                 Err(err) if err.kind() != std::io::ErrorKind::NotFound => {
@@ -384,7 +412,18 @@ impl HeadChunkFiles {
                 writer.current = None;
             }
         }
+        self.end_doubt(&mut writer);
         self.finish_current(&mut writer)
+    }
+
+    /// The files and their places, in the order of their numbers.
+    fn by_number(&self) -> Vec<(Arc<HeadChunkFile>, usize)> {
+        let files = self.files.read();
+        let files = files.iter().enumerate();
+        let mut files: Vec<_> =
+            files.filter_map(|(place, file)| Some((file.clone()?, place))).collect();
+        files.sort_unstable_by_key(|(file, _)| file.number);
+        files
     }
 }
 

@@ -15,6 +15,8 @@ pub struct DbOptions {
     pub wal_compression: Compression,
     pub wal_segment_bytes: u64,
     pub wal_sync: SyncPolicy,
+    /// `--tsdb.wal-truncate-by-head-chunks`
+    pub wal_by_coverage: bool,
     /// `--tsdb.no-lockfile`
     pub no_lockfile: bool,
     /// `--tsdb.too-far-in-future.time-window`; zero takes any future time.
@@ -32,6 +34,7 @@ impl Default for DbOptions {
             wal_compression: Compression::Snappy,
             wal_segment_bytes: 128 * 1024 * 1024,
             wal_sync: SyncPolicy::Interval,
+            wal_by_coverage: false,
             no_lockfile: false,
             too_far_in_future: Duration::ZERO,
             series_max: 50_000_000,

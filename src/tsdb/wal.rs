@@ -33,7 +33,7 @@ use crate::metrics::Counter;
 use crate::tsdb::wal::pack::Packer;
 use crate::tsdb::wal::segment::{FrameCounts, Framer, PAGE_BYTES, RECORD_BYTES_MAX};
 
-pub use checkpoint::{CheckpointError, CheckpointReport, Retained, Share};
+pub use checkpoint::{CheckpointError, CheckpointReport, Retained, Share, nowhere};
 pub use metrics::WalMetrics;
 pub use segment::{LogPosition, SegmentIndex};
 pub use sync::{SyncError, SyncHandle};

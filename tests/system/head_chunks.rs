@@ -6,7 +6,7 @@ use std::path::Path;
 
 use crate::directories::{NO_TARGETS, WORKLOAD, copy_dir, judge_with_promtool, load_to};
 use crate::programs::{Prometheus, start_node};
-use crate::support::node::DEFAULT_TENANT;
+use crate::support::node::{DEFAULT_TENANT, Node};
 use crate::support::process::wait_until;
 use crate::support::remote_read::{Content, everything, sample_count};
 use crate::support::same::assert_same;
@@ -77,4 +77,37 @@ fn full_chunks_are_found_by_all_whatever_happens_to_them() {
     ringest.start();
     assert_same("what we serve of the log alone", &everything(&ringest.http), &content);
     ringest.kill();
+}
+
+/// What the log lost to files is there for Prometheus as well, which writes on; and so do we.
+#[test]
+fn a_log_without_what_head_chunks_have_is_whole_for_prometheus() {
+    let root = tempfile::tempdir().unwrap();
+    let args = [
+        "--tsdb.wal-truncate-by-head-chunks",
+        "--no-tsdb.flush-on-shutdown",
+        "--no-tsdb.wal-compression",
+    ];
+    let mut ringest = start_node(root.path(), &args);
+    // More than a sixteenth of a segment, and just behind full chunks.
+    let workload = ["--series=3200", "--series-per-request=1000", "--rounds=260"];
+    let workload = [&workload[..], &WORKLOAD[2..]].concat();
+    load_to(&ringest.remote_write, &workload);
+    let log_bytes = |node: &Node| node.metric("prometheus_tsdb_wal_storage_size_bytes");
+    wait_until("the log is cut", || {
+        ringest.metric("prometheus_tsdb_checkpoint_creations_total") >= 1.0
+            && log_bytes(&ringest) < 3e6
+    });
+    let content = everything(&ringest.http);
+    assert_eq!(sample_count(&content), 3200 * 260);
+    ringest.kill();
+    let dir = ringest.data.join(DEFAULT_TENANT);
+    let complaints = assert_prometheus_serves(&dir, &content, "what Prometheus serves");
+    assert_eq!(complaints, [""; 0]);
+    // A Prometheus has the directory for a while.
+    let prometheus = Prometheus::start(&dir, NO_TARGETS, &[]);
+    prometheus.stop();
+    ringest.start();
+    assert_same("what we serve after Prometheus", &everything(&ringest.http), &content);
+    ringest.stop();
 }

@@ -1,4 +1,8 @@
-//! The end of a cut: the log loses what blocks have, by a checkpoint in the place of old segments.
+//! The log loses what blocks have at the end of a cut, and, if that is wanted, what sealed files of
+//! head chunks have, by a checkpoint in the place of old segments.
+//!
+//! By head chunks it is cut when they have two thirds of it: each time all of it is read, so a
+//! sample is read one and a half times, as with a cut of the head.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -11,16 +15,21 @@ use crate::model::{HeadSeriesRef, Timestamp};
 use crate::tsdb::Db;
 use crate::tsdb::error::{ReadError, WriteError};
 use crate::tsdb::head::replay::ReplayReport;
+use crate::tsdb::head_chunks::seal::{SealError, SealedFiles};
+use crate::tsdb::options::DbOptions;
 use crate::tsdb::wal::{CheckpointError, Retained, SegmentIndex, Share, WalError};
 
 /// What is known about the log between two truncations.
-#[derive(Default)]
 pub(super) struct Truncation {
     /// The log has to lose what is before this time.
     due: Option<Timestamp>,
     /// Tries that failed since the last good one, and when the next one comes.
     failed: u32,
     next_try: Option<Instant>,
+    /// Blocks have what is before this time.
+    below: Timestamp,
+    /// How far head chunks have what the log has; `None` if it is to have it all the same.
+    coverage: Option<InFiles>,
     /// Refs that are no series' of the head, and of which the log has samples: their records stay as
     /// long as these.
     forgotten: BTreeMap<HeadSeriesRef, InLog>,
@@ -30,6 +39,26 @@ pub(super) struct Truncation {
     keeps_all: bool,
     /// It has what nothing here knows.
     has_unknown: bool,
+}
+
+/// Samples of the log, and how many of these are in files of head chunks.
+struct InFiles {
+    in_log: u64,
+    in_files: u64,
+    /// Samples that the head had stored when these were counted.
+    stored: Option<u64>,
+    /// A log of fewer bytes stays.
+    log_bytes_min: u64,
+}
+
+impl InFiles {
+    fn count(&mut self, stored: u64) {
+        self.in_log += stored.saturating_sub(self.stored.replace(stored).unwrap_or(stored));
+    }
+
+    fn is_most(&self, log_bytes: u64) -> bool {
+        log_bytes >= self.log_bytes_min && self.in_files > 0 && self.in_files >= self.in_log / 3 * 2
+    }
 }
 
 /// Where the samples of a ref are in the log, and how late, at most.
@@ -50,6 +79,8 @@ enum TruncateError {
     Cut(#[from] WalError),
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    #[error("sealing head chunks")]
+    Seal(#[from] SealError),
     #[error(transparent)]
     Read(#[from] ReadError),
     #[error(transparent)]
@@ -57,12 +88,46 @@ enum TruncateError {
 }
 
 impl Truncation {
+    pub(super) fn new(options: &DbOptions) -> Truncation {
+        let log_bytes_min = options.wal_segment_bytes / 16;
+        let coverage = InFiles { in_log: 0, in_files: 0, stored: None, log_bytes_min };
+        Truncation {
+            due: None,
+            failed: 0,
+            next_try: None,
+            below: Timestamp::MIN,
+            coverage: options.wal_by_coverage.then_some(coverage),
+            forgotten: BTreeMap::new(),
+            own_from: SegmentIndex(0),
+            keeps_all: false,
+            has_unknown: false,
+        }
+    }
+
     /// Heeds what a replay found. The log goes on with a new segment.
-    pub(super) fn heed(&mut self, replay: &ReplayReport, newest: Timestamp, segment: SegmentIndex) {
+    pub(super) fn heed(
+        &mut self,
+        replay: &ReplayReport,
+        (floor, newest): (Timestamp, Timestamp),
+        segment: SegmentIndex,
+    ) {
         let in_log = InLog { last_segment: segment, newest };
+        self.below = floor;
         self.own_from = segment;
         self.forgotten = replay.further_refs.iter().map(|series| (*series, in_log)).collect();
         self.keeps_all |= replay.histograms_left > 0;
+        if let Some(coverage) = &mut self.coverage {
+            let ReplayReport { samples, samples_skipped, samples_mapped, .. } = *replay;
+            coverage.in_log = samples + samples_skipped + samples_mapped;
+            coverage.in_files = samples_mapped;
+        }
+    }
+
+    /// So many samples more are in files of head chunks.
+    pub(super) fn note_in_files(&mut self, samples: u64) {
+        if let Some(coverage) = &mut self.coverage {
+            coverage.in_files += samples;
+        }
     }
 
     /// The log has records of types that nothing here knows, which checkpoints keep.
@@ -88,6 +153,7 @@ impl Truncation {
     /// Notes that blocks have all before `mint`, and that the head does not.
     pub(super) fn note_dropped(&mut self, mint: Timestamp) {
         (self.due, self.failed, self.next_try) = (Some(mint), 0, None);
+        self.below = mint;
     }
 
     /// Whether there is nothing left to lose, and nothing that no block takes.
@@ -95,10 +161,23 @@ impl Truncation {
         self.due.is_none() && !self.keeps_all && !self.has_unknown
     }
 
-    /// What the log has to lose now.
-    fn due_now(&self) -> Option<Timestamp> {
+    /// Whether the log has to lose something now. It is `log_bytes` long, and the head has stored
+    /// so many samples so far.
+    fn is_due(&mut self, stored: u64, log_bytes: u64) -> bool {
         let waits = self.keeps_all || self.next_try.is_some_and(|next| next > Instant::now());
-        self.due.filter(|_| !waits)
+        let is_covered = self.coverage.as_mut().is_some_and(|coverage| {
+            coverage.count(stored);
+            coverage.is_most(log_bytes)
+        });
+        !waits && (self.due.is_some() || is_covered)
+    }
+
+    /// The log has lost what it had to, and has so many samples.
+    fn note_done(&mut self, in_log: u64) {
+        self.due = None;
+        if let Some(coverage) = &mut self.coverage {
+            (coverage.in_log, coverage.in_files) = (in_log, 0);
+        }
     }
 
     fn note_failure(&mut self) {
@@ -112,9 +191,11 @@ impl Db {
     /// Cuts the log if there is something that it has to lose. What fails is tried again later; until
     /// then the log is longer than it need be.
     pub(super) fn truncate_log(&self, truncation: &mut Truncation) {
-        let Some(mint) = truncation.due_now() else { return };
-        match self.replace_segments(truncation, mint) {
-            Ok(()) => truncation.due = None,
+        if !truncation.is_due(self.head.samples_stored(), self.sync.log_bytes()) {
+            return;
+        }
+        match self.replace_segments(truncation) {
+            Ok(()) => {}
             Err(TruncateError::Checkpoint(CheckpointError::Stopped)) => {}
             Err(err) => {
                 truncation.note_failure();
@@ -124,24 +205,30 @@ impl Db {
         }
     }
 
-    /// Puts a checkpoint in the place of what the log has below `mint`, as Prometheus does; of all of
-    /// it when the head has nothing.
-    fn replace_segments(
-        &self,
-        truncation: &mut Truncation,
-        mint: Timestamp,
-    ) -> Result<(), TruncateError> {
-        let (begun, refs) = self.head.cut_log()?;
+    /// Puts a checkpoint in the place of what the log has that blocks have, as Prometheus does, or
+    /// head chunks, if these are heeded; of all of it when the head has nothing.
+    fn replace_segments(&self, truncation: &mut Truncation) -> Result<(), TruncateError> {
         let is_empty = self.head.time_range().is_none();
-        let share = if is_empty { Share::All } else { Share::TwoThirds };
+        let sealed = match truncation.coverage {
+            Some(_) if !is_empty => self.seal_full_chunks(truncation)?,
+            _ => None,
+        };
+        let share = if is_empty || sealed.is_some() { Share::All } else { Share::TwoThirds };
+        let (begun, refs) = self.head.cut_log()?;
+        // What it says stays so: files go only when the head drops what they have.
+        let coverage = sealed.map(|sealed| self.head.coverage(&sealed)).unwrap_or_default();
         // Segments that were filled since may name series that are not among the refs.
         let before_begun = SegmentIndex(begun.0.saturating_sub(1));
         let closed = self.sync.closed_segments()?.map(|closed| {
             let (first, last) = closed.into_inner();
             first..=last.min(before_begun)
         });
-        let Some(last) = closed.and_then(|closed| share.last_of(closed)) else { return Ok(()) };
+        let Some(last) = closed.and_then(|closed| share.last_of(closed)) else {
+            truncation.due = None;
+            return Ok(());
+        };
         self.remove_snapshots()?;
+        let mint = truncation.below;
         let may_have_samples = |in_log: &InLog| in_log.last_segment > last || in_log.newest >= mint;
         let forgotten = &mut truncation.forgotten;
         let is_kept = |series: HeadSeriesRef| {
@@ -151,9 +238,26 @@ impl Db {
         // A log of which nothing is kept need not be read, which takes as long as writing it did.
         let keeps_none = is_empty && refs.is_empty() && !forgotten.values().any(may_have_samples);
         let unread = keeps_none.then_some(truncation.own_from);
-        self.sync.checkpoint_with_unread(last, &Retained { mint, keeps: &is_kept }, unread)?;
+        let is_elsewhere = |series: HeadSeriesRef, t: Timestamp| coverage.has(series, t);
+        let retained = Retained { mint, is_elsewhere: &is_elsewhere, keeps: &is_kept };
+        let report = self.sync.checkpoint_with_unread(last, &retained, unread)?;
         forgotten.retain(|_, in_log| may_have_samples(in_log));
+        truncation.note_done(report.samples.kept);
         Ok(())
+    }
+
+    /// The files of head chunks that the log need not vouch for. If there are none for now, what
+    /// blocks have can still leave it.
+    fn seal_full_chunks(&self, truncation: &Truncation) -> Result<Option<SealedFiles>, SealError> {
+        match self.head.seal_full_chunks(&|| self.sync.file_system_failures()) {
+            Ok(sealed) => Ok(Some(sealed)),
+            Err(err) if truncation.due.is_some() => {
+                let (dir, err) = (self.dir.display(), chain(&err));
+                tracing::warn!(%dir, err, "head chunks cannot be sealed; the log keeps them");
+                Ok(None)
+            }
+            Err(err) => Err(err),
+        }
     }
 
     /// Removes a Prometheus' snapshots of its head, which say from where on the log is to be read.

@@ -591,3 +591,121 @@ async fn a_log_that_could_not_be_cut_is_cut_after_a_minute_and_not_before() {
     assert_eq!(names(), cut);
     assert_eq!(dump(restarted(&life, disk.after_kill()).db()), before);
 }
+
+fn log_bytes(life: &Life) -> u64 {
+    crate::tsdb::bytes_below(&*life.disk, &life.dir.join("wal"))
+}
+
+#[test]
+fn the_log_loses_what_sealed_head_chunks_have() {
+    let disk = FaultyDisk::new();
+    let mut lives = [false, true].map(|wal_by_coverage| {
+        let dir = std::path::PathBuf::from(format!("/db/{wal_by_coverage}"));
+        let mut life = Life::begin(Arc::new(disk.clone()), &dir);
+        life.options.wal_by_coverage = wal_by_coverage;
+        life.open();
+        // One is slow: its samples stay in the log.
+        life.write(100..101, 2);
+        life.write(0..400, 125);
+        life.db().write_full_chunks().unwrap();
+        life.db().drop_cut();
+        life
+    });
+    let [with_all, with_rest] = lives.each_ref().map(log_bytes);
+    assert!(with_rest * 4 < with_all, "{with_rest} of {with_all} bytes");
+    let before = dump(lives[0].db());
+    assert_eq!(sample_count(&before), 2 + 400 * 125);
+    let life = &mut lives[1];
+    for end in ["closed", "killed", "power cut"] {
+        let disk = match end {
+            "closed" => {
+                life.db().close().unwrap();
+                disk.after_kill()
+            }
+            "killed" => disk.after_kill(),
+            _ => disk.after_power_cut(),
+        };
+        life.open_on(Arc::new(disk));
+        assert!(dump(life.db()) == before, "{end}");
+    }
+    // It goes on: cut by blocks, and covered again.
+    life.write(0..400, 130);
+    life.write(100..101, 1);
+    assert_eq!(life.db().cut_due().unwrap(), 1);
+    let before = dump(life.db());
+    assert_eq!(sample_count(&before), 2 + 400 * 255 + 1);
+    life.open();
+    assert!(dump(life.db()) == before);
+    life.write(0..400, 130);
+    life.db().write_full_chunks().unwrap();
+    let longest = log_bytes(life);
+    life.db().drop_cut();
+    assert!(log_bytes(life) * 2 < longest, "{} of {longest} bytes", log_bytes(life));
+    assert_eq!(sample_count(&dump(life.db())), sample_count(&before) + 400 * 130);
+    // A damaged chunk costs what it holds, and nothing else.
+    let path = life.dir.join("chunks_head");
+    let newest = life.disk.list(&path).unwrap().into_iter().map(|entry| entry.name).max().unwrap();
+    let file = life.disk.open_write(&path.join(newest)).unwrap();
+    let mut byte = [0];
+    file.read_at(&mut byte, 40).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], 40).unwrap();
+    let expected = sample_count(&before) + 400 * 130;
+    life.open();
+    let lost = expected - sample_count(&dump(life.db()));
+    assert!((1..=120).contains(&lost), "{lost}");
+    // Nor does it keep the head from being cut.
+    let before = dump(life.db());
+    life.clock.set(life.clock.now() + 4 * HOUR);
+    assert!(life.db().cut_due().unwrap() > 0);
+    assert!(dump(life.db()) == before);
+}
+
+#[test]
+fn at_whatever_operation_the_log_loses_head_chunks_nothing_is_lost() {
+    for operation in 0.. {
+        let disk = FaultyDisk::new();
+        let begin = |disk: &FaultyDisk| {
+            let mut life = Life::begin(Arc::new(disk.clone()), std::path::Path::new("/db/t"));
+            life.options.wal_by_coverage = true;
+            life.open();
+            life.write(0..20, 125);
+            life.db().sync_handle().sync().unwrap();
+            life
+        };
+        let life = begin(&disk);
+        let before = dump(life.db());
+        disk.fail_all_operations(operation);
+        let _ = life.db().write_full_chunks();
+        life.db().drop_cut();
+        assert!(dump(life.db()) == before, "operation {operation}");
+        for (disk, end) in [(disk.after_kill(), "killed"), (disk.after_power_cut(), "power cut")] {
+            let mut again = restarted(&life, disk.clone());
+            let context = format!("operation {operation}, {end}");
+            assert!(dump(again.db()) == before, "{context}");
+            let _ = again.db().write_full_chunks().unwrap();
+            again.db().drop_cut();
+            again.open_on(Arc::new(disk.after_power_cut()));
+            assert!(dump(again.db()) == before, "{context}, and covered");
+        }
+        // The same with one operation that fails, and the process going on.
+        let disk = FaultyDisk::new();
+        let mut life = begin(&disk);
+        disk.fail_operation(operation, std::io::ErrorKind::Other, 0);
+        let _ = life.db().write_full_chunks();
+        life.db().drop_cut();
+        if disk.pending_faults() > 0 {
+            assert!(operation > 10, "{operation}");
+            let wal = disk.list(std::path::Path::new("/db/t/wal")).unwrap();
+            assert!(wal.iter().any(|entry| entry.is_dir), "there is a checkpoint");
+            return;
+        }
+        life.write(0..20, 125);
+        let _ = life.db().write_full_chunks();
+        life.db().drop_cut();
+        life.db().sync_handle().sync().unwrap();
+        let before = dump(life.db());
+        assert_eq!(sample_count(&before), 20 * 250, "operation {operation}");
+        life.open_on(Arc::new(disk.after_power_cut()));
+        assert!(dump(life.db()) == before, "operation {operation}, went on");
+    }
+}

@@ -32,6 +32,7 @@ use crate::tsdb::head::HeadContents;
 use crate::tsdb::head::append::RefSample;
 use crate::tsdb::head::catalog::Catalog;
 use crate::tsdb::head::chunk_list::Listed;
+use crate::tsdb::head::ref_map::RefMap;
 use crate::tsdb::head::replay::mapped::MappedChunks;
 use crate::tsdb::head::series::{SERIES_MAX, SeriesState};
 use crate::tsdb::head::states::{States, value_in};
@@ -563,52 +564,6 @@ impl Builder<'_> {
     }
 }
 
-/// Ref to slot. Refs of our own logs are dense; those of others may be anything below 2^40.
-#[derive(Default)]
-struct RefMap {
-    /// Slot + 1 by ref; 0 is none.
-    dense: Vec<u32>,
-    sparse: HashMap<u64, Slot>,
-    count: usize,
-}
-
-impl RefMap {
-    /// The dense part may have this many times as many places as there are refs.
-    const SPARSENESS_MAX: usize = 8;
-    const DENSE_MIN: usize = 1 << 16;
-
-    #[inline]
-    fn slot(&self, series_ref: HeadSeriesRef) -> Option<Slot> {
-        match self.dense.get(series_ref.0 as usize) {
-            Some(0) | None if self.sparse.is_empty() => None,
-            Some(0) | None => self.sparse.get(&series_ref.0).copied(),
-            Some(slot) => Some(slot - 1),
-        }
-    }
-
-    fn insert(&mut self, series_ref: HeadSeriesRef, slot: Slot) {
-        self.count += 1;
-        let index = series_ref.0 as usize;
-        let dense_max = (self.count * Self::SPARSENESS_MAX).max(Self::DENSE_MIN);
-        if index >= self.dense.len() && index < dense_max {
-            self.dense.resize(index + 1, 0);
-        }
-        match self.dense.get_mut(index) {
-            Some(place) => *place = slot + 1,
-            None => {
-                self.sparse.insert(series_ref.0, slot);
-            }
-        }
-    }
-
-    fn forget(&mut self, series_ref: HeadSeriesRef) {
-        match self.dense.get_mut(series_ref.0 as usize) {
-            Some(place) if *place > 0 => *place = 0,
-            _ => drop(self.sparse.remove(&series_ref.0)),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -687,19 +642,5 @@ mod tests {
             replay(Fingerprinter::random(), 0, 1000, nothing(&Loading::default()), read).unwrap();
         assert_eq!(contents.states.get(0).last(), None);
         assert_eq!(report.unknown_refs, 3, "none of its refs is known any more");
-    }
-
-    #[test]
-    fn dense_and_sparse_refs_are_kept_apart() {
-        let mut refs = RefMap::default();
-        let all = [1, 2, 3, (1 << 24) - 1, 1 << 32, (1 << 40) - 2, 100_000, 60_000];
-        for (slot, series_ref) in all.iter().enumerate() {
-            assert_eq!(refs.slot(HeadSeriesRef(*series_ref)), None);
-            refs.insert(HeadSeriesRef(*series_ref), slot as Slot);
-        }
-        for (slot, series_ref) in all.iter().enumerate() {
-            assert_eq!(refs.slot(HeadSeriesRef(*series_ref)), Some(slot as Slot));
-        }
-        assert!(refs.dense.len() <= RefMap::DENSE_MIN);
     }
 }

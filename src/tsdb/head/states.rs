@@ -11,6 +11,7 @@ use crate::tsdb::error::ReadError;
 use crate::tsdb::head::chunk_list::{Listed, Place, WaitingId};
 use crate::tsdb::head::series::{Cut, SeriesState};
 use crate::tsdb::head::waiting::{Waiting, WaitingChunk};
+use crate::tsdb::head_chunks::seal::SealedFiles;
 use crate::tsdb::head_chunks::{ChunkInFile, ChunkPlace, FullChunk, HeadChunkFiles};
 
 /// The states of all slots, in segments that never move.
@@ -314,6 +315,17 @@ impl States {
         is_gap
     }
 
+    /// Up to when sealed files have all of a series' samples; `None` if not even its first chunk is
+    /// in one. Of a chunk that was shortened the file has more.
+    pub fn sealed_to(&self, slot: Slot, sealed: &SealedFiles) -> Option<Timestamp> {
+        let place_in_file = |chunk: &Listed| match chunk.place {
+            Place::File(place) => Some(place),
+            Place::Waiting(id) => self.waiting.part_of(id),
+        };
+        let is_sealed = |chunk: &Listed| place_in_file(chunk).is_some_and(|at| sealed.holds(at));
+        self.get(slot).full.iter().take_while(is_sealed).last().map(|chunk| chunk.maxt)
+    }
+
     /// All chunks that wait now come before this; `None` if none is to be written.
     pub fn waiting_end(&self) -> Option<WaitingId> {
         self.waiting.has_queue().then(|| self.waiting.end())
@@ -332,6 +344,11 @@ impl States {
             if state.full.replace(Place::Waiting(id), Place::File(place)) {
                 files.hold(place);
                 waiting.remove(id);
+                // It filled a gap, behind which there was a chunk in a file.
+                let last = state.full.last().map(|last| last.place);
+                if matches!(last, Some(Place::File(last)) if last != place) {
+                    files.note_out_of_sequence(place);
+                }
             }
             waiting.written_to(id);
         }

@@ -67,6 +67,11 @@ impl Waiting {
         self.chunks.get(&id).map(|chunk| &chunk.bytes[..])
     }
 
+    /// The chunk in a file that one in memory is a part of.
+    pub fn part_of(&self, id: WaitingId) -> Option<ChunkPlace> {
+        self.chunks.get(&id)?.part_of
+    }
+
     pub fn copy(&self, id: WaitingId) -> Arc<[u8]> {
         self.bytes(id).unwrap_or_default().into()
     }

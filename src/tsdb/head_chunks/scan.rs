@@ -11,8 +11,8 @@ use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 
+use super::seal::Seal;
 use super::{ChunkPlace, HeadChunkFile, HeadChunkFiles, file_name, format};
 use crate::disk::{Disk, lacks_descriptors};
 use crate::model::{HeadSeriesRef, Timestamp};
@@ -50,7 +50,7 @@ pub struct ScanReport {
 
 /// What is wrong with a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Damage {
+pub(super) enum Damage {
     None,
     /// From here on there is nothing that is whole.
     Tail(u64),
@@ -74,12 +74,8 @@ impl HeadChunkFiles {
         let entries = match self.disk.list(&self.dir) {
             Ok(entries) => entries,
             Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(report),
-            Err(err) if lacks_descriptors(&err) => return Err(err),
-            Err(err) => {
-                let dir = self.dir.display();
-                tracing::warn!(%dir, %err, "head chunks cannot be listed; the log has them, too");
-                return Ok(report);
-            }
+            // The log may have lost what they have.
+            Err(err) => return Err(err),
         };
         let files: Vec<_> = entries.into_iter().filter(|entry| !entry.is_dir).collect();
         let mut numbers: Vec<_> = files.iter().filter_map(|file| number_of(&file.name)).collect();
@@ -94,6 +90,7 @@ impl HeadChunkFiles {
         }
         numbers.sort_unstable();
         numbers.dedup();
+        self.heed_mark(numbers.last().copied().unwrap_or(0))?;
         for number in &numbers {
             self.writer.lock().see(*number);
             let path = self.dir.join(file_name(*number));
@@ -103,7 +100,7 @@ impl HeadChunkFiles {
                 Err(err) if lacks_descriptors(&err) => return Err(err),
                 Err(err) => {
                     let path = path.display();
-                    tracing::warn!(%path, %err, "head chunks cannot be read; the log has them, too");
+                    tracing::warn!(%path, %err, "head chunks cannot be read; the log may have them");
                     self.writer.lock().stay_from(*number);
                 }
             }
@@ -134,14 +131,15 @@ impl HeadChunkFiles {
                 }
                 _ => tracing::warn!(
                     file = %path.display(),
-                    "damage among head chunks; the log has them, too"
+                    "damage among head chunks; the log may have them"
                 ),
             }
             walked = walk(disk, path)?;
         }
         let file = disk.open(path)?;
         let len = file.len()?;
-        let file = HeadChunkFile { number, path: path.to_owned(), file, live: AtomicUsize::new(0) };
+        let seal = if walked.damage == Damage::None { Seal::Found } else { Seal::Unfit };
+        let file = HeadChunkFile::new(number, path.to_owned(), file, seal);
         let Some(place) = self.add(Arc::new(file)) else {
             return Err(io::Error::other("there are too many files"));
         };
@@ -229,7 +227,7 @@ fn walk(disk: &dyn Disk, path: &Path) -> io::Result<FoundInFile> {
 }
 
 /// Gives each whole chunk, and where it lies, and says what is wrong with the file.
-fn walk_with(
+pub(super) fn walk_with(
     disk: &dyn Disk,
     path: &Path,
     mut each: impl FnMut(u64, format::Head, &[u8]),

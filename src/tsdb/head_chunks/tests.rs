@@ -427,3 +427,101 @@ fn a_file_without_a_byte_gets_its_header() {
         assert_eq!(names.len(), 1, "no original is kept of nothing");
     }
 }
+
+/// Numbers of the files that are sealed.
+fn sealed(files: &HeadChunkFiles, failures: u64) -> Vec<u64> {
+    let sealed = files.seal(&|| failures).unwrap();
+    let numbers = files.by_number().into_iter();
+    let is_sealed = |place| ChunkPlace::new(place, 8).is_some_and(|at| sealed.holds(at));
+    numbers.filter(|(_, place)| is_sealed(*place)).map(|(file, _)| file.number).collect()
+}
+
+#[test]
+fn files_are_sealed_from_the_first_on_while_prometheus_would_read_them() {
+    let (disk, dir) = (FaultyDisk::new(), Path::new("/db"));
+    let mut random = 1;
+    let open = |disk: &FaultyDisk| {
+        let files = files_in(disk.clone(), dir, 4096);
+        let (chunks, report) = scan(&files);
+        (files, chunks, report)
+    };
+    let (files, ..) = open(&disk);
+    assert_eq!(sealed(&files, 0), [0; 0]);
+    let mut place = None;
+    for i in 1..=3 {
+        let (places, result) = files.append(&[chunk(&mut random, i, 0)]);
+        result.unwrap();
+        places.iter().for_each(|place| files.hold(*place));
+        place = places.first().copied().or(place);
+        // What is sealed gets no other byte.
+        assert_eq!(sealed(&files, 0), (1..=i).collect::<Vec<_>>());
+    }
+    // All of it survives a power cut.
+    let (files, chunks, _) = open(&disk.after_power_cut());
+    assert_eq!((chunks.len(), sealed(&files, 0)), (3, vec![1, 2, 3]));
+    // One that is damaged ends it, also when it was sealed before.
+    let second = disk.open_write(Path::new("/db/chunks_head/000002")).unwrap();
+    let mut byte = [0];
+    second.read_at(&mut byte, 40).unwrap();
+    second.write_all_at(&[byte[0] ^ 1], 40).unwrap();
+    assert_eq!(sealed(&open(&disk).0, 0), [1]);
+    second.write_all_at(&byte, 40).unwrap();
+    // And one that is not there.
+    let other = disk.after_kill();
+    other.remove_file(Path::new("/db/chunks_head/000002")).unwrap();
+    assert_eq!(sealed(&open(&other).0, 0), [1]);
+    // And a chunk behind a later one of its series.
+    let (files, ..) = open(&disk);
+    assert_eq!(sealed(&files, 0), [1, 2, 3]);
+    let (places, _) = files.append(&[chunk(&mut random, 1, -90_000_000)]);
+    files.note_out_of_sequence(places[0]);
+    files.append(&[chunk(&mut random, 2, 90_000_000)]).1.unwrap();
+    assert_eq!(sealed(&files, 0), [1, 2, 3]);
+}
+
+#[test]
+fn what_could_not_be_synced_is_not_sealed_until_it_is_gone() {
+    for is_file_system in [false, true] {
+        let (disk, dir) = (FaultyDisk::new(), Path::new("/db"));
+        let files = files_in(disk.clone(), dir, 4096);
+        scan(&files);
+        let mut random = 1;
+        let mut add = |files: &HeadChunkFiles, i| {
+            let (places, result) = files.append(&[chunk(&mut random, i, 0)]);
+            result.unwrap();
+            files.hold(places[0]);
+            places[0]
+        };
+        let first = add(&files, 1);
+        assert_eq!(sealed(&files, 0), [1]);
+        let second = add(&files, 2);
+        let mut failures = 0;
+        if is_file_system {
+            failures = 1;
+        } else {
+            disk.fail_operation(0, std::io::ErrorKind::Other, 0);
+            files.seal(&|| 0).map(drop).unwrap_err();
+        }
+        assert_eq!(sealed(&files, failures), [1]);
+        add(&files, 3);
+        assert_eq!(sealed(&files, failures), [1]);
+        // Nor by a process after this one.
+        let disk = disk.after_kill();
+        let again = files_in(disk.clone(), dir, 4096);
+        let (chunks, _) = scan(&again);
+        assert_eq!((chunks.len(), sealed(&again, 0)), (3, vec![1]));
+        again.let_go(first);
+        again.let_go(second);
+        again.remove_dead().unwrap();
+        // Nobody knows how far it went.
+        assert_eq!(sealed(&again, 0), [0; 0]);
+        chunks.iter().skip(2).for_each(|chunk| again.let_go(chunk.place));
+        again.remove_dead().unwrap();
+        add(&again, 4);
+        assert_eq!(sealed(&again, 0), [4]);
+        files.let_go(first);
+        files.let_go(second);
+        files.remove_dead().unwrap();
+        assert_eq!(sealed(&files, failures), [3]);
+    }
+}

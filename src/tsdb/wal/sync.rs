@@ -312,8 +312,13 @@ impl SyncHandle {
 
     /// How often the file system could not be synced: what was written before and not synced since
     /// may not be on the medium, whatever its own sync says then.
-    pub(super) fn file_system_failures(&self) -> u64 {
+    pub(in crate::tsdb) fn file_system_failures(&self) -> u64 {
         self.0.file_system_failures.load(Ordering::Acquire)
+    }
+
+    /// Bytes of the log's files, those of its checkpoint included.
+    pub(in crate::tsdb) fn log_bytes(&self) -> u64 {
+        self.metrics().storage_size.value() as u64
     }
 
     /// The segment that is written to. May wait for a write to the disk.

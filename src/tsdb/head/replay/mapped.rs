@@ -3,7 +3,7 @@
 use crate::model::HeadSeriesRef;
 use crate::model::key_table::Slot;
 use crate::tsdb::head::chunk_list::{ChunkList, Listed, Place};
-use crate::tsdb::head::replay::RefMap;
+use crate::tsdb::head::ref_map::RefMap;
 use crate::tsdb::head_chunks::HeadChunkFiles;
 use crate::tsdb::head_chunks::scan::MappedChunk;
 
@@ -32,6 +32,9 @@ impl MappedChunks {
             }
         };
         let list = &mut self.lists[at as usize];
+        if list.last().is_some_and(|last| mint <= last.maxt) {
+            files.note_out_of_sequence(place);
+        }
         let listed = Listed { mint, maxt, place: Place::File(place) };
         let mut is_contested = false;
         while let Err(other) = list.insert(listed) {

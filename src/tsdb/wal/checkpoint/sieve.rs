@@ -110,10 +110,11 @@ impl<'s> Sieve<'s> {
         found: &FoundRecord<'_>,
         writer: &mut CheckpointWriter<'_>,
     ) -> Result<(), CheckpointError> {
-        let Retained { mint, keeps } = *self.retained;
+        let Retained { mint, is_elsewhere, keeps } = *self.retained;
         let is_kept = |item: Item| match item {
             Item::Series(series_ref) | Item::Metadata(series_ref) => keeps(series_ref),
-            Item::Sample(t) | Item::Exemplar(t) => t >= mint,
+            Item::Sample(series_ref, t) => t >= mint && !is_elsewhere(series_ref, t),
+            Item::Exemplar(t) => t >= mint,
             Item::Tombstone(tombstone) => tombstone.maxt >= mint && keeps(tombstone.series_ref),
         };
         let Filtered { kept, dropped } = filter_to(found, is_kept, &mut self.buffer, writer)?;

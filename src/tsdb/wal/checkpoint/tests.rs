@@ -345,6 +345,7 @@ fn a_checkpoint_holds_what_the_model_says() {
             let dead = 1 + dice.below(20);
             let retained = Retained {
                 mint: round * 100 - dice.below(300) as i64,
+                is_elsewhere: &nowhere,
                 keeps: &|one| one.0 != dead && one.0 % 7 != dead % 7,
             };
             let share = if dice.below(3) == 0 { Share::TwoThirds } else { Share::All };
@@ -428,7 +429,8 @@ fn a_checkpoint_is_the_one_that_prometheus_makes_of_the_same_log() {
             .filter(|item| item.kind == "series")
             .map(|item| item.series_ref)
             .collect();
-        let retained = Retained { mint, keeps: &|one| kept.contains(&one.0) };
+        let retained =
+            Retained { mint, is_elsewhere: &nowhere, keeps: &|one| kept.contains(&one.0) };
         let report = wal.sync_handle().truncate(Share::TwoThirds, &retained).unwrap().unwrap();
         assert_eq!(report.made, Some(SegmentIndex(2)));
         assert!(report.samples.dropped > 0 && report.metadata.dropped > 0);
@@ -454,7 +456,7 @@ fn prepared(compression: Compression) -> World {
     let mut world = World::new(7, compression);
     world.append(40, 100);
     world.wal.cut_segment().unwrap();
-    let retained = Retained { mint: 50, keeps: &|one| one.0 != 3 };
+    let retained = Retained { mint: 50, is_elsewhere: &nowhere, keeps: &|one| one.0 != 3 };
     let report = world.wal.sync_handle().truncate(Share::All, &retained).unwrap().unwrap();
     world.items = world.with_checkpoint(report.made.unwrap(), &retained);
     world.append(70, 200);
@@ -517,7 +519,11 @@ fn a_checkpoint_that_is_stopped_anywhere_loses_nothing_that_is_kept() {
         for at in 0.. {
             let mut world = prepared.again(compression);
             let all = world.told();
-            let retained = Retained { mint: 180, keeps: &|one| !one.0.is_multiple_of(5) };
+            let retained = Retained {
+                mint: 180,
+                is_elsewhere: &nowhere,
+                keeps: &|one| !one.0.is_multiple_of(5),
+            };
             world.disk.fail_all_operations(at);
             let cut = world.wal.cut_segment();
             let made = world.wal.sync_handle().truncate(share, &retained);
@@ -558,7 +564,8 @@ fn a_checkpoint_that_fails_leaves_the_log_as_it_was_and_the_next_one_succeeds() 
         let mut world = prepared.again(Compression::Snappy);
         world.wal.cut_segment().unwrap();
         let (all, handle) = (world.told(), world.wal.sync_handle());
-        let retained = Retained { mint: 180, keeps: &|one| !one.0.is_multiple_of(5) };
+        let retained =
+            Retained { mint: 180, is_elsewhere: &nowhere, keeps: &|one| !one.0.is_multiple_of(5) };
         let before = names(&world.disk);
         let (made_before, size) =
             (world.wal.metrics.checkpoints.value(), world.wal.metrics.storage_size.value());
@@ -615,7 +622,7 @@ fn damage_is_told_and_its_file_kept() {
         world.disk.open_write(path).unwrap().write_all_at(&bytes, 0).unwrap();
         originals.push(bytes);
     }
-    let retained = Retained { mint: i64::MIN, keeps: &|_| true };
+    let retained = Retained { mint: i64::MIN, is_elsewhere: &nowhere, keeps: &|_| true };
     let report = world.wal.sync_handle().truncate(Share::All, &retained).unwrap().unwrap();
     let places: Vec<_> = report.damage.iter().map(|(path, _)| path.clone()).collect();
     assert_eq!(places, [damaged[1].clone(), damaged[0].clone()]);
@@ -645,7 +652,7 @@ fn a_segment_that_the_disk_does_not_give_stays() {
     world.wal.cut_segment().unwrap();
     let before = names(&world.disk);
     let (handle, all) = (world.wal.sync_handle(), world.told());
-    let retained = Retained { mint: i64::MIN, keeps: &|_| true };
+    let retained = Retained { mint: i64::MIN, is_elsewhere: &nowhere, keeps: &|_| true };
     let first = handle.closed_segments().unwrap().unwrap().start().next();
     let path = segment_path(Path::new(WAL), first);
     world.disk.fail_reads(&path, io::ErrorKind::Other);
@@ -671,7 +678,9 @@ fn a_checkpoint_stops_when_nobody_waits_for_it() {
         waiting.take();
         true
     };
-    let made = stop.run(|| handle.truncate(Share::All, &Retained { mint: 0, keeps: &keeps }));
+    let made = stop.run(|| {
+        handle.truncate(Share::All, &Retained { mint: 0, is_elsewhere: &nowhere, keeps: &keeps })
+    });
     assert!(matches!(made, Err(CheckpointError::Stopped)));
     assert!(waiting.borrow().is_none());
     assert_eq!(names(&world.disk), before);
@@ -686,7 +695,7 @@ fn a_segment_that_cannot_be_made_durable_stays() {
     let handle = wal.sync_handle();
     let mut records = Records::new(1);
     let mut all = Vec::new();
-    let retained = Retained { mint: i64::MIN, keeps: &|_| true };
+    let retained = Retained { mint: i64::MIN, is_elsewhere: &nowhere, keeps: &|_| true };
     let mut fill = |wal: &mut Wal| {
         for _ in 0..30 {
             let record = records.of_kind(2, 0);
@@ -737,12 +746,15 @@ fn a_failed_sync_of_the_file_system_is_a_failed_checkpoint() {
         }
         true
     };
-    let err = handle.truncate(Share::All, &Retained { mint: 0, keeps: &keeps }).unwrap_err();
+    let err = handle
+        .truncate(Share::All, &Retained { mint: 0, is_elsewhere: &nowhere, keeps: &keeps })
+        .unwrap_err();
     assert!(matches!(err, CheckpointError::Sync(SyncError::Failed)), "{err}");
     let is_mark = |name: &String| name == crate::tsdb::wal::unsynced::UNSYNCED_NAME;
     let after: Vec<_> = names(&world.disk).into_iter().filter(|name| !is_mark(name)).collect();
     assert_eq!(after, before);
-    let report = handle.truncate(Share::All, &Retained { mint: 0, keeps: &keeps });
+    let report =
+        handle.truncate(Share::All, &Retained { mint: 0, is_elsewhere: &nowhere, keeps: &keeps });
     assert!(report.unwrap().unwrap().made.is_some());
 }
 
@@ -768,7 +780,7 @@ fn a_checkpoint_is_made_beside_appends_and_syncs() {
             }
         });
         let checkpoints = scope.spawn(|| {
-            let retained = Retained { mint: i64::MIN, keeps: &|_| true };
+            let retained = Retained { mint: i64::MIN, is_elsewhere: &nowhere, keeps: &|_| true };
             let mut made = 0;
             loop {
                 let is_last = is_over.load(Ordering::Relaxed);
@@ -806,7 +818,8 @@ fn a_checkpoint_is_made_beside_appends_and_syncs() {
 fn what_is_written_to_has_no_checkpoint_and_what_has_one_gets_no_second() {
     let disk = FaultyDisk::new();
     let mut wal = open(&disk, Compression::None);
-    let (handle, retained) = (wal.sync_handle(), Retained { mint: 0, keeps: &|_| true });
+    let (handle, retained) =
+        (wal.sync_handle(), Retained { mint: 0, is_elsewhere: &nowhere, keeps: &|_| true });
     assert_eq!(wal.cut_segment().unwrap(), wal.end(), "there is nothing to cut");
     assert_eq!(names(&disk), ["00000000"]);
     append(&mut wal, &[99, 1]);
@@ -839,7 +852,7 @@ fn leftovers_of_a_checkpoint_go_at_the_next_opening_and_before_the_next_one() {
     let cases: Vec<_> = contents.cases.into_iter().collect();
     assert_eq!(cases, [(RepairCase::UnfinishedCheckpoint, 1)]);
     world.wal.cut_segment().unwrap();
-    let retained = Retained { mint: 0, keeps: &|_| true };
+    let retained = Retained { mint: 0, is_elsewhere: &nowhere, keeps: &|_| true };
     world.wal.sync_handle().truncate(Share::All, &retained).unwrap();
     assert!(names(&world.disk).iter().all(|name| !name.contains(".tmp")));
 }
@@ -871,7 +884,7 @@ fn what_is_known_to_hold_nothing_goes_unread() {
     let (first, last) = closed.into_inner();
     assert!(last > first, "several are to go");
     // Nothing of a time is kept, and no series.
-    let retained = Retained { mint: i64::MAX, keeps: &|_| false };
+    let retained = Retained { mint: i64::MAX, is_elsewhere: &nowhere, keeps: &|_| false };
     for segment in first.0..=last.0 {
         let path = segment_path(Path::new(WAL), SegmentIndex(segment));
         world.disk.fail_reads(&path, std::io::ErrorKind::Other);

@@ -21,7 +21,7 @@ const START_EXPLICIT: u8 = 2;
 pub enum Item {
     Series(HeadSeriesRef),
     /// A float or a histogram.
-    Sample(Timestamp),
+    Sample(HeadSeriesRef, Timestamp),
     Exemplar(Timestamp),
     Tombstone(RecordTombstone),
     Metadata(HeadSeriesRef),
@@ -40,7 +40,7 @@ pub struct Filtered {
 ///
 /// The bytes are those that [`Record::parse`] took; of others, items end where they cannot be read.
 pub fn filter(bytes: &[u8], mut keeps: impl FnMut(Item) -> bool, out: &mut Vec<u8>) -> Filtered {
-    let keeps_sample = |t| keeps(Item::Sample(t));
+    let keeps_sample = |series_ref, t| keeps(Item::Sample(series_ref, t));
     // What is no record stays as well: it is not ours to judge.
     let Ok(record) = Record::of_parsed(bytes) else { return Filtered { kept: 1, dropped: 0 } };
     match record {
@@ -71,7 +71,7 @@ pub fn filter(bytes: &[u8], mut keeps: impl FnMut(Item) -> bool, out: &mut Vec<u
                 cursor.be64()?;
                 RecordLabels::read(cursor).ok().map(drop)
             };
-            filter_relative(bytes, (cursor, numbering), skip, |t| keeps(Item::Exemplar(t)), out)
+            filter_relative(bytes, (cursor, numbering), skip, |_, t| keeps(Item::Exemplar(t)), out)
         }
         Record::MmapMarkers(_) | Record::Unknown(_) => Filtered { kept: 1, dropped: 0 },
     }
@@ -107,7 +107,7 @@ fn filter_relative<'a>(
     bytes: &[u8],
     (mut cursor, mut numbering): (Cursor<'a>, Numbering),
     mut skip: impl FnMut(&mut Cursor<'a>) -> Option<()>,
-    mut keeps: impl FnMut(Timestamp) -> bool,
+    mut keeps: impl FnMut(HeadSeriesRef, Timestamp) -> bool,
     out: &mut Vec<u8>,
 ) -> Filtered {
     let mut filtered = Filtered::default();
@@ -119,7 +119,7 @@ fn filter_relative<'a>(
         let Ok(head) = numbering.next_head(&mut cursor) else { break };
         let body = cursor.clone();
         let Some(()) = skip(&mut cursor) else { break };
-        let keeps = keeps(head.t);
+        let keeps = keeps(head.series_ref, head.t);
         if !keeps && filtered.dropped == 0 {
             // What stands before it is given as it was.
             if filtered.kept > 0 {
