@@ -82,6 +82,12 @@ impl ChunkList {
         self.0.is_empty()
     }
 
+    /// A part of the first entry, to bring its line.
+    #[inline]
+    pub fn touch(&self) -> u8 {
+        self.0.first().map_or(0, |first| first.word as u8)
+    }
+
     /// How many chunks there are.
     pub fn count(&self) -> usize {
         self.iter().count()

@@ -28,6 +28,8 @@ use crate::tsdb::index::LabelSymbols;
 
 /// Series read under one hold of the locks: some ten microseconds that an append may wait.
 const SERIES_PER_HOLD: usize = 256;
+/// Series whose states are asked of memory together.
+const FETCHED_TOGETHER: usize = 32;
 /// Series whose chunks are copied under one hold.
 const COPIED_TOGETHER: usize = 32;
 
@@ -79,12 +81,15 @@ impl Head {
         for slots in catalog.postings.all().chunks(SERIES_PER_HOLD) {
             let labels = catalog.labels();
             let states = self.states.read();
-            let has_samples = |slot: &&Slot| {
-                // One that is being made has no labels yet, and no state.
-                labels.get(**slot).is_some()
-                    && states.get(**slot).overlaps(span.start, span.end - 1)
-            };
-            series.extend(slots.iter().filter(has_samples).map(|slot| Sorted::of(*slot)));
+            // One that is being made has no labels yet, and no state.
+            let is_made = |slot: &Slot| labels.get(*slot).is_some();
+            let made: Vec<_> = slots.iter().copied().filter(is_made).collect();
+            for some in made.chunks(FETCHED_TOGETHER) {
+                states.fetch(some.iter().copied());
+                let has_samples =
+                    |slot: &&Slot| states.get(**slot).overlaps(span.start, span.end - 1);
+                series.extend(some.iter().filter(has_samples).map(|slot| Sorted::of(*slot)));
+            }
         }
         series
     }
@@ -100,6 +105,7 @@ impl Head {
         let mut copied = Vec::with_capacity(series.len());
         {
             let states = self.states.read();
+            states.fetch(series.iter().map(|series| series.slot));
             for series in series {
                 let mut chunks: ThinVec<FoundChunk> = ThinVec::new();
                 let copy = |chunk| chunks.push(chunk);

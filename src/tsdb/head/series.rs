@@ -129,6 +129,12 @@ impl SeriesState {
         self.chunk.get(self.xor.chunk_bytes()).copied().unwrap_or(0)
     }
 
+    /// Parts of the first full chunk's entry and of the open chunk, to bring their lines.
+    #[inline]
+    pub fn touch_chunks(&self) -> u8 {
+        self.full.touch() ^ self.chunk.first().copied().unwrap_or(0)
+    }
+
     /// Appends a sample later than the last one, cutting chunks where Prometheus does. `keep` takes one
     /// that has become full.
     #[inline]

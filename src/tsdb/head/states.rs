@@ -193,6 +193,15 @@ impl States {
         Ok(())
     }
 
+    /// Brings what [`Self::chunks_in`] and [`SeriesState::overlaps`] look at of these series, all
+    /// together: one after another they would be waited for.
+    pub fn fetch(&self, slots: impl Iterator<Item = Slot> + Clone) {
+        let lines = slots.clone().fold(0, |all, slot| all ^ self.get(slot).series_ref().0);
+        std::hint::black_box(lines);
+        let chunks = slots.fold(0, |all, slot| all ^ self.get(slot).touch_chunks());
+        std::hint::black_box(chunks);
+    }
+
     /// Chunks that overlap the range, both ends included, oldest first; those in memory are copied.
     pub fn chunks_in(
         &self,

@@ -77,16 +77,12 @@ impl HeadChunkFiles {
         let files = self.by_number();
         let places = files.iter().map(|(_, place)| place + 1).max().unwrap_or(0);
         let mut sealed = SealedFiles(vec![false; places]);
-        let mut next = files.first().map_or(0, |(file, _)| file.number);
-        for (file, place) in files {
-            if file.number != next
-                || file.number >= end
-                || !self.seal_file(&mut writer, &file, failures)?
-            {
+        let first = files.first().map_or(0, |(file, _)| file.number);
+        for (number, (file, place)) in (first..end).zip(files) {
+            if file.number != number || !self.seal_file(&mut writer, &file, failures)? {
                 break;
             }
             sealed.0[place] = true;
-            next += 1;
         }
         Ok(sealed)
     }

@@ -317,6 +317,7 @@ impl SyncHandle {
     }
 
     /// Bytes of the log's files, those of its checkpoint included.
+    #[expect(clippy::cast_possible_truncation, reason = "a whole number, far below 2^53")]
     pub(in crate::tsdb) fn log_bytes(&self) -> u64 {
         self.metrics().storage_size.value() as u64
     }
