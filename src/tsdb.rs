@@ -275,15 +275,15 @@ impl Db {
         if log.unknown_records > 0 {
             cutting.note_unknown();
         }
-        let cutting = Mutex::new(cutting);
         let head = Head::new(options, clock, metrics, floor, contents, log_side);
+        cutting.count_from(head.samples_stored());
         let db = Db {
             dir: dir.to_owned(),
             env: env.clone(),
             head: Arc::new(head),
             view: ArcSwap::from_pointee(View { blocks, floor }),
             sync,
-            cutting,
+            cutting: Mutex::new(cutting),
             unsettled: Mutex::default(),
             retention,
             retention_metrics: RetentionMetrics::new(retention, &registry, tenant),

@@ -154,6 +154,11 @@ impl Cutting {
         self.truncation.heed(replay, (floor, newest), segment);
     }
 
+    /// The head counts what it stores from here on.
+    pub(super) fn count_from(&mut self, stored: u64) {
+        self.truncation.count_from(stored);
+    }
+
     /// So many samples more are in files of head chunks.
     pub(super) fn note_in_files(&mut self, samples: u64) {
         self.truncation.note_in_files(samples);

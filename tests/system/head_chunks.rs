@@ -96,7 +96,7 @@ fn a_log_without_what_head_chunks_have_is_whole_for_prometheus() {
     let log_bytes = |node: &Node| node.metric("prometheus_tsdb_wal_storage_size_bytes");
     wait_until("the log is cut", || {
         ringest.metric("prometheus_tsdb_checkpoint_creations_total") >= 1.0
-            && log_bytes(&ringest) < 3e6
+            && log_bytes(&ringest) < 5e6
     });
     let content = everything(&ringest.http);
     assert_eq!(sample_count(&content), 3200 * 260);

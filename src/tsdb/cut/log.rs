@@ -46,14 +46,14 @@ struct InFiles {
     in_log: u64,
     in_files: u64,
     /// Samples that the head had stored when these were counted.
-    stored: Option<u64>,
+    stored: u64,
     /// A log of fewer bytes stays.
     log_bytes_min: u64,
 }
 
 impl InFiles {
     fn count(&mut self, stored: u64) {
-        self.in_log += stored.saturating_sub(self.stored.replace(stored).unwrap_or(stored));
+        self.in_log += stored.saturating_sub(std::mem::replace(&mut self.stored, stored));
     }
 
     fn is_most(&self, log_bytes: u64) -> bool {
@@ -90,7 +90,7 @@ enum TruncateError {
 impl Truncation {
     pub(super) fn new(options: &DbOptions) -> Truncation {
         let log_bytes_min = options.wal_segment_bytes / 16;
-        let coverage = InFiles { in_log: 0, in_files: 0, stored: None, log_bytes_min };
+        let coverage = InFiles { in_log: 0, in_files: 0, stored: 0, log_bytes_min };
         Truncation {
             due: None,
             failed: 0,
@@ -120,6 +120,13 @@ impl Truncation {
             let ReplayReport { samples, samples_skipped, samples_mapped, .. } = *replay;
             coverage.in_log = samples + samples_skipped + samples_mapped;
             coverage.in_files = samples_mapped;
+        }
+    }
+
+    /// The head counts what it stores from here on.
+    pub(super) fn count_from(&mut self, stored: u64) {
+        if let Some(coverage) = &mut self.coverage {
+            coverage.stored = stored;
         }
     }
 
