@@ -11,6 +11,7 @@
 //! being deleted `<ULID>.tmp-for-deletion`; neither is read.
 
 pub mod chunks;
+pub mod merge;
 pub mod meta;
 pub mod removal;
 mod source;
@@ -74,6 +75,11 @@ impl Block {
 
     pub fn index(&self) -> &IndexReader {
         &self.index
+    }
+
+    /// What was deleted of it when it was opened.
+    pub fn tombstones(&self) -> &Tombstones {
+        &self.tombstones
     }
 
     /// Segments whose chunks cannot be read; the others are served.

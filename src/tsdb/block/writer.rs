@@ -1,11 +1,15 @@
 //! Making a block: everything is written and on the medium before its name is there.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use crate::disk::Disk;
 use crate::model::Timestamp;
 use crate::tsdb::block::chunks::{CHUNKS_DIR, ChunkWriter, EncodedChunk, SEGMENT_BYTES};
-use crate::tsdb::block::meta::{BlockDesc, BlockMeta, BlockStats, Compaction, FROM_OUT_OF_ORDER};
+use crate::tsdb::block::meta::{
+    BlockDesc, BlockMeta, BlockStats, Compaction, FROM_OUT_OF_ORDER, FROM_SELECTED_SERIES,
+    FROM_STALE_SERIES, PARTIAL,
+};
 use crate::tsdb::block::removal::remove_dir;
 use crate::tsdb::block::tombstones::Tombstones;
 use crate::tsdb::block::ulid::Ulid;
@@ -99,6 +103,17 @@ impl<'d> BlockWriter<'d> {
         max_time: Timestamp,
         compaction: Compaction,
     ) -> Result<Option<BlockMeta>, WriteError> {
+        let complete = self.complete(min_time, max_time, compaction)?;
+        complete.map(CompleteBlock::name).transpose()
+    }
+
+    /// The same but for the name.
+    pub fn complete(
+        self,
+        min_time: Timestamp,
+        max_time: Timestamp,
+        compaction: Compaction,
+    ) -> Result<Option<CompleteBlock<'d>>, WriteError> {
         if self.stats.num_samples == 0 {
             self.abort()?;
             return Ok(None);
@@ -120,10 +135,7 @@ impl<'d> BlockWriter<'d> {
         let chunks_dir = temporary.join(CHUNKS_DIR);
         disk.sync_dir(&chunks_dir).map_err(WriteError::io(&chunks_dir))?;
         disk.sync_dir(&temporary).map_err(WriteError::io(&temporary))?;
-        disk.rename(&temporary, &dir).map_err(WriteError::io(&dir))?;
-        let parent = dir.parent().unwrap_or(&dir);
-        disk.sync_dir(parent).map_err(WriteError::io(parent))?;
-        Ok(Some(meta))
+        Ok(Some(CompleteBlock { disk, dir, temporary, meta }))
     }
 
     /// Removes what was written.
@@ -131,6 +143,36 @@ impl<'d> BlockWriter<'d> {
         let BlockWriter { disk, temporary, index, chunks, .. } = self;
         drop((index, chunks));
         remove_dir(disk, &temporary)
+    }
+}
+
+/// Removes what is left of a block that was not finished, if anything is.
+pub fn remove_unfinished(disk: &dyn Disk, parent: &Path, ulid: Ulid) -> Result<(), WriteError> {
+    remove_dir(disk, &parent.join(format!("{ulid}{CREATION_SUFFIX}")))
+}
+
+/// A block that is on the medium as a whole, under a name that nobody reads.
+#[must_use = "it goes away with the next start unless it gets its name"]
+pub struct CompleteBlock<'d> {
+    disk: &'d dyn Disk,
+    dir: PathBuf,
+    temporary: PathBuf,
+    meta: BlockMeta,
+}
+
+impl CompleteBlock<'_> {
+    /// Gives it its name. After an error it may have it, or not.
+    pub fn name(self) -> Result<BlockMeta, WriteError> {
+        let CompleteBlock { disk, dir, temporary, meta } = self;
+        disk.rename(&temporary, &dir).map_err(WriteError::io(&dir))?;
+        let parent = dir.parent().unwrap_or(&dir);
+        disk.sync_dir(parent).map_err(WriteError::io(parent))?;
+        Ok(meta)
+    }
+
+    /// Removes it.
+    pub fn abort(self) -> Result<(), WriteError> {
+        remove_dir(self.disk, &self.temporary)
     }
 }
 
@@ -148,5 +190,43 @@ impl Compaction {
             hints: vec![FROM_OUT_OF_ORDER.to_owned()],
             ..Compaction::of_head(ulid)
         }
+    }
+
+    /// Of a block that takes the place of another of the same samples, but for deleted ones: as
+    /// Prometheus has it, cut anew.
+    pub fn of_rewritten(ulid: Ulid, parent: &BlockMeta) -> Compaction {
+        let hints = parent.compaction.hints.iter().filter(|hint| PARTIAL.contains(&hint.as_str()));
+        Compaction {
+            parents: vec![BlockDesc::of(parent)],
+            hints: hints.cloned().collect(),
+            ..Compaction::of_head(ulid)
+        }
+    }
+
+    /// Of a block that takes the place of several, sorted by the times that they begin at. It holds
+    /// some of its time's samples only if all of them do, or one that lacks series.
+    pub fn of_merged(parents: &[BlockMeta]) -> Compaction {
+        let of = || parents.iter().map(|parent| &parent.compaction);
+        let has = |parent: &Compaction, hint: &str| parent.hints.iter().any(|of| of == hint);
+        let hints = [FROM_OUT_OF_ORDER, FROM_SELECTED_SERIES, FROM_STALE_SERIES].into_iter();
+        let hints = hints.filter(|hint| match *hint {
+            FROM_OUT_OF_ORDER => of().all(|parent| has(parent, FROM_OUT_OF_ORDER)),
+            hint => of().any(|parent| has(parent, hint)),
+        });
+        let sources: BTreeSet<Ulid> =
+            of().flat_map(|parent| parent.sources.iter().copied()).collect();
+        Compaction {
+            level: of().map(|parent| parent.level).max().unwrap_or(0).saturating_add(1),
+            sources: sources.into_iter().collect(),
+            parents: parents.iter().map(BlockDesc::of).collect(),
+            hints: hints.map(str::to_owned).collect(),
+            ..Compaction::default()
+        }
+    }
+}
+
+impl BlockDesc {
+    fn of(meta: &BlockMeta) -> BlockDesc {
+        BlockDesc { ulid: meta.ulid, min_time: meta.min_time, max_time: meta.max_time }
     }
 }
