@@ -99,6 +99,8 @@
 //! before, and, when no reader has an older one, lets the head drop what the block has
 //! ([`tsdb::head::gc`]) and the log get a [checkpoint](tsdb::wal::checkpoint). Series that have nothing
 //! left are forgotten by putting another [catalog](tsdb::head::catalog) in the place of theirs.
+//! A thread beside it makes [blocks of blocks](tsdb::compact): without what was deleted of one that is to
+//! be shipped, or, where none are shipped, one of several as Prometheus does.
 //! [`tsdb::retention`] deletes old blocks, and a tenant of which nothing is kept any longer goes as a
 //! whole.
 //!

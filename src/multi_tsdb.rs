@@ -11,6 +11,7 @@ pub mod data_dir;
 mod disk_threads;
 mod found;
 mod loading;
+mod merger;
 mod periodic;
 mod pruning;
 mod reopening;
@@ -45,6 +46,7 @@ use crate::multi_tsdb::data_dir::DataDir;
 use crate::multi_tsdb::disk_threads::{DiskThreads, DiskThreadsOptions};
 use crate::multi_tsdb::found::{Found, find_tenants, show_unserved_blocks};
 pub use crate::multi_tsdb::loading::StartStatus;
+use crate::multi_tsdb::merger::MergeTurns;
 use crate::multi_tsdb::periodic::Periodic;
 use crate::multi_tsdb::syncer::SyncLane;
 use crate::multi_tsdb::tenant::{ExternalLabels, OpenTenant};
@@ -314,7 +316,8 @@ impl MultiTsdb {
         self.periodic.lock().extend(works);
         let every = cutter::look_every(self.cut_range());
         let cutter = Periodic::start_in_background("cut", every, self, MultiTsdb::cut_heads);
-        self.periodic.lock().push(cutter);
+        let merger = Periodic::start_in_background("merge", every, self, MultiTsdb::merge_blocks);
+        self.periodic.lock().extend([cutter, merger]);
     }
 
     /// Makes all logs durable now; those that cannot be are told. Blocks on the disk.
@@ -623,7 +626,8 @@ impl MultiTsdb {
         let appends = AppendLane::new(id.clone(), db.clone(), threads, metrics);
         let syncs = SyncLane::new(id.clone(), db.clone(), self.sync_threads.clone());
         let cuts = CutTurns::new(self.cut_range());
-        Ok(Arc::new(Tenant { id: id.clone(), db, appends, syncs, cuts, external_labels }))
+        let (id, merges) = (id.clone(), MergeTurns::default());
+        Ok(Arc::new(Tenant { id, db, appends, syncs, cuts, merges, external_labels }))
     }
 
     fn dir_of(&self, id: &TenantId) -> PathBuf {

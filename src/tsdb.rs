@@ -13,6 +13,7 @@
 pub mod block;
 pub mod blocks;
 pub mod chunkenc;
+pub mod compact;
 pub mod cut;
 pub mod env;
 pub mod error;
@@ -47,6 +48,7 @@ use crate::model::key_table::Lookup;
 use crate::tsdb::block::removal::remove_leftovers;
 use crate::tsdb::block::ulid::Ulid;
 use crate::tsdb::blocks::{Blocks, View};
+use crate::tsdb::compact::Merging;
 use crate::tsdb::cut::Cutting;
 use crate::tsdb::env::Env;
 use crate::tsdb::error::{ReadError, WriteError};
@@ -105,6 +107,7 @@ pub struct Db {
     cutting: Mutex<Cutting>,
     /// See [`Db::is_settled`].
     unsettled: Mutex<BTreeSet<Ulid>>,
+    merging: Merging,
     retention: Retention,
     retention_metrics: RetentionMetrics,
     /// Given away when the directory is no longer ours.
@@ -217,7 +220,7 @@ impl Db {
         let started = Instant::now();
         remove_leftovers(&*env.disk, dir)?;
         let Env { disk, clock, registry, .. } = env.clone();
-        let Blocks { served: blocks, set_aside: blocks_set_aside, floor } =
+        let Blocks { served: blocks, set_aside: blocks_set_aside, replaced, floor } =
             Blocks::open(&*disk, dir, &env.block_cache)?;
         let recorded = read_floor(&*disk, dir);
         let floor = floor.max(recorded.map_err(OpenError::io("reading the floor in", dir))?);
@@ -275,6 +278,7 @@ impl Db {
         if log.unknown_records > 0 {
             cutting.note_unknown();
         }
+        let merging = Merging::new(&options, &registry, tenant, replaced);
         let head = Head::new(options, clock, metrics, floor, contents, log_side);
         cutting.count_from(head.samples_stored());
         let db = Db {
@@ -285,10 +289,15 @@ impl Db {
             sync,
             cutting: Mutex::new(cutting),
             unsettled: Mutex::default(),
+            merging,
             retention,
             retention_metrics: RetentionMetrics::new(retention, &registry, tenant),
             lock: Mutex::new(lock),
         };
+        if let Err(err) = db.remove_replaced() {
+            let (dir, err) = (dir.display(), chain(&err));
+            tracing::warn!(%dir, err, "blocks that others have taken the place of stay for now");
+        }
         if report.gaps_filled > 0 {
             // Before it serves: what is in no file while later chunks are, Prometheus would not find.
             if let Err(err) = db.write_full_chunks() {
@@ -379,6 +388,7 @@ impl Db {
 
     /// Pads and syncs the log. Appends fail from here on.
     pub fn close(&self) -> Result<(), WalError> {
+        self.stop_merging();
         let written = self.write_full_chunks().and_then(|_| self.head.sync_full_chunks());
         if let Err(err) = written {
             let dir = self.dir.display();

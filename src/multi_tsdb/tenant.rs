@@ -8,6 +8,7 @@ use crate::error::chain;
 use crate::hashring::{CurrentHashring, Hashring};
 use crate::model::tenant::TenantId;
 use crate::multi_tsdb::cutter::CutTurns;
+use crate::multi_tsdb::merger::MergeTurns;
 use crate::multi_tsdb::syncer::SyncLane;
 use crate::multi_tsdb::{AppendLane, MultiTsdb, MultiTsdbOptions};
 use crate::shipper::ShippedDb;
@@ -22,6 +23,7 @@ pub struct Tenant {
     pub appends: AppendLane,
     pub(super) syncs: SyncLane,
     pub(super) cuts: CutTurns,
+    pub(super) merges: MergeTurns,
     pub(super) external_labels: ExternalLabels,
 }
 
@@ -55,6 +57,12 @@ impl ShippedDb for OpenTenant {
 
     fn is_settled(&self, block: Ulid) -> bool {
         self.get().is_some_and(|tenant| tenant.db.is_settled(block))
+    }
+
+    fn rewrite(&self, blocks: &[Ulid]) {
+        if let Some(tenant) = self.get() {
+            tenant.db.ask_to_rewrite(blocks.iter().copied());
+        }
     }
 }
 

@@ -34,7 +34,8 @@ pub enum Step {
 pub enum HeldBack {
     /// It was made from others, which are shipped themselves.
     Compacted,
-    /// What is deleted of it would be there again: only its index and chunks are shipped.
+    /// What is deleted of it would be there again: only its index and chunks are shipped. It is
+    /// rewritten before.
     Tombstones,
     /// It has chunks that Thanos' store gateway cannot read.
     Encoding,
@@ -58,7 +59,9 @@ impl HeldBack {
             HeldBack::Compacted => {
                 "it is above level 1, and only blocks cut from a head are shipped"
             }
-            HeldBack::Tombstones => "it has tombstones, which are not shipped",
+            HeldBack::Tombstones => {
+                "it has tombstones, and one without what they delete is shipped in its place"
+            }
             HeldBack::Encoding => "it has chunks of an encoding that Thanos cannot read",
         }
     }

@@ -27,6 +27,10 @@ pub trait ShippedDb: Send + Sync {
 
     /// Whether a block that is in the directory stays there as it is.
     fn is_settled(&self, block: Ulid) -> bool;
+
+    /// Has blocks rewritten without what was deleted of them, so that those can be shipped. Does not
+    /// wait.
+    fn rewrite(&self, blocks: &[Ulid]);
 }
 
 /// What the shippers of all tenants share.
@@ -137,6 +141,11 @@ impl Shipper {
         let answers = self.ask(&mut round).await?;
         let steps = round.plan(&answers);
         self.show(&round, &steps);
+        // Not one that is in the bucket already, whoever has brought it there: its samples would be
+        // there twice.
+        let has_tombstones = |step: &Step| *step == Step::HoldBack(HeldBack::Tombstones);
+        let deleted_from = steps.iter().filter(|(_, step)| has_tombstones(step));
+        self.db.rewrite(&deleted_from.map(|(ulid, _)| *ulid).collect::<Vec<_>>());
         for (ulid, _) in steps.into_iter().filter(|(_, step)| *step == Step::Upload) {
             self.ship_one(&mut round, ulid).await?;
         }

@@ -21,8 +21,14 @@ use crate::shipper::{
     RECORD_FILE, ShipError, ShippedDb, ShippedTenant, Shipper, ShipperEnv, ShipperMetrics,
     ShipperOptions, Shipping, ShippingOptions, shipped,
 };
+use crate::tsdb::Db;
+use crate::tsdb::block::Block;
 use crate::tsdb::block::meta::BlockMeta;
 use crate::tsdb::block::ulid::Ulid;
+use crate::tsdb::env::Env;
+use crate::tsdb::file::PageCache;
+use crate::tsdb::head::tests::dump;
+use crate::tsdb::options::DbOptions;
 
 /// 2026-11-24T04:33:40.5Z
 const NOW: i64 = 1_795_494_820_500;
@@ -168,6 +174,34 @@ impl ShippedDb for FakeDb {
     fn is_settled(&self, _block: Ulid) -> bool {
         true
     }
+
+    fn rewrite(&self, _blocks: &[Ulid]) {}
+}
+
+/// A database that does what its shipper asks for.
+struct RealDb(Db);
+
+impl RealDb {
+    fn open(dir: &Path) -> Arc<RealDb> {
+        let (disk, options) = (Arc::new(SystemDisk), DbOptions::default());
+        let lock = Db::lock(&*disk, dir, &options).unwrap();
+        let env = Env::new(disk, Arc::new(ManualClock::at(NOW)), Registry::new());
+        Arc::new(RealDb(Db::open(dir, lock, options, &env, "t").unwrap().db))
+    }
+}
+
+impl ShippedDb for RealDb {
+    fn external_labels(&self) -> Arc<Vec<(Vec<u8>, Vec<u8>)>> {
+        Arc::new(vec![(b"replica".to_vec(), b"r1".to_vec())])
+    }
+
+    fn is_settled(&self, block: Ulid) -> bool {
+        self.0.is_settled(block)
+    }
+
+    fn rewrite(&self, blocks: &[Ulid]) {
+        self.0.ask_to_rewrite(blocks.iter().copied());
+    }
 }
 
 struct World {
@@ -192,7 +226,10 @@ impl World {
     }
 
     fn shipper_with(&self, labels: Vec<(Vec<u8>, Vec<u8>)>) -> Shipper {
-        let labels = Arc::new(labels);
+        self.shipper_of(Arc::new(FakeDb(Arc::new(labels))))
+    }
+
+    fn shipper_of(&self, db: Arc<dyn ShippedDb>) -> Shipper {
         let env = ShipperEnv {
             disk: self.disk.clone(),
             clock: Arc::new(ManualClock::at(NOW)),
@@ -200,7 +237,6 @@ impl World {
             options: self.options,
         };
         let metrics = ShipperMetrics::new(&self.registry, "team-a");
-        let db = Arc::new(FakeDb(labels));
         Shipper::new("team-a".to_owned(), self.dir.clone(), db, env, metrics)
     }
 
@@ -692,4 +728,61 @@ async fn one_tenants_failures_are_its_own_and_a_last_round_takes_what_is_left() 
     bucket.0.lock().refused = None;
     tokio::task::spawn_blocking(move || shipping.finish(Duration::from_secs(60))).await.unwrap();
     assert_eq!(shipped(&SystemDisk, &of_a), names(&two_blocks()));
+}
+
+/// A tenant's directory with the recorded block of which something was deleted.
+fn one_with_tombstones() -> (BTreeMap<String, Vec<u8>>, Ulid) {
+    let files = files_in(&recorded("blocks/tombstones"));
+    let block = *names(&files).first().unwrap();
+    (files, block)
+}
+
+#[tokio::test]
+async fn a_block_with_tombstones_arrives_without_what_they_delete() {
+    let (files, parent) = one_with_tombstones();
+    let (dir, world, bucket) = on_disk(&files);
+    let db = RealDb::open(dir.path());
+    let before = dump(&db.0);
+    let shipper = world.shipper_of(db.clone());
+    assert_eq!(shipper.ship().await.unwrap().uploaded, 0);
+    assert_eq!(world.held_back("tombstones"), 1.0);
+    assert_eq!(db.0.rewrite_asked().unwrap(), 1);
+    assert_eq!(dump(&db.0), before);
+    assert_eq!(shipper.ship().await.unwrap().uploaded, 1);
+    assert_eq!(world.held_back("tombstones"), 0.0);
+    let objects = bucket.0.lock().objects.clone();
+    let [child] = names(&objects).into_iter().collect::<Vec<_>>()[..] else {
+        panic!("{objects:?}")
+    };
+    assert!(child != parent);
+    let meta = BlockMeta::from_bytes(&objects[&format!("{child}/meta.json")]).unwrap();
+    assert_eq!((meta.compaction.level, &meta.compaction.sources[..]), (1, &[child][..]));
+    // What is read from the bucket is what was read here.
+    let elsewhere = tempfile::tempdir().unwrap();
+    put(&SystemDisk, elsewhere.path(), &objects);
+    let arrived = elsewhere.path().join(child.to_string());
+    Block::open(&SystemDisk, &arrived, PageCache::new(0)).unwrap();
+    assert_eq!(dump(&RealDb::open(elsewhere.path()).0), before);
+    assert_eq!(shipper.ship().await.unwrap().uploaded, 0);
+}
+
+/// Its samples would be in the bucket twice.
+#[tokio::test]
+async fn a_block_that_is_in_the_bucket_already_is_not_rewritten() {
+    let (files, block) = one_with_tombstones();
+    for is_recorded in [false, true] {
+        let (dir, world, bucket) = on_disk(&files);
+        match is_recorded {
+            true => crate::shipper::record::write(&SystemDisk, dir.path(), &[block]).unwrap(),
+            false => {
+                let object = (format!("{block}/meta.json"), Vec::new());
+                bucket.0.lock().objects.extend([object]);
+            }
+        }
+        let db = RealDb::open(dir.path());
+        assert_eq!(world.shipper_of(db.clone()).ship().await.unwrap().uploaded, 0);
+        assert_eq!(db.0.rewrite_asked().unwrap(), 0);
+        assert_eq!(shipped(&SystemDisk, dir.path()), BTreeSet::from([block]));
+        assert!(dir.path().join(block.to_string()).is_dir());
+    }
 }

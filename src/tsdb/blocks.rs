@@ -1,6 +1,7 @@
 //! The blocks in a database's directory: which of them are read, and where the head's time begins
 //! behind them.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -33,6 +34,22 @@ impl View {
         blocks.push(Arc::new(block));
         View { blocks, floor }
     }
+
+    /// The same with a block, if there is one, in the place of those that it was made from.
+    pub fn replacing(&self, parents: &[Arc<Block>], child: Option<Block>) -> View {
+        let mut view = match child {
+            Some(child) => self.with(child),
+            None => View { blocks: self.blocks.clone(), floor: self.floor },
+        };
+        view.blocks.retain(|block| !parents.iter().any(|parent| Arc::ptr_eq(parent, block)));
+        view.blocks.sort_by_key(|block| block.meta().ulid);
+        view
+    }
+
+    /// Whether all of these are read.
+    pub fn has_all(&self, blocks: &[Arc<Block>]) -> bool {
+        blocks.iter().all(|block| self.blocks.iter().any(|own| Arc::ptr_eq(own, block)))
+    }
 }
 
 /// The blocks of a database, open.
@@ -41,6 +58,9 @@ pub struct Blocks {
     pub served: Vec<Arc<Block>>,
     /// Those that cannot be read, and why.
     pub set_aside: Vec<(PathBuf, ReadError)>,
+    /// Those whose samples others have that were made from them: what is left of a process that ended
+    /// before it had deleted them. They are not read.
+    pub replaced: BTreeMap<Ulid, PathBuf>,
     /// The one floor of in-order samples: what is older belongs to a block, and is neither taken nor
     /// replayed. It is the latest of the blocks' effective ends, the smallest time if there is no
     /// block, and hangs on nothing but them: one that moved with the clock would let samples in that
@@ -53,8 +73,12 @@ impl Blocks {
     /// Opens the blocks in `dir`. One that is damaged is set aside and costs no other; an error is
     /// only what may pass, since the floor would be another one then.
     pub fn open(disk: &dyn Disk, dir: &Path, cache: &Arc<PageCache>) -> Result<Blocks, ReadError> {
-        let mut blocks =
-            Blocks { served: Vec::new(), set_aside: Vec::new(), floor: Timestamp::MIN };
+        let mut blocks = Blocks {
+            served: Vec::new(),
+            set_aside: Vec::new(),
+            replaced: BTreeMap::new(),
+            floor: Timestamp::MIN,
+        };
         let entries = disk.list(dir).map_err(ReadError::io(dir))?;
         let mut names: Vec<_> = entries
             .into_iter()
@@ -72,7 +96,42 @@ impl Blocks {
                 Err(err) => blocks.set_aside.push((block, err)),
             }
         }
+        blocks.leave_out_replaced();
         Ok(blocks)
+    }
+
+    /// Of a block and those that it was made from only the block is read, as in Prometheus. One that
+    /// cannot be read as a whole takes nobody's place.
+    fn leave_out_replaced(&mut self) {
+        let parents_of = |block: &Block| -> Vec<Ulid> {
+            block.meta().compaction.parents.iter().map(|parent| parent.ulid).collect()
+        };
+        let is_whole = |block: &&Arc<Block>| block.damaged_segments().next().is_none();
+        let whole: BTreeMap<Ulid, Vec<Ulid>> = self
+            .served
+            .iter()
+            .filter(is_whole)
+            .filter_map(|block| Some((name_of(block.dir())?, parents_of(block))))
+            .collect();
+        let named: BTreeSet<Ulid> = whole.values().flatten().copied().collect();
+        // From those that no other was made from, so that blocks that name one another in a ring,
+        // which only a mistake or malice makes, are all read.
+        let mut left: Vec<Ulid> =
+            whole.keys().filter(|block| !named.contains(block)).copied().collect();
+        let mut replaced = BTreeSet::new();
+        while let Some(block) = left.pop() {
+            for parent in whole.get(&block).into_iter().flatten() {
+                if replaced.insert(*parent) {
+                    left.push(*parent);
+                }
+            }
+        }
+        let mut is_read = |dir: &Path| match name_of(dir).filter(|name| replaced.contains(name)) {
+            Some(name) => self.replaced.insert(name, dir.to_owned()).is_some(),
+            None => true,
+        };
+        self.served.retain(|block| is_read(block.dir()));
+        self.set_aside.retain(|(dir, _)| is_read(dir));
     }
 
     fn open_one(
@@ -89,6 +148,11 @@ impl Blocks {
         }
         Block::open_as(disk, dir, meta, cache.clone())
     }
+}
+
+/// By what name a block lies in the database's directory.
+pub(super) fn name_of(dir: &Path) -> Option<Ulid> {
+    dir.file_name()?.to_str()?.parse().ok()
 }
 
 /// Where a block ends (not included in it), for what it may shut out. One that ends later than it was

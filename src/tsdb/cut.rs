@@ -295,11 +295,15 @@ impl Db {
             return Err(CutError::Interrupted);
         }
         self.withdraw_left()?;
-        let ulid = self.new_ulid()?;
+        let ulid = self.new_ulid_at(u64::try_from(self.env.clock.now()).unwrap_or(0))?;
         let before = self.head.floor();
         self.head.raise_floor(span.end);
         self.unsettled.lock().insert(ulid);
-        match self.write_block(ulid, span) {
+        let written = {
+            let _writing = self.merging.metrics().begin();
+            self.write_block(ulid, span)
+        };
+        match written {
             Ok(block) => {
                 cutting.metrics.done.inc();
                 let has_block = block.is_some();
@@ -312,6 +316,7 @@ impl Db {
                 if !matches!(err, CutError::Interrupted) {
                     cutting.metrics.failed.inc();
                 }
+                self.remove_unfinished(ulid);
                 match self.withdraw(ulid) {
                     Ok(()) => self.head.lower_floor(before),
                     Err(left) => {
@@ -324,12 +329,12 @@ impl Db {
         }
     }
 
-    fn new_ulid(&self) -> Result<Ulid, CutError> {
+    /// A name for a block that says it was made at this time.
+    pub(super) fn new_ulid_at(&self, millis: u64) -> Result<Ulid, WriteError> {
         let mut random = [0; 16];
         let filled = getrandom::fill(&mut random).map_err(std::io::Error::other);
         filled.map_err(WriteError::io(&self.dir))?;
-        let now = u64::try_from(self.env.clock.now()).unwrap_or(0);
-        Ok(Ulid::new(now, u128::from_le_bytes(random)))
+        Ok(Ulid::new(millis, u128::from_le_bytes(random)))
     }
 
     fn write_block(&self, ulid: Ulid, span: Span) -> Result<Option<Block>, CutError> {
@@ -337,17 +342,8 @@ impl Db {
         let mut writer = BlockWriter::create(disk, &self.dir, ulid)?;
         match self.head.write_block(&mut writer, span) {
             Ok(true) => {}
-            Ok(false) => {
-                writer.abort()?;
-                return Err(CutError::Interrupted);
-            }
-            Err(err) => {
-                // What is left goes away with the next start; it has no name that is read.
-                if let Err(left) = writer.abort() {
-                    tracing::warn!(err = %left, "a block that was not finished stays until a restart");
-                }
-                return Err(err.into());
-            }
+            Ok(false) => return Err(CutError::Interrupted),
+            Err(err) => return Err(err.into()),
         }
         let Some(meta) = writer.finish(span.start, span.end, Compaction::of_head(ulid))? else {
             return Ok(None);
@@ -357,14 +353,15 @@ impl Db {
     }
 
     /// Whether a block in the database's directory stays there. One whose cut is not done or has
-    /// failed does not, and what is in it may be cut once more: nobody is to hand it on.
+    /// failed does not, and what is in it may be cut once more; nor does one that another has taken the
+    /// place of. Nobody is to hand it on.
     pub fn is_settled(&self, block: Ulid) -> bool {
-        !self.unsettled.lock().contains(&block)
+        !self.unsettled.lock().contains(&block) && !self.merging.has_replaced(block)
     }
 
     /// Takes away a block that failed late, so that no start finds it. After an error one may, and the
     /// floor must stay where it would be then.
-    fn withdraw(&self, ulid: Ulid) -> Result<(), WriteError> {
+    pub(super) fn withdraw(&self, ulid: Ulid) -> Result<(), WriteError> {
         let disk = &*self.env.disk;
         match take_name(disk, &self.dir.join(ulid.to_string())) {
             Ok(nameless) => {
@@ -383,7 +380,7 @@ impl Db {
     }
 
     /// Takes away what failed cuts have left: behind the next one its samples would be there twice.
-    fn withdraw_left(&self) -> Result<(), WriteError> {
+    pub(super) fn withdraw_left(&self) -> Result<(), WriteError> {
         let left: Vec<Ulid> = self.unsettled.lock().iter().copied().collect();
         left.into_iter().try_for_each(|ulid| self.withdraw(ulid))
     }

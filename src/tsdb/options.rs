@@ -11,6 +11,8 @@ pub struct DbOptions {
     pub block_range: i64,
     /// `--tsdb.max-block-duration`, in milliseconds: blocks end at its multiples.
     pub cut_range: i64,
+    /// In milliseconds: blocks are merged up to this length.
+    pub merged_max: i64,
     pub retention: Retention,
     pub wal_compression: Compression,
     pub wal_segment_bytes: u64,
@@ -30,6 +32,7 @@ impl Default for DbOptions {
         DbOptions {
             block_range: 2 * 60 * 60 * 1000,
             cut_range: 2 * 60 * 60 * 1000,
+            merged_max: 31 * 24 * 60 * 60 * 1000,
             retention: Retention::default(),
             wal_compression: Compression::Snappy,
             wal_segment_bytes: 128 * 1024 * 1024,

@@ -23,6 +23,9 @@ pub enum RemoveError {
     /// Something was stored since the last look.
     #[error("it has samples")]
     NotEmpty,
+    /// Blocks are made of its blocks.
+    #[error("its blocks are read")]
+    InUse,
     #[error(transparent)]
     Write(#[from] WriteError),
 }
@@ -46,6 +49,7 @@ impl Db {
         let is_read = Arc::strong_count(&view) > 2;
         if is_read
             || !self.cutting.lock().is_at_rest()
+            || self.merging.is_under_way()
             || metas().any(|meta| meta.max_time > oldest_kept || !may_go(meta.ulid))
         {
             return Ok(false);
@@ -69,6 +73,10 @@ impl Db {
     /// Removes the database with its directory, once nothing is appended any more. In an order in which
     /// a process that ends in between leaves one that holds no more than its blocks.
     pub fn remove(&self) -> Result<(), RemoveError> {
+        self.stop_merging();
+        if self.merging.is_under_way() {
+            return Err(RemoveError::InUse);
+        }
         // Before the look: what is appended then is refused.
         if let Err(err) = self.head.close_log() {
             tracing::debug!(dir = %self.dir.display(), %err, "a log that goes was not closed");

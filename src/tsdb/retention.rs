@@ -174,7 +174,7 @@ pub(super) const FLOOR_FILE: &str = "ringest.floor";
 /// A number with its sign.
 const FLOOR_BYTES_MAX: u64 = 32;
 
-fn write_floor(disk: &dyn Disk, dir: &Path, floor: Timestamp) -> Result<(), WriteError> {
+pub(super) fn write_floor(disk: &dyn Disk, dir: &Path, floor: Timestamp) -> Result<(), WriteError> {
     let path = dir.join(FLOOR_FILE);
     replace_file(disk, &path, format!("{floor}\n").as_bytes()).map_err(WriteError::io(&path))
 }

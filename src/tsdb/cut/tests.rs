@@ -47,6 +47,10 @@ impl Life {
         self.open();
     }
 
+    pub(crate) fn dir(&self) -> &std::path::Path {
+        &self.dir
+    }
+
     pub(crate) fn db(&self) -> &Db {
         self.db.as_ref().unwrap()
     }
@@ -250,7 +254,7 @@ fn a_reader_that_began_before_finds_all_until_it_ends() {
 }
 
 /// What a start finds, however the process ended.
-fn restarted(life: &Life, disk: FaultyDisk) -> Life {
+pub(crate) fn restarted(life: &Life, disk: FaultyDisk) -> Life {
     let mut again = Life {
         disk: Arc::new(disk),
         clock: life.clock.clone(),

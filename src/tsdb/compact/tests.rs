@@ -1,0 +1,376 @@
+use std::path::Path;
+
+use super::*;
+use crate::disk::Disk;
+use crate::disk::faulty::FaultyDisk;
+use crate::model::TimeRange;
+use crate::tsdb::block::tests::data_dir;
+use crate::tsdb::block::tombstones::Tombstones;
+use crate::tsdb::cut::tests::{HOUR, Life, in_temp, restarted, sample_count};
+use crate::tsdb::head::tests::dump;
+use crate::tsdb::retention::{Retention, read_floor};
+
+const DIR: &str = "/db/t";
+
+fn life_on(disk: &FaultyDisk) -> Life {
+    Life::begin(Arc::new(disk.clone()), Path::new(DIR))
+}
+
+fn served(db: &Db) -> Vec<Arc<Block>> {
+    db.view.load().blocks.clone()
+}
+
+/// Names of blocks in the directory.
+fn named(disk: &dyn Disk, dir: &Path) -> BTreeSet<Ulid> {
+    let entries = disk.list(dir).unwrap();
+    entries.iter().filter_map(|entry| entry.name.to_str()?.parse().ok()).collect()
+}
+
+/// Deletes a part of the first series' samples, and all of another's.
+fn delete_from(disk: &dyn Disk, block: &Block) {
+    let series = block.index().all_postings().unwrap();
+    let mint = block.meta().min_time;
+    let part = TimeRange { mint: mint + HOUR / 4, maxt: mint + HOUR };
+    let all = TimeRange { mint: i64::MIN, maxt: i64::MAX };
+    let spans = vec![(u64::from(series[0]), part), (u64::from(series[1]), all)];
+    Tombstones::from_spans(spans).write(disk, block.dir()).unwrap();
+}
+
+/// A database with one block, of which something is deleted.
+fn with_tombstones(disk: &FaultyDisk) -> (Life, Ulid) {
+    let mut life = life_on(disk);
+    life.write(0..4, 182);
+    assert_eq!(life.db().cut_due().unwrap(), 1);
+    let block = served(life.db()).remove(0);
+    delete_from(disk, &block);
+    life.open();
+    (life, block.meta().ulid)
+}
+
+#[test]
+fn a_block_is_rewritten_without_what_is_deleted() {
+    let disk = FaultyDisk::new();
+    let (mut life, parent) = with_tombstones(&disk);
+    let before = dump(life.db());
+    let floor = life.db().view.load().floor;
+    // Nobody has asked.
+    assert_eq!(life.db().rewrite_asked().unwrap(), 0);
+    life.db().ask_to_rewrite([Ulid(7), parent]);
+    assert_eq!(life.db().rewrite_asked().unwrap(), 1);
+    for _ in 0..2 {
+        let blocks = served(life.db());
+        let [block] = &blocks[..] else { panic!("{} blocks", blocks.len()) };
+        let meta = block.meta();
+        assert!(block.tombstones().is_empty());
+        assert_eq!((meta.compaction.level, &meta.compaction.sources[..]), (1, &[meta.ulid][..]));
+        assert_eq!(meta.compaction.parents[0].ulid, parent);
+        assert_eq!(
+            (meta.stats.num_series, meta.compaction.parents[0].max_time),
+            (3, meta.max_time)
+        );
+        assert_eq!(named(&disk, Path::new(DIR)), BTreeSet::from([meta.ulid]));
+        assert!(life.db().is_settled(meta.ulid));
+        assert_eq!(dump(life.db()), before);
+        assert_eq!(life.db().view.load().floor, floor);
+        life.open();
+    }
+    // Once is enough.
+    life.db().ask_to_rewrite([parent]);
+    assert_eq!(life.db().rewrite_asked().unwrap(), 0);
+}
+
+#[test]
+fn a_block_of_which_nothing_is_left_goes_as_a_whole_and_shuts_out_what_it_did() {
+    let disk = FaultyDisk::new();
+    let mut life = life_on(&disk);
+    life.write(0..2, 182);
+    assert_eq!(life.db().cut_due().unwrap(), 1);
+    let block = served(life.db()).remove(0);
+    let all = TimeRange { mint: i64::MIN, maxt: i64::MAX };
+    let spans = block.index().all_postings().unwrap().into_iter().map(|s| (u64::from(s), all));
+    Tombstones::from_spans(spans.collect()).write(&disk, block.dir()).unwrap();
+    life.open();
+    let before = dump(life.db());
+    let floor = life.db().view.load().floor;
+    life.db().ask_to_rewrite([block.meta().ulid]);
+    assert_eq!(life.db().rewrite_asked().unwrap(), 1);
+    for _ in 0..2 {
+        assert_eq!(named(&disk, Path::new(DIR)), BTreeSet::new());
+        assert_eq!((dump(life.db()), life.db().view.load().floor), (before.clone(), floor));
+        life.open();
+    }
+    assert_eq!(read_floor(&disk, Path::new(DIR)).unwrap(), floor);
+}
+
+#[test]
+fn a_reader_that_began_before_reads_on() {
+    let disk = FaultyDisk::new();
+    let (life, parent) = with_tombstones(&disk);
+    let querier = life.db().querier(i64::MIN, i64::MAX);
+    let selected = querier.select(&[]).unwrap();
+    life.db().ask_to_rewrite([parent]);
+    assert_eq!(life.db().rewrite_asked().unwrap(), 1);
+    let mut chunks = Vec::new();
+    selected.iter().for_each(|series| querier.chunks(series, &mut chunks).unwrap());
+    assert!(chunks.len() > 4, "{}", chunks.len());
+}
+
+/// Five blocks, of which three are in one range of six hours; of one something is deleted.
+fn with_blocks(disk: &FaultyDisk) -> Life {
+    let mut life = life_on(disk);
+    for round in 0..6 {
+        life.write(round..round + 3, 122);
+        life.db().cut_due().unwrap();
+    }
+    let blocks = served(life.db());
+    assert_eq!(blocks.len(), 5);
+    delete_from(disk, &blocks[1]);
+    life.open();
+    life
+}
+
+#[test]
+fn blocks_are_merged_up_the_ladder_and_the_newest_waits() {
+    let disk = FaultyDisk::new();
+    let mut life = with_blocks(&disk);
+    let before = dump(life.db());
+    let parents: BTreeSet<_> = served(life.db()).iter().map(|block| block.meta().ulid).collect();
+    assert!(life.db().compact().unwrap() > 0);
+    let merged: Vec<_> =
+        served(life.db()).into_iter().filter(|block| block.meta().compaction.level == 2).collect();
+    assert!(!merged.is_empty());
+    for block in &merged {
+        let meta = block.meta();
+        let sources: BTreeSet<_> = meta.compaction.sources.iter().copied().collect();
+        assert!(sources.len() > 1 && sources.is_subset(&parents));
+        assert_eq!(meta.min_time.div_euclid(6 * HOUR), (meta.max_time - 1).div_euclid(6 * HOUR));
+    }
+    let newest = served(life.db()).into_iter().max_by_key(|block| block.meta().max_time).unwrap();
+    assert_eq!(newest.meta().compaction.level, 1);
+    assert_eq!(dump(life.db()), before);
+    assert_eq!(life.db().compact().unwrap(), 0);
+    life.open();
+    assert_eq!(dump(life.db()), before);
+    assert_eq!(life.db().compact().unwrap(), 0);
+    assert_eq!(named(&disk, Path::new(DIR)).len(), served(life.db()).len());
+}
+
+/// Tries something that makes blocks of blocks, which fails or ends at every operation on the disk in
+/// turn.
+fn at_every_operation(begin: impl Fn(&FaultyDisk) -> Life, work: impl Fn(&Db) -> bool) {
+    for operation in 0.. {
+        let disk = FaultyDisk::new();
+        let life = begin(&disk);
+        life.db().sync_handle().sync().unwrap();
+        let (before, floor) = (dump(life.db()), life.db().view.load().floor);
+        disk.fail_all_operations(operation);
+        let is_done = work(life.db());
+        let context = format!("operation {operation}, done: {is_done}");
+        assert_eq!(dump(life.db()), before, "{context}");
+        for (disk, end) in [(disk.after_kill(), "killed"), (disk.after_power_cut(), "power cut")] {
+            let again = restarted(&life, disk.clone());
+            let context = format!("{context}, {end}");
+            assert_eq!(dump(again.db()), before, "{context}");
+            assert_eq!(again.db().view.load().floor, floor, "{context}");
+            // Parents or child: what a shipper finds is what a reader finds.
+            let served: BTreeSet<_> = served(again.db()).iter().map(|b| b.meta().ulid).collect();
+            assert_eq!(named(&disk, Path::new(DIR)), served, "{context}");
+            work(again.db());
+            assert_eq!(dump(again.db()), before, "{context}, and again");
+            assert_eq!(again.db().view.load().floor, floor, "{context}, and again");
+        }
+        // The same with one operation that fails, and the process going on.
+        let disk = FaultyDisk::new();
+        let mut life = begin(&disk);
+        let before = dump(life.db());
+        disk.fail_operation(operation, io::ErrorKind::Other, 0);
+        work(life.db());
+        if disk.pending_faults() > 0 {
+            assert!(operation > 10, "there are {operation} operations");
+            return;
+        }
+        assert_eq!(dump(life.db()), before, "{context}, one failed");
+        let settled: BTreeSet<_> = named(&disk, Path::new(DIR))
+            .into_iter()
+            .filter(|block| life.db().is_settled(*block))
+            .collect();
+        let read: BTreeSet<_> = served(life.db()).iter().map(|b| b.meta().ulid).collect();
+        assert_eq!(settled, read, "{context}, one failed");
+        // It is made good, and leaves nothing behind.
+        work(life.db());
+        work(life.db());
+        let read: BTreeSet<_> = served(life.db()).iter().map(|b| b.meta().ulid).collect();
+        assert_eq!(named(&disk, Path::new(DIR)), read, "{context}, one failed and made good");
+        assert!(served(life.db()).iter().all(|block| block.tombstones().is_empty()), "{context}");
+        assert_eq!(dump(life.db()), before, "{context}, one failed and made good");
+        life.open();
+        assert_eq!(dump(life.db()), before, "{context}, one failed and reopened");
+    }
+}
+
+#[test]
+fn at_whatever_operation_a_rewrite_fails_or_ends_either_block_is_there_and_never_both() {
+    let asked = |db: &Db| {
+        let blocks = served(db);
+        let deleted_from = blocks.iter().filter(|block| !block.tombstones().is_empty());
+        db.ask_to_rewrite(deleted_from.map(|block| block.meta().ulid));
+        db.rewrite_asked().is_ok()
+    };
+    at_every_operation(|disk| with_tombstones(disk).0, asked);
+}
+
+#[test]
+fn at_whatever_operation_a_merge_fails_or_ends_nothing_is_lost_or_there_twice() {
+    at_every_operation(with_blocks, |db| db.compact().is_ok());
+}
+
+#[test]
+fn a_cut_does_not_wait_for_a_merge_and_a_deletion_ends_it() {
+    let disk = FaultyDisk::new();
+    let mut life = with_blocks(&disk);
+    life.options.retention = Retention { age_max: None, bytes_max: Some(1) };
+    life.open();
+    life.write(0..3, 122);
+    let before = dump(life.db());
+    let job = life.db().begin(Made::Merged, |view, state| life.db().planned(view, state)).unwrap();
+    assert!(job.parents.len() > 1 && life.db().merging.is_under_way());
+    assert_eq!(life.db().cut_due().unwrap(), 1);
+    // With a block that is newer it is what it was.
+    assert!(life.db().run(&job).unwrap());
+    assert_eq!(dump(life.db()), before);
+    drop(job);
+    assert!(!life.db().merging.is_under_way());
+    let parents = served(life.db());
+    let job = Job { db: life.db(), made: Made::Merged, parents: parents.clone() };
+    let ulid = life.db().new_ulid_at(9).unwrap();
+    let child = life.db().write_child(ulid, &parents, Made::Merged).unwrap();
+    assert!(life.db().drop_expired(|_| true).unwrap() > 0);
+    let left = named(&disk, Path::new(DIR));
+    assert!(!life.db().put_in_place(ulid, &parents, child).unwrap());
+    // It is not there to be read, either.
+    assert!(!life.db().run(&job).unwrap());
+    assert_eq!(named(&disk, Path::new(DIR)), left);
+    let names = disk.list(Path::new(DIR)).unwrap();
+    assert!(names.iter().all(|entry| !entry.name.to_string_lossy().contains(".tmp")), "{names:?}");
+}
+
+/// One that is opened anew, or goes, belongs to somebody else.
+#[test]
+fn a_database_that_is_closed_gives_no_block_a_name() {
+    let disk = FaultyDisk::new();
+    let life = with_blocks(&disk);
+    let before = named(&disk, Path::new(DIR));
+    let job = life.db().begin(Made::Merged, |view, state| life.db().planned(view, state)).unwrap();
+    life.db().close().unwrap();
+    assert!(!life.db().run(&job).unwrap());
+    drop(job);
+    assert!(life.db().begin(Made::Merged, |view, _| view.blocks.clone()).is_none());
+    assert_eq!(named(&disk, Path::new(DIR)), before);
+}
+
+/// What shut out no sample from a time on is not to do so because it was made anew later.
+#[test]
+fn a_block_that_ends_later_than_it_was_made_at_shuts_out_no_more_when_it_is_made_anew() {
+    let disk = FaultyDisk::new();
+    let mut life = life_on(&disk);
+    life.write(0..3, 182);
+    assert_eq!(life.db().cut_due().unwrap(), 1);
+    let block = served(life.db()).remove(0);
+    // As if it had been made half an hour before its end.
+    let millis = block.meta().max_time - HOUR / 2;
+    let ulid = Ulid::new(millis as u64, 5);
+    let meta = BlockMeta { ulid, compaction: Compaction::of_head(ulid), ..block.meta().clone() };
+    meta.write(&disk, block.dir()).unwrap();
+    let dir = Path::new(DIR).join(ulid.to_string());
+    disk.rename(block.dir(), &dir).unwrap();
+    delete_from(&disk, &block_at(&disk, &dir));
+    life.open();
+    let (before, floor) = (dump(life.db()), life.db().view.load().floor);
+    assert_eq!(floor, millis);
+    life.db().ask_to_rewrite([ulid]);
+    assert_eq!(life.db().rewrite_asked().unwrap(), 1);
+    assert!(served(life.db())[0].meta().ulid != ulid);
+    life.open();
+    assert_eq!((dump(life.db()), life.db().view.load().floor), (before, floor));
+}
+
+fn block_at(disk: &FaultyDisk, dir: &Path) -> Block {
+    Block::open(disk, dir, PageCache::new(0)).unwrap()
+}
+
+#[test]
+fn the_time_of_a_new_block_shuts_out_what_its_parents_did() {
+    let disk = FaultyDisk::new();
+    let life = with_blocks(&disk);
+    let blocks = served(life.db());
+    let end = blocks.iter().map(|block| block.meta().max_time).max().unwrap();
+    assert_eq!(child_millis(&blocks, end + 5), end as u64 + 5);
+    // The clock jumped back.
+    assert_eq!(child_millis(&blocks, 5), end as u64);
+}
+
+/// `tests/data/tsdb/compaction/blocks/tombstones`: of its histograms some are deleted.
+#[test]
+fn what_cannot_be_made_anew_stays_and_is_not_tried_for_ever() {
+    in_temp(|mut life| {
+        let from = data_dir().parent().unwrap().join("compaction/blocks/tombstones/in");
+        let mut blocks = BTreeSet::new();
+        for entry in std::fs::read_dir(&from).unwrap().map(Result::unwrap) {
+            let to = life.dir().join(entry.file_name());
+            std::fs::create_dir_all(to.join("chunks")).unwrap();
+            for file in ["chunks/000001", "index", "meta.json", "tombstones"] {
+                std::fs::copy(entry.path().join(file), to.join(file)).unwrap();
+            }
+            blocks.insert(entry.file_name().to_str().unwrap().parse::<Ulid>().unwrap());
+        }
+        life.open();
+        life.db().ask_to_rewrite(blocks.iter().copied());
+        let done = life.db().rewrite_asked().unwrap();
+        assert_eq!(done + life.db().merging.state.lock().failed.len(), blocks.len());
+        assert!(!life.db().merging.state.lock().failed.is_empty());
+        let disk = crate::disk::SystemDisk;
+        assert_eq!(named(&disk, life.dir()).len(), blocks.len());
+        let failures = life.db().merging.metrics.failed.value();
+        life.db().ask_to_rewrite(named(&disk, life.dir()));
+        life.db().rewrite_asked().unwrap();
+        assert_eq!(life.db().merging.metrics.failed.value(), failures);
+        // Prometheus notes it in the manifests, and so does a merge.
+        let parents = served(life.db());
+        life.db().mark_failed(&parents, &MergeError::Interrupted);
+        life.open();
+        assert!(served(life.db()).iter().all(|block| block.meta().compaction.failed));
+        assert!(
+            life.db().begin(Made::Merged, |view, state| life.db().planned(view, state)).is_none()
+        );
+    });
+}
+
+#[test]
+fn overlapping_blocks_become_one() {
+    let disk = FaultyDisk::new();
+    let mut life = life_on(&disk);
+    life.write(0..3, 182);
+    assert_eq!(life.db().cut_due().unwrap(), 1);
+    let block = served(life.db()).remove(0);
+    // The same block once more, as if somebody had copied it.
+    let ulid = Ulid::new(block.meta().ulid.millis(), 77);
+    let dir = Path::new(DIR).join(ulid.to_string());
+    disk.create_dir_all(&dir.join("chunks")).unwrap();
+    for file in ["chunks/000001", "index", "tombstones"] {
+        let bytes = crate::disk::read_file(&disk, &block.dir().join(file), 1 << 20).unwrap();
+        let copy = disk.create(&dir.join(file)).unwrap();
+        copy.write_all_at(&bytes, 0).unwrap();
+    }
+    BlockMeta { ulid, compaction: Compaction::of_head(ulid), ..block.meta().clone() }
+        .write(&disk, &dir)
+        .unwrap();
+    life.open();
+    let before = dump(life.db());
+    assert_eq!(served(life.db()).len(), 2);
+    assert_eq!(life.db().compact().unwrap(), 1);
+    let blocks = served(life.db());
+    assert_eq!((blocks.len(), dump(life.db())), (1, before.clone()));
+    assert_eq!(blocks[0].meta().stats, block.meta().stats);
+    assert_eq!(life.db().merging.metrics.vertical.value(), 1.0);
+    assert_eq!(sample_count(&before), 3 * 182);
+}
