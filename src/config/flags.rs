@@ -268,6 +268,7 @@ pub static FLAGS: &[Flag] = &[
     switch("tsdb.wal-truncate-by-head-chunks", OFF, "Let the log lose what synced files in chunks_head have, not only what blocks have: it is a fraction as long, and a start reads as much less. Damage in chunks_head then costs the samples that it hits; a Prometheus that opens the directory drops the damaged file and all later ones.").own(),
     switch("tsdb.flush-on-shutdown", ON, "Cut the heads into blocks when the process is told to stop, as Thanos does. Off, what is not cut stays in the log, and a sender's late retries are still taken after the restart.").own(),
     flag("tsdb.flush-timeout", Kind::DurationModel, "2m", "Longest time of that; heads that are not cut by then stay in the log.").own(),
+    flag("tsdb.max-compacted-block-duration", Kind::DurationModel, "0s", "Where no blocks are shipped: time range up to which they are merged, three blocks into one at each step. 0s for a tenth of --tsdb.retention, at most 31 days; 2h, what a head's block has, for none.").own(),
     flag("tsdb.head-series-max", Kind::Uint, "50000000", "Series in one tenant's head; samples of further ones are refused.").own(),
     flag("receive.tenants-max", Kind::Uint, "10000", "Tenants on this node; writes of further ones are refused.").own(),
     // Prometheus, vmagent and the OpenTelemetry collector send well under 10 MB at a time; they can

@@ -21,6 +21,9 @@ pub struct StorageConfig {
     pub flush_within: Option<Duration>,
 }
 
+/// Blocks are merged up to a tenth of the time that they are kept, as in Prometheus, and never up to
+/// more than this.
+const MERGED_MAX: Duration = Duration::from_secs(31 * 24 * 60 * 60);
 /// Shorter ranges have blocks by the thousand; Thanos ends with a panic on them.
 const BLOCK_DURATION_MIN: Duration = Duration::from_secs(30);
 
@@ -65,10 +68,17 @@ fn db_options(settings: &mut Settings<'_>) -> Option<DbOptions> {
         age_max: Some(millis(settings.duration("tsdb.retention"))).filter(|age| *age > 0),
         bytes_max: bytes_max.filter(|bytes| *bytes > 0),
     };
+    let merged_max =
+        match (settings.duration("tsdb.max-compacted-block-duration"), retention.age_max) {
+            (Duration::ZERO, Some(age_max)) => (age_max / 10).min(millis(MERGED_MAX)),
+            (Duration::ZERO, None) => millis(MERGED_MAX),
+            (given, _) => millis(given),
+        };
     let [block_range, cut_range] = ranges?.map(millis);
     Some(DbOptions {
         block_range,
         cut_range,
+        merged_max,
         retention,
         wal_compression: match values.switch("tsdb.wal-compression") {
             true => Compression::Snappy,

@@ -422,3 +422,19 @@ fn what_reads_is_closed_where_certificates_are_asked_for() {
     let [reads] = &warnings(&open)[..] else { panic!("{:?}", open.notices) };
     assert!(reads.starts_with("--http.open-reads"), "{reads}");
 }
+
+#[test]
+fn blocks_are_merged_up_to_a_tenth_of_what_is_kept() {
+    const DAY: i64 = 24 * 60 * 60 * 1000;
+    for (args, merged_max) in [
+        (&[][..], 3 * DAY / 2),
+        (&["--tsdb.retention=100d"], 10 * DAY),
+        (&["--tsdb.retention=2y"], 31 * DAY),
+        (&["--tsdb.retention=0d"], 31 * DAY),
+        (&["--tsdb.max-compacted-block-duration=45d"], 45 * DAY),
+    ] {
+        let label = ["--label=a=\"b\""];
+        let config = config(&[&label, args].concat()).unwrap();
+        assert_eq!(config.storage.db.merged_max, merged_max, "{args:?}");
+    }
+}

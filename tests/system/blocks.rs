@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use ringest::disk::SystemDisk;
 use ringest::tsdb::block::chunks::EncodedChunk;
-use ringest::tsdb::block::meta::Compaction;
+use ringest::tsdb::block::meta::{BlockMeta, Compaction};
 use ringest::tsdb::block::ulid::Ulid;
 use ringest::tsdb::block::writer::BlockWriter;
 use ringest::tsdb::chunkenc::ENCODING_XOR;
@@ -18,6 +18,7 @@ use crate::directories::{NO_TARGETS, judge_with_promtool};
 use crate::programs::{Prometheus, start_node};
 use crate::support::messages::WriteRequest;
 use crate::support::node::{DEFAULT_TENANT, Node};
+use crate::support::process::wait_until;
 use crate::support::remote_read::{Content, Samples, everything};
 use crate::support::same::assert_same;
 
@@ -184,4 +185,59 @@ fn a_head_is_flushed_into_blocks_that_prometheus_takes_over_and_gives_back() {
     let node = start_node(root.path(), &[]);
     assert_same("what we serve of blocks and log", &everything(&node.http), &second);
     node.stop();
+}
+
+/// The levels of the blocks in a tenant's directory.
+fn levels(dir: &Path) -> Vec<i64> {
+    let entries = fs::read_dir(dir).unwrap().map(Result::unwrap);
+    let named = entries.filter(|entry| entry.file_name().to_string_lossy().parse::<Ulid>().is_ok());
+    named
+        // One may go meanwhile.
+        .filter_map(|entry| fs::read(entry.path().join("meta.json")).ok())
+        .map(|meta| BlockMeta::from_bytes(&meta).unwrap().compaction.level)
+        .collect()
+}
+
+/// Ten minutes in blocks of half a minute become blocks of four and a half.
+#[test]
+fn blocks_that_are_not_shipped_are_merged_into_ones_that_prometheus_takes_over() {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis() as i64;
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("data").join(DEFAULT_TENANT);
+    let flags = [
+        "--tsdb.min-block-duration=30s",
+        "--tsdb.max-block-duration=30s",
+        "--tsdb.max-compacted-block-duration=5m",
+        "--no-tsdb.flush-on-shutdown",
+    ];
+    let node = start_node(root.path(), &flags);
+    let mut all = Content::new();
+    for n in 0..120 {
+        let t = now - 600_000 + n * 5_000;
+        let mut request = WriteRequest::default();
+        // Some come and go.
+        for i in (0..20).filter(|i| i % 4 > 0 || (n / 10) % 5 == i / 4) {
+            let labels = [("__name__", "m"), ("i", &*i.to_string()), ("z", "\u{6f22}")];
+            let v = (n * i) as f64 / 7.0;
+            request = request.with(&labels, &[(t, v)]);
+            let labels = labels.map(|(name, value)| (name.to_owned(), value.to_owned()));
+            all.entry(labels.to_vec()).or_default().push((t, v.to_bits()));
+        }
+        let answer = node.write(DEFAULT_TENANT, &request);
+        assert_eq!(answer.status, 200, "{}", answer.text());
+    }
+    wait_until("blocks of level 3 are there", || {
+        let levels = levels(&dir);
+        levels.len() < 10 && levels.iter().any(|level| *level >= 3)
+    });
+    assert_same("what we serve of merged blocks and the head", &everything(&node.http), &all);
+    node.kill();
+    judge_with_promtool(&dir, &all, &[]);
+    let node = start_node(root.path(), &flags);
+    assert_same("what we serve after a restart", &everything(&node.http), &all);
+    node.stop();
+    let prometheus = Prometheus::start(&dir, NO_TARGETS, &[]);
+    assert_eq!(prometheus.complaints(), [""; 0]);
+    assert_same("what Prometheus serves", &everything(prometheus.address()), &all);
+    prometheus.stop();
 }
