@@ -235,7 +235,7 @@ impl Db {
             .map_err(OpenError::io("looking for head chunks in", dir))?;
         if mapped.contested() > 0 {
             let (dir, chunks) = (dir.display(), mapped.contested());
-            tracing::warn!(%dir, chunks, "head chunks overlap others and are not used; the log may have them");
+            tracing::warn!(%dir, chunks, "head chunks overlap earlier ones and are not used");
         }
         let marked = unsynced::marked_from(&*disk, &wal_dir);
         if marked.map_err(OpenError::io("looking for a mark in", &wal_dir))?.is_some() {
@@ -243,7 +243,12 @@ impl Db {
         }
         let log = LogDir::list(&*disk, &wal_dir).map_err(OpenError::io("listing", &wal_dir))?;
         loading.begin(&log.segments);
-        let beside = BesideLog { files: Arc::new(files), mapped, loading };
+        let beside = BesideLog {
+            files: Arc::new(files),
+            mapped,
+            keeps_gaps: options.wal_by_coverage,
+            loading,
+        };
         let (log, contents, report) =
             replay(env.fingerprinter.clone(), floor, options.block_range, beside, |take| {
                 open_log(&*disk, &wal_dir, &wal_metrics, |found| {

@@ -166,7 +166,7 @@ impl MultiTsdb {
         let is_damaged = cut.as_ref().is_err_and(CutError::is_of_head_chunks);
         tell(tenant, cut);
         if is_damaged {
-            // It would fail for ever, and the log has what the file had.
+            // It would fail for ever. What the log has of it is there afterwards.
             tracing::warn!(tenant = %tenant.id, "opening a tenant again for a damaged head chunk");
             self.reopen(tenant);
         }

@@ -1,4 +1,5 @@
-//! A tenant of which a file was damaged under way is opened again: what the file had is in the log.
+//! A tenant of which a file was damaged under way is opened again: what the log has of it is there
+//! then, and the rest is cut.
 
 use std::sync::Arc;
 

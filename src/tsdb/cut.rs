@@ -59,7 +59,8 @@ pub enum CutError {
 }
 
 impl CutError {
-    /// Whether a file of the head's chunks is damaged or cannot be read. The log has its samples.
+    /// Whether a file of the head's chunks is damaged or cannot be read. The log has its samples,
+    /// or it costs these.
     pub fn is_of_head_chunks(&self) -> bool {
         let file = match self {
             CutError::Write(WriteError::Read(ReadError::Corrupt(corruption))) => &corruption.file,

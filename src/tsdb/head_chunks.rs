@@ -334,14 +334,15 @@ impl HeadChunkFiles {
     /// Makes the file that is written to durable, and writes no more to it. After a power cut
     /// Prometheus bears with a last file that is not whole, and with no other.
     fn finish_current(&self, writer: &mut Writer) -> Result<(), WriteError> {
-        let Some(current) = &writer.current else { return Ok(()) };
-        let file = current.file.clone();
-        let synced = file.file.sync().map_err(WriteError::io(&file.path));
-        let synced = synced.and_then(|()| self.sync_dirs());
-        if synced.is_err() {
-            self.doubt(writer, file.number);
-        }
-        synced?;
+        let Some(Current { file, position, .. }) = &writer.current else { return Ok(()) };
+        let (file, position) = (file.clone(), *position);
+        let error = WriteError::io(&file.path);
+        let len = file.file.len();
+        // What a failed write left was not cut off then.
+        let cut =
+            len.and_then(|len| if len > position { file.file.truncate(position) } else { Ok(()) });
+        cut.map_err(error)?;
+        self.sync_file(writer, file.number, &file.path, &*file.file)?;
         file.seal.lock().end_writing();
         writer.current = None;
         Ok(())

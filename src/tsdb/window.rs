@@ -9,19 +9,34 @@ use crate::disk::{Disk, DiskFile};
 /// Bytes read from the file at once, and the most that can be asked for.
 pub(super) const WINDOW_BYTES: usize = 4 << 20;
 
+/// What is read at a time where more cannot be read.
+const PAGE_BYTES: usize = 4096;
+/// How often a page is tried.
+const PAGE_TRIES: usize = 3;
+
 pub(super) struct Window {
     file: Arc<dyn DiskFile>,
     /// Length of the file when it was opened.
     pub(super) len: u64,
     bytes: Vec<u8>,
     start: u64,
+    /// Pages that cannot be read are zeros; else they are an error.
+    bears_unreadable: bool,
+    /// How many pages could not be read.
+    pub(super) unreadable: u64,
 }
 
 impl Window {
     pub(super) fn open(disk: &dyn Disk, path: &Path) -> io::Result<Window> {
         let file = disk.open(path)?;
         let len = file.len()?;
-        Ok(Window { file, len, bytes: Vec::new(), start: 0 })
+        let (bears_unreadable, unreadable) = (false, 0);
+        Ok(Window { file, len, bytes: Vec::new(), start: 0, bears_unreadable, unreadable })
+    }
+
+    /// The same, of a file of which each page that cannot be read counts as zeros.
+    pub(super) fn open_with_unreadable(disk: &dyn Disk, path: &Path) -> io::Result<Window> {
+        Ok(Window { bears_unreadable: true, ..Window::open(disk, path)? })
     }
 
     /// At most `count` bytes from `offset` on: fewer where the file ends, or beyond
@@ -42,9 +57,11 @@ impl Window {
         self.bytes.resize(room, 0);
         let mut filled = 0;
         while filled < room {
-            match self.file.read_at(&mut self.bytes[filled..], offset + filled as u64)? {
-                0 => break,
-                read => filled += read,
+            match self.file.read_at(&mut self.bytes[filled..], offset + filled as u64) {
+                Ok(0) => break,
+                Ok(read) => filled += read,
+                Err(_) if self.bears_unreadable => filled += self.fill_page(offset, filled),
+                Err(err) => return Err(err),
             }
         }
         self.bytes.truncate(filled);
@@ -53,5 +70,20 @@ impl Window {
             self.len = offset + filled as u64;
         }
         Ok(())
+    }
+
+    /// One page, or zeros in its place.
+    fn fill_page(&mut self, offset: u64, from: usize) -> usize {
+        let end = self.bytes.len().min(from + PAGE_BYTES);
+        let page = &mut self.bytes[from..end];
+        for _ in 0..PAGE_TRIES {
+            match self.file.read_at(page, offset + from as u64) {
+                Ok(read) if read > 0 => return read,
+                _ => {}
+            }
+        }
+        page.fill(0);
+        self.unreadable += 1;
+        end - from
     }
 }

@@ -4,7 +4,7 @@
 //! By head chunks it is cut when they have two thirds of it: each time all of it is read, so a
 //! sample is read one and a half times, as with a cut of the head.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::time::Duration;
 
@@ -66,6 +66,10 @@ impl InFiles {
 struct InLog {
     last_segment: SegmentIndex,
     newest: Timestamp,
+    /// The ref that the series is known by, if it has another one. Prometheus forgets the chunks in
+    /// files that it has by then where the log names a series anew, so their samples stay in the
+    /// log.
+    known_by: Option<HeadSeriesRef>,
 }
 
 /// A truncation that failed is tried again after so long at first, then after twice as long.
@@ -111,10 +115,11 @@ impl Truncation {
         (floor, newest): (Timestamp, Timestamp),
         segment: SegmentIndex,
     ) {
-        let in_log = InLog { last_segment: segment, newest };
+        let in_log = |known_by| InLog { last_segment: segment, newest, known_by: Some(known_by) };
         self.below = floor;
         self.own_from = segment;
-        self.forgotten = replay.further_refs.iter().map(|series| (*series, in_log)).collect();
+        let further = replay.further_refs.iter();
+        self.forgotten = further.map(|(series, known_by)| (*series, in_log(*known_by))).collect();
         self.keeps_all |= replay.histograms_left > 0;
         if let Some(coverage) = &mut self.coverage {
             let ReplayReport { samples, samples_skipped, samples_mapped, .. } = *replay;
@@ -153,7 +158,7 @@ impl Truncation {
         series: Vec<HeadSeriesRef>,
         last_segment: SegmentIndex,
     ) {
-        let in_log = InLog { last_segment, newest: Timestamp::MIN };
+        let in_log = InLog { last_segment, newest: Timestamp::MIN, known_by: None };
         self.forgotten.extend(series.into_iter().map(|series| (series, in_log)));
     }
 
@@ -179,11 +184,12 @@ impl Truncation {
         !waits && (self.due.is_some() || is_covered)
     }
 
-    /// The log has lost what it had to, and has so many samples.
-    fn note_done(&mut self, in_log: u64) {
-        self.due = None;
+    /// The log has lost what it can for now, so many samples.
+    fn note_done(&mut self, dropped: u64) {
+        (self.due, self.failed, self.next_try) = (None, 0, None);
         if let Some(coverage) = &mut self.coverage {
-            (coverage.in_log, coverage.in_files) = (in_log, 0);
+            coverage.in_log = coverage.in_log.saturating_sub(dropped);
+            coverage.in_files = 0;
         }
     }
 
@@ -220,10 +226,14 @@ impl Db {
             Some(_) if !is_empty => self.seal_full_chunks(truncation)?,
             _ => None,
         };
-        let share = if is_empty || sealed.is_some() { Share::All } else { Share::TwoThirds };
-        let (begun, refs) = self.head.cut_log()?;
         // What it says stays so: files go only when the head drops what they have.
         let coverage = sealed.map(|sealed| self.head.coverage(&sealed)).unwrap_or_default();
+        if truncation.due.is_none() && coverage.is_empty() {
+            truncation.note_done(0);
+            return Ok(());
+        }
+        let share = if is_empty || !coverage.is_empty() { Share::All } else { Share::TwoThirds };
+        let (begun, refs) = self.head.cut_log()?;
         // Segments that were filled since may name series that are not among the refs.
         let before_begun = SegmentIndex(begun.0.saturating_sub(1));
         let closed = self.sync.closed_segments()?.map(|closed| {
@@ -231,7 +241,7 @@ impl Db {
             first..=last.min(before_begun)
         });
         let Some(last) = closed.and_then(|closed| share.last_of(closed)) else {
-            truncation.due = None;
+            truncation.note_done(0);
             return Ok(());
         };
         self.remove_snapshots()?;
@@ -245,11 +255,14 @@ impl Db {
         // A log of which nothing is kept need not be read, which takes as long as writing it did.
         let keeps_none = is_empty && refs.is_empty() && !forgotten.values().any(may_have_samples);
         let unread = keeps_none.then_some(truncation.own_from);
-        let is_elsewhere = |series: HeadSeriesRef, t: Timestamp| coverage.has(series, t);
+        let shared: BTreeSet<_> = forgotten.values().filter_map(|in_log| in_log.known_by).collect();
+        let is_elsewhere = |series: HeadSeriesRef, t: Timestamp| {
+            coverage.has(series, t) && (shared.is_empty() || !shared.contains(&series))
+        };
         let retained = Retained { mint, is_elsewhere: &is_elsewhere, keeps: &is_kept };
         let report = self.sync.checkpoint_with_unread(last, &retained, unread)?;
         forgotten.retain(|_, in_log| may_have_samples(in_log));
-        truncation.note_done(report.samples.kept);
+        truncation.note_done(report.samples.dropped);
         Ok(())
     }
 

@@ -6,10 +6,15 @@ use super::*;
 use crate::clock::{Clock as _, ManualClock};
 use crate::disk::faulty::FaultyDisk;
 use crate::disk::{Disk, SystemDisk};
+use crate::model::HeadSeriesRef;
+use crate::model::varint::push_varint;
 use crate::tsdb::env::Env;
 use crate::tsdb::head::batch::Batch;
 use crate::tsdb::head::tests::{Series, dump, push};
 use crate::tsdb::retention::Retention;
+use crate::tsdb::wal::record::{self, Record};
+use crate::tsdb::wal::repair::open_log;
+use crate::tsdb::wal::{Compression, SyncPolicy, Wal, WalMetrics, WalOptions};
 
 const MINUTE: i64 = 60_000;
 pub(crate) const HOUR: i64 = 60 * MINUTE;
@@ -712,4 +717,91 @@ fn at_whatever_operation_the_log_loses_head_chunks_nothing_is_lost() {
         life.open_on(Arc::new(disk.after_power_cut()));
         assert!(dump(life.db()) == before, "operation {operation}, went on");
     }
+}
+
+/// Ends, and begins again behind what another program wrote into the log.
+fn reopen_behind(life: &mut Life, records: &[Vec<u8>]) {
+    life.db().close().unwrap();
+    life.db = None;
+    let options = WalOptions {
+        segment_bytes: 32 << 10,
+        compression: Compression::None,
+        sync: SyncPolicy::Always,
+    };
+    let metrics = WalMetrics::new(&Registry::new(), "t");
+    let mut wal = Wal::open(life.disk.clone(), &life.dir.join("wal"), options, metrics).unwrap();
+    let records: Vec<_> = records.iter().map(Vec::as_slice).collect();
+    let _ = wal.append(&records).unwrap();
+    wal.close().unwrap();
+    life.open();
+}
+
+/// How many samples of each ref the log has.
+fn samples_in_log(life: &Life) -> std::collections::BTreeMap<u64, usize> {
+    let mut counts = std::collections::BTreeMap::new();
+    let metrics = WalMetrics::new(&Registry::new(), "t");
+    open_log(&*life.disk, &life.dir.join("wal"), &metrics, |found| {
+        if let Record::Samples(samples) = found.record {
+            samples.for_each(|sample| *counts.entry(sample.series_ref.0).or_default() += 1);
+        }
+    })
+    .unwrap();
+    counts
+}
+
+/// Where a log names a series anew, Prometheus forgets the chunks in files that it found for it.
+#[test]
+fn a_series_with_two_refs_keeps_its_samples_in_the_log() {
+    let mut life = Life::begin(Arc::new(FaultyDisk::new()), std::path::Path::new("/db/t"));
+    life.options.wal_by_coverage = true;
+    life.write(0..200, 125);
+    let mut named = Vec::new();
+    record::begin_series(&mut named);
+    let labels = [("__name__", "m"), ("i", "0"), ("job", "j")];
+    let labels = labels.into_iter().map(|(name, value)| (name.as_bytes(), value.as_bytes()));
+    record::push_series(&mut named, HeadSeriesRef(1000), labels);
+    reopen_behind(&mut life, &[named]);
+    life.db().write_full_chunks().unwrap();
+    life.db().drop_cut();
+    let counts = samples_in_log(&life);
+    assert_eq!((counts[&1], counts.len()), (125, 200), "{counts:?}");
+    assert!(counts.iter().all(|(series, count)| *series == 1 || *count < 60), "{counts:?}");
+}
+
+#[test]
+fn what_others_deleted_does_not_come_between_what_files_have() {
+    let tombstone = |series_ref: u64, mint: i64, maxt: i64| {
+        let mut record = vec![3];
+        record.extend(series_ref.to_be_bytes());
+        for t in [mint, maxt] {
+            push_varint(&mut record, (t as u64) << 1);
+        }
+        record
+    };
+    let mut life = Life::begin(Arc::new(FaultyDisk::new()), std::path::Path::new("/db/t"));
+    life.options.wal_by_coverage = true;
+    life.write(0..200, 125);
+    let end = life.clock.now();
+    // Of one series what is in no file, of another one all.
+    let last_deleted = tombstone(1, end - 30 * MINUTE, end);
+    reopen_behind(&mut life, &[last_deleted, tombstone(2, 0, end)]);
+    let write_at = |life: &Life, i: usize, t: i64| {
+        let mut batch = Batch::default();
+        let labels = json!([["__name__", "m"], ["i", i.to_string()], ["job", "j"]]);
+        push(life.db(), &mut batch, &labels, t, 1);
+        life.db().append(&batch).unwrap().stored
+    };
+    assert_eq!(write_at(&life, 0, end - 40 * MINUTE), 0, "it is out of order");
+    assert_eq!(write_at(&life, 1, end - 40 * MINUTE), 1, "nothing is there");
+    for _ in 0..3 {
+        life.write(0..200, 125);
+        life.db().write_full_chunks().unwrap();
+        life.db().drop_cut();
+        let before = dump(life.db());
+        life.open();
+        assert!(dump(life.db()) == before);
+    }
+    let count = |i: usize| dump(life.db())[i].1.len();
+    assert_eq!(count(1), 1 + 3 * 125);
+    assert!((375 + 90..375 + 96).contains(&count(0)), "{}", count(0));
 }

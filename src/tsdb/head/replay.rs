@@ -11,7 +11,8 @@
 //! in the log and are not loaded by this version.
 //!
 //! A series begins with the chunks that files have of its ref ([`mapped`]), and what these cover is not
-//! built again. The log fills the gaps between them, in chunks of their own, and goes on behind them.
+//! built again. What the log has of the gaps between them fills these, in chunks of their own, and it
+//! goes on behind them.
 
 pub mod mapped;
 
@@ -71,8 +72,9 @@ pub struct ReplayReport {
     pub unknown_refs: u64,
     /// Histogram samples that this version leaves in the log.
     pub histograms_left: u64,
-    /// Refs of series beside the one that each is known by; the log may have samples of them.
-    pub further_refs: Vec<HeadSeriesRef>,
+    /// Refs of series beside the one that each is known by, and that one; the log may have samples of
+    /// them.
+    pub further_refs: Vec<(HeadSeriesRef, HeadSeriesRef)>,
 }
 
 enum Step {
@@ -121,6 +123,9 @@ pub struct BesideLog<'l> {
     pub files: Arc<HeadChunkFiles>,
     /// What these files have.
     pub mapped: MappedChunks,
+    /// Chunks that fill gaps between those in files stay in memory: the log is to keep their
+    /// samples, and a Prometheus that finds them behind later ones would leave all files.
+    pub keeps_gaps: bool,
     /// Who is told how far it has come.
     pub loading: &'l Loading,
 }
@@ -130,7 +135,7 @@ pub fn replay<T: Send>(
     fingerprinter: Fingerprinter,
     floor: Timestamp,
     block_range: i64,
-    BesideLog { files, mapped, loading }: BesideLog<'_>,
+    BesideLog { files, mapped, keeps_gaps, loading }: BesideLog<'_>,
     read: impl FnOnce(&mut dyn FnMut(Record<'_>)) -> io::Result<T> + Send,
 ) -> io::Result<(T, HeadContents, ReplayReport)> {
     let contents = HeadContents::new(fingerprinter.clone(), files);
@@ -147,6 +152,7 @@ pub fn replay<T: Send>(
         further_refs: HashMap::new(),
         removed: HashSet::new(),
         mapped,
+        keeps_gaps,
         with_mapped: Vec::new(),
         gaps: HashMap::new(),
         made: MadeSeries::default(),
@@ -308,6 +314,7 @@ struct Builder<'c> {
     /// Slots of removed series that no later record announced again: they have no ref.
     removed: HashSet<Slot>,
     mapped: MappedChunks,
+    keeps_gaps: bool,
     /// Series that have chunks in files.
     with_mapped: Vec<Slot>,
     /// Chunks being made of samples of the log that lie between chunks in files.
@@ -510,7 +517,7 @@ impl Builder<'_> {
     /// Puts what the log had between chunks in files into a chunk there.
     fn end_gap(&mut self, slot: Slot) {
         if let Some(chunk) = self.gaps.remove(&slot) {
-            self.report.gaps_filled += u64::from(self.states.insert(slot, chunk));
+            self.report.gaps_filled += u64::from(self.states.insert(slot, chunk, self.keeps_gaps));
         }
     }
 
@@ -540,25 +547,41 @@ impl Builder<'_> {
         Ok(())
     }
 
-    /// Takes deleted samples out, and gives removed series new refs, since samples of the old ones
-    /// would be lost at the next replay.
-    fn finish(&mut self, max_ref: u64) -> Result<ReplayReport, ReadError> {
-        let further_refs = std::mem::take(&mut self.further_refs).into_values().flatten();
-        self.report.further_refs = further_refs.collect();
+    /// A series that has nothing left gets a new ref: samples of the old one would be lost at the next
+    /// replay, which takes them out again, or finds them before what files have of it.
+    fn begin_anew(&mut self, slot: Slot) {
         let next_ref = &mut self.report.next_ref;
-        *next_ref = (*next_ref).max(max_ref + 1);
+        if *next_ref < HeadSeriesRef::LIMIT {
+            *self.states.get_mut(slot) = SeriesState::new(HeadSeriesRef(*next_ref));
+            *next_ref += 1;
+        }
+    }
+
+    /// Takes deleted samples out, and begins series anew that were removed.
+    fn finish(&mut self, max_ref: u64) -> Result<ReplayReport, ReadError> {
+        self.report.next_ref = self.report.next_ref.max(max_ref + 1);
         for slot in std::mem::take(&mut self.removed) {
-            if *next_ref < HeadSeriesRef::LIMIT {
-                *self.states.get_mut(slot) = SeriesState::new(HeadSeriesRef(*next_ref));
-                *next_ref += 1;
-            }
+            self.begin_anew(slot);
         }
         self.end_gaps();
         self.look_into_mapped()?;
         for (slot, deleted) in std::mem::take(&mut self.tombstones) {
             let is_deleted =
                 |t: Timestamp| deleted.iter().any(|(mint, maxt)| (*mint..=*maxt).contains(&t));
+            let last = self.states.get(slot).last();
             self.states.retain(slot, |t| !is_deleted(t))?;
+            let state = self.states.get_mut(slot);
+            match last {
+                // What comes is to be behind what files have, though it is deleted.
+                Some(_) if state.last().is_none() => self.begin_anew(slot),
+                Some((t, v)) if !state.has_open_chunk() => state.set_last(t, v),
+                _ => {}
+            }
+        }
+        for (slot, further) in std::mem::take(&mut self.further_refs) {
+            let known_by = self.states.get(slot).series_ref();
+            let further = further.into_iter().map(|further| (further, known_by));
+            self.report.further_refs.extend(further);
         }
         Ok(std::mem::take(&mut self.report))
     }
@@ -574,7 +597,12 @@ mod tests {
     fn nothing(loading: &Loading) -> BesideLog<'_> {
         let disk = Arc::new(FaultyDisk::new());
         let files = HeadChunkFiles::new(disk, "/db".as_ref(), 4096, &Registry::new(), "t");
-        BesideLog { files: Arc::new(files), mapped: MappedChunks::default(), loading }
+        BesideLog {
+            files: Arc::new(files),
+            mapped: MappedChunks::default(),
+            keeps_gaps: false,
+            loading,
+        }
     }
 
     #[test]

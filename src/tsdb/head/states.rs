@@ -310,8 +310,14 @@ impl States {
         debug_assert!(inserted.is_ok(), "it was there before");
     }
 
-    /// Adds an encoded chunk between others; whether there was a gap for it.
-    pub fn insert(&mut self, slot: Slot, (xor, mut bytes): (XorState, ThinVec<u8>)) -> bool {
+    /// Adds an encoded chunk between others; whether there was a gap for it. It waits to be written, or
+    /// is kept in memory.
+    pub fn insert(
+        &mut self,
+        slot: Slot,
+        (xor, mut bytes): (XorState, ThinVec<u8>),
+        is_kept: bool,
+    ) -> bool {
         let (mint, maxt) = (xor.first_time(&bytes), xor.t);
         xor.finish(&mut bytes);
         let (state, waiting, _) = self.parts(slot);
@@ -319,7 +325,12 @@ impl States {
         let is_gap = state.full.insert(Listed { mint, maxt, place }).is_ok();
         if is_gap {
             let (series_ref, part_of) = (state.series_ref(), None);
-            waiting.add(WaitingChunk { slot, series_ref, mint, maxt, bytes, part_of });
+            let chunk = WaitingChunk { slot, series_ref, mint, maxt, bytes, part_of };
+            if is_kept {
+                waiting.keep(chunk)
+            } else {
+                waiting.add(chunk)
+            };
         }
         is_gap
     }
@@ -353,9 +364,9 @@ impl States {
             if state.full.replace(Place::Waiting(id), Place::File(place)) {
                 files.hold(place);
                 waiting.remove(id);
-                // It filled a gap, behind which there was a chunk in a file.
-                let last = state.full.last().map(|last| last.place);
-                if matches!(last, Some(Place::File(last)) if last != place) {
+                // It may have filled a gap, behind which there was a chunk in a file.
+                let later = state.full.iter().skip_while(|chunk| chunk.place != Place::File(place));
+                if later.skip(1).any(|chunk| matches!(chunk.place, Place::File(_))) {
                     files.note_out_of_sequence(place);
                 }
             }

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use super::seal::Seal;
 use super::{ChunkPlace, HeadChunkFile, HeadChunkFiles, file_name, format};
-use crate::disk::{Disk, lacks_descriptors};
+use crate::disk::Disk;
 use crate::model::{HeadSeriesRef, Timestamp};
 use crate::tsdb::chunkenc::{ENCODING_FLOAT_HISTOGRAM, ENCODING_HISTOGRAM, ENCODING_XOR};
 use crate::tsdb::wal::repair::{DAMAGED_SUFFIX, REWRITE_SUFFIX, free_name};
@@ -56,6 +56,8 @@ pub(super) enum Damage {
     Tail(u64),
     /// Something is behind it.
     Within,
+    /// A part of it cannot be read.
+    Unreadable,
     /// It does not begin as such a file does.
     Header,
     /// Nothing was written to it, or nothing of that is left.
@@ -95,15 +97,7 @@ impl HeadChunkFiles {
             self.writer.lock().see(*number);
             let path = self.dir.join(file_name(*number));
             let is_last = Some(number) == numbers.last();
-            match self.open_file(*number, &path, (is_last, floor), &mut report, each) {
-                Ok(()) => {}
-                Err(err) if lacks_descriptors(&err) => return Err(err),
-                Err(err) => {
-                    let path = path.display();
-                    tracing::warn!(%path, %err, "head chunks cannot be read; the log may have them");
-                    self.writer.lock().stay_from(*number);
-                }
-            }
+            self.open_file(*number, &path, (is_last, floor), &mut report, each)?;
         }
         Ok(report)
     }
@@ -121,20 +115,21 @@ impl HeadChunkFiles {
         if walked.damage != Damage::None {
             report.damaged += 1;
             self.metrics.corruptions.inc();
-            match walked.damage {
-                Damage::Tail(end) if is_last => cut_off(disk, path, end)?,
-                Damage::Header => write_header_anew(disk, path)?,
-                Damage::Blank => {
-                    let file = disk.open_write(path)?;
-                    file.write_all_at(&format::HEADER, 0)?;
-                    file.sync()?;
-                }
-                _ => tracing::warn!(
+            match mend(disk, path, walked.damage, is_last) {
+                Ok(true) => walked = walk(disk, path)?,
+                Ok(false) => tracing::warn!(
                     file = %path.display(),
                     "damage among head chunks; the log may have them"
                 ),
+                Err(err) => {
+                    let file = path.display();
+                    tracing::warn!(%file, %err, "a file of head chunks stays as it is");
+                }
             }
-            walked = walk(disk, path)?;
+        }
+        if walked.damage == Damage::Unreadable {
+            // It may be read again some day.
+            self.writer.lock().stay_from(number);
         }
         let file = disk.open(path)?;
         let len = file.len()?;
@@ -232,13 +227,13 @@ pub(super) fn walk_with(
     path: &Path,
     mut each: impl FnMut(u64, format::Head, &[u8]),
 ) -> io::Result<Damage> {
-    let mut file = Window::open(disk, path)?;
+    let mut file = Window::open_with_unreadable(disk, path)?;
     let header = file.read(0, format::HEADER.len())?;
     // The zeros behind the version are nobody's.
     let has_header = header.get(..5) == Some(&format::HEADER[..5]);
     let mut damage = if has_header { Damage::None } else { Damage::Header };
     if !has_header && format::first_nonzero(&mut file, 0)? == file.len {
-        return Ok(Damage::Blank);
+        return Ok(if file.unreadable > 0 { Damage::Unreadable } else { Damage::Blank });
     }
     let mut offset = format::HEADER.len() as u64;
     while offset < file.len {
@@ -258,7 +253,27 @@ pub(super) fn walk_with(
         let next = format::first_nonzero(&mut file, offset + 1)?;
         offset = next.saturating_sub(7).max(offset + 1);
     }
+    if file.unreadable > 0 {
+        let (path, pages) = (path.display(), file.unreadable);
+        tracing::error!(%path, pages, "a part of a file of head chunks cannot be read");
+        damage = Damage::Unreadable;
+    }
     Ok(damage)
+}
+
+/// Mends what Prometheus would not open, or call damage after a power cut; whether there was such.
+fn mend(disk: &dyn Disk, path: &Path, damage: Damage, is_last: bool) -> io::Result<bool> {
+    match damage {
+        Damage::Tail(end) if is_last => cut_off(disk, path, end)?,
+        Damage::Header => write_header_anew(disk, path)?,
+        Damage::Blank => {
+            let file = disk.open_write(path)?;
+            file.write_all_at(&format::HEADER, 0)?;
+            file.sync()?;
+        }
+        _ => return Ok(false),
+    }
+    Ok(true)
 }
 
 /// Cuts off what was not whole when the power went.

@@ -1,14 +1,18 @@
 //! Files that the log need not vouch for: nothing is written to them any more, they are durable,
 //! and were read once after that.
 //!
-//! Where Prometheus finds damage, or a chunk behind later ones of its series, it deletes that file
-//! and all later ones. So a file is only sealed if it is fit in these eyes, if all before it are
-//! sealed, and if there is no gap in their numbers.
+//! Where Prometheus finds damage it deletes that file and all later ones; where it finds a chunk
+//! behind a later one of its series, or with it in a gap of numbers, all of them. So a file is only
+//! sealed if it is fit in these eyes, if all before it are sealed, if there is no gap in their
+//! numbers, and nothing is sealed while a chunk is out of sequence in any of them.
 
 use std::io;
+use std::path::Path;
 
 use super::scan::{Damage, walk_with};
 use super::{ChunkPlace, HeadChunkFile, HeadChunkFiles, Writer};
+use crate::disk::{DiskFile, lacks_descriptors};
+use crate::model::stop;
 use crate::tsdb::error::{ReadError, WriteError};
 use crate::tsdb::wal::{SegmentIndex, unsynced};
 
@@ -19,8 +23,10 @@ pub(super) enum Seal {
     Open,
     /// It was there when the database was opened, whole as far as the kernel tells.
     Found,
-    /// A part of it is no chunk, or a chunk is out of sequence.
+    /// A part of it is no chunk.
     Unfit,
+    /// A chunk is behind a later one of its series.
+    OutOfSequence,
     Durable,
     Sealed,
 }
@@ -69,7 +75,8 @@ impl HeadChunkFiles {
     /// the file system, each of which may have been one of these files.
     pub fn seal(&self, failures: &dyn Fn() -> u64) -> Result<SealedFiles, SealError> {
         let mut writer = self.writer.lock();
-        if failures() != std::mem::replace(&mut writer.failures_seen, failures()) {
+        let now = failures();
+        if now != std::mem::replace(&mut writer.failures_seen, now) {
             self.doubt_unsealed(&mut writer);
         }
         self.finish_current(&mut writer)?;
@@ -77,9 +84,15 @@ impl HeadChunkFiles {
         let files = self.by_number();
         let places = files.iter().map(|(_, place)| place + 1).max().unwrap_or(0);
         let mut sealed = SealedFiles(vec![false; places]);
+        if files.iter().any(|(file, _)| *file.seal.lock() == Seal::OutOfSequence) {
+            return Ok(sealed);
+        }
         let first = files.first().map_or(0, |(file, _)| file.number);
         for (number, (file, place)) in (first..end).zip(files) {
-            if file.number != number || !self.seal_file(&mut writer, &file, failures)? {
+            if stop::is_asked()
+                || file.number != number
+                || !self.seal_file(&mut writer, &file, failures)?
+            {
                 break;
             }
             sealed.0[place] = true;
@@ -97,16 +110,15 @@ impl HeadChunkFiles {
         let seal = *file.seal.lock();
         match seal {
             Seal::Sealed => return Ok(true),
-            Seal::Open | Seal::Unfit => return Ok(false),
+            Seal::Open | Seal::Unfit | Seal::OutOfSequence => return Ok(false),
             Seal::Durable => {}
-            Seal::Found => {
-                self.sync_found(file).inspect_err(|_| self.doubt(writer, file.number))?
-            }
+            Seal::Found => self.sync_found(writer, file)?,
         }
         let damage =
             walk_with(&*self.disk, &file.path, |_, _, _| {}).map_err(ReadError::io(&file.path))?;
         if damage != Damage::None {
-            tracing::error!(file = %file.path.display(), "head chunks were damaged; the log keeps them");
+            self.metrics.corruptions.inc();
+            tracing::error!(file = %file.path.display(), "head chunks were damaged since they were written");
         }
         if failures() != writer.failures_seen {
             self.doubt(writer, file.number);
@@ -118,15 +130,32 @@ impl HeadChunkFiles {
     }
 
     /// Makes a file of an earlier process durable, and the names that lead to it.
-    fn sync_found(&self, file: &HeadChunkFile) -> Result<(), WriteError> {
-        let synced = self.disk.open_write(&file.path).and_then(|file| file.sync());
-        synced.map_err(WriteError::io(&file.path))?;
-        self.sync_dirs()
+    fn sync_found(&self, writer: &mut Writer, file: &HeadChunkFile) -> Result<(), WriteError> {
+        let open = self.disk.open_write(&file.path).map_err(WriteError::io(&file.path))?;
+        self.sync_file(writer, file.number, &file.path, &*open)
+    }
+
+    /// Syncs a file and the names that lead to it. It is in doubt if that fails.
+    pub(super) fn sync_file(
+        &self,
+        writer: &mut Writer,
+        number: u64,
+        path: &Path,
+        file: &dyn DiskFile,
+    ) -> Result<(), WriteError> {
+        let synced = file.sync().map_err(WriteError::io(path)).and_then(|()| self.sync_dirs());
+        synced.inspect_err(|err| {
+            let was_tried =
+                !matches!(err, WriteError::Io { source, .. } if lacks_descriptors(source));
+            if was_tried {
+                self.doubt(writer, number);
+            }
+        })
     }
 
     /// The chunk at `place` stands behind later ones of its series.
     pub fn note_out_of_sequence(&self, place: ChunkPlace) {
-        *self.file_at(place).seal.lock() = Seal::Unfit;
+        *self.file_at(place).seal.lock() = Seal::OutOfSequence;
     }
 
     /// What was written and is not sealed may not be on the medium, whatever a sync says from now

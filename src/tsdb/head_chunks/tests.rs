@@ -476,7 +476,51 @@ fn files_are_sealed_from_the_first_on_while_prometheus_would_read_them() {
     let (places, _) = files.append(&[chunk(&mut random, 1, -90_000_000)]);
     files.note_out_of_sequence(places[0]);
     files.append(&[chunk(&mut random, 2, 90_000_000)]).1.unwrap();
-    assert_eq!(sealed(&files, 0), [1, 2, 3]);
+    // With one of these a Prometheus takes none at all.
+    assert_eq!(sealed(&files, 0), [0; 0]);
+}
+
+#[test]
+fn what_cannot_be_read_stays_and_costs_no_more_than_itself() {
+    let (disk, dir) = (FaultyDisk::new(), Path::new("/db"));
+    let files = files_in(disk.clone(), dir, 4096);
+    let mut random = 1;
+    for i in 1..=3 {
+        files.append(&[chunk(&mut random, i, 0)]).1.unwrap();
+        files.sync().unwrap();
+    }
+    let second = Path::new("/db/chunks_head/000002");
+    disk.fail_reads(second, std::io::ErrorKind::Other);
+    let again = files_in(disk.clone(), dir, 4096);
+    let (chunks, report) = scan(&again);
+    assert_eq!((chunks.len(), report.damaged, sealed(&again, 0)), (2, 1, vec![1]));
+    chunks.iter().for_each(|chunk| again.let_go(chunk.place));
+    again.remove_dead().unwrap();
+    assert_eq!(again.numbers(), [2, 3]);
+    disk.allow_reads(second);
+    assert_eq!(scan(&files_in(disk.clone(), dir, 4096)).0.len(), 2);
+    // One that cannot be opened is not left out.
+    disk.take_descriptors(true);
+    files_in(disk, dir, 4096).open(i64::MIN, &mut |_| {}).unwrap_err();
+}
+
+#[test]
+fn what_a_failed_write_left_is_cut_off_before_the_file_is_sealed() {
+    let (disk, dir) = (FaultyDisk::new(), Path::new("/db"));
+    let files = files_in(disk.clone(), dir, 4096);
+    let mut random = 1;
+    let both = [chunk(&mut random, 1, 0), chunk(&mut random, 2, 0)];
+    files.append(&both[..1]).1.unwrap();
+    // The write fails when the chunk is in the file, and so does cutting it off.
+    disk.fail_operation(0, std::io::ErrorKind::Other, 4096);
+    disk.fail_operation(1, std::io::ErrorKind::Other, 0);
+    files.append(&both[1..]).1.unwrap_err();
+    assert_eq!(disk.pending_faults(), 0);
+    assert_eq!(sealed(&files, 0), [1]);
+    files.append(&both[1..]).1.unwrap();
+    assert_eq!(sealed(&files, 0), [1, 2]);
+    let (chunks, _) = scan(&files_in(disk, dir, 4096));
+    assert_eq!(chunks.len(), 2);
 }
 
 #[test]

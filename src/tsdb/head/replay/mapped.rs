@@ -12,13 +12,13 @@ pub struct MappedChunks {
     /// Ref to place in `lists`.
     refs: RefMap,
     lists: Vec<ChunkList>,
-    /// Chunks that overlap others.
+    /// Chunks that overlap others, and are not used.
     contested: u64,
 }
 
 impl MappedChunks {
-    /// Takes a chunk. Of two that overlap and are not the same nobody can say which is right, so
-    /// neither is used: the log has their samples.
+    /// Takes a chunk. Of two that overlap and are not the same the one that was written first is used:
+    /// the log may have lost its samples since, and has those of the other.
     pub fn add(&mut self, files: &HeadChunkFiles, chunk: MappedChunk) {
         let MappedChunk { series_ref, mint, maxt, place } = chunk;
         let at = match self.refs.slot(series_ref) {
@@ -36,21 +36,14 @@ impl MappedChunks {
             files.note_out_of_sequence(place);
         }
         let listed = Listed { mint, maxt, place: Place::File(place) };
-        let mut is_contested = false;
-        while let Err(other) = list.insert(listed) {
-            if is_same(files, listed, other) {
-                return;
-            }
-            list.remove(other.place);
-            is_contested = true;
-        }
-        if is_contested {
-            list.remove(listed.place);
+        if let Err(other) = list.insert(listed)
+            && !is_same(files, listed, other)
+        {
             self.contested += 1;
         }
     }
 
-    /// Chunks that are not used since they overlap others, which are not used either.
+    /// Chunks that are not used since they overlap others.
     pub fn contested(&self) -> u64 {
         self.contested
     }

@@ -213,10 +213,10 @@ fn a_gap_is_filled_once() {
         range.for_each(|t| xor.append(&mut bytes, t, 1));
         (xor, bytes)
     };
-    assert!(states.insert(0, chunk(0..10)));
-    assert!(states.insert(0, chunk(20..30)));
-    assert!(!states.insert(0, chunk(9..12)));
-    assert!(states.insert(0, chunk(10..20)));
+    assert!(states.insert(0, chunk(0..10), false));
+    assert!(states.insert(0, chunk(20..30), false));
+    assert!(!states.insert(0, chunk(9..12), false));
+    assert!(states.insert(0, chunk(10..20), false));
     assert_eq!(states.samples().len(), 30);
     states.write(usize::MAX);
     assert_eq!((states.samples().len(), states.waiting_end()), (30, None));
