@@ -84,6 +84,8 @@ pub trait Disk: Send + Sync + 'static {
     }
     /// Makes everything written to the file system that holds `dir` durable.
     fn sync_file_system(&self, dir: &Path) -> io::Result<()>;
+    /// Bytes that can still be written to the file system that holds `dir`.
+    fn free_bytes(&self, dir: &Path) -> io::Result<u64>;
     /// Takes the lock file `path`, or fails with [`io::ErrorKind::WouldBlock`] while another
     /// process holds it.
     fn lock(&self, path: &Path) -> io::Result<Box<dyn DirLock>>;
@@ -245,6 +247,12 @@ impl Disk for SystemDisk {
 
     fn sync_file_system(&self, dir: &Path) -> io::Result<()> {
         Ok(rustix::fs::syncfs(fs::File::open(dir)?)?)
+    }
+
+    fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
+        let found = rustix::fs::statvfs(dir)?;
+        // Without what is kept for the superuser.
+        Ok(found.f_bavail.saturating_mul(found.f_frsize))
     }
 
     fn lock(&self, path: &Path) -> io::Result<Box<dyn DirLock>> {

@@ -531,6 +531,11 @@ impl Disk for FaultyDisk {
         }
     }
 
+    fn free_bytes(&self, _dir: &Path) -> io::Result<u64> {
+        let state = self.0.lock();
+        Ok(state.bytes_max.map_or(u64::MAX, |max| max.saturating_sub(state.used_bytes())))
+    }
+
     fn lock(&self, path: &Path) -> io::Result<Box<dyn DirLock>> {
         let mut state = self.0.lock();
         if let Some(err) = state.refusal(path) {

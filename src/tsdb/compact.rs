@@ -324,6 +324,7 @@ impl Db {
         made: Made,
     ) -> Result<Option<CompleteBlock<'_>>, MergeError> {
         let disk = &*self.env.disk;
+        self.check_room(parents)?;
         let cache = PageCache::new(CACHE_BYTES);
         // Anew, so that what was deleted since is heeded, too.
         let open = |parent: &Arc<Block>| Block::open(disk, parent.dir(), cache.clone());
@@ -345,6 +346,16 @@ impl Db {
             Ok(writer.complete(min_time, max_time, compaction)?)
         };
         write().inspect_err(|_| self.remove_unfinished(ulid))
+    }
+
+    /// Whether the disk has room for the new block beside its parents. What others write meanwhile is
+    /// not known, and where it cannot be said how much there is it is tried.
+    fn check_room(&self, parents: &[Arc<Block>]) -> Result<(), MergeError> {
+        let needed = parents.iter().map(|parent| parent.bytes()).sum();
+        match self.env.disk.free_bytes(&self.dir) {
+            Ok(free) if free < needed => Err(MergeError::NoRoom { needed, free }),
+            _ => Ok(()),
+        }
     }
 
     /// Takes away what has no name. It is large, and the disk may be full.

@@ -34,6 +34,9 @@ pub enum MergeError {
     Read(#[from] ReadError),
     #[error(transparent)]
     Write(#[from] WriteError),
+    /// Nothing was begun.
+    #[error("{needed} bytes may be needed to make blocks of blocks, and {free} are free")]
+    NoRoom { needed: u64, free: u64 },
     /// The work was asked to stop.
     #[error("merging blocks was interrupted")]
     Interrupted,
@@ -47,7 +50,9 @@ impl MergeError {
                 !matches!(err, ReadError::Io { .. })
             }
             MergeError::Write(WriteError::TooLarge { .. } | WriteError::Unordered { .. }) => true,
-            MergeError::Write(WriteError::Io { .. }) | MergeError::Interrupted => false,
+            MergeError::Write(WriteError::Io { .. })
+            | MergeError::NoRoom { .. }
+            | MergeError::Interrupted => false,
         }
     }
 }

@@ -4,6 +4,7 @@ use super::*;
 use crate::disk::Disk;
 use crate::disk::faulty::FaultyDisk;
 use crate::model::TimeRange;
+use crate::tsdb::block::meta::BlockDesc;
 use crate::tsdb::block::tests::data_dir;
 use crate::tsdb::block::tombstones::Tombstones;
 use crate::tsdb::cut::tests::{HOUR, Life, in_temp, restarted, sample_count};
@@ -252,6 +253,70 @@ fn a_cut_does_not_wait_for_a_merge_and_a_deletion_ends_it() {
     assert_eq!(named(&disk, Path::new(DIR)), left);
     let names = disk.list(Path::new(DIR)).unwrap();
     assert!(names.iter().all(|entry| !entry.name.to_string_lossy().contains(".tmp")), "{names:?}");
+}
+
+#[test]
+fn a_disk_without_room_for_another_block_is_not_filled() {
+    let disk = FaultyDisk::new();
+    let life = with_blocks(&disk);
+    let (before, operations) = (dump(life.db()), disk.operations());
+    disk.limit_bytes(Some(disk.used_bytes() + 100));
+    let Err(MergeError::NoRoom { needed, free }) = life.db().compact() else { panic!("room") };
+    assert!(needed > free && free <= 100, "{needed}, {free}");
+    assert_eq!((disk.operations(), dump(life.db())), (operations, before.clone()));
+    disk.limit_bytes(None);
+    assert!(life.db().compact().unwrap() > 0);
+    assert_eq!(dump(life.db()), before);
+}
+
+/// Names others as a block's parents.
+fn adopt(disk: &FaultyDisk, child: &Block, parents: &[&Block]) {
+    let mut meta = child.meta().clone();
+    let desc = |parent: &&Block| {
+        let BlockMeta { ulid, min_time, max_time, .. } = *parent.meta();
+        BlockDesc { ulid, min_time, max_time }
+    };
+    meta.compaction.parents = parents.iter().map(desc).collect();
+    meta.write(disk, child.dir()).unwrap();
+}
+
+fn damage(disk: &FaultyDisk, file: &Path) {
+    disk.open_write(file).unwrap().write_all_at(&[0; 4], 0).unwrap();
+}
+
+#[test]
+fn a_start_leaves_out_what_a_whole_block_was_made_from_and_nothing_else() {
+    let disk = FaultyDisk::new();
+    let mut life = with_blocks(&disk);
+    let floor = life.db().view.load().floor;
+    let blocks = served(life.db());
+    let ulids: Vec<_> = blocks.iter().map(|block| block.meta().ulid).collect();
+    let read = |life: &Life| -> Vec<Ulid> {
+        served(life.db()).iter().map(|block| block.meta().ulid).collect()
+    };
+    // Each is the other's parent, and one its own.
+    adopt(&disk, &blocks[0], &[&blocks[1]]);
+    adopt(&disk, &blocks[1], &[&blocks[0]]);
+    adopt(&disk, &blocks[2], &[&blocks[2]]);
+    life.open();
+    assert_eq!(read(&life), ulids);
+    // One that cannot be read as a whole takes nobody's place.
+    adopt(&disk, &blocks[4], &[&blocks[3]]);
+    damage(&disk, &blocks[4].dir().join("chunks/000001"));
+    life.open();
+    assert_eq!(read(&life), ulids);
+    // A parent's parent goes, too, and so does one that is damaged.
+    adopt(&disk, &blocks[0], &[&blocks[1]]);
+    adopt(&disk, &blocks[1], &[&blocks[2]]);
+    adopt(&disk, &blocks[3], &[&blocks[0]]);
+    damage(&disk, &blocks[0].dir().join("index"));
+    life.open();
+    assert_eq!(read(&life), [ulids[1], ulids[3], ulids[4]]);
+    adopt(&disk, &blocks[3], &[&blocks[1]]);
+    life.open();
+    assert_eq!(read(&life), ulids[3..]);
+    assert_eq!(named(&disk, Path::new(DIR)), ulids[3..].iter().copied().collect());
+    assert_eq!(life.db().view.load().floor, floor);
 }
 
 /// One that is opened anew, or goes, belongs to somebody else.

@@ -1,17 +1,24 @@
 //! A life of a database by chance, against a map: writes and late repeats, full chunks into files,
-//! cuts, operations that fail, kills and power cuts; in every second one the log loses what sealed
+//! cuts, deletions, blocks made of blocks, operations that fail, kills and power cuts; in every second one the log loses what sealed
 //! files have. What was acknowledged is there, and nothing else.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use serde_json::json;
 
 use crate::clock::Clock as _;
 use crate::disk::faulty::FaultyDisk;
+use crate::model::TimeRange;
+use crate::model::matcher::{MatchOp, Matcher};
+use crate::tsdb::block::merge::MergeError;
+use crate::tsdb::block::meta::BlockMeta;
+use crate::tsdb::block::tombstones::Tombstones;
 use crate::tsdb::cut::tests::{HOUR, Life};
 use crate::tsdb::head::batch::Batch;
 use crate::tsdb::head::tests::{Series, dump, push};
+use crate::tsdb::source::Source as _;
 
 /// Numbers that depend on their seed alone.
 struct Numbers(u64);
@@ -90,7 +97,7 @@ impl Model {
     }
 
     fn step(&mut self) {
-        match self.numbers.below(14) {
+        match self.numbers.below(18) {
             0..4 => self.write(),
             4 => self.repeat(),
             5 | 6 => drop(self.life.db().write_full_chunks()),
@@ -106,8 +113,48 @@ impl Model {
                 self.disk.fail_operation(after, std::io::ErrorKind::StorageFull, torn);
             }
             11 | 12 => _ = self.life.db().drop_cut(),
+            13 => drop(self.life.db().compact()),
+            14 | 15 => self.delete(),
+            16 => drop(self.rewrite()),
             _ => self.restart(),
         }
+    }
+
+    /// Deletes a part of a series from a block, as a Prometheus does that has the directory meanwhile.
+    fn delete(&mut self) {
+        let blocks = self.life.db().view.load().blocks.clone();
+        if blocks.is_empty() || self.disk.pending_faults() > 0 {
+            return;
+        }
+        let block = &blocks[self.numbers.below(blocks.len() as u64) as usize];
+        let series = self.numbers.below(5);
+        let matcher = Matcher::new(MatchOp::Equal, b"series", series.to_string().as_bytes());
+        let all = TimeRange { mint: i64::MIN, maxt: i64::MAX };
+        let mut found = None;
+        block
+            .select(&[matcher.unwrap()], all, &mut |series| {
+                found = Some(series.series.0);
+                ControlFlow::Continue(())
+            })
+            .unwrap();
+        let Some(place) = found else { return };
+        let BlockMeta { min_time, max_time, .. } = *block.meta();
+        let len = (max_time - min_time) as u64;
+        let mint = min_time + self.numbers.below(len) as i64;
+        let span = TimeRange { mint, maxt: mint + self.numbers.below(len) as i64 };
+        let spans = block.tombstones().iter().chain([(place, span)]).collect();
+        Tombstones::from_spans(spans).write(&self.disk, block.dir()).unwrap();
+        self.life.open();
+        let is_deleted = |t: &i64| span.overlaps(*t, *t) && *t < max_time;
+        self.samples.entry(series).or_default().retain(|t, _| !is_deleted(t));
+        self.samples.retain(|_, samples| !samples.is_empty());
+    }
+
+    fn rewrite(&self) -> Result<usize, MergeError> {
+        let blocks = self.life.db().view.load().blocks.clone();
+        let deleted_from = blocks.iter().filter(|block| !block.tombstones().is_empty());
+        self.life.db().ask_to_rewrite(deleted_from.map(|block| block.meta().ulid));
+        self.life.db().rewrite_asked()
     }
 
     fn restart(&mut self) {
