@@ -1,10 +1,10 @@
 //! Files that the log need not vouch for: nothing is written to them any more, they are durable,
 //! and were read once after that.
 //!
-//! Where Prometheus finds damage it deletes that file and all later ones; where it finds a chunk
-//! behind a later one of its series, or with it in a gap of numbers, all of them. So a file is only
-//! sealed if it is fit in these eyes, if all before it are sealed, if there is no gap in their
-//! numbers, and nothing is sealed while a chunk is out of sequence in any of them.
+//! Where Prometheus finds damage it deletes that file and all later ones; where a chunk is behind a
+//! later one of its series, all of them. So a file is only sealed if it is fit in these eyes, if all
+//! before it are sealed, and if there is no gap in their numbers; and nothing is sealed while a chunk
+//! is out of sequence in any of them.
 
 use std::io;
 use std::path::Path;
