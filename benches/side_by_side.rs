@@ -18,9 +18,14 @@
 //!
 //! After *known*, resident memory and log are measured, the server is killed and started again.
 //!
+//! `--case=life` is one node whose head is filled, with as many samples of each series as
+//! `--life-rounds` says. When it has come to rest, memory and log are measured, it is killed and
+//! started again, and at last told to stop, which makes blocks of the head where servers do that.
+//! Ringest is measured with a log that is short as well.
+//!
 //! `--case=router` is a router before nodes that store, three copies of each series, one column per
 //! way of forwarding; `--case=ring` is three nodes that route and store. Both are measured with
-//! known series, and only for servers that make rings. Without `--case` all three are measured.
+//! known series, and only for servers that make rings. Without `--case` all are measured.
 //!
 //! `--ringest=PATH` measures another Ringest beside this one, such as the release before; `--behind`
 //! has the routers stand before nodes of another kind, the first that is given.
@@ -28,6 +33,8 @@
 //! `--smoke` (or `--test`, or a start by `cargo test --benches`) runs all of this once, small, with
 //! Ringest only unless `--only` names others.
 
+#[path = "side_by_side/life.rs"]
+mod life;
 #[path = "side_by_side/node.rs"]
 mod node;
 #[path = "../tests/support/ports.rs"]
@@ -65,6 +72,9 @@ fn run(matches: &ArgMatches) -> Result<(), AnyError> {
     let servers = server::servers(matches, plan.smoke);
     if plan.has_case("node") {
         node::run(&servers, &plan)?;
+    }
+    if plan.has_case("life") {
+        life::run(&servers, &plan)?;
     }
     if plan.has_case("router") || plan.has_case("ring") {
         let scenarios = ring::make_scenarios(&plan)?;
@@ -105,9 +115,11 @@ fn options() -> clap::Command {
             .help(help)
     };
     clap::Command::new("side_by_side").args([
-        names("case", &["node", "router", "ring"], "Measure only this"),
+        names("case", &["node", "life", "router", "ring"], "Measure only this"),
         number("series", "1000000", "Series of one node, of 12 labels, 2,000 a request"),
         number("ring-series", "200000", "Series of a router and of a ring"),
+        number("life-series", "100000", "Series of a full head"),
+        number("life-rounds", "240", "Samples of each of these, 15 s apart"),
         number("known-rounds", "10", "Samples of each known series"),
         number("connections", "4", "Connections of the sender"),
         number("nodes", "3", "Nodes behind the router, at least 3")
@@ -137,6 +149,8 @@ struct Plan {
     /// None given means all.
     cases: Vec<String>,
     series_count: u32,
+    life_series: u32,
+    life_rounds: u32,
     ring_series: u32,
     known_rounds: u32,
     connections: u32,
@@ -150,6 +164,8 @@ impl Plan {
         let plan = Plan {
             cases: matches.get_many("case").into_iter().flatten().cloned().collect(),
             series_count: number("series"),
+            life_series: number("life-series"),
+            life_rounds: number("life-rounds"),
             ring_series: number("ring-series"),
             known_rounds: number("known-rounds"),
             connections: number("connections"),
@@ -158,7 +174,14 @@ impl Plan {
             smoke: matches.get_flag("smoke") || !matches.get_flag("bench"),
         };
         match plan.smoke {
-            true => Plan { series_count: 4_000, ring_series: 4_000, known_rounds: 2, ..plan },
+            true => Plan {
+                series_count: 4_000,
+                life_series: 1_000,
+                life_rounds: 130,
+                ring_series: 4_000,
+                known_rounds: 2,
+                ..plan
+            },
             false => plan,
         }
     }

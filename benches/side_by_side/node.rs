@@ -1,8 +1,5 @@
 //! One node that stores what it is sent.
 
-use std::fs;
-use std::io;
-use std::path::Path;
 use std::time::Duration;
 
 use ringest::load::{Total, grouped};
@@ -72,16 +69,9 @@ fn measure(server: &Server, plan: &Plan, scenarios: &NodeScenarios) -> Result<Me
     let new = take(&running, &scenarios.new)?;
     let known = take(&running, &scenarios.known)?;
     let resident = running.resident_bytes()?;
-    let log_directory = match server.kind {
-        Kind::Ringest | Kind::Thanos => Some("data/default-tenant/wal"),
-        Kind::Prometheus => Some("data/wal"),
-        Kind::VictoriaMetrics => None,
-    };
     let samples = scenarios.new.samples() + scenarios.known.samples();
-    let log_per_sample = log_directory
-        .map(|log| bytes_below(&directory.path().join(log)))
-        .transpose()?
-        .map(|bytes| bytes as f64 / samples as f64);
+    let log_bytes = server.log_bytes(directory.path())?;
+    let log_per_sample = log_bytes.map(|bytes| bytes as f64 / samples as f64);
     drop(running);
     let mut running = Running::start(server, directory.path())?;
     let restart = running.wait_for_write(&scenarios.probe)?;
@@ -104,18 +94,4 @@ fn take(running: &Running, scenario: &Scenario) -> Result<Taken, AnyError> {
     let total = scenario.send(std::slice::from_ref(&running.write_url))?;
     let cpu = crate::at_least_a_tick(running.cpu()? - before);
     Ok(Taken { samples_per_cpu_second: scenario.samples() as f64 / cpu.as_secs_f64(), total })
-}
-
-/// Bytes of all files below a directory.
-fn bytes_below(directory: &Path) -> io::Result<u64> {
-    let mut bytes = 0;
-    for entry in fs::read_dir(directory)? {
-        let entry = entry?;
-        let metadata = entry.metadata()?;
-        bytes += match metadata.is_dir() {
-            true => bytes_below(&entry.path())?,
-            false => metadata.len(),
-        };
-    }
-    Ok(bytes)
 }

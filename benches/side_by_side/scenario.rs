@@ -65,41 +65,57 @@ impl Scenario {
             sum
         });
         let total = total.ok_or("no server to send to")?;
-        let tally = &total.tally;
-        if tally.acknowledged_samples == self.samples() && tally.unacknowledged_samples == 0 {
-            return Ok(total);
-        }
-        Err(format!(
-            "{} of {} samples acknowledged, answers {:?}: {:?}",
-            tally.acknowledged_samples,
-            self.samples(),
-            tally.statuses,
-            tally.complaints
-        )
-        .into())
+        all_acknowledged(total, self.samples())
     }
 
     /// Sends the bodies of some connections.
     fn send_bodies(&self, url: &http::Uri, bodies: &[&Pregenerated]) -> Result<Total, SendError> {
         let workload = Workload { connections: bodies.len() as u32, ..self.workload.clone() };
-        let options = SendOptions {
-            write_url: url.clone(),
-            rate: None,
-            rounds: Some(self.rounds),
-            duration: None,
-            timeout: Duration::from_secs(60),
-            retry_for: Duration::ZERO,
-        };
-        let setup = Setup {
-            workload: &workload,
-            options: &options,
-            acked_file: None,
-            keep_acknowledged: false,
-            progress: &Progress::default(),
-            stop: CancellationToken::new(),
-        };
+        let options = send_options(url, self.rounds);
+        let progress = Progress::default();
+        let setup = setup(&workload, &options, &progress);
         send(&setup, |connection| Ok(bodies[connection as usize].clone()))
     }
+}
+
+/// Nothing is retried.
+fn send_options(write_url: &http::Uri, rounds: u32) -> SendOptions {
+    SendOptions {
+        write_url: write_url.clone(),
+        rate: None,
+        rounds: Some(rounds),
+        duration: None,
+        timeout: Duration::from_secs(60),
+        retry_for: Duration::ZERO,
+    }
+}
+
+fn setup<'s>(
+    workload: &'s Workload,
+    options: &'s SendOptions,
+    progress: &'s Progress,
+) -> Setup<'s> {
+    Setup {
+        workload,
+        options,
+        acked_file: None,
+        keep_acknowledged: false,
+        progress,
+        stop: CancellationToken::new(),
+    }
+}
+
+/// An answer other than 2xx fails the measurement.
+fn all_acknowledged(total: Total, samples: u64) -> Result<Total, AnyError> {
+    let tally = &total.tally;
+    if tally.acknowledged_samples == samples && tally.unacknowledged_samples == 0 {
+        return Ok(total);
+    }
+    Err(format!(
+        "{} of {samples} samples acknowledged, answers {:?}: {:?}",
+        tally.acknowledged_samples, tally.statuses, tally.complaints
+    )
+    .into())
 }
 
 /// The workloads of one node, each beginning in time where the one before it ended.
@@ -143,6 +159,38 @@ impl NodeScenarios {
             shuffled: Scenario::make(shuffled, SHUFFLED_ROUNDS)?,
             churn: Scenario::make(churn, CHURN_ROUNDS)?,
         })
+    }
+}
+
+/// The workload that fills a head. Its bodies are made while it is sent: they are too many to keep.
+pub(crate) struct LifeScenario {
+    workload: Workload,
+    rounds: u32,
+    pub(crate) probe: Vec<u8>,
+}
+
+impl LifeScenario {
+    pub(crate) fn new(
+        series_count: u32,
+        rounds: u32,
+        connections: u32,
+    ) -> Result<LifeScenario, AnyError> {
+        let workload = workload(series_count, connections, rounds)?;
+        Ok(LifeScenario { probe: probe(&workload)?, workload, rounds })
+    }
+
+    pub(crate) fn samples(&self) -> u64 {
+        u64::from(self.workload.series_count) * u64::from(self.rounds)
+    }
+
+    pub(crate) fn send(&self, write_url: &http::Uri) -> Result<Total, AnyError> {
+        let (workload, lanes) = (&self.workload, self.workload.lanes());
+        let options = send_options(write_url, self.rounds);
+        let progress = Progress::default();
+        let setup = setup(workload, &options, &progress);
+        let total =
+            send(&setup, |connection| Ok(EncodedOnDemand::new(workload, &lanes, connection)))?;
+        all_acknowledged(total, self.samples())
     }
 }
 

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use clap::ArgMatches;
 use ringest::load::process;
+use rustix::process::{Pid, Signal};
 
 use crate::{AnyError, ports};
 
@@ -38,6 +39,18 @@ impl Server {
             kind,
             binary,
         }
+    }
+}
+
+impl Server {
+    /// Bytes of the log of a server whose data is below `directory`; `None` if it has no log.
+    pub(crate) fn log_bytes(&self, directory: &Path) -> io::Result<Option<u64>> {
+        let log = match self.kind {
+            Kind::Ringest | Kind::Thanos => "data/default-tenant/wal",
+            Kind::Prometheus => "data/wal",
+            Kind::VictoriaMetrics => return Ok(None),
+        };
+        bytes_below(&directory.join(log)).map(Some)
     }
 }
 
@@ -128,6 +141,14 @@ impl Addresses {
 
 fn free_address() -> String {
     ports::free(1).iter().map(|port| format!("127.0.0.1:{port}")).collect()
+}
+
+/// What a stop took.
+pub(crate) struct Stopped {
+    pub(crate) took: Duration,
+    pub(crate) cpu: Duration,
+    pub(crate) resident_before: u64,
+    pub(crate) most_resident: u64,
 }
 
 /// A server that runs; it is killed when dropped.
@@ -289,7 +310,43 @@ impl Running {
         process::peak_resident_bytes(self.child.id()).ok_or_else(|| self.is_gone())
     }
 
+    /// Tells the server to stop, and waits until it has.
+    pub(crate) fn stop(&mut self) -> Result<Stopped, AnyError> {
+        const PATIENCE: Duration = Duration::from_secs(3600);
+        const LOOK: Duration = Duration::from_millis(20);
+        let (began, before) = (Instant::now(), self.cpu()?);
+        let resident_before = self.resident_bytes()?;
+        let (mut cpu, mut most_resident) = (before, resident_before);
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
+        rustix::process::kill_process(pid.ok_or("no process")?, Signal::TERM)?;
+        while began.elapsed() < PATIENCE {
+            // Neither is there any more when it has ended.
+            cpu = self.cpu().unwrap_or(cpu);
+            most_resident = most_resident.max(self.resident_bytes().unwrap_or(0));
+            if self.child.try_wait()?.is_some() {
+                let took = began.elapsed();
+                return Ok(Stopped { took, cpu: cpu - before, resident_before, most_resident });
+            }
+            std::thread::sleep(LOOK);
+        }
+        Err(format!("does not stop: {}", self.last_log_line()).into())
+    }
+
     fn is_gone(&self) -> AnyError {
         format!("the server is gone: {}", self.last_log_line()).into()
     }
+}
+
+/// Bytes of all files below a directory.
+fn bytes_below(directory: &Path) -> io::Result<u64> {
+    let mut bytes = 0;
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let metadata = entry.metadata()?;
+        bytes += match metadata.is_dir() {
+            true => bytes_below(&entry.path())?,
+            false => metadata.len(),
+        };
+    }
+    Ok(bytes)
 }
