@@ -8,6 +8,7 @@ use serde_json::Value;
 use crate::clock::ManualClock;
 use crate::disk::faulty::FaultyDisk;
 use crate::disk::{Disk, SystemDisk};
+use crate::error::chain;
 use crate::metrics::Registry;
 use crate::model::labels::KeyBuilder;
 use crate::tsdb::Db;
@@ -73,7 +74,7 @@ pub(crate) fn dump(db: &Db) -> Vec<Series> {
     for series in querier.select(&[]).unwrap() {
         let labels = series.labels.iter().map(|(name, value)| (text(name), text(value))).collect();
         let mut chunks = Vec::new();
-        querier.chunks(&series, &mut chunks).unwrap();
+        querier.chunks(&series, &mut chunks).unwrap_or_else(|err| panic!("{}", chain(&err)));
         let samples =
             chunks.iter().flat_map(|chunk| XorIterator::new(&chunk.bytes)).map(Result::unwrap);
         all.push((labels, samples.collect()));

@@ -1,6 +1,6 @@
 //! A life of a database by chance, against a map: writes and late repeats, full chunks into files,
-//! cuts, deletions, blocks made of blocks, operations that fail, kills and power cuts; in every second one the log loses what sealed
-//! files have. What was acknowledged is there, and nothing else.
+//! cuts, deletions, blocks made of blocks, operations that fail, kills and power cuts; in every second
+//! one the log loses what sealed files have. What was acknowledged is there, and nothing else.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -120,10 +120,13 @@ impl Model {
         }
     }
 
-    /// Deletes a part of a series from a block, as a Prometheus does that has the directory meanwhile.
+    /// Deletes a part of a series from a block, as a Prometheus does that has the directory meanwhile:
+    /// of what a start finds, which is not what is read while a block that failed could not be taken
+    /// away.
     fn delete(&mut self) {
+        self.restart();
         let blocks = self.life.db().view.load().blocks.clone();
-        if blocks.is_empty() || self.disk.pending_faults() > 0 {
+        if blocks.is_empty() {
             return;
         }
         let block = &blocks[self.numbers.below(blocks.len() as u64) as usize];
@@ -144,7 +147,7 @@ impl Model {
         let span = TimeRange { mint, maxt: mint + self.numbers.below(len) as i64 };
         let spans = block.tombstones().iter().chain([(place, span)]).collect();
         Tombstones::from_spans(spans).write(&self.disk, block.dir()).unwrap();
-        self.life.open();
+        self.restart();
         let is_deleted = |t: &i64| span.overlaps(*t, *t) && *t < max_time;
         self.samples.entry(series).or_default().retain(|t, _| !is_deleted(t));
         self.samples.retain(|_, samples| !samples.is_empty());
