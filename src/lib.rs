@@ -86,7 +86,8 @@
 //! # Opening
 //!
 //! [`Db::open`] looks through the [head chunks](tsdb::head_chunks::scan), reads the log, repairs what was
-//! damaged ([`tsdb::wal::repair`] has the table of cases) and replays it into an empty head, from where
+//! damaged ([`tsdb::wal::repair`] has the table of cases, [`tsdb::wal::names`] a second copy of what
+//! names series) and replays it into an empty head, from where
 //! the series' head chunks end ([`tsdb::head::replay`]). A tenant serves as soon as its own log is
 //! replayed. One that cannot be opened is quarantined: its writes are 503, it is tried again, and
 //! the others do not notice. What cannot be read is never answered as absent ([`store::missing`]).

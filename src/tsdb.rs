@@ -4,6 +4,7 @@
 //! <dir>/lock                 held while the database is open
 //! <dir>/wal/00000042         the log
 //! <dir>/wal/checkpoint.00041 what is left of older segments
+//! <dir>/ringest.names        a second copy of the log's series records
 //! <dir>/<ULID>/               blocks
 //! <dir>/ringest.floor         when the head's time begins, from the first block's deletion on
 //! <dir>/chunks_head/000001   full chunks of the head
@@ -66,7 +67,8 @@ use crate::tsdb::options::DbOptions;
 use crate::tsdb::querier::Querier;
 use crate::tsdb::retention::{Retention, RetentionMetrics, read_floor};
 use crate::tsdb::source::Source as _;
-use crate::tsdb::wal::repair::{LogContents, LogDir, open_log};
+use crate::tsdb::wal::names::Names;
+use crate::tsdb::wal::repair::{LogContents, LogDir, LogRecord, open_log_with_names};
 use crate::tsdb::wal::{
     SegmentIndex, SyncError, SyncHandle, Wal, WalError, WalMetrics, WalOptions, unsynced,
 };
@@ -241,6 +243,7 @@ impl Db {
         if marked.map_err(OpenError::io("looking for a mark in", &wal_dir))?.is_some() {
             files.doubt_found();
         }
+        let mut names = Names::open(disk.clone(), dir, &wal_metrics);
         let log = LogDir::list(&*disk, &wal_dir).map_err(OpenError::io("listing", &wal_dir))?;
         loading.begin(&log.segments);
         let beside = BesideLog {
@@ -251,16 +254,20 @@ impl Db {
         };
         let (log, contents, report) =
             replay(env.fingerprinter.clone(), floor, options.block_range, beside, |take| {
-                open_log(&*disk, &wal_dir, &wal_metrics, |found| {
+                let take = |found: LogRecord<'_>| {
                     loading.at(found.source);
                     take(found.record);
-                })
+                };
+                open_log_with_names(&*disk, &wal_dir, &wal_metrics, Some(&mut names), take)
             })
             .map_err(OpenError::io("reading the log in", &wal_dir))?;
         sync_log(&*disk, &wal_dir).map_err(OpenError::io("syncing the log in", &wal_dir))?;
+        let (names, highest_name) =
+            names.finish(&wal_dir).map_err(OpenError::io("writing the names of series in", dir))?;
         let highest_ref = refs::highest_in_others(&*disk, dir)
             .map_err(OpenError::io("looking for refs in", dir))?
-            .max(head_chunks.highest_ref);
+            .max(head_chunks.highest_ref)
+            .max(highest_name);
         refs::forget_series_state(&*disk, dir).map_err(OpenError::io("cleaning up", &wal_dir))?;
 
         let wal_options = WalOptions {
@@ -268,8 +275,9 @@ impl Db {
             compression: options.wal_compression,
             sync: options.wal_sync,
         };
-        let wal = Wal::open(disk, &wal_dir, wal_options, wal_metrics)
+        let mut wal = Wal::open(disk, &wal_dir, wal_options, wal_metrics)
             .map_err(|source| OpenError::Log { dir: wal_dir, source })?;
+        wal.keep_names(names);
         let (sync, wal_end) = (wal.sync_handle(), wal.end());
         let metrics = HeadMetrics::new(&registry, tenant);
         metrics.replay_seconds.set(started.elapsed().as_secs_f64());

@@ -225,6 +225,10 @@ fn a_lost_end_of_the_log_is_logged_again_from_memory() {
     });
     assert_eq!(contents.unwrap().cases.len(), 0);
     assert_eq!(refs.len(), 61);
+    // It is still a log of ours.
+    drop(open(&disk.after_kill()));
+    let names = disk.list(Path::new(DIR)).unwrap();
+    assert!(!names.iter().any(|entry| entry.name.to_str().unwrap().starts_with("set-aside")));
 }
 
 #[test]

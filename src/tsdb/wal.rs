@@ -14,6 +14,7 @@
 
 pub mod checkpoint;
 pub mod metrics;
+pub mod names;
 mod pack;
 pub mod reader;
 pub mod record;
@@ -31,6 +32,7 @@ use std::sync::Arc;
 use crate::disk::Disk;
 use crate::metrics::Counter;
 use crate::tsdb::wal::pack::Packer;
+use crate::tsdb::wal::names::{LogFile, NamesWriter};
 use crate::tsdb::wal::segment::{FrameCounts, Framer, PAGE_BYTES, RECORD_BYTES_MAX};
 
 pub use checkpoint::{CheckpointError, CheckpointReport, Retained, Share, nowhere};
@@ -153,6 +155,8 @@ pub struct Wal {
     is_unclean: bool,
     /// Whether what is appended takes the place of a lost end.
     replaces_lost_end: bool,
+    /// Where series records are written a second time.
+    names: Option<NamesWriter>,
     sync: SyncHandle,
 }
 
@@ -170,6 +174,8 @@ struct Scratch {
     framed: Vec<u8>,
     parts: Vec<Part>,
     packer: Packer,
+    /// Second copies of the series records among them.
+    names: Vec<u8>,
 }
 
 /// Buffers larger than this are given back after an append.
@@ -210,8 +216,15 @@ impl Wal {
             leftover_segments: Vec::new(),
             is_unclean: false,
             replaces_lost_end: false,
+            names: None,
             sync,
         })
+    }
+
+    /// Writes each series record a second time from now on. Nothing was appended before.
+    pub fn keep_names(&mut self, names: NamesWriter) {
+        self.sync.sync_beside(names.path());
+        self.names = Some(names);
     }
 
     /// Whether a record may be appended at all.
@@ -321,6 +334,9 @@ impl Wal {
             self.write(scratch, end_offset)
         })?;
         self.sync.sync().map_err(|_| WalError::SyncFailed)?;
+        if let Some(names) = &mut self.names {
+            names.sync();
+        }
         Ok(())
     }
 
@@ -344,7 +360,17 @@ impl Wal {
         let mut counts = FrameCounts::default();
         let end_offset = self.frame(records, scratch, &mut counts)?;
         let closed_segment = scratch.parts.len() > 1;
+        if let Some(names) = &mut self.names {
+            // An idle log's last segment needs no note.
+            let begun = scratch.parts.iter().filter(|part| part.start == 0);
+            begun.for_each(|part| names.begin_segment(part.segment));
+        }
         self.write(scratch, end_offset)?;
+        if let Some(names) = &mut self.names
+            && !scratch.names.is_empty()
+        {
+            names.append(&scratch.names);
+        }
         self.metrics.record_part_writes.add(counts.fragments);
         self.metrics.record_parts_bytes_written.add(counts.fragment_bytes);
         self.metrics.completed_pages.add(counts.pages_completed);
@@ -359,7 +385,7 @@ impl Wal {
         scratch: &mut Scratch,
         counts: &mut FrameCounts,
     ) -> Result<u64, WalError> {
-        let Scratch { framed, parts, packer } = scratch;
+        let Scratch { framed, parts, packer, names } = scratch;
         let mut framer = Framer::new(self.options.segment_bytes, self.end.offset);
         let mut segment = self.end.segment;
         let mut part_start = self.end.offset;
@@ -376,6 +402,11 @@ impl Wal {
                 part_begin = framed.len();
                 part_start = 0;
                 framer = Framer::new(self.options.segment_bytes, 0);
+            }
+            if self.names.is_some() && record::is_series(record) {
+                let place = (LogFile::segment(segment), framer.offset());
+                let snappy = (compression == Compression::Snappy).then_some(payload);
+                names::push_series(names, place, record, snappy);
             }
             framer.push_record(framed, payload, segment::flags_of(compression), counts);
         }
@@ -477,12 +508,14 @@ impl Scratch {
     fn clear(&mut self) {
         self.framed.clear();
         self.parts.clear();
+        self.names.clear();
     }
 
     fn give_back(&mut self) {
         self.clear();
         self.framed.shrink_to(SCRATCH_BYTES_KEPT);
         self.packer.give_back(SCRATCH_BYTES_KEPT);
+        self.names.shrink_to(SCRATCH_BYTES_KEPT);
     }
 }
 

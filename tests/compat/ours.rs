@@ -240,6 +240,11 @@ pub(crate) const EXCEPTIONS: &[Exception] = &[
 const HISTOGRAMS: [&str; 2] = ["h", "fh"];
 const HISTOGRAM_JOB: &str = "x";
 
+/// Whether only we have such a file, in tenants' directories.
+pub(crate) fn is_own_file(path: &str) -> bool {
+    path.ends_with("/ringest.names")
+}
+
 /// Makes of a recorded step what we expect of ourselves.
 pub(crate) fn apply(suite: &str, step: &mut Step) {
     if matches!(suite, "store-labels" | "store-series" | "store-info")

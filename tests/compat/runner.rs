@@ -223,7 +223,9 @@ fn take_ls(node: &Server, step: &Step) -> Differences {
     let skipped: Vec<meta::Regex> = step.list("skip").iter().map(pattern).collect();
     let dir = node.dir().join(step.text("in").expect("directory"));
     let depth = step.int("depth").and_then(|depth| usize::try_from(depth).ok()).unwrap_or(1);
-    let found = node::list(&dir, depth, |path| skipped.iter().any(|skip| skip.is_match(path)));
+    let is_skipped =
+        |path: &str| ours::is_own_file(path) || skipped.iter().any(|skip| skip.is_match(path));
+    let found = node::list(&dir, depth, is_skipped);
     let mut expected: Vec<&str> = match step.expected("files").and_then(Value::as_array) {
         Some(files) => files.iter().filter_map(Value::as_str).collect(),
         None => return vec!["no files are expected".into()],

@@ -127,23 +127,50 @@ fn a_damaged_length_in_the_last_record_costs_nothing() {
     assert_eq!(fs::read(path.with_extension("damaged")).unwrap(), bytes, "the original is kept");
 }
 
-#[test]
-fn a_damaged_series_record_costs_what_it_named_and_nobody_else() {
-    let dir = tempfile::tempdir().unwrap();
-    let start = now() - 600_000;
-    let node = Node::start_ready(dir.path(), &[]);
+/// Two writes, of which the series record of the first is damaged.
+fn damage_series_record(data: &Path, start: i64) {
+    let node = Node::start_ready(data, &[]);
     let other = WriteRequest::of(&[("__name__", "other")], start, 1.0);
     assert_eq!(node.write("hit", &other).status, 200);
     assert_eq!(node.write("hit", &request(start, 1)).status, 200);
     assert_eq!(node.write("hit", &request(start, 2)).status, 200);
     node.kill();
-    let path = segments(dir.path(), "hit").remove(0);
+    let path = segments(data, "hit").remove(0);
     let mut bytes = fs::read(&path).unwrap();
     let records = records(&bytes);
     assert_eq!(records.len(), 5, "two series records, three of samples");
     let (offset, len) = records[2];
     bytes[offset + len / 2] ^= 0x40;
     fs::write(&path, &bytes).unwrap();
+}
+
+#[test]
+fn a_damaged_series_record_costs_nothing_while_there_is_a_second_copy() {
+    let dir = tempfile::tempdir().unwrap();
+    let start = now() - 600_000;
+    damage_series_record(dir.path(), start);
+    // It is put back into the log, so that the second start finds no damage.
+    for restored in [1.0, 0.0] {
+        let node = Node::start_ready(dir.path(), &[]);
+        let stored = node.read("hit");
+        assert_eq!(stored.len(), SERIES + 1);
+        for (name, samples) in stored.iter().filter(|(name, _)| name.contains("series_")) {
+            let times: Vec<i64> = samples.keys().copied().collect();
+            assert_eq!(times, [start + 1000, start + 2000], "{name}");
+        }
+        let counter = |name: &str| node.metric(&format!("{name}{{tenant=\"hit\"}}"));
+        assert_eq!(counter("ringest_wal_names_restored_total"), Some(restored));
+        assert_eq!(counter("prometheus_tsdb_wal_corruptions_total"), Some(restored));
+        node.kill();
+    }
+}
+
+#[test]
+fn a_damaged_series_record_without_a_copy_costs_what_it_named_and_nobody_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let start = now() - 600_000;
+    damage_series_record(dir.path(), start);
+    fs::remove_file(dir.path().join("hit/ringest.names")).unwrap();
 
     let node = Node::start_ready(dir.path(), &[]);
     assert_eq!(node.read("hit").into_keys().collect::<Vec<_>>(), ["{__name__=\"other\"}"]);

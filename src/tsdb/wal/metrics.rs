@@ -24,6 +24,8 @@ pub struct WalMetrics {
     pub corruptions: Counter,
     pub ends_lost: Counter,
     pub ends_replaced: Counter,
+    pub names_restored: Counter,
+    pub names_failed: Counter,
     record_bytes_saved: CounterVec,
     repairs: CounterVec,
     tenant: String,
@@ -113,6 +115,14 @@ impl WalMetrics {
             ends_replaced: counter(
                 "ringest_wal_ends_replaced_total",
                 "Lost ends of the log that were logged again from the head.",
+            ),
+            names_restored: counter(
+                "ringest_wal_names_restored_total",
+                "Damaged series records of the log that were put back from their second copy.",
+            ),
+            names_failed: counter(
+                "ringest_wal_names_failed_total",
+                "Failures to write the second copy of series records.",
             ),
             record_bytes_saved: registry.counter_vec(
                 "prometheus_tsdb_wal_record_bytes_saved_total",

@@ -81,6 +81,11 @@ pub enum Record<'a> {
     Unknown(u8),
 }
 
+/// Whether an encoded record is one of series.
+pub fn is_series(record: &[u8]) -> bool {
+    record.first() == Some(&SERIES)
+}
+
 impl<'a> Record<'a> {
     /// Walks the whole record, so that its items can be iterated without errors.
     pub fn parse(bytes: &'a [u8]) -> Result<Record<'a>, RecordError> {

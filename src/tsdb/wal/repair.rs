@@ -18,7 +18,8 @@ use std::path::{Path, PathBuf};
 
 use crate::disk::Disk;
 use crate::tsdb::wal::checkpoint::{CHECKPOINT_PREFIX, UNFINISHED_SUFFIX};
-use crate::tsdb::wal::reader::{Damage, Found, FoundRecord, SegmentReader};
+use crate::tsdb::wal::names::{LogFile, Names};
+use crate::tsdb::wal::reader::{Damage, DamageKind, Found, FoundRecord, SegmentReader};
 use crate::tsdb::wal::record::Record;
 use crate::tsdb::wal::segment::{LogPosition, SegmentIndex};
 use crate::tsdb::wal::{WalMetrics, segment_path, unsynced};
@@ -73,6 +74,8 @@ pub struct LogContents {
     pub set_aside: Vec<PathBuf>,
     /// Segments and checkpoints written anew.
     pub rewritten: Vec<PathBuf>,
+    /// Damaged series records that were put back from their copies.
+    pub restored: u64,
     /// Empty segments made where numbers were missing.
     pub filled: Vec<SegmentIndex>,
     /// How often each repair was made.
@@ -89,6 +92,18 @@ pub fn open_log(
     disk: &dyn Disk,
     dir: &Path,
     metrics: &WalMetrics,
+    on_record: impl FnMut(LogRecord<'_>),
+) -> io::Result<LogContents> {
+    open_log_with_names(disk, dir, metrics, None, on_record)
+}
+
+/// The same for a log of whose series records there may be copies: those that are damaged are taken
+/// from there, given in their place, and put back into the log.
+pub fn open_log_with_names(
+    disk: &dyn Disk,
+    dir: &Path,
+    metrics: &WalMetrics,
+    mut names: Option<&mut Names>,
     mut on_record: impl FnMut(LogRecord<'_>),
 ) -> io::Result<LogContents> {
     let mut contents = LogContents::default();
@@ -102,19 +117,20 @@ pub fn open_log(
 
     let mut checkpoint_files = Vec::new();
     let mut is_checkpoint_damaged = false;
-    for name in &plan.checkpoints {
+    for (number, name) in &plan.checkpoints {
         let checkpoint_dir = dir.join(name);
         for (segment, _) in LogDir::list(disk, &checkpoint_dir)?.segments {
             let path = segment_path(&checkpoint_dir, segment);
+            let file = LogFile::of_checkpoint(*number, segment);
             let damage = read_segment(disk, &path, &mut contents, |found| {
-                let FoundRecord { record, bytes, .. } = found;
-                on_record(LogRecord { record, bytes, source: RecordSource::Checkpoint });
+                let source = |_| RecordSource::Checkpoint;
+                give(found, file, names.as_deref_mut(), source, &mut on_record);
             })?;
             if damage.count > 0 {
                 is_checkpoint_damaged = true;
                 contents.report(&path, &damage, metrics);
             }
-            checkpoint_files.push(path);
+            checkpoint_files.push((path, file));
         }
     }
     let mut repairs = Vec::new();
@@ -122,10 +138,10 @@ pub fn open_log(
         log.segments.iter().rev().find(|(_, len)| *len > 0).map(|(segment, _)| *segment);
     for (segment, _) in log.segments.iter().filter(|(segment, _)| *segment >= plan.first_segment) {
         let path = segment_path(dir, *segment);
+        let file = LogFile::segment(*segment);
         let damage = read_segment(disk, &path, &mut contents, |found| {
-            let FoundRecord { record, bytes, end, .. } = found;
-            let end = LogPosition { segment: *segment, offset: end };
-            on_record(LogRecord { record, bytes, source: RecordSource::Segment(end) });
+            let source = |offset| RecordSource::Segment(LogPosition { segment: *segment, offset });
+            give(found, file, names.as_deref_mut(), source, &mut on_record);
         })?;
         let case = RepairCase::of_segment(damage.state(), last_with_content == Some(*segment));
         match (case, damage.listed.first()) {
@@ -146,19 +162,37 @@ pub fn open_log(
     }
 
     for segment in &repairs {
-        rewrite::rewrite(disk, dir, *segment)?;
-        contents.rewritten.push(segment_path(dir, *segment));
+        let (path, file) = (segment_path(dir, *segment), LogFile::segment(*segment));
+        let restored = rewrite::rewrite(disk, dir, *segment, names.as_deref_mut())?;
+        if let Some(names) = names.as_deref_mut() {
+            names.restored(restored);
+            names.read_again(file, &path)?;
+        }
+        contents.restored += restored;
+        contents.rewritten.push(path);
     }
     write_unsynced_again(disk, dir, &log, &repairs, &mut contents)?;
-    if let Some(name) = plan.checkpoints.last()
+    if let Some((number, name)) = plan.checkpoints.last()
         && let Some(case) = RepairCase::of_checkpoint(is_checkpoint_damaged, plan.is_merged)
     {
         contents.note(case, &dir.join(name));
         let read = plan.first_segment..plan.numbers_from;
         let covered = log.segments.iter().filter(|(segment, _)| read.contains(segment));
         let mut sources = checkpoint_files;
-        sources.extend(covered.map(|(segment, _)| segment_path(dir, *segment)));
-        rewrite::rewrite_checkpoint(disk, dir, name, &sources)?;
+        sources.extend(
+            covered.map(|(segment, _)| (segment_path(dir, *segment), LogFile::segment(*segment))),
+        );
+        let restored =
+            rewrite::rewrite_checkpoint(disk, dir, name, &sources, names.as_deref_mut())?;
+        if let Some(names) = names {
+            names.restored(restored);
+            let checkpoint_dir = dir.join(name);
+            for (segment, _) in LogDir::list(disk, &checkpoint_dir)?.segments {
+                let file = LogFile::of_checkpoint(*number, segment);
+                names.read_again(file, &segment_path(&checkpoint_dir, segment))?;
+            }
+        }
+        contents.restored += restored;
         contents.rewritten.push(dir.join(name));
     }
     fill_gaps(disk, dir, &log, plan.numbers_from, &mut contents)?;
@@ -340,31 +374,69 @@ struct SegmentDamage {
     count: u64,
 }
 
-/// Gives a segment's records, and returns its damage.
+/// Gives a record, or those that were lost to damage, and shows the names what there is.
+fn give(
+    found: Found<'_>,
+    file: LogFile,
+    names: Option<&mut Names>,
+    source: impl Fn(u64) -> RecordSource,
+    on_record: &mut impl FnMut(LogRecord<'_>),
+) {
+    match found {
+        Found::Record(found) => {
+            if let Some(names) = names {
+                names.saw(file, &found);
+            }
+            let FoundRecord { record, bytes, end, .. } = found;
+            on_record(LogRecord { record, bytes, source: source(end) });
+        }
+        Found::Damage(damage) => {
+            for bytes in lost_in(&damage, file, names) {
+                // It was looked at when it was read.
+                if let Ok(record) = Record::parse(&bytes) {
+                    let source = source(damage.end);
+                    on_record(LogRecord { record, bytes: &bytes, source });
+                }
+            }
+        }
+    }
+}
+
+/// Series records that are known to begin where the log is damaged. A torn end may be cut off, and
+/// then nothing of it is put back.
+fn lost_in(damage: &Damage, file: LogFile, names: Option<&mut Names>) -> Vec<Vec<u8>> {
+    match (names, damage.kind) {
+        (None, _) | (_, DamageKind::Mended) => Vec::new(),
+        (Some(_), _) if damage.is_torn => Vec::new(),
+        (Some(names), _) => names.lost_in(file, damage.start..damage.end),
+    }
+}
+
+/// Gives a segment's records and its damage, and returns the damage.
 fn read_segment(
     disk: &dyn Disk,
     path: &Path,
     contents: &mut LogContents,
-    mut on_record: impl FnMut(FoundRecord<'_>),
+    mut on_found: impl FnMut(Found<'_>),
 ) -> io::Result<SegmentDamage> {
     let mut damage = SegmentDamage::default();
     let mut reader = SegmentReader::open(disk, path)?;
     while let Some(found) = reader.read_next()? {
-        match found {
+        match &found {
             Found::Record(found) => {
                 contents.records += 1;
                 if let Record::Unknown(_) = found.record {
                     contents.unknown_records += 1;
                 }
-                on_record(found);
             }
             Found::Damage(found) => {
                 damage.count += 1;
                 if damage.listed.len() < DAMAGE_LISTED_MAX {
-                    damage.listed.push(found);
+                    damage.listed.push(*found);
                 }
             }
         }
+        on_found(found);
     }
     Ok(damage)
 }

@@ -11,7 +11,7 @@
 //! admission bounds them, since their requests are still unanswered; otherwise up to
 //! [`TAIL_BYTES_KEPT`], and beyond that they are read back from the file, which most file systems
 //! allow after a failed sync, and verified. Where that fails, too, the end is *lost*: it is cut off
-//! the log, whose owner then logs again what he still knows of it ([`Wal::replace_lost_end`]).
+//! the log, whose owner then logs again what he still knows of it ([`super::Wal::replace_lost_end`]).
 //!
 //! Until a failed sync is made good, a mark says so to the next process ([`super::unsynced`]). One
 //! that is killed before it has made that file is the hole that is left.
@@ -22,8 +22,8 @@
 use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Semaphore, watch};
@@ -87,6 +87,8 @@ struct Shared {
     is_marked: AtomicBool,
     /// The first segment that is not wholly synced.
     unsynced_from: AtomicU64,
+    /// A file to be synced with the first bytes of each segment.
+    beside: OnceLock<PathBuf>,
     /// Held while an append writes, and otherwise for moments. Taken by [`Shared::lock`] only.
     log: Mutex<LogState>,
 }
@@ -179,6 +181,7 @@ impl SyncHandle {
             file_system_failures: AtomicU64::new(0),
             is_marked: AtomicBool::new(false),
             unsynced_from: AtomicU64::new(start.segment.0),
+            beside: OnceLock::new(),
             log: Mutex::new(LogState {
                 synced: start,
                 segments: VecDeque::from([current]),
@@ -345,6 +348,12 @@ impl SyncHandle {
         (log.health == Health::Sound).then_some(LogGuard { log, tail_bytes_kept })
     }
 
+    /// Lets this file be synced with the first bytes of each segment from now on. It is no part of the
+    /// log, whose syncs do not fail with it.
+    pub(super) fn sync_beside(&self, path: &Path) {
+        let _ = self.0.beside.set(path.to_owned());
+    }
+
     /// While this is held nobody syncs. Taken before the log's state.
     pub(super) fn take_turn(&self) -> MutexGuard<'_, ()> {
         self.0.turn.lock()
@@ -413,6 +422,7 @@ impl SyncHandle {
         let written = log.written();
         let synced = self.advance(&mut log, written);
         drop(log);
+        self.0.sync_beside();
         self.0.unmark_unsynced();
         synced
     }
@@ -446,6 +456,9 @@ impl SyncHandle {
             tracing::warn!(dir = %self.0.dir.display(), %err, "the log could not be synced");
             self.0.lock().fail();
             return self.rewrite_tail();
+        }
+        if new_names.in_log {
+            self.0.sync_beside();
         }
         let mut log = self.0.lock();
         // A file-system sync may have been reported failed meanwhile.
@@ -566,6 +579,13 @@ impl Shared {
             log.fail();
         }
         log
+    }
+
+    fn sync_beside(&self) {
+        let Some(path) = self.beside.get() else { return };
+        if let Err(err) = self.disk.open_write(path).and_then(|file| file.sync()) {
+            tracing::warn!(path = %path.display(), %err, "a file beside the log cannot be synced");
+        }
     }
 
     /// Leaves the mark of a failed sync, unless it is there.

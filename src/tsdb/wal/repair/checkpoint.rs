@@ -80,8 +80,9 @@ pub const CHECKPOINT_CASES: [CheckpointCase; 9] = {
 
 /// What is read.
 pub(super) struct CheckpointPlan {
-    /// Names of the checkpoints to read, in this order. The last is the one that stays in use.
-    pub(super) checkpoints: Vec<String>,
+    /// Numbers and names of the checkpoints to read, in this order. The last is the one that stays in
+    /// use.
+    pub(super) checkpoints: Vec<(SegmentIndex, String)>,
     /// Whether more than the last of them is read of what it stands for, so that it must come to
     /// hold all of it: the next opening will trust it.
     pub(super) is_merged: bool,
@@ -117,11 +118,11 @@ pub(super) fn plan(disk: &dyn Disk, dir: &Path, log: &LogDir) -> io::Result<Chec
                 continue;
             }
             CheckpointUse::Trusted => {
-                plan.checkpoints.push(name.clone());
+                plan.checkpoints.push((*number, name.clone()));
                 plan.first_segment = number.next();
             }
             CheckpointUse::Remains => {
-                plan.checkpoints = candidates.iter().map(|(_, name)| name.clone()).collect();
+                plan.checkpoints = candidates.to_vec();
                 let has_covered = log.segments.iter().any(|(segment, _)| segment <= number);
                 plan.is_merged = has_covered || !older.is_empty();
             }
