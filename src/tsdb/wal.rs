@@ -31,8 +31,8 @@ use std::sync::Arc;
 
 use crate::disk::Disk;
 use crate::metrics::Counter;
-use crate::tsdb::wal::pack::Packer;
 use crate::tsdb::wal::names::{LogFile, NamesWriter};
+use crate::tsdb::wal::pack::Packer;
 use crate::tsdb::wal::segment::{FrameCounts, Framer, PAGE_BYTES, RECORD_BYTES_MAX};
 
 pub use checkpoint::{CheckpointError, CheckpointReport, Retained, Share, nowhere};
@@ -155,8 +155,6 @@ pub struct Wal {
     is_unclean: bool,
     /// Whether what is appended takes the place of a lost end.
     replaces_lost_end: bool,
-    /// Where series records are written a second time.
-    names: Option<NamesWriter>,
     sync: SyncHandle,
 }
 
@@ -216,15 +214,13 @@ impl Wal {
             leftover_segments: Vec::new(),
             is_unclean: false,
             replaces_lost_end: false,
-            names: None,
             sync,
         })
     }
 
     /// Writes each series record a second time from now on. Nothing was appended before.
     pub fn keep_names(&mut self, names: NamesWriter) {
-        self.sync.sync_beside(names.path());
-        self.names = Some(names);
+        self.sync.keep_names(names);
     }
 
     /// Whether a record may be appended at all.
@@ -334,8 +330,8 @@ impl Wal {
             self.write(scratch, end_offset)
         })?;
         self.sync.sync().map_err(|_| WalError::SyncFailed)?;
-        if let Some(names) = &mut self.names {
-            names.sync();
+        if let Some(names) = self.sync.names() {
+            names.lock().sync();
         }
         Ok(())
     }
@@ -360,16 +356,16 @@ impl Wal {
         let mut counts = FrameCounts::default();
         let end_offset = self.frame(records, scratch, &mut counts)?;
         let closed_segment = scratch.parts.len() > 1;
-        if let Some(names) = &mut self.names {
+        if let Some(names) = self.sync.names() {
             // An idle log's last segment needs no note.
             let begun = scratch.parts.iter().filter(|part| part.start == 0);
-            begun.for_each(|part| names.begin_segment(part.segment));
+            begun.for_each(|part| names.lock().begin_segment(part.segment));
         }
         self.write(scratch, end_offset)?;
-        if let Some(names) = &mut self.names
+        if let Some(names) = self.sync.names()
             && !scratch.names.is_empty()
         {
-            names.append(&scratch.names);
+            names.lock().append(&scratch.names);
         }
         self.metrics.record_part_writes.add(counts.fragments);
         self.metrics.record_parts_bytes_written.add(counts.fragment_bytes);
@@ -386,6 +382,7 @@ impl Wal {
         counts: &mut FrameCounts,
     ) -> Result<u64, WalError> {
         let Scratch { framed, parts, packer, names } = scratch;
+        let has_names = self.sync.names().is_some();
         let mut framer = Framer::new(self.options.segment_bytes, self.end.offset);
         let mut segment = self.end.segment;
         let mut part_start = self.end.offset;
@@ -403,7 +400,7 @@ impl Wal {
                 part_start = 0;
                 framer = Framer::new(self.options.segment_bytes, 0);
             }
-            if self.names.is_some() && record::is_series(record) {
+            if has_names && record::is_series(record) {
                 let place = (LogFile::segment(segment), framer.offset());
                 let snappy = (compression == Compression::Snappy).then_some(payload);
                 names::push_series(names, place, record, snappy);

@@ -159,8 +159,8 @@ fn a_damaged_series_record_costs_nothing_while_there_is_a_second_copy() {
             assert_eq!(times, [start + 1000, start + 2000], "{name}");
         }
         let counter = |name: &str| node.metric(&format!("{name}{{tenant=\"hit\"}}"));
-        assert_eq!(counter("ringest_wal_names_restored_total"), Some(restored));
-        assert_eq!(counter("prometheus_tsdb_wal_corruptions_total"), Some(restored));
+        assert_eq!(counter("ringest_wal_names_restored_total"), restored);
+        assert_eq!(counter("prometheus_tsdb_wal_corruptions_total"), restored);
         node.kill();
     }
 }

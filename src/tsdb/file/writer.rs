@@ -75,6 +75,18 @@ impl FileWriter {
         Ok(RangeReader::of_writer(&self.path, self.file.clone(), self.written))
     }
 
+    /// Brings what was written so far to the medium.
+    pub fn sync_written(&mut self) -> Result<(), WriteError> {
+        self.flush()?;
+        self.sync()
+    }
+
+    /// Hands the rest to the disk; the file's length.
+    pub fn finish_unsynced(mut self) -> Result<u64, WriteError> {
+        self.flush()?;
+        Ok(self.written)
+    }
+
     /// Brings the rest to the medium. The name is the directory's.
     pub fn finish(mut self) -> Result<u64, WriteError> {
         self.flush()?;

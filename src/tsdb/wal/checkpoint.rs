@@ -38,6 +38,7 @@ use tokio::time::Instant;
 
 use self::sieve::Sieve;
 use self::writer::CheckpointWriter;
+use super::names::NamesOfCheckpoint;
 use super::reader::Damage;
 use super::repair::{DAMAGE_LISTED_MAX, LogDir};
 use super::{SegmentIndex, SyncError, SyncHandle, WalError, WalMetrics, segment_path};
@@ -231,14 +232,18 @@ impl SyncHandle {
         };
         let name = format!("{CHECKPOINT_PREFIX}{last}");
         let unfinished = dir.join(format!("{name}{UNFINISHED_SUFFIX}"));
+        let sources = sources.iter().filter(is_read);
         let made = self
-            .write_checkpoint(sources.iter().filter(is_read), &unfinished, retained, &mut report)
-            .and_then(|()| name_checkpoint(disk, &unfinished, &dir.join(name)));
+            .write_checkpoint(last, sources, &unfinished, retained, &mut report)
+            .and_then(|names| name_checkpoint(disk, &unfinished, &dir.join(name)).map(|()| names));
         if made.is_err() {
             // What is left is removed by the next one, or at the next opening.
             let _ = disk.remove_dir_all(&unfinished);
         }
-        made?;
+        if let (Some(of_checkpoint), Some(names)) = (made?, self.names()) {
+            let made = of_checkpoint.take_place(names);
+            names.lock().note_remaking(made);
+        }
         report.made = Some(last);
         self.metrics().storage_size.add(report.bytes as f64);
         Ok(report)
@@ -247,28 +252,42 @@ impl SyncHandle {
     /// Writes the checkpoint's files, and makes them durable.
     fn write_checkpoint<'s>(
         &self,
+        number: SegmentIndex,
         sources: impl Iterator<Item = &'s Source>,
         unfinished: &Path,
         retained: &Retained<'_>,
         report: &mut CheckpointReport,
-    ) -> Result<(), CheckpointError> {
+    ) -> Result<Option<NamesOfCheckpoint<'_>>, CheckpointError> {
         let (disk, dir) = (self.disk(), self.dir());
         let failures_before = self.file_system_failures();
         disk.create_dir_all(unfinished).map_err(WriteError::io(unfinished))?;
-        let mut writer = CheckpointWriter::create(disk, unfinished, *self.options())?;
+        let writer = CheckpointWriter::create(disk, unfinished, *self.options())?;
+        let mut writer = writer.with_names(self.begin_names(number));
         let mut sieve = Sieve::new(retained, report, self.metrics());
         for source in sources {
             sieve.sift(disk, source, &mut writer)?;
         }
         sieve.write_metadata(disk, &mut writer)?;
-        report.bytes = writer.finish()?;
+        let (bytes, names) = writer.finish()?;
+        report.bytes = bytes;
         disk.sync_dir(unfinished).map_err(WriteError::io(unfinished))?;
         disk.sync_dir(dir).map_err(WriteError::io(dir))?;
         // A failed sync of the file system may have been one of these files: their own proves nothing.
         match self.file_system_failures() == failures_before {
-            true => Ok(()),
+            true => Ok(names),
             false => Err(SyncError::Failed.into()),
         }
+    }
+
+    /// Begins the second copy of series names that goes with a checkpoint.
+    fn begin_names(&self, number: SegmentIndex) -> Option<NamesOfCheckpoint<'_>> {
+        let names = self.names()?;
+        let path = {
+            let names = names.lock();
+            names.is_on().then(|| names.path().to_owned())?
+        };
+        let begun = NamesOfCheckpoint::begin(self.disk(), &path, number);
+        begun.map_err(|err| names.lock().note_remaking(Err(err))).ok()
     }
 }
 

@@ -14,6 +14,9 @@
 //! is renamed, used for nothing, and made anew. So is one that does not begin as it should. Refs that
 //! only this file knows are never given again.
 //!
+//! A checkpoint in the place of segments has the file made anew: with the checkpoint's records, and
+//! what was noted of later segments.
+//!
 //! It is synced with the first sync of a segment, or the segment would be another program's after a
 //! power cut; what that takes of later entries is filled in again.
 //!
@@ -40,8 +43,13 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+
 use crate::disk::{Disk, DiskFile, lacks_descriptors};
+use crate::error::chain;
 use crate::metrics::Counter;
+use crate::tsdb::error::{ReadError, WriteError};
+use crate::tsdb::file::FileWriter;
 use crate::tsdb::refs;
 use crate::tsdb::wal::reader::{Found, FoundRecord, SegmentReader};
 use crate::tsdb::wal::record::Record;
@@ -232,6 +240,20 @@ impl NamesWriter {
         &self.path
     }
 
+    /// Whether there is a file.
+    pub(super) fn is_on(&self) -> bool {
+        !self.is_off
+    }
+
+    /// Counts a file that could not be made behind a checkpoint.
+    pub(super) fn note_remaking(&mut self, made: Result<(), WriteError>) {
+        if let Err(err) = made {
+            self.failed.inc();
+            let (path, err) = (self.path.display(), chain(&err));
+            tracing::warn!(%path, err, "the second copy of series names was not made anew");
+        }
+    }
+
     pub(super) fn sync(&mut self) {
         if self.is_off {
             return;
@@ -267,6 +289,109 @@ impl NamesWriter {
                 self.is_failing = true;
             }
         }
+    }
+}
+
+/// A file that takes the place of another one, since a checkpoint takes that of segments. A failure
+/// leaves the other one, which is made anew then at the next opening.
+pub(super) struct NamesOfCheckpoint<'d> {
+    disk: &'d dyn Disk,
+    number: SegmentIndex,
+    path: PathBuf,
+    writer: FileWriter,
+    entries: Vec<u8>,
+}
+
+/// What its name ends with until it is whole.
+const UNFINISHED_SUFFIX: &str = ".tmp";
+
+impl<'d> NamesOfCheckpoint<'d> {
+    /// `names` is the file whose place it is to take.
+    pub(super) fn begin(
+        disk: &'d dyn Disk,
+        names: &Path,
+        number: SegmentIndex,
+    ) -> Result<NamesOfCheckpoint<'d>, WriteError> {
+        let mut path = names.as_os_str().to_owned();
+        path.push(UNFINISHED_SUFFIX);
+        let path = PathBuf::from(path);
+        match disk.remove_file(&path) {
+            Err(err) if err.kind() != io::ErrorKind::NotFound => {
+                return Err(WriteError::io(&path)(err));
+            }
+            _ => {}
+        }
+        let mut writer = FileWriter::create(disk, &path)?;
+        writer.write(FILE_HEADER)?;
+        let mut entries = Vec::new();
+        Head::note(TAG_BEGUN, LogFile::checkpoint(number), 0).push(&mut entries);
+        Ok(NamesOfCheckpoint { disk, number, path, writer, entries })
+    }
+
+    /// A series record, as it is in the checkpoint, where it begins at `offset` of this segment.
+    pub(super) fn push_series(
+        &mut self,
+        (segment, offset): (SegmentIndex, u64),
+        record: &[u8],
+        snappy: Option<&[u8]>,
+    ) -> Result<(), WriteError> {
+        let file = LogFile::of_checkpoint(self.number, segment);
+        push_series(&mut self.entries, (file, offset), record, snappy);
+        self.flush()
+    }
+
+    /// Takes over what is noted of segments behind the checkpoint, which is on the medium, and the
+    /// place of the file. Appends wait for the end of it alone.
+    pub(super) fn take_place(mut self, names: &Mutex<NamesWriter>) -> Result<(), WriteError> {
+        let (from, end) = {
+            let names = names.lock();
+            (names.path.clone(), names.end)
+        };
+        let read = self.take_over(&from, FILE_HEADER.len() as u64, end)?;
+        self.flush()?;
+        self.writer.sync_written()?;
+        let mut names = names.lock();
+        self.take_over(&from, read, names.end)?;
+        self.flush()?;
+        let written = self.writer.finish_unsynced()?;
+        self.disk.rename(&self.path, &from).map_err(WriteError::io(&from))?;
+        names.end = written;
+        drop(names);
+        let dir = from.parent().unwrap_or(Path::new(""));
+        self.disk.sync_dir(dir).map_err(WriteError::io(dir))
+    }
+
+    /// Of the entries in a part of the file; where the last whole one ends.
+    fn take_over(&mut self, from: &Path, start: u64, end: u64) -> Result<u64, WriteError> {
+        let read_error = |source| WriteError::Read(ReadError::io(from)(source));
+        let mut file = Window::open(self.disk, from).map_err(read_error)?;
+        let mut offset = start;
+        while offset < end {
+            let head = Head::parse(file.read(offset, HEAD_BYTES).map_err(read_error)?);
+            let Some(head) = head else {
+                offset = next_magic(&mut file, offset + 1).map_err(read_error)?;
+                continue;
+            };
+            let bytes = HEAD_BYTES + head.body_bytes as usize;
+            let LogFile { checkpoint, segment } = head.file;
+            if checkpoint == 0 && segment > self.number.0 {
+                let entry = file.read(offset, bytes).map_err(read_error)?;
+                // One that is longer than what is read at once is left out.
+                if entry.len() == bytes {
+                    self.entries.extend_from_slice(entry);
+                    self.flush()?;
+                }
+            }
+            offset += bytes as u64;
+        }
+        Ok(offset)
+    }
+
+    fn flush(&mut self) -> Result<(), WriteError> {
+        self.writer.write(&self.entries)?;
+        self.entries.clear();
+        self.entries.shrink_to(WRITE_BYTES);
+        Ok(())
     }
 }
 
@@ -425,7 +550,7 @@ impl Names {
                 Head::note(TAG_BEGUN, file, 0).push(&mut self.fresh);
             }
         }
-        for (segment, len) in &log.segments {
+        for (segment, len) in log.segments.iter().filter(|(one, _)| !log.is_covered(*one)) {
             let file = LogFile::segment(*segment);
             if self.noted.lengths.get(&file) != Some(len) {
                 Head::note(TAG_LENGTH, file, *len).push(&mut self.fresh);
@@ -575,7 +700,9 @@ impl Noted {
     fn begin(&mut self, file: LogFile) {
         let before = self.copies.range((file, 0)..=(file, u64::MAX));
         let before: Vec<Place> = before.map(|(place, _)| *place).collect();
-        before.iter().for_each(|place| drop(self.copies.remove(place)));
+        for place in before {
+            self.copies.remove(&place);
+        }
         self.lengths.remove(&file);
         self.begun.insert(file);
     }
@@ -589,7 +716,9 @@ impl Noted {
         };
         let is_noted =
             |file: LogFile| self.begun.contains(&file) || self.lengths.contains_key(&file);
-        if log.segments.iter().any(|(one, len)| *len > 0 && !is_noted(LogFile::segment(*one))) {
+        // A checkpoint that was made stands for segments that could not be removed yet.
+        let mut own = log.segments.iter().filter(|(one, len)| *len > 0 && !log.is_covered(*one));
+        if own.any(|(one, _)| !is_noted(LogFile::segment(*one))) {
             return Some("the log has a segment that is not noted");
         }
         if self.lengths.iter().any(|(file, len)| length_of(file) != Some(*len)) {

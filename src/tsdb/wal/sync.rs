@@ -29,6 +29,7 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
+use super::names::NamesWriter;
 use super::reader::{Found, SegmentReader};
 use super::repair::REWRITE_SUFFIX;
 use super::{
@@ -87,8 +88,9 @@ struct Shared {
     is_marked: AtomicBool,
     /// The first segment that is not wholly synced.
     unsynced_from: AtomicU64,
-    /// A file to be synced with the first bytes of each segment.
-    beside: OnceLock<PathBuf>,
+    /// Where series records are written a second time, and the path of the file, which is to be
+    /// synced with the first bytes of each segment.
+    names: OnceLock<(PathBuf, Mutex<NamesWriter>)>,
     /// Held while an append writes, and otherwise for moments. Taken by [`Shared::lock`] only.
     log: Mutex<LogState>,
 }
@@ -181,7 +183,7 @@ impl SyncHandle {
             file_system_failures: AtomicU64::new(0),
             is_marked: AtomicBool::new(false),
             unsynced_from: AtomicU64::new(start.segment.0),
-            beside: OnceLock::new(),
+            names: OnceLock::new(),
             log: Mutex::new(LogState {
                 synced: start,
                 segments: VecDeque::from([current]),
@@ -348,10 +350,14 @@ impl SyncHandle {
         (log.health == Health::Sound).then_some(LogGuard { log, tail_bytes_kept })
     }
 
-    /// Lets this file be synced with the first bytes of each segment from now on. It is no part of the
-    /// log, whose syncs do not fail with it.
-    pub(super) fn sync_beside(&self, path: &Path) {
-        let _ = self.0.beside.set(path.to_owned());
+    /// Series records are written a second time from now on. It is no part of the log, whose syncs do
+    /// not fail with it.
+    pub(super) fn keep_names(&self, names: NamesWriter) {
+        let _ = self.0.names.set((names.path().to_owned(), Mutex::new(names)));
+    }
+
+    pub(super) fn names(&self) -> Option<&Mutex<NamesWriter>> {
+        self.0.names.get().map(|(_, names)| names)
     }
 
     /// While this is held nobody syncs. Taken before the log's state.
@@ -422,7 +428,7 @@ impl SyncHandle {
         let written = log.written();
         let synced = self.advance(&mut log, written);
         drop(log);
-        self.0.sync_beside();
+        self.0.sync_copies();
         self.0.unmark_unsynced();
         synced
     }
@@ -458,7 +464,7 @@ impl SyncHandle {
             return self.rewrite_tail();
         }
         if new_names.in_log {
-            self.0.sync_beside();
+            self.0.sync_copies();
         }
         let mut log = self.0.lock();
         // A file-system sync may have been reported failed meanwhile.
@@ -581,8 +587,9 @@ impl Shared {
         log
     }
 
-    fn sync_beside(&self) {
-        let Some(path) = self.beside.get() else { return };
+    fn sync_copies(&self) {
+        // Without its lock: an append does not wait for this.
+        let Some((path, _)) = self.names.get() else { return };
         if let Err(err) = self.disk.open_write(path).and_then(|file| file.sync()) {
             tracing::warn!(path = %path.display(), %err, "a file beside the log cannot be synced");
         }

@@ -166,7 +166,9 @@ fn filter_to(
     let filtered = filter(found.bytes, keeps, buffer);
     match filtered {
         Filtered { kept: 0, .. } => {}
-        Filtered { dropped: 0, .. } => writer.push_stored(found.stored, found.compression)?,
+        Filtered { dropped: 0, .. } => {
+            writer.push_stored(found.bytes, found.stored, found.compression)?
+        }
         _ => writer.push(buffer)?,
     }
     buffer.shrink_to(BUFFER_BYTES_KEPT);

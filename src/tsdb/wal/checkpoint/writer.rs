@@ -4,9 +4,12 @@ use std::path::{Path, PathBuf};
 
 use super::CheckpointError;
 use crate::disk::Disk;
+use crate::error::chain;
 use crate::tsdb::error::WriteError;
 use crate::tsdb::file::FileWriter;
+use crate::tsdb::wal::names::NamesOfCheckpoint;
 use crate::tsdb::wal::pack::Packer;
+use crate::tsdb::wal::record;
 use crate::tsdb::wal::segment::{FrameCounts, Framer, SegmentIndex, flags_of};
 use crate::tsdb::wal::{Compression, WalOptions, segment_path};
 
@@ -18,6 +21,8 @@ pub(super) struct CheckpointWriter<'d> {
     compression: Compression,
     packer: Packer,
     segments: Segments<'d>,
+    /// Where its series records are written a second time; none, or none that could be written.
+    names: Option<NamesOfCheckpoint<'d>>,
 }
 
 /// Segments in a directory of their own, in the format of the log. A file is on the medium before
@@ -53,14 +58,20 @@ impl<'d> CheckpointWriter<'d> {
             framed: Vec::new(),
             bytes: 0,
         };
-        Ok(CheckpointWriter { compression, packer: Packer::default(), segments })
+        Ok(CheckpointWriter { compression, packer: Packer::default(), segments, names: None })
+    }
+
+    /// Writes series records a second time.
+    pub(super) fn with_names(self, names: Option<NamesOfCheckpoint<'d>>) -> CheckpointWriter<'d> {
+        CheckpointWriter { names, ..self }
     }
 
     /// Compresses a record and appends it.
     pub(super) fn push(&mut self, record: &[u8]) -> Result<(), CheckpointError> {
         let packed = self.packer.pack(self.compression, record).map_err(CheckpointError::Pack);
         let (compression, stored) = packed?;
-        self.segments.push(stored, compression)?;
+        let place = self.segments.push(stored, compression)?;
+        note(&mut self.names, place, record, (stored, compression));
         self.packer.give_back(BUFFER_BYTES_KEPT);
         Ok(())
     }
@@ -68,30 +79,57 @@ impl<'d> CheckpointWriter<'d> {
     /// Appends a record as it is stored elsewhere.
     pub(super) fn push_stored(
         &mut self,
+        record: &[u8],
         stored: &[u8],
         compression: Compression,
     ) -> Result<(), WriteError> {
-        self.segments.push(stored, compression)
+        let place = self.segments.push(stored, compression)?;
+        note(&mut self.names, place, record, (stored, compression));
+        Ok(())
     }
 
-    /// Brings the rest to the medium; the bytes of all files.
-    pub(super) fn finish(self) -> Result<u64, WriteError> {
-        self.segments.finish()
+    /// Brings the rest to the medium; the bytes of all files, and the second copy of names.
+    pub(super) fn finish(self) -> Result<(u64, Option<NamesOfCheckpoint<'d>>), WriteError> {
+        Ok((self.segments.finish()?, self.names))
+    }
+}
+
+/// Writes a record a second time if it is one of series. A failure ends that, and nothing else.
+fn note(
+    names: &mut Option<NamesOfCheckpoint<'_>>,
+    place: (SegmentIndex, u64),
+    record: &[u8],
+    (stored, compression): (&[u8], Compression),
+) {
+    if !record::is_series(record) {
+        return;
+    }
+    let snappy = (compression == Compression::Snappy).then_some(stored);
+    let pushed = names.as_mut().map(|names| names.push_series(place, record, snappy));
+    if let Some(Err(err)) = pushed {
+        tracing::warn!(err = chain(&err), "a second copy of series names cannot be written");
+        *names = None;
     }
 }
 
 impl Segments<'_> {
-    fn push(&mut self, stored: &[u8], compression: Compression) -> Result<(), WriteError> {
+    /// Where the record begins.
+    fn push(
+        &mut self,
+        stored: &[u8],
+        compression: Compression,
+    ) -> Result<(SegmentIndex, u64), WriteError> {
         if !self.framer.fits(stored.len()) && self.framer.offset() > 0 {
             self.begin_next()?;
         }
         let (flags, counts) = (flags_of(compression), &mut FrameCounts::default());
+        let place = (self.segment, self.framer.offset());
         self.framed.clear();
         self.framer.push_record(&mut self.framed, stored, flags, counts);
         self.file.write(&self.framed)?;
         self.framed.clear();
         self.framed.shrink_to(BUFFER_BYTES_KEPT);
-        Ok(())
+        Ok(place)
     }
 
     fn finish(mut self) -> Result<u64, WriteError> {

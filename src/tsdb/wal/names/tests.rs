@@ -3,11 +3,13 @@
 use serde_json::json;
 
 use super::*;
+use crate::clock::Clock as _;
 use crate::clock::ManualClock;
 use crate::disk::faulty::FaultyDisk;
 use crate::disk::read_file;
 use crate::metrics::Registry;
-use crate::model::fingerprint::Fingerprinter;
+use crate::tsdb::cut::tests::{HOUR, Life};
+use crate::tsdb::env::Env;
 use crate::tsdb::head::batch::Batch;
 use crate::tsdb::head::tests::{Series, dump, push};
 use crate::tsdb::options::DbOptions;
@@ -24,9 +26,8 @@ fn options(wal_compression: Compression) -> DbOptions {
 fn open_as(disk: &FaultyDisk, compression: Compression) -> Opened {
     let (dir, options) = (Path::new(DIR), options(compression));
     let lock = Db::lock(disk, dir, &options).unwrap();
-    let (disk, clock) = (Arc::new(disk.clone()), Arc::new(ManualClock::at(NOW)));
-    let (fingerprinter, registry) = (Fingerprinter::random(), Registry::new());
-    Db::open(dir, lock, options, fingerprinter, disk, clock, &registry, "t").unwrap()
+    let env = Env::new(Arc::new(disk.clone()), Arc::new(ManualClock::at(NOW)), Registry::new());
+    Db::open(dir, lock, options, &env, "t").unwrap()
 }
 
 fn open(disk: &FaultyDisk) -> Opened {
@@ -58,12 +59,17 @@ fn flip(disk: &FaultyDisk, path: &Path, at: u64) {
     put(disk, path, &bytes);
 }
 
-/// File and place of each series record in the log.
+/// File and place of each series record in the log, those of its checkpoint first.
 fn series_records(disk: &FaultyDisk) -> Vec<(PathBuf, Range<u64>)> {
     let wal = in_dir("wal");
     let mut places = Vec::new();
-    for (segment, _) in LogDir::list(disk, &wal).unwrap().segments {
-        let path = segment_path(&wal, segment);
+    let log = LogDir::list(disk, &wal).unwrap();
+    let dirs = log.checkpoints.iter().map(|(_, name)| wal.join(name)).chain([wal.clone()]);
+    let segments = dirs.flat_map(|dir| {
+        let segments = LogDir::list(disk, &dir).unwrap().segments;
+        segments.into_iter().map(move |(segment, _)| segment_path(&dir, segment))
+    });
+    for path in segments {
         let mut reader = SegmentReader::open(disk, &path).unwrap();
         while let Some(found) = reader.read_next().unwrap() {
             let Found::Record(found) = found else { panic!("{found:?}") };
@@ -171,6 +177,41 @@ fn a_changed_byte_of_the_copies_costs_one_of_them() {
         flip(&again, &path, place.end - 1);
         assert!(dump(&open_as(&again, Compression::Snappy).db) == stored, "{at}");
     }
+}
+
+#[test]
+fn copies_go_with_the_checkpoint_that_takes_the_place_of_segments() {
+    let disk = FaultyDisk::new();
+    let mut life = Life::begin(Arc::new(disk.clone()), Path::new(DIR));
+    life.write(0..300, 150);
+    life.write(200..310, 40);
+    assert!(life.db().cut_due().unwrap() > 0);
+    life.write(305..320, 3);
+    let stored = dump(life.db());
+    let written = disk.after_kill();
+    let places = series_records(&written);
+    let in_checkpoint =
+        |path: &Path| path.components().count() > in_dir("wal/1").components().count();
+    let is_there = |(path, _): &&(PathBuf, Range<u64>)| in_checkpoint(path);
+    let count = places.iter().filter(is_there).count();
+    assert!(0 < count && count < places.len(), "{count} of {}", places.len());
+    for (path, place) in &places {
+        let disk = written.after_kill();
+        flip(&disk, path, place.end - 1);
+        life.open_on(Arc::new(disk.clone()));
+        assert!(dump(life.db()) == stored, "{}", path.display());
+        assert!(!is_set_aside(&disk));
+    }
+    // What was noted of segments that are gone is gone as well.
+    let names = |disk: &FaultyDisk| bytes_of(disk, &in_dir(NAMES_FILE)).len();
+    let before = names(&written);
+    life.open_on(Arc::new(written.clone()));
+    life.clock.set(life.clock.now() + 4 * HOUR);
+    life.db().flush().unwrap();
+    assert!(names(&written) < before / 2, "{} of {before}", names(&written));
+    let again = written.after_power_cut();
+    life.open_on(Arc::new(again.clone()));
+    assert!(dump(life.db()) == stored && !is_set_aside(&again));
 }
 
 #[test]
