@@ -13,6 +13,8 @@
 
 pub mod block;
 pub mod blocks;
+pub mod chunk_reads;
+pub mod chunk_set;
 pub mod chunkenc;
 pub mod compact;
 pub mod cut;

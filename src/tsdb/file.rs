@@ -130,18 +130,25 @@ impl RangeReader {
     }
 
     fn fill(&self, offset: u64, bytes: &mut [u8], what: &'static str) -> Result<(), ReadError> {
+        match self.read_some(offset, bytes)? {
+            filled if filled == bytes.len() => Ok(()),
+            // Somebody has cut it since.
+            filled => Err(self.corrupt(offset + filled as u64, what)),
+        }
+    }
+
+    /// Reads as much as the file has from `offset` on; how much that was.
+    pub fn read_some(&self, offset: u64, bytes: &mut [u8]) -> Result<usize, ReadError> {
         let mut filled = 0;
         while filled < bytes.len() {
-            let at = offset + filled as u64;
-            match self.file.read_at(&mut bytes[filled..], at) {
-                // Somebody has cut it since.
-                Ok(0) => return Err(self.corrupt(at, what)),
+            match self.file.read_at(&mut bytes[filled..], offset + filled as u64) {
+                Ok(0) => break,
                 Ok(read) => filled += read,
                 Err(err) if err.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(err) => return Err(ReadError::io(&self.path)(err)),
             }
         }
-        Ok(())
+        Ok(filled)
     }
 }
 

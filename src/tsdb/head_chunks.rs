@@ -11,6 +11,7 @@ mod format;
 pub mod scan;
 pub mod seal;
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,6 +21,8 @@ use parking_lot::{Mutex, RwLock};
 use crate::disk::{Disk, DiskFile};
 use crate::metrics::{Counter, Gauge, Registry};
 use crate::model::{HeadSeriesRef, Timestamp};
+use crate::tsdb::chunk_reads::{ChunkAt, ChunkFile, FIRST_READ_BYTES};
+use crate::tsdb::chunk_set::ChunkSet;
 use crate::tsdb::chunkenc::ENCODING_XOR;
 use crate::tsdb::error::{Corruption, ReadError, WriteError};
 use crate::tsdb::head_chunks::seal::{Doubt, Seal};
@@ -30,8 +33,7 @@ pub const HEAD_CHUNKS_DIR: &str = "chunks_head";
 /// Bytes of a file, if no chunk is larger. Prometheus does not read larger ones.
 pub const FILE_BYTES: u64 = 128 << 20;
 
-/// What a chunk is read with at first. Most are shorter.
-const FIRST_READ_BYTES: usize = 1024;
+const REFERRED_TO_STAYS: &str = "a file with chunks that are referred to stays";
 
 /// Where a chunk lies: 13 bits of the file's place in [`HeadChunkFiles`], 27 of the offset in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -96,34 +98,20 @@ pub struct ChunkInFile {
 impl ChunkInFile {
     /// The chunk's bytes, in the place of what is in `bytes`.
     pub fn read(&self, bytes: &mut Vec<u8>) -> Result<(), ReadError> {
-        bytes.resize(FIRST_READ_BYTES, 0);
-        let filled = self.file.fill(self.offset, bytes)?;
-        bytes.truncate(filled);
-        let Some(len) = format::chunk_len(bytes) else { return Err(self.corrupt()) };
-        if len > bytes.len() {
-            bytes.resize(len, 0);
-            let filled = self.file.fill(self.offset, bytes)?;
-            bytes.truncate(filled);
-        }
-        let whole = bytes.get(..len).and_then(format::parse_chunk);
-        let start = match whole {
-            Some((head, data)) if self.is_described_by(&head) => len - 4 - data.len(),
-            _ => return Err(self.corrupt()),
-        };
-        bytes.truncate(len - 4);
-        bytes.drain(..start);
-        Ok(())
+        let &ChunkInFile { mint, maxt, offset, .. } = self;
+        self.file.read(&ChunkAt { offset, mint, maxt }, bytes).map(drop)
     }
+}
 
-    fn is_described_by(&self, head: &format::Head) -> bool {
-        // Its ref need not be the one that the series has now: a log may give it several.
-        (head.mint, head.maxt, head.encoding) == (self.mint, self.maxt, ENCODING_XOR)
-    }
-
-    fn corrupt(&self) -> ReadError {
-        let (file, offset) = (self.file.path.clone(), self.offset);
-        Corruption { file, offset, what: "this is not the chunk that was written here" }.into()
-    }
+/// Where in `bytes`, which are those of a file from the chunk's place on, the chunk itself is. `None`
+/// if it is not there as a whole, or not the one with these times of its first and last sample.
+fn chunk_within(bytes: &[u8], times: (Timestamp, Timestamp)) -> Option<Range<usize>> {
+    let len = format::chunk_len(bytes)?;
+    let (head, data) = bytes.get(..len).and_then(format::parse_chunk)?;
+    let end = len - format::CHECKSUM_BYTES;
+    // Its ref need not be the one that the series has now: a log may give it several.
+    let is_it = ((head.mint, head.maxt), head.encoding) == (times, ENCODING_XOR);
+    is_it.then_some(end - data.len()..end)
 }
 
 /// An open file.
@@ -136,12 +124,7 @@ struct HeadChunkFile {
     seal: Mutex<Seal>,
 }
 
-impl HeadChunkFile {
-    fn new(number: u64, path: PathBuf, file: Arc<dyn DiskFile>, seal: Seal) -> HeadChunkFile {
-        HeadChunkFile { number, path, file, live: AtomicUsize::new(0), seal: Mutex::new(seal) }
-    }
-
-    /// Reads as much as the file has; how much that was.
+impl ChunkFile for HeadChunkFile {
     fn fill(&self, offset: u64, bytes: &mut [u8]) -> Result<usize, ReadError> {
         let mut filled = 0;
         while filled < bytes.len() {
@@ -153,6 +136,37 @@ impl HeadChunkFile {
             }
         }
         Ok(filled)
+    }
+
+    fn find(&self, chunk: &ChunkAt, bytes: &[u8]) -> Option<(u8, Range<usize>)> {
+        Some((ENCODING_XOR, chunk_within(bytes, (chunk.mint, chunk.maxt))?))
+    }
+
+    fn read(&self, chunk: &ChunkAt, bytes: &mut Vec<u8>) -> Result<u8, ReadError> {
+        let offset = chunk.offset;
+        let corrupt = || {
+            let (file, what) = (self.path.clone(), "this is not the chunk that was written here");
+            ReadError::from(Corruption { file, offset, what })
+        };
+        bytes.resize(FIRST_READ_BYTES, 0);
+        let filled = self.fill(offset, bytes)?;
+        bytes.truncate(filled);
+        let len = format::chunk_len(bytes).ok_or_else(corrupt)?;
+        if len > bytes.len() {
+            bytes.resize(len, 0);
+            let filled = self.fill(offset, bytes)?;
+            bytes.truncate(filled);
+        }
+        let (encoding, data) = self.find(chunk, bytes).ok_or_else(corrupt)?;
+        bytes.truncate(data.end);
+        bytes.drain(..data.start);
+        Ok(encoding)
+    }
+}
+
+impl HeadChunkFile {
+    fn new(number: u64, path: PathBuf, file: Arc<dyn DiskFile>, seal: Seal) -> HeadChunkFile {
+        HeadChunkFile { number, path, file, live: AtomicUsize::new(0), seal: Mutex::new(seal) }
     }
 
     fn is_dead(&self) -> bool {
@@ -250,6 +264,19 @@ impl HeadChunkFiles {
         ChunkInFile { mint, maxt, file: self.file_at(place), offset: place.offset() }
     }
 
+    /// Adds the same chunk to `chunks`, to be read later.
+    pub fn gather(
+        &self,
+        mint: Timestamp,
+        maxt: Timestamp,
+        place: ChunkPlace,
+        chunks: &mut ChunkSet,
+    ) {
+        let files = self.files.read();
+        let file = files[place.file()].as_ref().expect(REFERRED_TO_STAYS);
+        chunks.push_unread(file, ChunkAt { offset: place.offset(), mint, maxt });
+    }
+
     /// A series refers to the chunk at `place` from now on.
     pub fn hold(&self, place: ChunkPlace) {
         self.file_at(place).live.fetch_add(1, Ordering::AcqRel);
@@ -262,7 +289,7 @@ impl HeadChunkFiles {
 
     fn file_at(&self, place: ChunkPlace) -> Arc<HeadChunkFile> {
         let files = self.files.read();
-        files[place.file()].clone().expect("a file with chunks that are referred to stays")
+        files[place.file()].clone().expect(REFERRED_TO_STAYS)
     }
 
     /// Writes chunks, in this order, and says where each is of as many as were written. These are to be

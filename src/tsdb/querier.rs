@@ -17,11 +17,14 @@ use crate::model::pairs::{PairId, Pairs, SeriesLabels, Text};
 use crate::model::stop;
 use crate::model::{TimeRange, Timestamp};
 use crate::tsdb::block::Block;
+use crate::tsdb::block::chunks::{is_known, unsupported};
 use crate::tsdb::blocks::View;
+use crate::tsdb::chunk_set::ChunkSet;
+use crate::tsdb::chunkenc::ENCODING_XOR;
 use crate::tsdb::chunkenc::xor::{XorIterator, XorState};
-use crate::tsdb::chunkenc::{ENCODING_FLOAT_HISTOGRAM, ENCODING_XOR};
 use crate::tsdb::error::ReadError;
 use crate::tsdb::head::read::HeadReader;
+use crate::tsdb::index::SeriesReader;
 use crate::tsdb::source::{Source as _, SourceChunk, SourceRef};
 
 /// A reader over one time range of one database. Holds no lock between calls.
@@ -148,6 +151,60 @@ impl Querier {
         Ok(())
     }
 
+    /// Adds as many of the series to `chunks`, from the first one on, as it takes for these to come
+    /// to about `bytes`; one at least, also in work that was asked to stop. Each has its chunks that
+    /// overlap the range, in order of time. What of them lies in files is left to be
+    /// [loaded](ChunkSet::load).
+    pub fn gather(
+        &self,
+        series: &mut dyn Iterator<Item = &SelectedSeries>,
+        bytes: usize,
+        chunks: &mut ChunkSet,
+    ) -> Result<(), ReadError> {
+        let mut readers: Vec<_> = self.blocks.iter().map(|block| block.index().series()).collect();
+        let mut merged = Vec::new();
+        for series in series {
+            if !self.gather_one(&series.found, &mut readers, chunks)? {
+                self.chunks(series, &mut merged)?;
+                for chunk in merged.drain(..) {
+                    chunks.push(chunk.mint, chunk.maxt, chunk.encoding, &chunk.bytes);
+                }
+            }
+            chunks.end_series();
+            if chunks.bytes() >= bytes || stop::is_asked() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gathers a series whose chunks are handed on as they lie in its sources, one after another. Else
+    /// nothing, and it says no.
+    fn gather_one(
+        &self,
+        found: &Found,
+        readers: &mut [SeriesReader<'_>],
+        chunks: &mut ChunkSet,
+    ) -> Result<bool, ReadError> {
+        let start = chunks.mark();
+        let mut is_plain = true;
+        for (i, reference) in &found.blocks {
+            let i = *i as usize;
+            let (Some(block), Some(reader)) = (self.blocks.get(i), readers.get_mut(i)) else {
+                continue;
+            };
+            is_plain = is_plain && block.gather(*reference, self.range, reader, chunks)?;
+        }
+        if let Some(slot) = found.head {
+            self.head.gather(slot, self.in_head, chunks);
+        }
+        is_plain = is_plain && (found.blocks.is_empty() || chunks.is_in_order(&start));
+        if !is_plain {
+            chunks.return_to(&start);
+        }
+        Ok(is_plain)
+    }
+
     /// Names of the labels of matching series (of all series without matchers), sorted.
     pub fn label_names(&self, matchers: &[Matcher]) -> Result<Vec<Vec<u8>>, ReadError> {
         let mut names = BTreeSet::new();
@@ -269,8 +326,8 @@ fn push_chunk(
 ) -> Result<(), ReadError> {
     let SourceChunk { mint, maxt, encoding, bytes, deleted } = chunk;
     let unread = |what| ReadError::Unsupported { path: block.dir().to_owned(), what };
-    if !(ENCODING_XOR..=ENCODING_FLOAT_HISTOGRAM).contains(&encoding) {
-        return Err(unread("a chunk encoding of Prometheus 3.14"));
+    if !is_known(encoding) {
+        return Err(unsupported(block.dir()));
     }
     if deleted.is_empty() {
         chunks.push(ChunkData { mint, maxt, encoding, bytes: bytes.into() });
@@ -340,14 +397,42 @@ fn encode(samples: Vec<(Timestamp, u64)>) -> Vec<ChunkData> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use serde_json::json;
 
     use super::*;
     use crate::model::matcher::MatchOp;
+    use crate::tsdb::chunk_set::ChunkView;
     use crate::tsdb::head::batch::Batch;
     use crate::tsdb::head::tests::{TestDb, push};
     use crate::tsdb::options::DbOptions;
+
+    /// However many are gathered at a time, series have the chunks that each has by itself.
+    pub(crate) fn assert_gathered(querier: &Querier, selected: &[SelectedSeries]) {
+        let (mut set, mut chunks) = (ChunkSet::default(), Vec::new());
+        for bytes in [0, 2000, usize::MAX] {
+            let mut rest = selected;
+            while !rest.is_empty() {
+                set.clear();
+                querier.gather(&mut rest.iter(), bytes, &mut set).unwrap();
+                set.load().unwrap();
+                let (gathered, others) = rest.split_at(set.series_count());
+                assert!(!gathered.is_empty() && (bytes > 0 || gathered.len() == 1));
+                for (i, series) in gathered.iter().enumerate() {
+                    chunks.clear();
+                    querier.chunks(series, &mut chunks).unwrap();
+                    let chunks = chunks.iter().map(|chunk| ChunkView {
+                        mint: chunk.mint,
+                        maxt: chunk.maxt,
+                        encoding: chunk.encoding,
+                        bytes: &chunk.bytes,
+                    });
+                    assert!(set.of(i).eq(chunks), "{:?}", series.labels);
+                }
+                rest = others;
+            }
+        }
+    }
 
     /// `m{a="1"}` and `n{b="2"}` from 1000 to 2000, each time twice as far from the one before.
     fn two_series() -> TestDb {
@@ -432,6 +517,7 @@ mod tests {
             values.insert(chunk.bytes.to_vec());
         }
         assert_eq!(values.len(), 600);
+        assert_gathered(&querier, &selected);
     }
 
     #[test]

@@ -14,6 +14,7 @@ use crate::metrics::Registry;
 use crate::tsdb::chunkenc::xor::XorIterator;
 use crate::tsdb::head::append::Refusal;
 use crate::tsdb::head::tests::{dump, push};
+use crate::tsdb::querier::tests::assert_gathered;
 use crate::tsdb::wal::Compression;
 use crate::tsdb::wal::record::Record;
 use crate::tsdb::wal::repair::open_log;
@@ -406,7 +407,9 @@ type Content = BTreeMap<String, BTreeMap<i64, u64>>;
 fn content(db: &Db) -> Content {
     let querier = db.querier(i64::MIN, i64::MAX);
     let mut content = Content::new();
-    for series in querier.select(&[]).unwrap() {
+    let selected = querier.select(&[]).unwrap();
+    assert_gathered(&querier, &selected);
+    for series in selected {
         let mut chunks = Vec::new();
         querier.chunks(&series, &mut chunks).unwrap();
         assert!(chunks.windows(2).all(|pair| pair[0].maxt < pair[1].mint));

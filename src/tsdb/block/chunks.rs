@@ -10,12 +10,17 @@
 //! (Prometheus `tsdb/docs/format/chunks.md`)
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::disk::Disk;
 use crate::model::Timestamp;
 use crate::model::bytes::Cursor;
 use crate::model::varint::push_varint;
+use crate::tsdb::chunk_reads::{ChunkAt, ChunkFile, FIRST_READ_BYTES};
+use crate::tsdb::chunk_set::ChunkSet;
+use crate::tsdb::chunkenc::{ENCODING_FLOAT_HISTOGRAM, ENCODING_XOR};
 use crate::tsdb::error::{Corruption, ReadError, WriteError};
 use crate::tsdb::file::{FileWriter, RangeReader};
 use crate::tsdb::index::{BlockChunkRef, ChunkMeta};
@@ -30,8 +35,6 @@ const CRC_BYTES: u64 = 4;
 const ENCODING_BYTES: u64 = 1;
 /// What a chunk's length takes at most.
 pub(super) const LEN_BYTES_MAX: u64 = 5;
-/// What is read of a chunk at first. Most are shorter.
-const FIRST_READ_BYTES: u64 = 1024;
 /// A longer chunk is taken for damage: 120 histograms of a hundred thousand buckets are shorter.
 const CHUNK_BYTES_MAX: u64 = 256 << 20;
 
@@ -58,7 +61,7 @@ pub struct RawChunk {
 /// The segments of a block, open.
 pub struct ChunkReader {
     dir: PathBuf,
-    segments: BTreeMap<u32, Result<RangeReader, Corruption>>,
+    segments: BTreeMap<u32, Result<Arc<Segment>, Corruption>>,
 }
 
 impl ChunkReader {
@@ -69,7 +72,7 @@ impl ChunkReader {
             let segment = entry.name.to_str().filter(|_| !entry.is_dir).and_then(segment_of);
             let (Some(segment), path) = (segment, dir.join(&entry.name)) else { continue };
             let opened = match open_segment(disk, &path) {
-                Ok(file) => Ok(file),
+                Ok(file) => Ok(Arc::new(Segment(file))),
                 Err(ReadError::Corrupt(corruption)) => Err(corruption),
                 Err(err) => return Err(err),
             };
@@ -85,18 +88,48 @@ impl ChunkReader {
 
     /// Bytes of all segments that can be read.
     pub fn bytes(&self) -> u64 {
-        self.segments.values().flatten().map(RangeReader::len).sum()
+        self.segments.values().flatten().map(|segment| segment.0.len()).sum()
     }
 
     /// Reads a chunk into `chunk`, in place of what is there. The bytes are those that were written;
     /// whether they are what their encoding says is seen when they are decoded.
     pub fn read(&self, chunk: BlockChunkRef, into: &mut RawChunk) -> Result<(), ReadError> {
-        let file = self.segment(chunk)?;
-        let offset = u64::from(chunk.offset());
+        let segment = self.segment(chunk)?;
+        into.encoding = segment.read_chunk(u64::from(chunk.offset()), &mut into.bytes)?;
+        Ok(())
+    }
+
+    /// Adds a chunk to `chunks`, to be read later.
+    pub fn gather(&self, meta: &ChunkMeta, chunks: &mut ChunkSet) -> Result<(), ReadError> {
+        let segment = self.segment(meta.chunk)?;
+        let &ChunkMeta { mint, maxt, chunk } = meta;
+        chunks.push_unread(segment, ChunkAt { offset: u64::from(chunk.offset()), mint, maxt });
+        Ok(())
+    }
+
+    fn segment(&self, chunk: BlockChunkRef) -> Result<&Arc<Segment>, ReadError> {
+        match self.segments.get(&chunk.segment()) {
+            Some(Ok(file)) => Ok(file),
+            Some(Err(corruption)) => Err(corruption.clone().into()),
+            None => Err(ReadError::Corrupt(Corruption {
+                file: self.dir.join(segment_name(chunk.segment())),
+                offset: 0,
+                what: "the segment is missing",
+            })),
+        }
+    }
+}
+
+/// A file of chunks.
+struct Segment(RangeReader);
+
+impl Segment {
+    /// Reads the chunk at `offset` into `bytes`, in place of what is there, and gives its encoding.
+    fn read_chunk(&self, offset: u64, bytes: &mut Vec<u8>) -> Result<u8, ReadError> {
+        let file = &self.0;
         let what = "the chunk is cut short";
         let room = file.len().saturating_sub(offset);
-        let bytes = &mut into.bytes;
-        file.read(offset, room.min(FIRST_READ_BYTES), bytes, what)?;
+        file.read(offset, room.min(FIRST_READ_BYTES as u64), bytes, what)?;
         let mut cursor = Cursor::new(bytes);
         let len = u64::from(cursor.uvarint32(what).map_err(file.malformed(offset))?);
         let start = cursor.at();
@@ -112,23 +145,46 @@ impl ChunkReader {
         if crc != crc32c::crc32c(checked).to_be_bytes() {
             return Err(file.corrupt(offset, "the chunk does not match its checksum"));
         }
-        into.encoding = checked[0];
+        let encoding = checked[0];
         bytes.drain(..start + ENCODING_BYTES as usize);
         bytes.truncate(len as usize);
-        Ok(())
+        Ok(encoding)
+    }
+}
+
+impl ChunkFile for Segment {
+    fn fill(&self, offset: u64, bytes: &mut [u8]) -> Result<usize, ReadError> {
+        self.0.read_some(offset, bytes)
     }
 
-    fn segment(&self, chunk: BlockChunkRef) -> Result<&RangeReader, ReadError> {
-        match self.segments.get(&chunk.segment()) {
-            Some(Ok(file)) => Ok(file),
-            Some(Err(corruption)) => Err(corruption.clone().into()),
-            None => Err(ReadError::Corrupt(Corruption {
-                file: self.dir.join(segment_name(chunk.segment())),
-                offset: 0,
-                what: "the segment is missing",
-            })),
+    fn find(&self, _: &ChunkAt, bytes: &[u8]) -> Option<(u8, Range<usize>)> {
+        let mut cursor = Cursor::new(bytes);
+        let len = cursor.uvarint32("").ok()? as usize;
+        let start = cursor.at();
+        let (checked, behind) = bytes[start..].split_at_checked(ENCODING_BYTES as usize + len)?;
+        let (encoding, chunk) = checked.split_first()?;
+        let is_whole = behind.starts_with(&crc32c::crc32c(checked).to_be_bytes());
+        let start = start + ENCODING_BYTES as usize;
+        (is_whole && is_known(*encoding)).then_some((*encoding, start..start + chunk.len()))
+    }
+
+    fn read(&self, chunk: &ChunkAt, bytes: &mut Vec<u8>) -> Result<u8, ReadError> {
+        match self.read_chunk(chunk.offset, bytes)? {
+            encoding if is_known(encoding) => Ok(encoding),
+            _ => Err(unsupported(self.0.path())),
         }
     }
+}
+
+/// Whether chunks of this encoding can be read. Of others it is not to look as if they were not there.
+pub fn is_known(encoding: u8) -> bool {
+    (ENCODING_XOR..=ENCODING_FLOAT_HISTOGRAM).contains(&encoding)
+}
+
+/// What is said of a block or a segment in which there is another.
+pub fn unsupported(path: &Path) -> ReadError {
+    let what = "a chunk encoding of Prometheus 3.14";
+    ReadError::Unsupported { path: path.to_owned(), what }
 }
 
 fn open_segment(disk: &dyn Disk, path: &Path) -> Result<RangeReader, ReadError> {

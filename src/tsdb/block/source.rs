@@ -9,8 +9,9 @@ use crate::model::TimeRange;
 use crate::model::labels::LabelIter;
 use crate::model::matcher::Matcher;
 use crate::model::stop;
+use crate::tsdb::chunk_set::ChunkSet;
 use crate::tsdb::error::ReadError;
-use crate::tsdb::index::{BlockSeriesRef, ChunkMeta};
+use crate::tsdb::index::{BlockSeriesRef, ChunkMeta, SeriesReader};
 use crate::tsdb::source::{Source, SourceChunk, SourceRef, SourceSeries};
 
 impl Source for Block {
@@ -125,6 +126,27 @@ impl Source for Block {
 }
 
 impl Block {
+    /// Adds the chunks of a series that overlap the range to `chunks`, to be read later. Whether they
+    /// are to be handed on as they are: samples of some may be deleted.
+    pub fn gather(
+        &self,
+        series: SourceRef,
+        range: TimeRange,
+        reader: &mut SeriesReader<'_>,
+        chunks: &mut ChunkSet,
+    ) -> Result<bool, ReadError> {
+        // Nobody has another reference than those that were given.
+        let Ok(place) = u32::try_from(series.0) else { return Ok(true) };
+        if !self.tombstones.of(series.0).is_empty() {
+            return Ok(false);
+        }
+        reader.read(BlockSeriesRef(place))?;
+        for chunk in reader.chunks().iter().filter(|chunk| range.overlaps(chunk.mint, chunk.maxt)) {
+            self.chunks.gather(chunk, chunks)?;
+        }
+        Ok(true)
+    }
+
     fn overlaps(&self, range: TimeRange) -> bool {
         self.time_range().is_some_and(|own| own.overlaps(range.mint, range.maxt))
     }

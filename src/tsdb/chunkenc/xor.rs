@@ -165,6 +165,15 @@ impl XorState {
         }
         copy
     }
+
+    /// Appends the same to `into`.
+    pub fn copy_to(&self, chunk: &ThinVec<u8>, into: &mut Vec<u8>) {
+        let start = into.len();
+        into.extend_from_slice(&chunk[..self.chunk_bytes()]);
+        if let Some(count) = into[start..].first_chunk_mut::<COUNT_BYTES>() {
+            *count = self.count.to_be_bytes();
+        }
+    }
 }
 
 /// The bits of a delta of deltas, and how many they are.

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use crate::model::Timestamp;
 use crate::model::key_table::Slot;
 use crate::model::matcher::Matcher;
 use crate::model::pairs::SeriesLabels;
 use crate::model::stop;
+use crate::model::{TimeRange, Timestamp};
+use crate::tsdb::chunk_set::ChunkSet;
 use crate::tsdb::error::ReadError;
 use crate::tsdb::head::Head;
 use crate::tsdb::head::catalog::Catalog;
@@ -74,6 +75,12 @@ impl HeadReader {
             each(chunk.load()?);
         }
         Ok(())
+    }
+
+    /// Adds the chunks of a series that overlap the range to `chunks`. Those in files are asked for, so
+    /// that nothing here blocks on the disk.
+    pub fn gather(&self, slot: Slot, range: TimeRange, chunks: &mut ChunkSet) {
+        self.head.states.read().gather(slot, range, chunks);
     }
 
     pub fn label_names(&self) -> Vec<Vec<u8>> {

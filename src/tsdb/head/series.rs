@@ -198,6 +198,11 @@ impl SeriesState {
         self.xor.snapshot(&self.chunk)
     }
 
+    /// Appends a copy of the open chunk.
+    pub fn copy_open_chunk(&self, into: &mut Vec<u8>) {
+        self.xor.copy_to(&self.chunk, into);
+    }
+
     /// Whether any chunk overlaps the range, both ends included.
     pub fn overlaps(&self, mint: Timestamp, maxt: Timestamp) -> bool {
         let Some((last, _)) = self.last() else { return false };

@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use thin_vec::ThinVec;
 
-use crate::model::Timestamp;
 use crate::model::key_table::Slot;
+use crate::model::{TimeRange, Timestamp};
+use crate::tsdb::chunk_set::ChunkSet;
+use crate::tsdb::chunkenc::ENCODING_XOR;
 use crate::tsdb::chunkenc::xor::{XorIterator, XorState};
 use crate::tsdb::error::ReadError;
 use crate::tsdb::head::chunk_list::{Listed, Place, WaitingId};
@@ -220,6 +222,26 @@ impl States {
         {
             let bytes = state.open_chunk();
             each(FoundChunk::Here(HeadChunk { mint: open_mint, maxt: open_maxt, bytes }));
+        }
+    }
+
+    /// Adds the chunks that overlap the range to `chunks`, oldest first; those in files are asked for.
+    pub fn gather(&self, slot: Slot, range: TimeRange, chunks: &mut ChunkSet) {
+        let state = self.get(slot);
+        for chunk in state.full.iter().filter(|chunk| chunk.overlaps(range.mint, range.maxt)) {
+            let Listed { mint, maxt, place } = chunk;
+            match place {
+                Place::Waiting(id) => {
+                    let bytes = self.waiting.bytes(id).unwrap_or_default();
+                    chunks.push(mint, maxt, ENCODING_XOR, bytes);
+                }
+                Place::File(place) => self.files.gather(mint, maxt, place, chunks),
+            }
+        }
+        if let Some((mint, maxt)) = state.open_range()
+            && range.overlaps(mint, maxt)
+        {
+            chunks.push_with(mint, maxt, ENCODING_XOR, |bytes| state.copy_open_chunk(bytes));
         }
     }
 

@@ -17,6 +17,7 @@ use crate::tsdb::env::Env;
 use crate::tsdb::head::append::{AppendReport, Refusal};
 use crate::tsdb::head::batch::{Batch, NEW_BIT};
 use crate::tsdb::options::DbOptions;
+use crate::tsdb::querier::tests::assert_gathered;
 use crate::tsdb::wal::WalError;
 
 /// A database in a directory of its own, whose clock stands far behind the recorded times' end.
@@ -71,7 +72,9 @@ pub(crate) fn dump(db: &Db) -> Vec<Series> {
     let querier = db.querier(i64::MIN, i64::MAX);
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
     let mut all = Vec::new();
-    for series in querier.select(&[]).unwrap() {
+    let selected = querier.select(&[]).unwrap();
+    assert_gathered(&querier, &selected);
+    for series in selected {
         let labels = series.labels.iter().map(|(name, value)| (text(name), text(value))).collect();
         let mut chunks = Vec::new();
         querier.chunks(&series, &mut chunks).unwrap_or_else(|err| panic!("{}", chain(&err)));

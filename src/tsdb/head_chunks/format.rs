@@ -19,7 +19,7 @@ pub(super) const HEADER: [u8; 8] = [0x01, 0x30, 0xbc, 0x91, 1, 0, 0, 0];
 /// Ref, times and encoding.
 pub(super) const FIXED_BYTES: usize = 8 + 8 + 8 + 1;
 const LENGTH_BYTES_MAX: usize = 10;
-const CHECKSUM_BYTES: usize = 4;
+pub(super) const CHECKSUM_BYTES: usize = 4;
 /// Longer ones are taken for damage. Chunks are meant to have a kilobyte.
 pub(super) const DATA_BYTES_MAX: u64 = 1 << 20;
 const _: () =

@@ -8,6 +8,7 @@ use super::scan::{MappedChunk, ScanReport};
 use super::*;
 use crate::disk::SystemDisk;
 use crate::disk::faulty::FaultyDisk;
+use crate::model::stop;
 use crate::tsdb::chunkenc::xor::XorState;
 use crate::tsdb::head::tests::{dump, open};
 use crate::tsdb::options::DbOptions;
@@ -568,4 +569,100 @@ fn what_could_not_be_synced_is_not_sealed_until_it_is_gone() {
         files.remove_dead().unwrap();
         assert_eq!(sealed(&files, failures), [3]);
     }
+}
+
+/// Chunks of floats and longer ones, up to more than is read at once.
+fn chunks_of_all_lengths(random: &mut u64) -> Vec<FullChunk> {
+    let long = [FIRST_READ_BYTES - 40, FIRST_READ_BYTES, 3000, 70_000, 200_000];
+    (0..150)
+        .map(|i| {
+            let mut chunk = chunk(random, i + 1, i as i64 * 1000);
+            if numbers(random).is_multiple_of(8) {
+                chunk.bytes.resize(long[numbers(random) as usize % long.len()], i as u8);
+            }
+            chunk
+        })
+        .collect()
+}
+
+#[test]
+fn chunks_that_are_read_together_are_those_that_are_read_one_by_one() {
+    let seed = getrandom::u64().unwrap();
+    println!("seed {seed}");
+    let mut random = seed;
+    let disk = FaultyDisk::new();
+    let files = files_in(disk.after_kill(), Path::new("/db"), 64 << 10);
+    let all = chunks_of_all_lengths(&mut random);
+    let (places, result) = files.append(&all);
+    result.unwrap();
+    places.iter().for_each(|place| files.hold(*place));
+    assert!(files.numbers().len() > 3);
+    let mut set = ChunkSet::default();
+    for share in [1, 2, 30, 200] {
+        let mut wanted: Vec<_> =
+            (0..all.len()).filter(|_| numbers(&mut random).is_multiple_of(share)).collect();
+        for i in (1..wanted.len()).rev() {
+            wanted.swap(i, numbers(&mut random) as usize % (i + 1));
+        }
+        set.clear();
+        for i in &wanted {
+            files.gather(all[*i].mint, all[*i].maxt, places[*i], &mut set);
+            set.end_series();
+        }
+        set.load().unwrap();
+        assert_eq!(set.series_count(), wanted.len());
+        for (i, chunk) in wanted.iter().enumerate() {
+            let found: Vec<_> = set.of(i).map(|chunk| chunk.bytes).collect();
+            assert!(found == [&all[*chunk].bytes], "one in {share}");
+        }
+    }
+    // Whoever has nobody that waits reads no more.
+    let (waiting, stop) = stop::pair();
+    drop(waiting);
+    set.clear();
+    files.gather(all[0].mint, all[0].maxt, places[0], &mut set);
+    set.end_series();
+    stop.run(|| set.load()).unwrap();
+    assert_eq!(set.of(0).map(|chunk| chunk.bytes.len()).collect::<Vec<_>>(), [0]);
+}
+
+#[test]
+fn damage_among_chunks_that_are_read_together_is_told_by_its_place() {
+    let mut random = 5;
+    let disk = FaultyDisk::new();
+    let files = files_in(disk.after_kill(), Path::new("/db"), FILE_BYTES);
+    let all: Vec<_> = (0..20).map(|i| chunk(&mut random, i + 1, i as i64 * 1000)).collect();
+    let (places, result) = files.append(&all);
+    result.unwrap();
+    places.iter().for_each(|place| files.hold(*place));
+    let path = Path::new("/db").join(HEAD_CHUNKS_DIR).join(file_name(1));
+    let (first, last) = (places[0], places[all.len() - 1]);
+    let want = |skipped: usize| {
+        let mut set = ChunkSet::default();
+        for (i, chunk) in all.iter().enumerate().filter(|(i, _)| *i != skipped) {
+            files.gather(chunk.mint, chunk.maxt, places[i], &mut set);
+        }
+        set.end_series();
+        set
+    };
+    for damaged in [first, places[7], last] {
+        let file = files.disk.open_write(&path).unwrap();
+        let at = damaged.offset() + format::FIXED_BYTES as u64 + 8;
+        let mut byte = [0];
+        file.read_at(&mut byte, at).unwrap();
+        file.write_all_at(&[byte[0] ^ 4], at).unwrap();
+        let err = want(usize::MAX).load().unwrap_err();
+        let place = format!("{}, byte {}: ", path.display(), damaged.offset());
+        assert!(err.to_string().starts_with(&place), "{err}");
+        // It costs itself alone.
+        let damaged = places.iter().position(|place| *place == damaged).unwrap();
+        let mut others = want(damaged);
+        others.load().unwrap();
+        assert_eq!(others.of(0).filter(|chunk| !chunk.bytes.is_empty()).count(), all.len() - 1);
+        file.write_all_at(&byte, at).unwrap();
+    }
+    // So does another chunk's descriptor.
+    let mut set = want(3);
+    files.gather(all[3].mint, all[3].maxt + 1, places[3], &mut set);
+    assert!(matches!(set.load(), Err(ReadError::Corrupt(_))));
 }
