@@ -4,6 +4,7 @@ mod bounded_body;
 pub mod codec;
 pub mod compression;
 pub mod exemplars;
+pub mod framed;
 mod heads;
 pub mod health;
 mod incoming;

@@ -80,8 +80,9 @@
 //! and makes one series of what several of them hold. The head turns matchers into slots by the
 //! postings, and slots into copies of labels (by [numbers](model::pairs)) and chunks, a few hundred
 //! under each short hold of its locks. Chunks in memory are copied, those in
-//! [files](tsdb::head_chunks) are read afterwards. Answers are made piece by piece as the client reads,
-//! and charged to a budget of bytes.
+//! [files](tsdb::head_chunks) are read afterwards, those of many series [together](tsdb::chunk_reads).
+//! Answers are made piece by piece as the client reads, and charged to a budget of bytes; those of
+//! StoreAPI are written as they [go over the wire](store::frames).
 //!
 //! # Opening
 //!

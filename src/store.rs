@@ -7,6 +7,7 @@
 
 pub mod budget;
 pub mod error;
+pub mod frames;
 pub mod info;
 pub mod matchers;
 pub mod merge;

@@ -20,6 +20,7 @@ use tonic::server::NamedService;
 use tower::Service;
 
 use crate::grpc::bounded_body::{BoundedBody, Held};
+use crate::grpc::framed::FramedAnswer;
 use crate::grpc::incoming::ConnectionEnd;
 use crate::grpc::respond;
 use crate::store::budget::{HeldAnswer, ReadBudget};
@@ -110,6 +111,9 @@ where
             // With its status in the head a response has no body, and must not be given one.
             if response.headers().contains_key(Status::GRPC_STATUS) {
                 return Ok(response);
+            }
+            if let Some(framed) = response.extensions_mut().remove::<FramedAnswer>() {
+                response = response.map(|_| framed.into_body());
             }
             if let Some(encoding) = encoding {
                 response.headers_mut().insert(GRPC_ENCODING, encoding.name());

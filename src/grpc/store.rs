@@ -3,12 +3,12 @@
 #[cfg(test)]
 pub(crate) mod tests;
 
-use std::pin::Pin;
 use std::sync::Arc;
 
-use futures::{Stream, TryStreamExt as _};
+use futures::stream::{self, Empty};
 use tonic::{Request, Response, Status};
 
+use crate::grpc::framed::FramedAnswer;
 use crate::grpc::respond;
 use crate::store::budget::{HeldAnswer, ReadBudget, ReadBudgetGuard};
 use crate::store::error::QueryError;
@@ -36,7 +36,8 @@ impl StoreService {
 
 #[tonic::async_trait]
 impl Store for StoreService {
-    type SeriesStream = Pin<Box<dyn Stream<Item = Result<SeriesResponse, Status>> + Send>>;
+    /// Without messages: the answer goes as a [`FramedAnswer`].
+    type SeriesStream = Empty<Result<SeriesResponse, Status>>;
 
     async fn series(
         &self,
@@ -46,8 +47,10 @@ impl Store for StoreService {
         let (request, patience) = question(request);
         let cursor =
             blocking(move || SeriesCursor::open(&source.tenants(), &request, &budget)).await?;
-        let messages = pieces::pieces(cursor, patience).map_err(|error| respond::query(&error));
-        Ok(Response::new(Box::pin(messages)))
+        let mut response = Response::new(stream::empty());
+        let answer = FramedAnswer::new(pieces::pieces(cursor, patience));
+        response.extensions_mut().insert(answer);
+        Ok(response)
     }
 
     async fn label_names(

@@ -42,11 +42,12 @@ use crate::store::matchers::{self, WireMatcher};
 use crate::store::pieces::{Cursor, Patience, Whole, blocking, interrupted, pieces};
 use crate::store::slices::Sliced;
 use crate::store::sort::sort_by;
-use crate::store::source::{self, ReadTenant, SeriesReader, TenantSource};
+use crate::store::source::{ReadTenant, SeriesReader, TenantSource};
 use crate::store::tsdb_store::shared_texts;
+use crate::tsdb::chunk_set::{ChunkSet, ChunkView};
 use crate::tsdb::chunkenc::ENCODING_XOR;
 use crate::tsdb::chunkenc::xor::{XorIterator, XorState};
-use crate::tsdb::querier::{ChunkData, SelectedSeries};
+use crate::tsdb::querier::SelectedSeries;
 use crate::wire::proto::prometheus::read_request::ResponseType;
 use crate::wire::proto::prometheus::{
     Chunk, ChunkedReadResponse, ChunkedSeries, Label, LabelMatcher, Query, ReadRequest, Sample,
@@ -83,6 +84,10 @@ const FRAME_BYTES_MAX: usize = 1024 * 1024;
 
 /// Bytes of frames made at a time; a frame may exceed it.
 const FILL_BYTES: usize = 256 * 1024;
+
+/// Bytes of chunks read at a time, and their series at most; one series may exceed it.
+const READ_BYTES: usize = 128 * 1024;
+const SERIES_AT_ONCE: usize = 512;
 
 /// What of a streamed answer is made and on its way, at most, and a series' part in it: charged at
 /// once, as it stays with the transport while a client does not read.
@@ -279,21 +284,25 @@ fn samples(
         Ok(())
     };
     let mut selection = budget.begin();
-    let mut chunks = Vec::new();
+    let mut chunks = ChunkSet::default();
     for query in queries {
         let mut result = Vec::new();
         if let Some(tenant) = tenant {
             let reader = tenant.reader(query.mint, query.maxt);
-            for series in query.select(&*reader, &mut selection)? {
-                interrupted()?;
-                chunks.clear();
-                reader.chunks(&series, &mut chunks)?;
-                let before = response.len() + result.len();
-                let samples = samples_of(query, &chunks, |bytes| charge(before + bytes))?;
-                if !samples.is_empty() {
-                    let series = TimeSeries { labels: label_messages(&series.labels), samples };
-                    push_field_1(&mut result, &series);
-                    charge(response.len() + result.len())?;
+            let selected = query.select(&*reader, &mut selection)?;
+            let mut rest = &selected[..];
+            while !rest.is_empty() {
+                load(&*reader, rest, &mut chunks)?;
+                let (loaded, others) = rest.split_at(chunks.series_count());
+                rest = others;
+                for (i, series) in loaded.iter().enumerate() {
+                    let before = response.len() + result.len();
+                    let samples = samples_of(query, chunks.of(i), |bytes| charge(before + bytes))?;
+                    if !samples.is_empty() {
+                        let series = TimeSeries { labels: label_messages(&series.labels), samples };
+                        push_field_1(&mut result, &series);
+                        charge(response.len() + result.len())?;
+                    }
                 }
             }
         }
@@ -311,15 +320,29 @@ fn samples(
     Ok(Whole::new(compressed.into(), held))
 }
 
+/// Puts the chunks of as many of the series, from the first one on, into `chunks` as are read at a
+/// time.
+fn load(
+    reader: &dyn SeriesReader,
+    series: &[SelectedSeries],
+    chunks: &mut ChunkSet,
+) -> Result<(), QueryError> {
+    chunks.clear();
+    reader.gather(&mut series.iter().take(SERIES_AT_ONCE), READ_BYTES, chunks)?;
+    chunks.load()?;
+    // What was loaded may not be complete.
+    interrupted()
+}
+
 /// Samples of the chunks that lie in the query's range. Chunks of native histograms hold none.
-fn samples_of(
+fn samples_of<'c>(
     query: &ParsedQuery,
-    chunks: &[ChunkData],
+    chunks: impl Iterator<Item = ChunkView<'c>>,
     mut charge: impl FnMut(usize) -> Result<(), QueryError>,
 ) -> Result<Vec<Sample>, QueryError> {
     let mut samples = Vec::new();
-    for chunk in chunks.iter().filter(|chunk| chunk.encoding == ENCODING_XOR) {
-        for sample in XorIterator::new(&chunk.bytes) {
+    for chunk in chunks.filter(|chunk| chunk.encoding == ENCODING_XOR) {
+        for sample in XorIterator::new(chunk.bytes) {
             let (timestamp, bits) = sample?;
             if query.contains(timestamp) {
                 samples.push(Sample { value: f64::from_bits(bits), timestamp });
@@ -398,27 +421,29 @@ impl Cursor for ChunkCursor {
 
     fn fill(&mut self, ready: &mut VecDeque<Bytes>) -> Result<bool, QueryError> {
         let mut filled = 0;
-        let mut chunks = Vec::new();
+        let mut chunks = ChunkSet::default();
         while filled < FILL_BYTES {
             interrupted()?;
             let Some(current) = &mut self.current else { return Ok(false) };
-            let Some(series) = current.series.next() else {
+            if current.series.len() == 0 {
                 self.next_query()?;
                 continue;
-            };
-            chunks.clear();
-            current.reader.chunks(&series, &mut chunks)?;
-            filled += push_frames(current, &series.labels, &chunks, ready)?;
+            }
+            load(&*current.reader, current.series.as_slice(), &mut chunks)?;
+            for i in 0..chunks.series_count() {
+                let Some(series) = current.series.next() else { break };
+                filled += push_frames(current, &series.labels, chunks.of(i), ready)?;
+            }
         }
         Ok(true)
     }
 }
 
 /// Returns the bytes of the frames.
-fn push_frames(
+fn push_frames<'c>(
     current: &CurrentQuery,
     labels: &SeriesLabels,
-    chunks: &[ChunkData],
+    chunks: impl Iterator<Item = ChunkView<'c>>,
     ready: &mut VecDeque<Bytes>,
 ) -> Result<usize, QueryError> {
     let labels = label_messages(labels);
@@ -435,7 +460,7 @@ fn push_frames(
         ready.push_back(bytes);
     };
     for chunk in chunks {
-        let Some(chunk) = cut(&current.query, chunk)? else { continue };
+        let Some(chunk) = cut(&current.query, &chunk)? else { continue };
         let bytes = field_bytes(chunk.encoded_len());
         if !frame.is_empty() && frame_bytes + bytes > FRAME_BYTES_MAX {
             flush(&mut frame);
@@ -468,7 +493,7 @@ fn frame_of(message: &[u8]) -> Bytes {
 
 /// The chunk with its samples in the query's range; `None` if there are none. Chunks of native
 /// histograms are sent whole.
-fn cut(query: &ParsedQuery, chunk: &ChunkData) -> Result<Option<Chunk>, QueryError> {
+fn cut(query: &ParsedQuery, chunk: &ChunkView<'_>) -> Result<Option<Chunk>, QueryError> {
     let encoding = i32::from(chunk.encoding);
     let is_inside = query.contains(chunk.mint) && query.contains(chunk.maxt);
     if is_inside || chunk.encoding != ENCODING_XOR {
@@ -476,13 +501,13 @@ fn cut(query: &ParsedQuery, chunk: &ChunkData) -> Result<Option<Chunk>, QueryErr
             min_time_ms: chunk.mint,
             max_time_ms: chunk.maxt,
             r#type: encoding,
-            data: source::chunk_bytes(chunk),
+            data: Bytes::copy_from_slice(chunk.bytes),
         }));
     }
     let mut state = XorState::default();
     let mut bytes = ThinVec::new();
     let mut mint = None;
-    for sample in XorIterator::new(&chunk.bytes) {
+    for sample in XorIterator::new(chunk.bytes) {
         let (t, bits) = sample?;
         if query.contains(t) {
             mint = mint.or(Some(t));

@@ -19,6 +19,7 @@ use crate::model::tenant::TenantId;
 use crate::multi_tsdb::{TenantError, UnavailableTenant};
 use crate::store::error::QueryError;
 use crate::store::source::{ReadTenant, SeriesReader, TenantSource, Tenants};
+use crate::tsdb::chunk_set::ChunkSet;
 use crate::tsdb::chunkenc::ENCODING_XOR;
 use crate::tsdb::chunkenc::xor::XorState;
 use crate::tsdb::error::{Corruption, ReadError};
@@ -51,7 +52,7 @@ pub(crate) struct FakeTenant {
     id: TenantId,
     external: Vec<(Vec<u8>, Vec<u8>)>,
     series: Vec<(SeriesLabels, Vec<ChunkData>)>,
-    /// Calls of [`SeriesReader::chunks`].
+    /// Series whose chunks were [gathered](SeriesReader::gather).
     pub(crate) chunk_reads: AtomicUsize,
     /// Whether every read fails, as that of a damaged block.
     fails: bool,
@@ -219,14 +220,24 @@ impl SeriesReader for FakeReader {
         Ok(matching.map(|(key, _)| SelectedSeries::of_head(key.clone(), 0)).collect())
     }
 
-    fn chunks(
+    fn gather(
         &self,
-        series: &SelectedSeries,
-        chunks: &mut Vec<ChunkData>,
+        series: &mut dyn Iterator<Item = &SelectedSeries>,
+        bytes: usize,
+        chunks: &mut ChunkSet,
     ) -> Result<(), ReadError> {
-        self.tenant.chunk_reads.fetch_add(1, Ordering::Relaxed);
-        let (_, all) = self.tenant.series.iter().find(|(key, _)| *key == series.labels).unwrap();
-        chunks.extend(all.iter().filter(|chunk| self.overlaps(chunk)).cloned());
+        for series in series {
+            self.tenant.chunk_reads.fetch_add(1, Ordering::Relaxed);
+            let (_, all) =
+                self.tenant.series.iter().find(|(key, _)| *key == series.labels).unwrap();
+            for chunk in all.iter().filter(|chunk| self.overlaps(chunk)) {
+                chunks.push(chunk.mint, chunk.maxt, chunk.encoding, &chunk.bytes);
+            }
+            chunks.end_series();
+            if chunks.bytes() >= bytes {
+                break;
+            }
+        }
         Ok(())
     }
 

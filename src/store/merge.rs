@@ -8,26 +8,31 @@ use std::cmp::Ordering;
 use std::collections::VecDeque;
 use std::mem::size_of;
 
-use prost::Message as _;
+use bytes::Bytes;
 
 use crate::model::stop;
 use crate::store::budget::{ReadBudget, ReadBudgetGuard};
 use crate::store::error::QueryError;
+use crate::store::frames::{FRAME_BYTES, FrameWriter};
 use crate::store::matchers;
 use crate::store::missing::{self, Missing};
 use crate::store::pieces::{Cursor, interrupted};
 use crate::store::sort::sort_by;
 use crate::store::source::{SeriesReader, Tenants};
-use crate::store::tsdb_store::{self, FRAME_BYTES, FinalLabels, Shard};
-use crate::tsdb::querier::{ChunkData, SelectedSeries};
-use crate::wire::proto::thanos::series_response::Result as Part;
-use crate::wire::proto::thanos::{Series, SeriesBatch, SeriesRequest, SeriesResponse};
+use crate::store::tsdb_store::{self, FinalLabels, Shard};
+use crate::tsdb::chunk_set::ChunkSet;
+use crate::tsdb::querier::SelectedSeries;
+use crate::wire::proto::thanos::SeriesRequest;
 
-/// Bytes of messages made at a time; a frame may exceed it.
-const FILL_BYTES: usize = 256 * 1024;
+/// Bytes of chunks of which a piece is made; a series may exceed it. The more there are, the nearer to
+/// one another they lie in their files.
+const FILL_BYTES: usize = 512 * 1024;
 
-/// What of an answer is made and on its way, at most, and a series' part in it: charged at once, as
-/// it stays with the transport while a client does not read.
+/// Series gathered at a time, if their chunks are few.
+const SERIES_AT_ONCE: usize = 1024;
+
+/// What of an answer is made and on its way, at most unless a series is longer, and a series' part in
+/// it: charged at once, as it stays with the transport while a client does not read.
 const UNDER_WAY_BYTES: usize = 2 * FRAME_BYTES;
 const SERIES_BYTES: usize = 1024;
 
@@ -41,12 +46,12 @@ pub struct SeriesCursor {
     skip_chunks: bool,
     /// Series that may still be sent.
     limit: u64,
-    batch_len_max: usize,
-    batch: Vec<Series>,
-    batch_bytes: usize,
-    /// Reused from series to series.
-    chunks: Vec<ChunkData>,
-    _held: ReadBudgetGuard,
+    writer: FrameWriter,
+    /// Reused from piece to piece.
+    chunks: ChunkSet,
+    held: ReadBudgetGuard,
+    /// What of that is for chunks and messages, in bytes.
+    under_way: usize,
 }
 
 struct TenantPart {
@@ -119,7 +124,8 @@ impl SeriesCursor {
             parts.push(TenantPart { reader, labels });
         }
         let warnings = missing.settle(warnings)?;
-        held.hold((series.len().saturating_mul(SERIES_BYTES)).min(UNDER_WAY_BYTES))?;
+        let under_way = series.len().saturating_mul(SERIES_BYTES).min(UNDER_WAY_BYTES);
+        held.hold(under_way)?;
         sort_by(&mut series, |a, b| compare(&parts, a, b));
         interrupted()?;
         Ok(SeriesCursor {
@@ -128,95 +134,88 @@ impl SeriesCursor {
             warnings: warnings.into(),
             skip_chunks: request.skip_chunks,
             limit: u64::try_from(request.limit).ok().filter(|n| *n > 0).unwrap_or(u64::MAX),
-            batch_len_max,
-            batch: Vec::new(),
-            batch_bytes: 0,
-            chunks: Vec::new(),
-            _held: held,
+            writer: FrameWriter::new(batch_len_max),
+            chunks: ChunkSet::default(),
+            held,
+            under_way,
         })
     }
 
-    /// Returns the bytes of the series' frames.
-    fn push_series(
-        &mut self,
-        entry: &Entry,
-        ready: &mut VecDeque<SeriesResponse>,
-    ) -> Result<usize, QueryError> {
-        let Some(part) = self.tenants.get(entry.tenant as usize) else { return Ok(0) };
-        let mut frames = Vec::new();
-        if self.skip_chunks {
-            let series =
-                Series { labels: part.labels.messages(&entry.series.labels), chunks: vec![] };
-            let bytes = series.encoded_len();
-            frames.push((series, bytes));
-        } else {
-            self.chunks.clear();
-            part.reader.chunks(&entry.series, &mut self.chunks)?;
-            if self.chunks.is_empty() {
-                return Ok(0);
+    fn has_more(&self) -> bool {
+        self.limit > 0 && self.series.len() > 0
+    }
+
+    /// Gathers and writes the next series.
+    fn write_some(&mut self) -> Result<(), QueryError> {
+        let SeriesCursor { tenants, series, chunks, writer, limit, .. } = self;
+        let rest = series.as_slice();
+        chunks.clear();
+        match self.skip_chunks {
+            true => rest.iter().take(SERIES_AT_ONCE).for_each(|_| chunks.end_series()),
+            false => gather(tenants, rest, *limit, chunks)?,
+        }
+        // Once as they are stored, and once in messages.
+        let bytes = chunks.bytes().saturating_mul(2);
+        self.held.hold(bytes.saturating_sub(self.under_way))?;
+        self.under_way = self.under_way.max(bytes);
+        chunks.load()?;
+        interrupted()?;
+        writer.reserve(chunks.series_count(), chunks.chunk_count(), chunks.bytes());
+        for (i, entry) in (0..chunks.series_count()).zip(rest) {
+            let Some(part) = tenants.get(entry.tenant as usize) else { continue };
+            let of_series = chunks.of(i);
+            if *limit == 0 || of_series.len() == 0 && !self.skip_chunks {
+                continue;
             }
-            let labels = part.labels.messages(&entry.series.labels);
-            tsdb_store::frames(&labels, &self.chunks, |series, bytes| frames.push((series, bytes)));
+            writer.series(part.labels.of(&entry.series.labels), of_series);
+            *limit -= 1;
         }
-        self.limit -= 1;
-        let mut pushed = 0;
-        for (series, bytes) in frames {
-            pushed += bytes;
-            self.push_frame(series, bytes, ready);
-        }
-        Ok(pushed)
+        series.by_ref().take(chunks.series_count()).for_each(drop);
+        Ok(())
     }
+}
 
-    fn push_frame(&mut self, series: Series, bytes: usize, ready: &mut VecDeque<SeriesResponse>) {
-        if self.batch_len_max <= 1 {
-            ready.push_back(message(Part::Series(series)));
-            return;
+/// Gathers as many of the series, from the first one on, as a piece is made of.
+fn gather(
+    tenants: &[TenantPart],
+    mut rest: &[Entry],
+    limit: u64,
+    chunks: &mut ChunkSet,
+) -> Result<(), QueryError> {
+    let most = usize::try_from(limit).unwrap_or(usize::MAX).min(SERIES_AT_ONCE).min(rest.len());
+    while let (Some(first), true) = (rest.first(), chunks.series_count() < most) {
+        let Some(part) = tenants.get(first.tenant as usize) else { break };
+        let before = chunks.series_count();
+        let of_tenant = rest.iter().take_while(|entry| entry.tenant == first.tenant);
+        let mut of_tenant = of_tenant.take(most - before).map(|entry| &entry.series);
+        part.reader.gather(&mut of_tenant, FILL_BYTES, chunks)?;
+        if chunks.bytes() >= FILL_BYTES || stop::is_asked() {
+            break;
         }
-        // A batch is one message, and stays within what a message may hold.
-        if self.batch_bytes + bytes > FRAME_BYTES {
-            self.flush_batch(ready);
-        }
-        self.batch.push(series);
-        self.batch_bytes += bytes;
-        if self.batch.len() >= self.batch_len_max {
-            self.flush_batch(ready);
-        }
+        rest = rest.get(chunks.series_count() - before..).unwrap_or_default();
     }
-
-    fn flush_batch(&mut self, ready: &mut VecDeque<SeriesResponse>) {
-        self.batch_bytes = 0;
-        if !self.batch.is_empty() {
-            let series = std::mem::take(&mut self.batch);
-            ready.push_back(message(Part::Batch(SeriesBatch { series })));
-        }
-    }
+    Ok(())
 }
 
 impl Cursor for SeriesCursor {
-    type Message = SeriesResponse;
+    /// Messages, whole ones, with their heads.
+    type Message = Bytes;
 
-    fn fill(&mut self, ready: &mut VecDeque<SeriesResponse>) -> Result<bool, QueryError> {
-        let warnings = self.warnings.drain(..).map(|text| message(Part::Warning(text)));
-        ready.extend(warnings);
-        let mut filled = 0;
-        while filled < FILL_BYTES || ready.is_empty() {
+    fn fill(&mut self, ready: &mut VecDeque<Bytes>) -> Result<bool, QueryError> {
+        self.warnings.drain(..).for_each(|text| self.writer.warning(&text));
+        while self.has_more() {
             interrupted()?;
-            if self.limit == 0 {
+            self.write_some()?;
+            if !self.writer.is_empty() {
                 break;
             }
-            let Some(entry) = self.series.next() else { break };
-            filled += self.push_series(&entry, ready)?;
         }
-        let more = self.limit > 0 && self.series.len() > 0;
-        if !more {
-            self.flush_batch(ready);
+        if !self.has_more() {
+            self.writer.flush_batch();
         }
-        Ok(more)
+        self.writer.take(ready);
+        Ok(self.has_more())
     }
-}
-
-fn message(part: Part) -> SeriesResponse {
-    SeriesResponse { result: Some(part) }
 }
 
 /// By final labels; equal ones by tenant and by what is stored, so the order is no chance.

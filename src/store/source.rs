@@ -2,15 +2,14 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-
 use crate::model::Timestamp;
 use crate::model::matcher::Matcher;
 use crate::model::tenant::TenantId;
 use crate::multi_tsdb::{LabelSet, MultiTsdb, StartStatus, Tenant, UnavailableTenant};
 use crate::store::error::QueryError;
+use crate::tsdb::chunk_set::ChunkSet;
 use crate::tsdb::error::ReadError;
-use crate::tsdb::querier::{ChunkData, Querier, SelectedSeries};
+use crate::tsdb::querier::{Querier, SelectedSeries};
 
 /// The tenants of this node.
 pub trait TenantSource: Send + Sync {
@@ -52,15 +51,14 @@ pub trait ReadTenant: Send + Sync {
 /// A reader of one tenant over one time range. The methods are those of [`Querier`].
 pub trait SeriesReader: Send {
     fn select(&self, matchers: &[Matcher]) -> Result<Vec<SelectedSeries>, ReadError>;
-    fn chunks(&self, series: &SelectedSeries, chunks: &mut Vec<ChunkData>)
-    -> Result<(), ReadError>;
+    fn gather(
+        &self,
+        series: &mut dyn Iterator<Item = &SelectedSeries>,
+        bytes: usize,
+        chunks: &mut ChunkSet,
+    ) -> Result<(), ReadError>;
     fn label_names(&self, matchers: &[Matcher]) -> Result<Vec<Vec<u8>>, ReadError>;
     fn label_values(&self, name: &[u8], matchers: &[Matcher]) -> Result<Vec<Vec<u8>>, ReadError>;
-}
-
-/// Shares a chunk's bytes with a message, without copying them.
-pub(crate) fn chunk_bytes(chunk: &ChunkData) -> Bytes {
-    Bytes::from_owner(chunk.bytes.clone())
 }
 
 impl TenantSource for MultiTsdb {
@@ -147,12 +145,13 @@ impl SeriesReader for Querier {
         Querier::select(self, matchers)
     }
 
-    fn chunks(
+    fn gather(
         &self,
-        series: &SelectedSeries,
-        chunks: &mut Vec<ChunkData>,
+        series: &mut dyn Iterator<Item = &SelectedSeries>,
+        bytes: usize,
+        chunks: &mut ChunkSet,
     ) -> Result<(), ReadError> {
-        Querier::chunks(self, series, chunks)
+        Querier::gather(self, series, bytes, chunks)
     }
 
     fn label_names(&self, matchers: &[Matcher]) -> Result<Vec<Vec<u8>>, ReadError> {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::*;
 use crate::store::budget::ReadBudget;
 use crate::store::fake::{FakeSource, FakeTenant};
+use crate::store::frames::tests::messages;
 use crate::store::merge::SeriesCursor;
 use crate::store::pieces::Cursor as _;
 use crate::store::source::TenantSource as _;
@@ -61,7 +62,7 @@ fn a_tenant_whose_block_fails_is_missed_by_name_in_answers_about_series() {
             let mut ready = Default::default();
             assert!(!cursor.fill(&mut ready).unwrap());
             let (mut series, mut warnings) = (0, Vec::new());
-            for part in ready.into_iter().filter_map(|message| message.result) {
+            for part in messages(ready).into_iter().filter_map(|message| message.result) {
                 match part {
                     Part::Warning(text) => warnings.push(text),
                     _ => series += 1,

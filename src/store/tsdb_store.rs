@@ -1,22 +1,15 @@
-//! One tenant's part of an answer: its external labels against the matchers, the labels its series
-//! are seen under, and the frames a series is sent in.
+//! One tenant's part of an answer: its external labels against the matchers, and the labels its series
+//! are seen under.
 
 use std::cmp::Ordering;
 use std::collections::HashSet;
 
 use bytes::{Bytes, BytesMut};
-use prost::Message as _;
 use xxhash_rust::xxh64::xxh64;
 
 use crate::model::matcher::Matcher;
 use crate::model::pairs::{LabelPairs, SeriesLabels};
-use crate::store::source;
-use crate::tsdb::querier::ChunkData;
-use crate::wire::proto::thanos::{AggrChunk, Chunk, Label, Series, ShardInfo};
-
-/// Labels and chunks of one message take about this much: a frame is sent once it is reached, so
-/// one may exceed it by a chunk. Thanos cuts at the same place, for clients that cap messages.
-pub const FRAME_BYTES: usize = 1024 * 1024;
+use crate::wire::proto::thanos::ShardInfo;
 
 /// The matchers that remain to ask the database with, once those on external labels have matched;
 /// `None` if one of them doesn't. What a series itself says under an external label's name is not
@@ -57,15 +50,18 @@ impl FinalLabels {
         self.resume(labels.iter(), &self.external)
     }
 
-    /// The same as messages, all sharing one allocation.
-    pub fn messages(&self, labels: &SeriesLabels) -> Vec<Label> {
-        shared_texts(self.of(labels)).map(|(name, value)| Label { name, value }).collect()
-    }
-
     /// Order of two series of this tenant by the labels they are seen under. Most series differ
     /// late, so what they share is skipped before external labels are looked at.
     pub fn compare(&self, a: &SeriesLabels, b: &SeriesLabels) -> Ordering {
         let shared = a.shared_with(b);
+        let (first_a, first_b) = (a.iter_from(shared).next(), b.iter_from(shared).next());
+        if let (Some((name, value)), Some((other, other_value))) = (first_a, first_b)
+            && name == other
+            && !self.hides(name)
+        {
+            // Nearly always. What is seen before this label is the same on both sides.
+            return value.cmp(other_value);
+        }
         let last_shared = shared.checked_sub(1).and_then(|last| a.iter_from(last).next());
         let shared_name = last_shared.map_or(&[][..], |(name, _)| name);
         // External labels up to the last shared name have been seen on both sides.
@@ -73,6 +69,12 @@ impl FinalLabels {
         let external = self.external.get(seen..).unwrap_or(&[]);
         let (a, b) = (a.iter_from(shared), b.iter_from(shared));
         self.resume(a, external).cmp(self.resume(b, external))
+    }
+
+    /// Whether a stored label of this name is not seen.
+    fn hides(&self, name: &[u8]) -> bool {
+        let is_external = self.external.iter().any(|(external, _)| external == name);
+        is_external || self.removed.iter().any(|removed| removed == name)
     }
 
     fn resume<'a>(
@@ -173,36 +175,6 @@ impl Shard {
     }
 }
 
-/// Cuts a series into frames of about [`FRAME_BYTES`] and gives each, with its size, to `send`.
-pub fn frames(labels: &[Label], chunks: &[ChunkData], mut send: impl FnMut(Series, usize)) {
-    let label_bytes: usize = labels.iter().map(|label| label.encoded_len()).sum();
-    let mut frame = Vec::new();
-    let mut frame_bytes = label_bytes;
-    for (i, chunk) in chunks.iter().enumerate() {
-        let chunk = aggr_chunk(chunk);
-        frame_bytes += chunk.encoded_len();
-        frame.push(chunk);
-        if frame_bytes >= FRAME_BYTES || i + 1 == chunks.len() {
-            let chunks = std::mem::take(&mut frame);
-            send(Series { labels: labels.to_vec(), chunks }, frame_bytes);
-            frame_bytes = label_bytes;
-        }
-    }
-}
-
-fn aggr_chunk(chunk: &ChunkData) -> AggrChunk {
-    AggrChunk {
-        min_time: chunk.mint,
-        max_time: chunk.maxt,
-        raw: Some(Chunk {
-            r#type: i32::from(chunk.encoding) - 1,
-            data: source::chunk_bytes(chunk),
-            hash: xxh64(&chunk.bytes, 0),
-        }),
-        ..Default::default()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -249,9 +221,9 @@ mod tests {
             let labels = FinalLabels::new(&external, &removed);
             prop_assert_eq!(owned(labels.of(&key(&a))), seen(&a));
             prop_assert_eq!(labels.compare(&key(&a), &key(&b)), seen(&a).cmp(&seen(&b)));
-            let messages = labels.messages(&key(&a));
-            let messages = messages.iter().map(|label| (&label.name[..], &label.value[..]));
-            prop_assert_eq!(owned(messages), seen(&a));
+            let texts: Vec<_> = shared_texts(labels.of(&key(&a))).collect();
+            let texts = texts.iter().map(|(name, value)| (&name[..], &value[..]));
+            prop_assert_eq!(owned(texts), seen(&a));
         }
     }
 

@@ -2,14 +2,16 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use futures::StreamExt as _;
+use http_body_util::BodyExt as _;
 use serde_json::Value;
+use tonic::body::Body;
 use tonic::{Code, Request, Status};
 
 use super::*;
 use crate::store::budget::READ_BYTES_MAX_DEFAULT;
 use crate::store::fake::{FakeSource, FakeTenant, base64, chunk_type, recorded_data_set, suite};
-use crate::store::tsdb_store::FRAME_BYTES;
+use crate::store::frames::FRAME_BYTES;
+use crate::store::frames::tests::messages;
 use crate::wire::proto::thanos::series_response::Result as Part;
 use crate::wire::proto::thanos::{
     AggrChunk, Chunk, Label, LabelMatcher, QueryHints, Series, SeriesBatch, ShardInfo,
@@ -20,9 +22,24 @@ fn service(source: FakeSource) -> StoreService {
 }
 
 async fn series(service: &StoreService, request: SeriesRequest) -> Result<Vec<Part>, Status> {
-    let stream = service.series(Request::new(request)).await?.into_inner();
-    let messages: Vec<_> = stream.collect().await;
-    messages.into_iter().map(|message| Ok(message?.result.unwrap())).collect()
+    let mut body = framed(service, request).await?;
+    let mut pieces = Vec::new();
+    while let Some(frame) = body.frame().await {
+        match frame?.into_data() {
+            Ok(piece) => pieces.push(piece),
+            Err(trailers) => match Status::from_header_map(trailers.trailers_ref().unwrap()) {
+                Some(status) if status.code() == Code::Ok => {}
+                status => return Err(status.unwrap()),
+            },
+        }
+    }
+    Ok(messages(pieces).into_iter().map(|message| message.result.unwrap()).collect())
+}
+
+/// The body of an answer.
+async fn framed(service: &StoreService, request: SeriesRequest) -> Result<Body, Status> {
+    let mut response = service.series(Request::new(request)).await?;
+    Ok(response.extensions_mut().remove::<FramedAnswer>().unwrap().into_body())
 }
 
 /// Every recorded answer over the data set, in the same order and to the byte, but for what
@@ -126,7 +143,7 @@ async fn a_long_series_comes_in_frames() {
 async fn chunks_are_read_while_streaming() {
     let samples: Vec<_> = (0..240).map(|i| (i * 1000, (i as f64).sin())).collect();
     let mut tenant = FakeTenant::new("a", &[("replica", "r0")]);
-    for i in 0..600 {
+    for i in 0..1500 {
         tenant = tenant.with(&[("__name__", "m"), ("i", &format!("{i:04}"))], &samples, 120);
     }
     let tenant = Arc::new(tenant);
@@ -136,12 +153,12 @@ async fn chunks_are_read_while_streaming() {
         matchers: vec![matcher(0, "__name__", "m")],
         ..Default::default()
     };
-    let mut stream = service.series(Request::new(request)).await.unwrap().into_inner();
+    let mut body = framed(&service, request).await.unwrap();
     assert_eq!(tenant.chunk_reads.load(Ordering::Relaxed), 0);
-    stream.next().await.unwrap().unwrap();
-    let read = tenant.chunk_reads.load(Ordering::Relaxed);
-    assert!(read < 200, "{read} of 600 series read for one message");
-    assert_eq!(stream.count().await, 599);
+    let first = body.frame().await.unwrap().unwrap().into_data().unwrap();
+    let (read, sent) = (tenant.chunk_reads.load(Ordering::Relaxed), messages([first]).len());
+    assert!(read < 500 && sent == read, "{read} of 1500 series read for a piece of {sent}");
+    assert_eq!(messages([body.collect().await.unwrap().to_bytes()]).len(), 1500 - sent);
 }
 
 #[tokio::test]
