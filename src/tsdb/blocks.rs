@@ -59,8 +59,9 @@ pub struct Blocks {
     /// Those that cannot be read, and why.
     pub set_aside: Vec<(PathBuf, ReadError)>,
     /// Those whose samples others have that were made from them: what is left of a process that ended
-    /// before it had deleted them. They are not read.
-    pub replaced: BTreeMap<Ulid, PathBuf>,
+    /// before it had deleted them. They are not read. None comes before its own parents, so that as
+    /// long as one of these is there, what names it is, too.
+    pub replaced: Vec<(Ulid, PathBuf)>,
     /// The one floor of in-order samples: what is older belongs to a block, and is neither taken nor
     /// replayed. It is the latest of the blocks' effective ends, the smallest time if there is no
     /// block, and hangs on nothing but them: one that moved with the clock would let samples in that
@@ -76,7 +77,7 @@ impl Blocks {
         let mut blocks = Blocks {
             served: Vec::new(),
             set_aside: Vec::new(),
-            replaced: BTreeMap::new(),
+            replaced: Vec::new(),
             floor: Timestamp::MIN,
         };
         let entries = disk.list(dir).map_err(ReadError::io(dir))?;
@@ -118,20 +119,24 @@ impl Blocks {
         // which only a mistake or malice makes, are all read.
         let mut left: Vec<Ulid> =
             whole.keys().filter(|block| !named.contains(block)).copied().collect();
-        let mut replaced = BTreeSet::new();
+        let mut replaced = Vec::new();
         while let Some(block) = left.pop() {
             for parent in whole.get(&block).into_iter().flatten() {
-                if replaced.insert(*parent) {
+                if !replaced.contains(parent) {
+                    replaced.push(*parent);
                     left.push(*parent);
                 }
             }
         }
+        let mut dirs = BTreeMap::new();
         let mut is_read = |dir: &Path| match name_of(dir).filter(|name| replaced.contains(name)) {
-            Some(name) => self.replaced.insert(name, dir.to_owned()).is_some(),
+            Some(name) => dirs.insert(name, dir.to_owned()).is_some(),
             None => true,
         };
         self.served.retain(|block| is_read(block.dir()));
         self.set_aside.retain(|(dir, _)| is_read(dir));
+        let oldest_first = replaced.into_iter().rev();
+        self.replaced = oldest_first.filter_map(|name| Some((name, dirs.remove(&name)?))).collect();
     }
 
     fn open_one(

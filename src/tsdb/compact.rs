@@ -15,7 +15,7 @@
 
 pub mod plan;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -52,8 +52,10 @@ pub(super) struct Merging {
     is_under_way: AtomicBool,
     /// What is to be rewritten.
     asked: Mutex<BTreeSet<Ulid>>,
-    /// Blocks that others have taken the place of, and that are still there.
-    replaced: Mutex<BTreeMap<Ulid, PathBuf>>,
+    /// Blocks that others have taken the place of, and that are still there: none before its own
+    /// parents, which are to go before it does. What names a block as its parent keeps a start from
+    /// reading that.
+    replaced: Mutex<Vec<(Ulid, PathBuf)>>,
     /// Taken behind the lock of cutting.
     state: Mutex<State>,
     metrics: MergeMetrics,
@@ -142,7 +144,7 @@ impl Merging {
         options: &DbOptions,
         registry: &Registry,
         tenant: &str,
-        replaced: BTreeMap<Ulid, PathBuf>,
+        replaced: Vec<(Ulid, PathBuf)>,
     ) -> Merging {
         Merging {
             ranges: ladder(options.block_range, options.merged_max),
@@ -164,7 +166,7 @@ impl Merging {
 
     /// Whether a block has another in its place.
     pub(super) fn has_replaced(&self, block: Ulid) -> bool {
-        self.replaced.lock().contains_key(&block)
+        self.replaced.lock().iter().any(|(replaced, _)| *replaced == block)
     }
 }
 
@@ -388,7 +390,7 @@ impl Db {
         let child = child.map(|child| self.name(ulid, child)).transpose();
         let child = child.inspect_err(|_| {
             let mut replaced = self.merging.replaced.lock();
-            replaced.retain(|name, _| parents.iter().all(|parent| parent.meta().ulid != *name));
+            replaced.retain(|(name, _)| parents.iter().all(|parent| parent.meta().ulid != *name));
         })?;
         let before = self.view.load_full();
         let view = before.replacing(parents, child);
@@ -436,7 +438,7 @@ impl Db {
                 Err(WriteError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
                 Err(err) => return Err(err),
             }
-            self.merging.replaced.lock().remove(&ulid);
+            self.merging.replaced.lock().retain(|(replaced, _)| *replaced != ulid);
             tracing::info!(block = %ulid, "deleted a block that another has taken the place of");
         }
         Ok(())

@@ -80,6 +80,36 @@ fn a_block_is_rewritten_without_what_is_deleted() {
     assert_eq!(life.db().rewrite_asked().unwrap(), 0);
 }
 
+/// Else a start would read it again.
+#[test]
+fn a_block_that_cannot_be_taken_away_keeps_what_names_it() {
+    for millis in [0, 1] {
+        let disk = FaultyDisk::new();
+        let (life, parent) = with_tombstones(&disk);
+        let before = dump(life.db());
+        let dir = Path::new(DIR).join(parent.to_string());
+        disk.refuse_changes(&dir, io::ErrorKind::Other);
+        // Whichever of the two comes first by name.
+        life.clock.set(parent.millis() as i64 + millis);
+        life.db().ask_to_rewrite([parent]);
+        assert_eq!(life.db().rewrite_asked().unwrap(), 1);
+        let child = served(life.db())[0].clone();
+        assert!(!life.db().is_settled(parent) && life.db().is_settled(child.meta().ulid));
+        life.db().ask_to_rewrite([child.meta().ulid]);
+        assert_eq!(life.db().rewrite_asked().unwrap(), 1);
+        let youngest = served(life.db())[0].meta().ulid;
+        let all = BTreeSet::from([parent, child.meta().ulid, youngest]);
+        assert_eq!(named(&disk, Path::new(DIR)), all);
+        let again = restarted(&life, disk.after_kill());
+        assert_eq!(dump(again.db()), before);
+        assert_eq!(served(again.db())[0].meta().ulid, youngest);
+        disk.allow_changes(&dir);
+        assert_eq!(life.db().rewrite_asked().unwrap(), 0);
+        assert_eq!(named(&disk, Path::new(DIR)), BTreeSet::from([youngest]));
+        assert_eq!(dump(life.db()), before);
+    }
+}
+
 #[test]
 fn a_block_of_which_nothing_is_left_goes_as_a_whole_and_shuts_out_what_it_did() {
     let disk = FaultyDisk::new();
