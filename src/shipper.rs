@@ -21,7 +21,7 @@
 mod blocks;
 mod metrics;
 pub mod plan;
-mod record;
+pub mod record;
 mod round;
 mod schedule;
 mod upload;

@@ -79,6 +79,8 @@ fn db_options(settings: &mut Settings<'_>) -> Option<DbOptions> {
         block_range,
         cut_range,
         merged_max,
+        is_merged_max_given: settings.duration("tsdb.max-compacted-block-duration")
+            > Duration::ZERO,
         retention,
         wal_compression: match values.switch("tsdb.wal-compression") {
             true => Compression::Snappy,

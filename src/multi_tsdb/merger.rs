@@ -11,7 +11,9 @@ use tokio::time::Instant;
 
 use crate::error::chain;
 use crate::multi_tsdb::{MultiTsdb, Tenant};
+use crate::shipper::record::RECORD_FILE;
 use crate::tsdb::block::merge::MergeError;
+use crate::tsdb::options::DbOptions;
 
 /// When it is tried again after it failed, at first; then after twice as long.
 const RETRY: Duration = Duration::from_secs(60);
@@ -27,6 +29,8 @@ struct Turns {
     next: Option<Instant>,
     /// Turns that failed since the last good one.
     failed: u32,
+    /// Whether blocks of the tenant were shipped once; `None` if nobody has looked yet.
+    was_shipped: Option<bool>,
 }
 
 impl MergeTurns {
@@ -61,12 +65,35 @@ impl MultiTsdb {
         }
     }
 
+    /// Whether blocks of a tenant are merged where none are shipped. Not those that were shipped once,
+    /// unless an operator says so: a start without the bucket may be a mistake, and what is merged is
+    /// never shipped.
+    fn merges(&self, tenant: &Tenant) -> bool {
+        let DbOptions { merged_max, block_range, is_merged_max_given, .. } = self.options.db;
+        if is_merged_max_given {
+            return merged_max > block_range;
+        }
+        let mut turns = tenant.merges.0.lock();
+        let was_shipped = *turns.was_shipped.get_or_insert_with(|| {
+            let record = self.dir_of(&tenant.id).join(RECORD_FILE);
+            let was_shipped = self.env.disk.open(&record).is_ok();
+            if was_shipped {
+                let message = "blocks are not merged: some were shipped once, and no bucket is \
+                               configured; --tsdb.max-compacted-block-duration has them merged";
+                tracing::warn!(tenant = %tenant.id, "{message}");
+            }
+            was_shipped
+        });
+        !was_shipped
+    }
+
     fn merge_blocks_of(&self, tenant: &Tenant) -> bool {
         // What is in the bucket is merged there, and nothing else than what was cut is shipped.
         let (done, what) = match self.shipping.get() {
             Some(_) => {
                 (tenant.db.rewrite_asked(), "blocks were rewritten without what was deleted")
             }
+            None if !self.merges(tenant) => return true,
             None => (tenant.db.compact(), "blocks were merged"),
         };
         let tenant = &tenant.id;
@@ -120,6 +147,24 @@ mod tests {
         let names = disk.list(std::path::Path::new("/data/a")).unwrap();
         let names = names.iter().filter_map(|entry| entry.name.to_str()?.parse::<Ulid>().ok());
         names.count()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn blocks_that_were_shipped_once_are_not_merged_by_a_start_without_the_bucket() {
+        let disk = FaultyDisk::new();
+        let (storage, tenant) = with_blocks(&disk).await;
+        let blocks = block_count(&disk);
+        let record = std::path::Path::new("/data/a/thanos.shipper.json");
+        disk.create(record).unwrap().write_all_at(b"{}", 0).unwrap();
+        storage.tenants.merge_blocks();
+        assert_eq!(block_count(&disk), blocks);
+        drop((storage, tenant));
+        let mut given = options();
+        given.db.is_merged_max_given = true;
+        let clock = ManualClock::at(NOW + 24 * HOUR);
+        let storage = Storage::start_at(given, &disk, &clock).unwrap();
+        storage.tenants.merge_blocks();
+        assert!(block_count(&disk) < blocks);
     }
 
     #[tokio::test(start_paused = true)]

@@ -59,10 +59,8 @@ impl ShippedDb for OpenTenant {
         self.get().is_some_and(|tenant| tenant.db.is_settled(block))
     }
 
-    fn rewrite(&self, blocks: &[Ulid]) {
-        if let Some(tenant) = self.get() {
-            tenant.db.ask_to_rewrite(blocks.iter().copied());
-        }
+    fn rewrite(&self, blocks: &[Ulid]) -> Vec<Ulid> {
+        self.get().map_or(Vec::new(), |tenant| tenant.db.ask_to_rewrite(blocks.iter().copied()))
     }
 }
 

@@ -28,9 +28,9 @@ pub trait ShippedDb: Send + Sync {
     /// Whether a block that is in the directory stays there as it is.
     fn is_settled(&self, block: Ulid) -> bool;
 
-    /// Has blocks rewritten without what was deleted of them, so that those can be shipped. Does not
-    /// wait.
-    fn rewrite(&self, blocks: &[Ulid]);
+    /// Has blocks rewritten without what was deleted of them, so that those can be shipped, and gives
+    /// those that will be. Does not wait.
+    fn rewrite(&self, blocks: &[Ulid]) -> Vec<Ulid>;
 }
 
 /// What the shippers of all tenants share.
@@ -145,9 +145,16 @@ impl Shipper {
         // there twice.
         let has_tombstones = |step: &Step| *step == Step::HoldBack(HeldBack::Tombstones);
         let deleted_from = steps.iter().filter(|(_, step)| has_tombstones(step));
-        self.db.rewrite(&deleted_from.map(|(ulid, _)| *ulid).collect::<Vec<_>>());
-        for (ulid, _) in steps.into_iter().filter(|(_, step)| *step == Step::Upload) {
-            self.ship_one(&mut round, ulid).await?;
+        let rewritten = self.db.rewrite(&deleted_from.map(|(ulid, _)| *ulid).collect::<Vec<_>>());
+        for (ulid, step) in steps {
+            if step == Step::Upload {
+                self.ship_one(&mut round, ulid).await?;
+            }
+            // Thanos' compactor might merge later ones with what is there, and would halt at one that
+            // comes in between then.
+            if rewritten.contains(&ulid) && !self.env.options.goes_on_after_failure {
+                break;
+            }
         }
         let Round { failed, damaged, uploaded, .. } = round;
         if failed > 0 || !damaged.is_empty() {

@@ -175,7 +175,9 @@ impl ShippedDb for FakeDb {
         true
     }
 
-    fn rewrite(&self, _blocks: &[Ulid]) {}
+    fn rewrite(&self, _blocks: &[Ulid]) -> Vec<Ulid> {
+        Vec::new()
+    }
 }
 
 /// A database that does what its shipper asks for.
@@ -199,8 +201,8 @@ impl ShippedDb for RealDb {
         self.0.is_settled(block)
     }
 
-    fn rewrite(&self, blocks: &[Ulid]) {
-        self.0.ask_to_rewrite(blocks.iter().copied());
+    fn rewrite(&self, blocks: &[Ulid]) -> Vec<Ulid> {
+        self.0.ask_to_rewrite(blocks.iter().copied())
     }
 }
 

@@ -39,7 +39,6 @@ use crate::tsdb::blocks::{View, effective_end, name_of};
 use crate::tsdb::error::WriteError;
 use crate::tsdb::file::PageCache;
 use crate::tsdb::options::DbOptions;
-use crate::tsdb::retention::write_floor;
 
 /// What is kept of the inputs' indexes while they are read from front to back, beside the cache of
 /// queries.
@@ -194,9 +193,15 @@ impl Drop for Job<'_> {
 
 impl Db {
     /// Has blocks rewritten without what was deleted of them, with the next
-    /// [`Db::rewrite_asked`]. Does not wait.
-    pub fn ask_to_rewrite(&self, blocks: impl IntoIterator<Item = Ulid>) {
-        self.merging.asked.lock().extend(blocks);
+    /// [`Db::rewrite_asked`], but for those of which it cannot be done; which these are. Does not
+    /// wait.
+    pub fn ask_to_rewrite(&self, blocks: impl IntoIterator<Item = Ulid>) -> Vec<Ulid> {
+        let mut blocks: Vec<_> = blocks.into_iter().collect();
+        let state = self.merging.state.lock();
+        blocks.retain(|block| !state.failed.contains(block));
+        drop(state);
+        self.merging.asked.lock().extend(blocks.iter().copied());
+        blocks
     }
 
     /// Rewrites the blocks that somebody has asked for; how many. Those of which it cannot be done are
@@ -427,7 +432,7 @@ impl Db {
             return Ok(());
         }
         // What they shut out stays out, whatever becomes of those in their place.
-        write_floor(disk, &self.dir, self.view.load().floor)?;
+        self.record_floor(&self.view.load(), |_| true)?;
         for (ulid, dir) in replaced {
             match take_name(disk, &dir) {
                 Ok(nameless) => {

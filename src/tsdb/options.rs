@@ -13,6 +13,8 @@ pub struct DbOptions {
     pub cut_range: i64,
     /// In milliseconds: blocks are merged up to this length.
     pub merged_max: i64,
+    /// Whether an operator has said so.
+    pub is_merged_max_given: bool,
     pub retention: Retention,
     pub wal_compression: Compression,
     pub wal_segment_bytes: u64,
@@ -32,6 +34,7 @@ impl Default for DbOptions {
         DbOptions {
             block_range: 2 * 60 * 60 * 1000,
             cut_range: 2 * 60 * 60 * 1000,
+            is_merged_max_given: false,
             merged_max: 31 * 24 * 60 * 60 * 1000,
             retention: Retention::default(),
             wal_compression: Compression::Snappy,

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::disk::{Disk, read_file, replace_file};
+use crate::error::chain;
 use crate::metrics::{Counter, Registry};
 use crate::model::Timestamp;
 use crate::tsdb::block::Block;
@@ -123,7 +124,8 @@ impl Db {
             }
             counter.inc();
             // What they shut out stays out without them.
-            write_floor(&*self.env.disk, &self.dir, view.floor)?;
+            let stays = |block: &Arc<Block>| !going.iter().any(|one| Arc::ptr_eq(one, block));
+            self.record_floor(&self.view.load(), stays)?;
             for block in going {
                 match self.delete(&mut cutting, &block) {
                     Ok(()) => gone += 1,
@@ -132,6 +134,32 @@ impl Db {
             }
         }
         failed.map_or(Ok(gone), Err)
+    }
+
+    /// Records the floor. A full disk has no room for a file, and blocks that go are what helps it:
+    /// that the blocks that stay say it to a start is enough then.
+    pub(super) fn record_floor(
+        &self,
+        view: &View,
+        stays: impl Fn(&Arc<Block>) -> bool,
+    ) -> Result<(), WriteError> {
+        let metas = view.blocks.iter().filter(|block| stays(block)).map(|block| block.meta());
+        let ends = metas.filter(|meta| !meta.is_partial());
+        let is_said = ends.map(|meta| effective_end(meta, meta.ulid)).max() >= Some(view.floor);
+        let disk = &*self.env.disk;
+        if read_floor(disk, &self.dir).is_ok_and(|recorded| recorded >= view.floor) {
+            return Ok(());
+        }
+        match write_floor(disk, &self.dir, view.floor) {
+            Err(err) if is_said => {
+                tracing::warn!(
+                    err = chain(&err),
+                    "the floor of a head is told by its blocks alone"
+                );
+                Ok(())
+            }
+            written => written,
+        }
     }
 
     /// Bytes of what the head has on the disk: all files of the log and its checkpoint, of the log of
