@@ -70,9 +70,10 @@ struct State {
     planned: Option<Weak<View>>,
 }
 
+/// What is counted of new blocks, whether of a head or of other blocks.
 pub(super) struct MergeMetrics {
-    done: Counter,
-    failed: Counter,
+    pub(super) done: Counter,
+    pub(super) failed: Counter,
     vertical: Counter,
     duration: Histogram,
     populating: Gauge,

@@ -96,8 +96,6 @@ const REFUSED_EVERY: Duration = Duration::from_secs(60);
 
 struct CutMetrics {
     triggered: Counter,
-    done: Counter,
-    failed: Counter,
     truncations: Counter,
     blocks_loaded: Gauge,
 }
@@ -115,14 +113,6 @@ impl Cutting {
             triggered: counter(
                 "prometheus_tsdb_compactions_triggered_total",
                 "Total number of triggered compactions for the partition.",
-            ),
-            done: counter(
-                "prometheus_tsdb_compactions_total",
-                "Total number of compactions that were executed for the partition.",
-            ),
-            failed: counter(
-                "prometheus_tsdb_compactions_failed_total",
-                "Total number of compactions that failed for the partition.",
             ),
             truncations: counter(
                 "prometheus_tsdb_head_truncations_total",
@@ -306,7 +296,7 @@ impl Db {
         };
         match written {
             Ok(block) => {
-                cutting.metrics.done.inc();
+                self.merging.metrics().done.inc();
                 let has_block = block.is_some();
                 self.replace_view(cutting, block, span.end);
                 self.unsettled.lock().remove(&ulid);
@@ -315,7 +305,7 @@ impl Db {
             }
             Err(err) => {
                 if !matches!(err, CutError::Interrupted) {
-                    cutting.metrics.failed.inc();
+                    self.merging.metrics().failed.inc();
                 }
                 self.remove_unfinished(ulid);
                 match self.withdraw(ulid) {

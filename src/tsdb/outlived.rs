@@ -16,7 +16,7 @@ use crate::tsdb::error::{ReadError, WriteError};
 use crate::tsdb::head_chunks::HEAD_CHUNKS_DIR;
 use crate::tsdb::retention::FLOOR_FILE;
 use crate::tsdb::wal::checkpoint::CHECKPOINT_PREFIX;
-use crate::tsdb::wal::names::NAMES_FILE;
+use crate::tsdb::wal::names::{NAMES_FILE, UNFINISHED_NAMES_FILE};
 
 /// Why a database did not go. It takes no appends any more, and is to be opened again.
 #[derive(Debug, thiserror::Error)]
@@ -117,7 +117,8 @@ impl Db {
 }
 
 /// What a database's directory has beside blocks.
-const OURS: [&str; 6] = ["lock", "wal", "wbl", HEAD_CHUNKS_DIR, FLOOR_FILE, NAMES_FILE];
+const OURS: [&str; 7] =
+    ["lock", "wal", "wbl", HEAD_CHUNKS_DIR, FLOOR_FILE, NAMES_FILE, UNFINISHED_NAMES_FILE];
 
 /// Whether there is no file below a directory, if it is one.
 fn has_no_file(disk: &dyn Disk, dir: &Path) -> bool {

@@ -35,7 +35,7 @@ use crate::tsdb::wal::names::{LogFile, NamesWriter};
 use crate::tsdb::wal::pack::Packer;
 use crate::tsdb::wal::segment::{FrameCounts, Framer, PAGE_BYTES, RECORD_BYTES_MAX};
 
-pub use checkpoint::{CheckpointError, CheckpointReport, Retained, Share, nowhere};
+pub use checkpoint::{CheckpointError, CheckpointReport, Retained, Share, Tally};
 pub use metrics::WalMetrics;
 pub use segment::{LogPosition, SegmentIndex};
 pub use sync::{SyncError, SyncHandle};

@@ -6,9 +6,7 @@ use std::sync::Arc;
 use ringest::disk::SystemDisk;
 use ringest::metrics::Registry;
 use ringest::tsdb::wal::repair::open_log;
-use ringest::tsdb::wal::{
-    Compression, Retained, Share, SyncPolicy, Wal, WalMetrics, WalOptions, nowhere,
-};
+use ringest::tsdb::wal::{Compression, Retained, Share, SyncPolicy, Wal, WalMetrics, WalOptions};
 
 use crate::directories::{NO_TARGETS, WORKLOAD, copy_dir, judge_with_promtool, load_to};
 use crate::programs::{Prometheus, start_node};
@@ -22,7 +20,7 @@ fn truncate_log(dir: &Path, compression: Compression, mint: i64) {
     open_log(&SystemDisk, dir, &metrics, |_| {}).unwrap();
     let options = WalOptions { segment_bytes: 128 << 10, compression, sync: SyncPolicy::Interval };
     let wal = Wal::open(Arc::new(SystemDisk), dir, options, metrics).unwrap();
-    let retained = Retained { mint, is_elsewhere: &nowhere, keeps: &|_| true };
+    let retained = Retained { mint, is_elsewhere: None, keeps: &|_| true };
     let log = wal.sync_handle();
     let last = Share::All.last_of(log.closed_segments().unwrap().unwrap()).unwrap();
     let report = log.checkpoint(last, &retained).unwrap();

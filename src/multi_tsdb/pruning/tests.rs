@@ -182,6 +182,8 @@ async fn a_tenant_whose_blocks_are_not_in_the_bucket_stays() {
     let record = serde_json::json!({"version": 1, "uploaded": blocks}).to_string();
     let file = world.disk.create(Path::new("/data/a/thanos.shipper.json")).unwrap();
     file.write_all_at(record.as_bytes(), 0).unwrap();
+    // What a checkpoint that was not finished left keeps nothing.
+    world.disk.create(Path::new("/data/a/ringest.names.tmp")).unwrap();
     world.look_twice().await;
     assert!(world.a().is_none());
 }

@@ -17,7 +17,7 @@ use crate::tsdb::error::{ReadError, WriteError};
 use crate::tsdb::head::replay::ReplayReport;
 use crate::tsdb::head_chunks::seal::{SealError, SealedFiles};
 use crate::tsdb::options::DbOptions;
-use crate::tsdb::wal::{CheckpointError, Retained, SegmentIndex, Share, WalError};
+use crate::tsdb::wal::{CheckpointError, Retained, SegmentIndex, Share, Tally, WalError};
 
 /// What is known about the log between two truncations.
 pub(super) struct Truncation {
@@ -184,11 +184,15 @@ impl Truncation {
         !waits && (self.due.is_some() || is_covered)
     }
 
-    /// The log has lost what it can for now, so many samples.
-    fn note_done(&mut self, dropped: u64) {
+    /// The log has lost what it can for now, of this share of it.
+    fn note_done(&mut self, share: Share, samples: Tally) {
         (self.due, self.failed, self.next_try) = (None, 0, None);
         if let Some(coverage) = &mut self.coverage {
-            coverage.in_log = coverage.in_log.saturating_sub(dropped);
+            coverage.in_log = match share {
+                // Of a part that was not read it is not known how many were dropped.
+                Share::All => samples.kept,
+                Share::TwoThirds => coverage.in_log.saturating_sub(samples.dropped),
+            };
             coverage.in_files = 0;
         }
     }
@@ -229,7 +233,7 @@ impl Db {
         // What it says stays so: files go only when the head drops what they have.
         let coverage = sealed.map(|sealed| self.head.coverage(&sealed)).unwrap_or_default();
         if truncation.due.is_none() && coverage.is_empty() {
-            truncation.note_done(0);
+            truncation.note_done(Share::TwoThirds, Tally::default());
             return Ok(());
         }
         let share = if is_empty || !coverage.is_empty() { Share::All } else { Share::TwoThirds };
@@ -241,7 +245,7 @@ impl Db {
             first..=last.min(before_begun)
         });
         let Some(last) = closed.and_then(|closed| share.last_of(closed)) else {
-            truncation.note_done(0);
+            truncation.note_done(share, Tally::default());
             return Ok(());
         };
         self.remove_snapshots()?;
@@ -256,13 +260,15 @@ impl Db {
         let keeps_none = is_empty && refs.is_empty() && !forgotten.values().any(may_have_samples);
         let unread = keeps_none.then_some(truncation.own_from);
         let shared: BTreeSet<_> = forgotten.values().filter_map(|in_log| in_log.known_by).collect();
-        let is_elsewhere = |series: HeadSeriesRef, t: Timestamp| {
+        let is_in_files = |series: HeadSeriesRef, t: Timestamp| {
             coverage.has(series, t) && (shared.is_empty() || !shared.contains(&series))
         };
-        let retained = Retained { mint, is_elsewhere: &is_elsewhere, keeps: &is_kept };
+        let is_elsewhere: &dyn Fn(_, _) -> _ = &is_in_files;
+        let is_elsewhere = (!coverage.is_empty()).then_some(is_elsewhere);
+        let retained = Retained { mint, is_elsewhere, keeps: &is_kept };
         let report = self.sync.checkpoint_with_unread(last, &retained, unread)?;
         forgotten.retain(|_, in_log| may_have_samples(in_log));
-        truncation.note_done(report.samples.dropped);
+        truncation.note_done(share, report.samples);
         Ok(())
     }
 

@@ -719,6 +719,25 @@ fn at_whatever_operation_the_log_loses_head_chunks_nothing_is_lost() {
     }
 }
 
+/// What a log of which nothing was kept had is not counted any more.
+#[test]
+fn a_log_is_covered_again_after_the_head_was_empty() {
+    let mut life = Life::begin(Arc::new(FaultyDisk::new()), std::path::Path::new("/db/t"));
+    life.options.wal_by_coverage = true;
+    life.open();
+    life.write(0..200, 300);
+    life.clock.set(life.clock.now() + 1);
+    assert!(life.db().flush().unwrap() > 0);
+    assert_eq!((life.db().head_time_range(), samples_in_log(&life).len()), (None, 0));
+    // Chunks end with the range, so that some are shorter.
+    life.write(0..200, 240);
+    life.db().write_full_chunks().unwrap();
+    life.db().drop_cut();
+    let counts = samples_in_log(&life);
+    let left: usize = counts.values().sum();
+    assert!(left < 200 * 240 / 2, "{left}");
+}
+
 /// Ends, and begins again behind what another program wrote into the log.
 fn reopen_behind(life: &mut Life, records: &[Vec<u8>]) {
     life.db().close().unwrap();

@@ -56,17 +56,12 @@ pub const UNFINISHED_SUFFIX: &str = ".tmp";
 pub struct Retained<'k> {
     /// Samples and exemplars from this time on are kept, and tombstones that reach it.
     pub mint: Timestamp,
-    /// Whether a sample is somewhere else, so that it is not kept.
-    pub is_elsewhere: &'k dyn Fn(HeadSeriesRef, Timestamp) -> bool,
+    /// Whether a sample is somewhere else, so that it is not kept; `None` if none is.
+    pub is_elsewhere: Option<&'k dyn Fn(HeadSeriesRef, Timestamp) -> bool>,
     /// Whether the records of a series are kept, its tombstones and its newest metadata. It must say
     /// the same of a series as long as the checkpoint is made, and keep those of which the segments
     /// behind it may have samples.
     pub keeps: &'k dyn Fn(HeadSeriesRef) -> bool,
-}
-
-/// No sample is anywhere but in the log.
-pub fn nowhere(_: HeadSeriesRef, _: Timestamp) -> bool {
-    false
 }
 
 /// Which of the closed segments a checkpoint stands for.

@@ -302,8 +302,8 @@ pub(super) struct NamesOfCheckpoint<'d> {
     entries: Vec<u8>,
 }
 
-/// What its name ends with until it is whole.
-const UNFINISHED_SUFFIX: &str = ".tmp";
+/// Its name until it is whole.
+pub const UNFINISHED_NAMES_FILE: &str = "ringest.names.tmp";
 
 impl<'d> NamesOfCheckpoint<'d> {
     /// `names` is the file whose place it is to take.
@@ -312,9 +312,8 @@ impl<'d> NamesOfCheckpoint<'d> {
         names: &Path,
         number: SegmentIndex,
     ) -> Result<NamesOfCheckpoint<'d>, WriteError> {
-        let mut path = names.as_os_str().to_owned();
-        path.push(UNFINISHED_SUFFIX);
-        let path = PathBuf::from(path);
+        let path = names.with_file_name(UNFINISHED_NAMES_FILE);
+        // Of a checkpoint that was not finished.
         match disk.remove_file(&path) {
             Err(err) if err.kind() != io::ErrorKind::NotFound => {
                 return Err(WriteError::io(&path)(err));

@@ -574,7 +574,7 @@ proptest::proptest! {
                 }
                 Event::Cut => drop(wal.cut_segment()),
                 Event::Checkpoint => {
-                    let retained = Retained { mint: i64::MIN, is_elsewhere: &nowhere, keeps: &|_| true };
+                    let retained = Retained { mint: i64::MIN, is_elsewhere: None, keeps: &|_| true };
                     drop(handle.truncate(Share::All, &retained));
                 }
             }

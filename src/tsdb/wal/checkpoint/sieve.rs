@@ -113,7 +113,9 @@ impl<'s> Sieve<'s> {
         let Retained { mint, is_elsewhere, keeps } = *self.retained;
         let is_kept = |item: Item| match item {
             Item::Series(series_ref) | Item::Metadata(series_ref) => keeps(series_ref),
-            Item::Sample(series_ref, t) => t >= mint && !is_elsewhere(series_ref, t),
+            Item::Sample(series_ref, t) => {
+                t >= mint && !is_elsewhere.is_some_and(|is_elsewhere| is_elsewhere(series_ref, t))
+            }
             Item::Exemplar(t) => t >= mint,
             Item::Tombstone(tombstone) => tombstone.maxt >= mint && keeps(tombstone.series_ref),
         };

@@ -345,7 +345,7 @@ fn a_checkpoint_holds_what_the_model_says() {
             let dead = 1 + dice.below(20);
             let retained = Retained {
                 mint: round * 100 - dice.below(300) as i64,
-                is_elsewhere: &nowhere,
+                is_elsewhere: None,
                 keeps: &|one| one.0 != dead && one.0 % 7 != dead % 7,
             };
             let share = if dice.below(3) == 0 { Share::TwoThirds } else { Share::All };
@@ -429,8 +429,7 @@ fn a_checkpoint_is_the_one_that_prometheus_makes_of_the_same_log() {
             .filter(|item| item.kind == "series")
             .map(|item| item.series_ref)
             .collect();
-        let retained =
-            Retained { mint, is_elsewhere: &nowhere, keeps: &|one| kept.contains(&one.0) };
+        let retained = Retained { mint, is_elsewhere: None, keeps: &|one| kept.contains(&one.0) };
         let report = wal.sync_handle().truncate(Share::TwoThirds, &retained).unwrap().unwrap();
         assert_eq!(report.made, Some(SegmentIndex(2)));
         assert!(report.samples.dropped > 0 && report.metadata.dropped > 0);
@@ -456,7 +455,7 @@ fn prepared(compression: Compression) -> World {
     let mut world = World::new(7, compression);
     world.append(40, 100);
     world.wal.cut_segment().unwrap();
-    let retained = Retained { mint: 50, is_elsewhere: &nowhere, keeps: &|one| one.0 != 3 };
+    let retained = Retained { mint: 50, is_elsewhere: None, keeps: &|one| one.0 != 3 };
     let report = world.wal.sync_handle().truncate(Share::All, &retained).unwrap().unwrap();
     world.items = world.with_checkpoint(report.made.unwrap(), &retained);
     world.append(70, 200);
@@ -519,11 +518,8 @@ fn a_checkpoint_that_is_stopped_anywhere_loses_nothing_that_is_kept() {
         for at in 0.. {
             let mut world = prepared.again(compression);
             let all = world.told();
-            let retained = Retained {
-                mint: 180,
-                is_elsewhere: &nowhere,
-                keeps: &|one| !one.0.is_multiple_of(5),
-            };
+            let retained =
+                Retained { mint: 180, is_elsewhere: None, keeps: &|one| !one.0.is_multiple_of(5) };
             world.disk.fail_all_operations(at);
             let cut = world.wal.cut_segment();
             let made = world.wal.sync_handle().truncate(share, &retained);
@@ -565,7 +561,7 @@ fn a_checkpoint_that_fails_leaves_the_log_as_it_was_and_the_next_one_succeeds() 
         world.wal.cut_segment().unwrap();
         let (all, handle) = (world.told(), world.wal.sync_handle());
         let retained =
-            Retained { mint: 180, is_elsewhere: &nowhere, keeps: &|one| !one.0.is_multiple_of(5) };
+            Retained { mint: 180, is_elsewhere: None, keeps: &|one| !one.0.is_multiple_of(5) };
         let before = names(&world.disk);
         let (made_before, size) =
             (world.wal.metrics.checkpoints.value(), world.wal.metrics.storage_size.value());
@@ -622,7 +618,7 @@ fn damage_is_told_and_its_file_kept() {
         world.disk.open_write(path).unwrap().write_all_at(&bytes, 0).unwrap();
         originals.push(bytes);
     }
-    let retained = Retained { mint: i64::MIN, is_elsewhere: &nowhere, keeps: &|_| true };
+    let retained = Retained { mint: i64::MIN, is_elsewhere: None, keeps: &|_| true };
     let report = world.wal.sync_handle().truncate(Share::All, &retained).unwrap().unwrap();
     let places: Vec<_> = report.damage.iter().map(|(path, _)| path.clone()).collect();
     assert_eq!(places, [damaged[1].clone(), damaged[0].clone()]);
@@ -652,7 +648,7 @@ fn a_segment_that_the_disk_does_not_give_stays() {
     world.wal.cut_segment().unwrap();
     let before = names(&world.disk);
     let (handle, all) = (world.wal.sync_handle(), world.told());
-    let retained = Retained { mint: i64::MIN, is_elsewhere: &nowhere, keeps: &|_| true };
+    let retained = Retained { mint: i64::MIN, is_elsewhere: None, keeps: &|_| true };
     let first = handle.closed_segments().unwrap().unwrap().start().next();
     let path = segment_path(Path::new(WAL), first);
     world.disk.fail_reads(&path, io::ErrorKind::Other);
@@ -679,7 +675,7 @@ fn a_checkpoint_stops_when_nobody_waits_for_it() {
         true
     };
     let made = stop.run(|| {
-        handle.truncate(Share::All, &Retained { mint: 0, is_elsewhere: &nowhere, keeps: &keeps })
+        handle.truncate(Share::All, &Retained { mint: 0, is_elsewhere: None, keeps: &keeps })
     });
     assert!(matches!(made, Err(CheckpointError::Stopped)));
     assert!(waiting.borrow().is_none());
@@ -695,7 +691,7 @@ fn a_segment_that_cannot_be_made_durable_stays() {
     let handle = wal.sync_handle();
     let mut records = Records::new(1);
     let mut all = Vec::new();
-    let retained = Retained { mint: i64::MIN, is_elsewhere: &nowhere, keeps: &|_| true };
+    let retained = Retained { mint: i64::MIN, is_elsewhere: None, keeps: &|_| true };
     let mut fill = |wal: &mut Wal| {
         for _ in 0..30 {
             let record = records.of_kind(2, 0);
@@ -747,14 +743,14 @@ fn a_failed_sync_of_the_file_system_is_a_failed_checkpoint() {
         true
     };
     let err = handle
-        .truncate(Share::All, &Retained { mint: 0, is_elsewhere: &nowhere, keeps: &keeps })
+        .truncate(Share::All, &Retained { mint: 0, is_elsewhere: None, keeps: &keeps })
         .unwrap_err();
     assert!(matches!(err, CheckpointError::Sync(SyncError::Failed)), "{err}");
     let is_mark = |name: &String| name == crate::tsdb::wal::unsynced::UNSYNCED_NAME;
     let after: Vec<_> = names(&world.disk).into_iter().filter(|name| !is_mark(name)).collect();
     assert_eq!(after, before);
     let report =
-        handle.truncate(Share::All, &Retained { mint: 0, is_elsewhere: &nowhere, keeps: &keeps });
+        handle.truncate(Share::All, &Retained { mint: 0, is_elsewhere: None, keeps: &keeps });
     assert!(report.unwrap().unwrap().made.is_some());
 }
 
@@ -780,7 +776,7 @@ fn a_checkpoint_is_made_beside_appends_and_syncs() {
             }
         });
         let checkpoints = scope.spawn(|| {
-            let retained = Retained { mint: i64::MIN, is_elsewhere: &nowhere, keeps: &|_| true };
+            let retained = Retained { mint: i64::MIN, is_elsewhere: None, keeps: &|_| true };
             let mut made = 0;
             loop {
                 let is_last = is_over.load(Ordering::Relaxed);
@@ -819,7 +815,7 @@ fn what_is_written_to_has_no_checkpoint_and_what_has_one_gets_no_second() {
     let disk = FaultyDisk::new();
     let mut wal = open(&disk, Compression::None);
     let (handle, retained) =
-        (wal.sync_handle(), Retained { mint: 0, is_elsewhere: &nowhere, keeps: &|_| true });
+        (wal.sync_handle(), Retained { mint: 0, is_elsewhere: None, keeps: &|_| true });
     assert_eq!(wal.cut_segment().unwrap(), wal.end(), "there is nothing to cut");
     assert_eq!(names(&disk), ["00000000"]);
     append(&mut wal, &[99, 1]);
@@ -852,7 +848,7 @@ fn leftovers_of_a_checkpoint_go_at_the_next_opening_and_before_the_next_one() {
     let cases: Vec<_> = contents.cases.into_iter().collect();
     assert_eq!(cases, [(RepairCase::UnfinishedCheckpoint, 1)]);
     world.wal.cut_segment().unwrap();
-    let retained = Retained { mint: 0, is_elsewhere: &nowhere, keeps: &|_| true };
+    let retained = Retained { mint: 0, is_elsewhere: None, keeps: &|_| true };
     world.wal.sync_handle().truncate(Share::All, &retained).unwrap();
     assert!(names(&world.disk).iter().all(|name| !name.contains(".tmp")));
 }
@@ -884,7 +880,7 @@ fn what_is_known_to_hold_nothing_goes_unread() {
     let (first, last) = closed.into_inner();
     assert!(last > first, "several are to go");
     // Nothing of a time is kept, and no series.
-    let retained = Retained { mint: i64::MAX, is_elsewhere: &nowhere, keeps: &|_| false };
+    let retained = Retained { mint: i64::MAX, is_elsewhere: None, keeps: &|_| false };
     for segment in first.0..=last.0 {
         let path = segment_path(Path::new(WAL), SegmentIndex(segment));
         world.disk.fail_reads(&path, std::io::ErrorKind::Other);
