@@ -140,6 +140,25 @@ fn blocks_and_what_comes_after_them_are_one_answer() {
     node.stop();
 }
 
+/// Writes the nth sample of each of the series, at time `t`, and adds it to `all`.
+fn write_round(
+    node: &Node,
+    (n, t): (i64, i64),
+    series: impl Iterator<Item = i64>,
+    all: &mut Content,
+) {
+    let mut request = WriteRequest::default();
+    for i in series {
+        let labels = [("__name__", "m"), ("i", &*i.to_string()), ("z", "\u{6f22}")];
+        let v = (n * i) as f64 / 7.0;
+        request = request.with(&labels, &[(t, v)]);
+        let labels = labels.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        all.entry(labels.to_vec()).or_default().push((t, v.to_bits()));
+    }
+    let answer = node.write(DEFAULT_TENANT, &request);
+    assert_eq!(answer.status, 200, "{}", answer.text());
+}
+
 /// Samples of five hours, the last ones now: a stop makes blocks of them, and leaves nothing else.
 #[test]
 fn a_head_is_flushed_into_blocks_that_prometheus_takes_over_and_gives_back() {
@@ -151,16 +170,7 @@ fn a_head_is_flushed_into_blocks_that_prometheus_takes_over_and_gives_back() {
     let mut write = |node: &Node, from: i64, count: i64| {
         for n in 0..count {
             let t = from + n * STEP_MS;
-            let mut request = WriteRequest::default();
-            for i in 0..20 {
-                let labels = [("__name__", "m"), ("i", &*i.to_string()), ("z", "\u{6f22}")];
-                let v = (n * i) as f64 / 7.0;
-                request = request.with(&labels, &[(t, v)]);
-                let labels = labels.map(|(name, value)| (name.to_owned(), value.to_owned()));
-                all.entry(labels.to_vec()).or_default().push((t, v.to_bits()));
-            }
-            let answer = node.write(DEFAULT_TENANT, &request);
-            assert_eq!(answer.status, 200, "{}", answer.text());
+            write_round(node, (n, t), 0..20, &mut all);
         }
         all.clone()
     };
@@ -214,17 +224,9 @@ fn blocks_that_are_not_shipped_are_merged_into_ones_that_prometheus_takes_over()
     let mut all = Content::new();
     for n in 0..120 {
         let t = now - 600_000 + n * 5_000;
-        let mut request = WriteRequest::default();
         // Some come and go.
-        for i in (0..20).filter(|i| i % 4 > 0 || (n / 10) % 5 == i / 4) {
-            let labels = [("__name__", "m"), ("i", &*i.to_string()), ("z", "\u{6f22}")];
-            let v = (n * i) as f64 / 7.0;
-            request = request.with(&labels, &[(t, v)]);
-            let labels = labels.map(|(name, value)| (name.to_owned(), value.to_owned()));
-            all.entry(labels.to_vec()).or_default().push((t, v.to_bits()));
-        }
-        let answer = node.write(DEFAULT_TENANT, &request);
-        assert_eq!(answer.status, 200, "{}", answer.text());
+        let series = (0..20).filter(|i| i % 4 > 0 || (n / 10) % 5 == i / 4);
+        write_round(&node, (n, t), series, &mut all);
     }
     wait_until("blocks of level 3 are there", || {
         let levels = levels(&dir);

@@ -37,362 +37,41 @@
 //!
 //! A damaged entry costs itself: the next one begins with the next `RNGE` whose checksum is right.
 
+mod entry;
+mod writer;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
-
+use self::entry::{HEAD_BYTES, Head, Place, TAG_BEGUN, TAG_LENGTH, TAG_SERIES, next_magic};
 use crate::disk::{Disk, DiskFile, lacks_descriptors};
-use crate::error::chain;
 use crate::metrics::Counter;
-use crate::tsdb::error::{ReadError, WriteError};
-use crate::tsdb::file::FileWriter;
 use crate::tsdb::refs;
 use crate::tsdb::wal::reader::{Found, FoundRecord, SegmentReader};
 use crate::tsdb::wal::record::Record;
-use crate::tsdb::wal::repair::{LogDir, SET_ASIDE_PREFIX, free_name};
+use crate::tsdb::wal::repair::LogDir;
 use crate::tsdb::wal::segment::{RECORD_BYTES_MAX, SegmentIndex};
 use crate::tsdb::wal::{WalMetrics, segment_path};
 use crate::tsdb::window::Window;
 
+pub use self::entry::LogFile;
+pub(in crate::tsdb::wal) use self::entry::push_series;
+pub(in crate::tsdb::wal) use self::writer::NamesOfCheckpoint;
+pub use self::writer::NamesWriter;
+
 /// The file, in the database's directory.
 pub const NAMES_FILE: &str = "ringest.names";
 
-const FILE_HEADER: &[u8; 16] = b"RINGEST NAMES\n\x00\x01";
-const MAGIC: &[u8; 4] = b"RNGE";
-/// Of an entry before its body.
-const HEAD_BYTES: usize = 46;
+/// The name of one that a checkpoint makes, until it is whole.
+pub const UNFINISHED_NAMES_FILE: &str = "ringest.names.tmp";
 
-const TAG_SERIES: u8 = 1;
-const TAG_BEGUN: u8 = 2;
-const TAG_LENGTH: u8 = 3;
+const FILE_HEADER: &[u8; 16] = b"RINGEST NAMES\n\x00\x01";
 
 /// Entries gathered before they are written.
 const WRITE_BYTES: usize = 1 << 20;
-/// Bytes looked through at once for the next entry.
-const SEARCH_BYTES: usize = 64 << 10;
-
-/// A file of the log: of a checkpoint's, or a segment of its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct LogFile {
-    checkpoint: u64,
-    segment: u64,
-}
-
-impl LogFile {
-    pub fn segment(segment: SegmentIndex) -> LogFile {
-        LogFile { checkpoint: 0, segment: segment.0 }
-    }
-
-    pub fn of_checkpoint(checkpoint: SegmentIndex, segment: SegmentIndex) -> LogFile {
-        LogFile { checkpoint: checkpoint.0.saturating_add(1), segment: segment.0 }
-    }
-
-    /// Not a file of it, but the directory.
-    fn checkpoint(checkpoint: SegmentIndex) -> LogFile {
-        LogFile::of_checkpoint(checkpoint, SegmentIndex(u64::MAX))
-    }
-}
-
-/// Where in the log a record begins.
-type Place = (LogFile, u64);
-
-/// An entry without its body.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Head {
-    tag: u8,
-    is_compressed: bool,
-    file: LogFile,
-    offset: u64,
-    body_bytes: u32,
-    record_checksum: u32,
-    body_checksum: u32,
-}
-
-impl Head {
-    fn push(&self, out: &mut Vec<u8>) {
-        let start = out.len();
-        out.extend_from_slice(MAGIC);
-        out.extend_from_slice(&[self.tag, u8::from(self.is_compressed)]);
-        out.extend_from_slice(&self.file.checkpoint.to_be_bytes());
-        out.extend_from_slice(&self.file.segment.to_be_bytes());
-        out.extend_from_slice(&self.offset.to_be_bytes());
-        out.extend_from_slice(&self.body_bytes.to_be_bytes());
-        out.extend_from_slice(&self.record_checksum.to_be_bytes());
-        out.extend_from_slice(&self.body_checksum.to_be_bytes());
-        let checksum = crc32c::crc32c(&out[start..]);
-        out.extend_from_slice(&checksum.to_be_bytes());
-        debug_assert_eq!(out.len() - start, HEAD_BYTES);
-    }
-
-    fn parse(bytes: &[u8]) -> Option<Head> {
-        let bytes = bytes.first_chunk::<HEAD_BYTES>()?;
-        let (checked, checksum) = bytes.split_last_chunk::<4>()?;
-        if !checked.starts_with(MAGIC) || crc32c::crc32c(checked) != u32::from_be_bytes(*checksum) {
-            return None;
-        }
-        let be64 = |at: usize| {
-            let bytes = checked.get(at..).and_then(|bytes| bytes.first_chunk::<8>());
-            bytes.map(|bytes| u64::from_be_bytes(*bytes))
-        };
-        let be32 = |at: usize| {
-            let bytes = checked.get(at..).and_then(|bytes| bytes.first_chunk::<4>());
-            bytes.map(|bytes| u32::from_be_bytes(*bytes))
-        };
-        Some(Head {
-            tag: *checked.get(4)?,
-            is_compressed: *checked.get(5)? != 0,
-            file: LogFile { checkpoint: be64(6)?, segment: be64(14)? },
-            offset: be64(22)?,
-            body_bytes: be32(30)?,
-            record_checksum: be32(34)?,
-            body_checksum: be32(38)?,
-        })
-    }
-
-    /// Of a note that has no body.
-    fn note(tag: u8, file: LogFile, offset: u64) -> Head {
-        Head {
-            tag,
-            is_compressed: false,
-            file,
-            offset,
-            body_bytes: 0,
-            record_checksum: 0,
-            body_checksum: 0,
-        }
-    }
-}
-
-/// Appends an entry for a series record. `snappy` is the same compressed, if it is shorter so.
-pub(super) fn push_series(out: &mut Vec<u8>, place: Place, record: &[u8], snappy: Option<&[u8]>) {
-    let body = snappy.unwrap_or(record);
-    // Records are far shorter than 4 GiB.
-    let Ok(body_bytes) = u32::try_from(body.len()) else { return };
-    let head = Head {
-        tag: TAG_SERIES,
-        is_compressed: snappy.is_some(),
-        file: place.0,
-        offset: place.1,
-        body_bytes,
-        record_checksum: crc32c::crc32c(record),
-        body_checksum: crc32c::crc32c(body),
-    };
-    head.push(out);
-    out.extend_from_slice(body);
-}
-
-/// The file, to be written behind what is in it.
-pub struct NamesWriter {
-    disk: Arc<dyn Disk>,
-    path: PathBuf,
-    end: u64,
-    failed: Counter,
-    is_failing: bool,
-    /// Whether there is no file that could be written.
-    is_off: bool,
-}
-
-impl NamesWriter {
-    /// A file without entries, in place of any other. If it cannot be made, the log goes on without
-    /// until its next opening.
-    fn begin(disk: Arc<dyn Disk>, path: PathBuf, failed: Counter) -> NamesWriter {
-        let begun = disk.create(&path).and_then(|file| file.write_all_at(FILE_HEADER, 0));
-        let (end, is_off) = (FILE_HEADER.len() as u64, begun.is_err());
-        let mut writer = NamesWriter { disk, path, end, failed, is_failing: false, is_off };
-        writer.note(begun);
-        writer
-    }
-
-    /// A new file once the old one was set aside.
-    fn begin_again(self) -> NamesWriter {
-        let NamesWriter { disk, path, failed, is_off, .. } = self;
-        match is_off {
-            true => NamesWriter { disk, path, end: 0, failed, is_failing: true, is_off },
-            false => NamesWriter::begin(disk, path, failed),
-        }
-    }
-
-    /// Renames the file, or goes on without.
-    fn set_aside(&mut self, why: &str) {
-        let dir = self.path.parent().unwrap_or(Path::new(""));
-        let free = free_name(&*self.disk, dir, &format!("{SET_ASIDE_PREFIX}{NAMES_FILE}"));
-        let renamed = free.and_then(|free| {
-            let to = free.display();
-            tracing::warn!(why, %to, "the second copy of series names is not used, and made anew");
-            self.disk.rename(&self.path, &free)
-        });
-        self.is_off |= renamed.is_err();
-        self.note(renamed);
-    }
-
-    /// Says that a segment of the log is about to get its first record.
-    pub(super) fn begin_segment(&mut self, segment: SegmentIndex) {
-        let mut bytes = Vec::with_capacity(HEAD_BYTES);
-        Head::note(TAG_BEGUN, LogFile::segment(segment), 0).push(&mut bytes);
-        self.append(&bytes);
-    }
-
-    pub(super) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Whether there is a file.
-    pub(super) fn is_on(&self) -> bool {
-        !self.is_off
-    }
-
-    /// Counts a file that could not be made behind a checkpoint.
-    pub(super) fn note_remaking(&mut self, made: Result<(), WriteError>) {
-        if let Err(err) = made {
-            self.failed.inc();
-            let (path, err) = (self.path.display(), chain(&err));
-            tracing::warn!(%path, err, "the second copy of series names was not made anew");
-        }
-    }
-
-    pub(super) fn sync(&mut self) {
-        if self.is_off {
-            return;
-        }
-        let synced = self.disk.open_write(&self.path).and_then(|file| file.sync());
-        self.note(synced);
-    }
-
-    /// Appends whole entries. A failure costs them alone: they are written again from the log at its
-    /// next opening.
-    pub(super) fn append(&mut self, entries: &[u8]) {
-        if self.is_off {
-            return;
-        }
-        // Opened each time: series are seldom new, and descriptors are few.
-        let file = self.disk.open_write(&self.path);
-        let written = file.and_then(|file| file.write_all_at(entries, self.end));
-        if written.is_ok() {
-            self.end += entries.len() as u64;
-        }
-        self.note(written);
-    }
-
-    fn note(&mut self, done: io::Result<()>) {
-        match done {
-            Ok(()) => self.is_failing = false,
-            Err(err) => {
-                self.failed.inc();
-                if !self.is_failing {
-                    let path = self.path.display();
-                    tracing::warn!(%path, %err, "the second copy of series names cannot be written");
-                }
-                self.is_failing = true;
-            }
-        }
-    }
-}
-
-/// A file that takes the place of another one, since a checkpoint takes that of segments. A failure
-/// leaves the other one, which is made anew then at the next opening.
-pub(super) struct NamesOfCheckpoint<'d> {
-    disk: &'d dyn Disk,
-    number: SegmentIndex,
-    path: PathBuf,
-    writer: FileWriter,
-    entries: Vec<u8>,
-}
-
-/// Its name until it is whole.
-pub const UNFINISHED_NAMES_FILE: &str = "ringest.names.tmp";
-
-impl<'d> NamesOfCheckpoint<'d> {
-    /// `names` is the file whose place it is to take.
-    pub(super) fn begin(
-        disk: &'d dyn Disk,
-        names: &Path,
-        number: SegmentIndex,
-    ) -> Result<NamesOfCheckpoint<'d>, WriteError> {
-        let path = names.with_file_name(UNFINISHED_NAMES_FILE);
-        // Of a checkpoint that was not finished.
-        match disk.remove_file(&path) {
-            Err(err) if err.kind() != io::ErrorKind::NotFound => {
-                return Err(WriteError::io(&path)(err));
-            }
-            _ => {}
-        }
-        let mut writer = FileWriter::create(disk, &path)?;
-        writer.write(FILE_HEADER)?;
-        let mut entries = Vec::new();
-        Head::note(TAG_BEGUN, LogFile::checkpoint(number), 0).push(&mut entries);
-        Ok(NamesOfCheckpoint { disk, number, path, writer, entries })
-    }
-
-    /// A series record, as it is in the checkpoint, where it begins at `offset` of this segment.
-    pub(super) fn push_series(
-        &mut self,
-        (segment, offset): (SegmentIndex, u64),
-        record: &[u8],
-        snappy: Option<&[u8]>,
-    ) -> Result<(), WriteError> {
-        let file = LogFile::of_checkpoint(self.number, segment);
-        push_series(&mut self.entries, (file, offset), record, snappy);
-        self.flush()
-    }
-
-    /// Takes over what is noted of segments behind the checkpoint, which is on the medium, and the
-    /// place of the file. Appends wait for the end of it alone.
-    pub(super) fn take_place(mut self, names: &Mutex<NamesWriter>) -> Result<(), WriteError> {
-        let (from, end) = {
-            let names = names.lock();
-            (names.path.clone(), names.end)
-        };
-        let read = self.take_over(&from, FILE_HEADER.len() as u64, end)?;
-        self.flush()?;
-        self.writer.sync_written()?;
-        let mut names = names.lock();
-        self.take_over(&from, read, names.end)?;
-        self.flush()?;
-        let written = self.writer.finish_unsynced()?;
-        self.disk.rename(&self.path, &from).map_err(WriteError::io(&from))?;
-        names.end = written;
-        drop(names);
-        let dir = from.parent().unwrap_or(Path::new(""));
-        self.disk.sync_dir(dir).map_err(WriteError::io(dir))
-    }
-
-    /// Of the entries in a part of the file; where the last whole one ends.
-    fn take_over(&mut self, from: &Path, start: u64, end: u64) -> Result<u64, WriteError> {
-        let read_error = |source| WriteError::Read(ReadError::io(from)(source));
-        let mut file = Window::open(self.disk, from).map_err(read_error)?;
-        let mut offset = start;
-        while offset < end {
-            let head = Head::parse(file.read(offset, HEAD_BYTES).map_err(read_error)?);
-            let Some(head) = head else {
-                offset = next_magic(&mut file, offset + 1).map_err(read_error)?;
-                continue;
-            };
-            let bytes = HEAD_BYTES + head.body_bytes as usize;
-            let LogFile { checkpoint, segment } = head.file;
-            if checkpoint == 0 && segment > self.number.0 {
-                let entry = file.read(offset, bytes).map_err(read_error)?;
-                // One that is longer than what is read at once is left out.
-                if entry.len() == bytes {
-                    self.entries.extend_from_slice(entry);
-                    self.flush()?;
-                }
-            }
-            offset += bytes as u64;
-        }
-        Ok(offset)
-    }
-
-    fn flush(&mut self) -> Result<(), WriteError> {
-        self.writer.write(&self.entries)?;
-        self.entries.clear();
-        self.entries.shrink_to(WRITE_BYTES);
-        Ok(())
-    }
-}
 
 /// Where the copy of a record is.
 #[derive(Clone, Copy, Debug)]
@@ -729,19 +408,6 @@ impl Noted {
         }
         None
     }
-}
-
-/// Where the next entry may begin; the file's end if nowhere.
-fn next_magic(file: &mut Window, mut offset: u64) -> io::Result<u64> {
-    while offset < file.len {
-        let bytes = file.read(offset, SEARCH_BYTES)?;
-        if let Some(at) = bytes.windows(MAGIC.len()).position(|bytes| bytes == MAGIC) {
-            return Ok(offset + at as u64);
-        }
-        // It may lie over the end of what was looked through.
-        offset += (bytes.len().max(MAGIC.len()) - MAGIC.len() + 1) as u64;
-    }
-    Ok(file.len)
 }
 
 #[cfg(test)]

@@ -1,10 +1,11 @@
 //! Logs whose series records are damaged, with the second copy whole, damaged, behind or another's.
 
+use std::path::PathBuf;
+
 use serde_json::json;
 
 use super::*;
-use crate::clock::Clock as _;
-use crate::clock::ManualClock;
+use crate::clock::{Clock as _, ManualClock};
 use crate::disk::faulty::FaultyDisk;
 use crate::disk::read_file;
 use crate::metrics::Registry;
@@ -13,6 +14,7 @@ use crate::tsdb::env::Env;
 use crate::tsdb::head::batch::Batch;
 use crate::tsdb::head::tests::{Series, dump, push};
 use crate::tsdb::options::DbOptions;
+use crate::tsdb::wal::repair::SET_ASIDE_PREFIX;
 use crate::tsdb::wal::{Compression, SyncPolicy, Wal, WalOptions, record};
 use crate::tsdb::{Db, Opened};
 
