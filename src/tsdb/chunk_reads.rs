@@ -9,9 +9,12 @@ use crate::model::Timestamp;
 use crate::model::stop;
 use crate::tsdb::error::ReadError;
 
-/// What a chunk is read with at first, as it is not known how long it is. A chunk of floats is cut at a
-/// kilobyte, and something stands around it.
+/// What a chunk is read with at first at most, as it is not known how long it is. A chunk of floats is
+/// cut at a kilobyte, and something stands around it.
 pub const FIRST_READ_BYTES: usize = 1024 + 64;
+
+/// What stands around a chunk in a file.
+const AROUND_BYTES: usize = 64;
 
 /// What is read at once at most.
 const READ_BYTES_MAX: u64 = 64 << 10;
@@ -49,6 +52,34 @@ pub struct ChunkReads {
     wanted: Vec<Wanted>,
     /// Reused from read to read.
     buffer: Vec<u8>,
+    lengths: Lengths,
+}
+
+/// Bytes of the chunks read last. The next one is taken to be no longer than these: series that are
+/// read after one another are often of one metric, and theirs are of a length.
+struct Lengths {
+    latest: [usize; 16],
+    /// The place of the oldest.
+    oldest: usize,
+}
+
+impl Default for Lengths {
+    fn default() -> Lengths {
+        Lengths { latest: [FIRST_READ_BYTES; 16], oldest: 0 }
+    }
+}
+
+impl Lengths {
+    fn add(&mut self, bytes: usize) {
+        self.latest[self.oldest] = bytes;
+        self.oldest = (self.oldest + 1) % self.latest.len();
+    }
+
+    /// What the next chunk is read with.
+    fn first_read(&self) -> usize {
+        let longest = self.latest.iter().max().copied().unwrap_or_default();
+        (longest + AROUND_BYTES).min(FIRST_READ_BYTES)
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -97,7 +128,8 @@ impl ChunkReads {
         while let (Some(first), false) = (rest.first(), stop::is_asked()) {
             let (near, others) = rest.split_at(near_the_first(rest));
             rest = others;
-            read_near(&*self.files[first.file], near, &mut self.buffer, &mut each)?;
+            let file = &*self.files[first.file];
+            read_near(file, near, &mut self.lengths, &mut self.buffer, &mut each)?;
         }
         self.clear();
         Ok(())
@@ -119,12 +151,13 @@ fn near_the_first(wanted: &[Wanted]) -> usize {
 fn read_near(
     file: &dyn ChunkFile,
     near: &[Wanted],
+    lengths: &mut Lengths,
     buffer: &mut Vec<u8>,
     each: &mut impl FnMut(usize, u8, &[u8]),
 ) -> Result<(), ReadError> {
     let (Some(first), Some(last)) = (near.first(), near.last()) else { return Ok(()) };
     let start = first.chunk.offset;
-    let span = (last.chunk.offset - start) as usize + FIRST_READ_BYTES;
+    let span = (last.chunk.offset - start) as usize + lengths.first_read();
     if buffer.len() < span {
         buffer.resize(span, 0);
     }
@@ -133,12 +166,14 @@ fn read_near(
         let bytes = buffer[..filled].get((wanted.chunk.offset - start) as usize..);
         let bytes = bytes.unwrap_or_default();
         if let Some((encoding, data)) = file.find(&wanted.chunk, bytes) {
+            lengths.add(data.len());
             each(wanted.number, encoding, &bytes[data]);
             continue;
         }
-        // It is longer than most, or damaged.
+        // It is longer than those before it, or damaged.
         let mut alone = Vec::new();
         let encoding = file.read(&wanted.chunk, &mut alone)?;
+        lengths.add(alone.len());
         each(wanted.number, encoding, &alone);
     }
     Ok(())
@@ -167,5 +202,19 @@ mod tests {
         assert_eq!(near(&steps), 100);
         let steps: Vec<_> = (0..1000).map(|i| (0, 8 + i * 400)).collect();
         assert_eq!(near(&steps) as u64, 1 + end / 400);
+    }
+
+    #[test]
+    fn a_chunk_is_read_with_what_the_longest_of_the_last_ones_would_have_taken() {
+        let mut lengths = Lengths::default();
+        assert_eq!(lengths.first_read(), FIRST_READ_BYTES);
+        (0..15).for_each(|_| lengths.add(50));
+        assert_eq!(lengths.first_read(), FIRST_READ_BYTES, "one is not known yet");
+        lengths.add(400);
+        assert_eq!(lengths.first_read(), 400 + AROUND_BYTES);
+        (0..16).for_each(|_| lengths.add(50));
+        assert_eq!(lengths.first_read(), 50 + AROUND_BYTES);
+        lengths.add(1 << 20);
+        assert_eq!(lengths.first_read(), FIRST_READ_BYTES);
     }
 }

@@ -12,18 +12,18 @@ use std::sync::Arc;
 
 use thin_vec::ThinVec;
 
-use crate::model::Timestamp;
 use crate::model::key_table::Slot;
 use crate::model::pairs::{PairId, Text};
 use crate::model::stop;
+use crate::model::{TimeRange, Timestamp};
 use crate::tsdb::block::chunks::EncodedChunk;
 use crate::tsdb::block::writer::BlockWriter;
+use crate::tsdb::chunk_set::{ChunkSet, ChunkView};
 use crate::tsdb::chunkenc::ENCODING_XOR;
 use crate::tsdb::chunkenc::xor::{XorIterator, XorState};
 use crate::tsdb::error::WriteError;
 use crate::tsdb::head::Head;
 use crate::tsdb::head::catalog::Catalog;
-use crate::tsdb::head::states::{FoundChunk, HeadChunk};
 use crate::tsdb::index::LabelSymbols;
 
 /// Series read under one hold of the locks: some ten microseconds that an append may wait.
@@ -67,13 +67,14 @@ impl Head {
         let mut series = self.series_in(&catalog, span);
         let order = LabelOrder::write(&catalog, writer)?;
         order.sort(&catalog, &mut series, 0);
+        let mut chunks = ChunkSet::default();
         for some in series.chunks(COPIED_TOGETHER) {
             if stop::is_asked() {
                 return Ok(false);
             }
-            self.write_series(&catalog, &order, some, span, writer)?;
+            self.write_series(&catalog, &order, some, span, &mut chunks, writer)?;
         }
-        Ok(true)
+        Ok(!stop::is_asked())
     }
 
     fn series_in(&self, catalog: &Catalog, span: Span) -> Vec<Sorted> {
@@ -100,63 +101,79 @@ impl Head {
         order: &LabelOrder,
         series: &[Sorted],
         span: Span,
+        chunks: &mut ChunkSet,
         writer: &mut BlockWriter<'_>,
     ) -> Result<(), WriteError> {
-        let mut copied = Vec::with_capacity(series.len());
-        {
-            let states = self.states.read();
-            states.fetch(series.iter().map(|series| series.slot));
-            for series in series {
-                let mut chunks: ThinVec<FoundChunk> = ThinVec::new();
-                let copy = |chunk| chunks.push(chunk);
-                states.chunks_in(series.slot, span.start, span.end - 1, copy);
-                copied.push(chunks);
-            }
+        self.gather_all(series, span, chunks);
+        chunks.load()?;
+        if stop::is_asked() {
+            // Not all was read.
+            return Ok(());
         }
-        for (series, chunks) in series.iter().zip(copied) {
-            let chunks = chunks.into_iter().map(FoundChunk::load);
-            let mut chunks = chunks.collect::<Result<ThinVec<_>, _>>()?;
-            trim(&mut chunks, span);
-            if chunks.is_empty() {
+        let mut symbols = Vec::new();
+        for (i, series) in series.iter().enumerate() {
+            let kept: Vec<_> = chunks.of(i).filter_map(|chunk| Kept::of(chunk, span)).collect();
+            if kept.is_empty() {
                 continue;
             }
-            let chunks: Vec<_> = chunks
-                .iter()
-                .map(|chunk| EncodedChunk {
-                    mint: chunk.mint,
-                    maxt: chunk.maxt,
-                    encoding: ENCODING_XOR,
-                    bytes: &chunk.bytes,
-                })
-                .collect();
+            let encoded: Vec<_> = kept.iter().map(Kept::encoded).collect();
+            symbols.clear();
             let labels = catalog.labels();
             let pairs = labels.get(series.slot).unwrap_or(&[]);
-            let symbols: Vec<_> = pairs.iter().map(|pair| order.symbols[pair.index()]).collect();
+            symbols.extend(pairs.iter().map(|pair| order.symbols[pair.index()]));
             drop(labels);
-            writer.add_series(&symbols, &chunks)?;
+            writer.add_series(&symbols, &encoded)?;
         }
         Ok(())
     }
+
+    /// The chunks of some series that the span meets, in place of what is there.
+    fn gather_all(&self, series: &[Sorted], span: Span, chunks: &mut ChunkSet) {
+        let range = TimeRange { mint: span.start, maxt: span.end - 1 };
+        chunks.clear();
+        let states = self.states.read();
+        states.fetch(series.iter().map(|series| series.slot));
+        for series in series {
+            states.gather(series.slot, range, chunks);
+            chunks.end_series();
+        }
+    }
 }
 
-/// Takes from the first and the last chunk what is outside of the span, and those that then have
-/// nothing.
-fn trim(chunks: &mut ThinVec<HeadChunk>, span: Span) {
-    for chunk in chunks.iter_mut() {
+/// What a span has of a chunk.
+enum Kept<'c> {
+    Whole(ChunkView<'c>),
+    /// The chunk goes beyond the span.
+    Part {
+        mint: Timestamp,
+        maxt: Timestamp,
+        bytes: Arc<[u8]>,
+    },
+}
+
+impl<'c> Kept<'c> {
+    fn of(chunk: ChunkView<'c>, span: Span) -> Option<Kept<'c>> {
         if span.start <= chunk.mint && chunk.maxt < span.end {
-            continue;
+            return Some(Kept::Whole(chunk));
         }
         let (mut xor, mut bytes) = (XorState::default(), ThinVec::new());
-        let samples = XorIterator::new(&chunk.bytes).flatten();
+        let samples = XorIterator::new(chunk.bytes).flatten();
         let kept = samples.filter(|(t, _)| (span.start..span.end).contains(t));
         kept.for_each(|(t, v)| xor.append(&mut bytes, t, v));
-        *chunk = HeadChunk {
-            mint: xor.first_time(&bytes),
-            maxt: xor.t,
-            bytes: if xor.count == 0 { Arc::from([]) } else { xor.snapshot(&bytes) },
-        };
+        let mint = xor.first_time(&bytes);
+        (xor.count > 0).then(|| Kept::Part { mint, maxt: xor.t, bytes: xor.snapshot(&bytes) })
     }
-    chunks.retain(|chunk| !chunk.bytes.is_empty());
+
+    fn encoded(&self) -> EncodedChunk<'_> {
+        match *self {
+            Kept::Whole(ChunkView { mint, maxt, encoding, bytes }) => {
+                EncodedChunk { mint, maxt, encoding, bytes }
+            }
+            Kept::Part { mint, maxt, ref bytes } => {
+                EncodedChunk { mint, maxt, encoding: ENCODING_XOR, bytes }
+            }
+        }
+    }
 }
 
 impl LabelOrder {
