@@ -23,6 +23,10 @@
 //! started again, and at last told to stop, which makes blocks of the head where servers do that.
 //! Ringest is measured with a log that is short as well.
 //!
+//! `--case=company` is one node that takes known series at a steady pace: alone; while a reader asks for
+//! everything, again and again; while another tenant sends many new series in one request; while a
+//! block is cut. The head is filled before, and blocks are so short that one is cut soon.
+//!
 //! `--case=router` is a router before nodes that store, three copies of each series, one column per
 //! way of forwarding; `--case=ring` is three nodes that route and store. Both are measured with
 //! known series, and only for servers that make rings. Without `--case` all are measured.
@@ -33,6 +37,8 @@
 //! `--smoke` (or `--test`, or a start by `cargo test --benches`) runs all of this once, small, with
 //! Ringest only unless `--only` names others.
 
+#[path = "side_by_side/company.rs"]
+mod company;
 #[path = "side_by_side/life.rs"]
 mod life;
 #[path = "side_by_side/node.rs"]
@@ -76,6 +82,9 @@ fn run(matches: &ArgMatches) -> Result<(), AnyError> {
     if plan.has_case("life") {
         life::run(&servers, &plan)?;
     }
+    if plan.has_case("company") {
+        company::run(&servers, &plan)?;
+    }
     if plan.has_case("router") || plan.has_case("ring") {
         let scenarios = ring::make_scenarios(&plan)?;
         if plan.has_case("router") {
@@ -115,11 +124,15 @@ fn options() -> clap::Command {
             .help(help)
     };
     clap::Command::new("side_by_side").args([
-        names("case", &["node", "life", "router", "ring"], "Measure only this"),
+        names("case", &["node", "life", "company", "router", "ring"], "Measure only this"),
         number("series", "1000000", "Series of one node, of 12 labels, 2,000 a request"),
         number("ring-series", "200000", "Series of a router and of a ring"),
         number("life-series", "100000", "Series of a full head"),
         number("life-rounds", "240", "Samples of each of these, 15 s apart"),
+        number("company-rate", "100000", "Samples a second of a node with other things to do"),
+        number("company-seconds", "20", "How long it is looked at in each company"),
+        number("company-range", "120", "Seconds of a block, so that one is cut soon"),
+        number("company-new-series", "400000", "Series that another tenant sends at once"),
         number("known-rounds", "10", "Samples of each known series"),
         number("connections", "4", "Connections of the sender"),
         number("nodes", "3", "Nodes behind the router, at least 3")
@@ -151,6 +164,10 @@ struct Plan {
     series_count: u32,
     life_series: u32,
     life_rounds: u32,
+    company_rate: u32,
+    company_seconds: u32,
+    company_range: u32,
+    company_new_series: u32,
     ring_series: u32,
     known_rounds: u32,
     connections: u32,
@@ -166,6 +183,10 @@ impl Plan {
             series_count: number("series"),
             life_series: number("life-series"),
             life_rounds: number("life-rounds"),
+            company_rate: number("company-rate"),
+            company_seconds: number("company-seconds"),
+            company_range: number("company-range"),
+            company_new_series: number("company-new-series"),
             ring_series: number("ring-series"),
             known_rounds: number("known-rounds"),
             connections: number("connections"),
@@ -178,6 +199,10 @@ impl Plan {
                 series_count: 4_000,
                 life_series: 1_000,
                 life_rounds: 130,
+                company_rate: 20_000,
+                company_seconds: 1,
+                company_range: 30,
+                company_new_series: 2_000,
                 ring_series: 4_000,
                 known_rounds: 2,
                 ..plan

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use ringest::clock::{Clock, SystemClock};
 use ringest::load::{
-    BodySource, EncodedOnDemand, Order, Pregenerated, Progress, SendError, SendOptions, Setup,
-    Shape, Total, Workload, send,
+    BodySource, EncodedOnDemand, Latencies, Order, Pregenerated, Progress, SendError, SendOptions,
+    Setup, Shape, Total, Workload, send,
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::AnyError;
+use crate::{AnyError, Plan};
 
 /// A workload and its bodies, one source per connection.
 pub(crate) struct Scenario {
@@ -184,14 +184,109 @@ impl LifeScenario {
     }
 
     pub(crate) fn send(&self, write_url: &http::Uri) -> Result<Total, AnyError> {
-        let (workload, lanes) = (&self.workload, self.workload.lanes());
-        let options = send_options(write_url, self.rounds);
-        let progress = Progress::default();
-        let setup = setup(workload, &options, &progress);
-        let total =
-            send(&setup, |connection| Ok(EncodedOnDemand::new(workload, &lanes, connection)))?;
-        all_acknowledged(total, self.samples())
+        send_on_demand(&self.workload, &send_options(write_url, self.rounds))
     }
+}
+
+/// Whether more is to be sent; asked often.
+pub(crate) type GoOn<'g> = dyn FnMut() -> bool + Send + 'g;
+
+/// A head that fills one block, and known series at a steady pace from there on.
+pub(crate) struct CompanyScenario {
+    workload: Workload,
+    rounds: u32,
+    rate: f64,
+    new_series: Workload,
+    pub(crate) probe: Vec<u8>,
+}
+
+impl CompanyScenario {
+    /// Waits for a time from which on the third turn of a node is the first with something to cut: the
+    /// first is within a tenth of a range, and its oldest sample must be older than one and a half.
+    pub(crate) fn begin(plan: &Plan) -> Result<CompanyScenario, AnyError> {
+        let range = i64::from(plan.company_range) * 1000;
+        while SystemClock.now() % range > range / 3 {
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        let mut workload = workload(plan.life_series, plan.connections, 1)?;
+        workload.start = SystemClock.now() / range * range;
+        workload.step = range / i64::from(plan.life_rounds);
+        let new_series = Workload {
+            shape: Shape::Avalanche,
+            labels_per_series: 4,
+            series_count: plan.company_new_series,
+            series_per_request: plan.company_new_series,
+            connections: 1,
+            tenants: vec!["other".to_owned()],
+            ..workload.clone()
+        };
+        new_series.check()?;
+        Ok(CompanyScenario {
+            probe: probe(&workload)?,
+            workload,
+            rounds: plan.life_rounds,
+            rate: plan.company_rate.into(),
+            new_series,
+        })
+    }
+
+    /// Fills a head, as fast as it goes.
+    pub(crate) fn fill(&self, write_url: &http::Uri) -> Result<PacedSender, AnyError> {
+        send_on_demand(&self.workload, &send_options(write_url, self.rounds))?;
+        let start = self.workload.synthetic_base(self.rounds);
+        // From then on sample time goes about as fast as the clock.
+        let step = f64::from(self.workload.series_count) / self.rate * 1e3;
+        let workload = Workload { start, step: (step as i64).max(1), ..self.workload.clone() };
+        Ok(PacedSender { write_url: write_url.clone(), workload, rate: self.rate })
+    }
+
+    /// One request of another tenant, of series that it did not have.
+    pub(crate) fn send_new_series(&self, write_url: &http::Uri) -> Result<(), AnyError> {
+        send_on_demand(&self.new_series, &send_options(write_url, 1)).map(|_| ())
+    }
+}
+
+/// Known series, each round later than the one before.
+pub(crate) struct PacedSender {
+    write_url: http::Uri,
+    workload: Workload,
+    rate: f64,
+}
+
+impl PacedSender {
+    /// The latencies of what was sent while `go_on` said so.
+    pub(crate) fn send_while(&mut self, go_on: &mut GoOn<'_>) -> Result<Latencies, AnyError> {
+        const BETWEEN_LOOKS: Duration = Duration::from_millis(10);
+        let lanes = self.workload.lanes();
+        let options =
+            SendOptions { rate: Some(self.rate), rounds: None, ..send_options(&self.write_url, 0) };
+        let progress = Progress::default();
+        let setup = setup(&self.workload, &options, &progress);
+        let stop = setup.stop.clone();
+        let total = std::thread::scope(|scope| {
+            scope.spawn(move || {
+                while go_on() {
+                    std::thread::sleep(BETWEEN_LOOKS);
+                }
+                stop.cancel();
+            });
+            send(&setup, |connection| Ok(EncodedOnDemand::new(&self.workload, &lanes, connection)))
+        })?;
+        let sent = total.tally.acknowledged_samples;
+        // Connections are not all in the same round.
+        let rounds = sent / u64::from(self.workload.series_count) + 2;
+        self.workload.start = self.workload.synthetic_base(rounds as u32);
+        Ok(all_acknowledged(total, sent)?.tally.latencies)
+    }
+}
+
+fn send_on_demand(workload: &Workload, options: &SendOptions) -> Result<Total, AnyError> {
+    let lanes = workload.lanes();
+    let progress = Progress::default();
+    let setup = setup(workload, options, &progress);
+    let total = send(&setup, |connection| Ok(EncodedOnDemand::new(workload, &lanes, connection)))?;
+    let rounds = u64::from(options.rounds.unwrap_or(0));
+    all_acknowledged(total, u64::from(workload.series_count) * rounds)
 }
 
 /// The workloads of a ring.

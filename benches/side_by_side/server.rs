@@ -258,37 +258,45 @@ impl Running {
         Err(format!("takes no write: {}", self.last_log_line()).into())
     }
 
-    /// The status of one write over a connection of its own.
+    /// The status of one write.
     fn post(&self, body: &[u8]) -> io::Result<u16> {
-        let authority = self.write_url.authority().map_or("", |authority| authority.as_str());
-        let mut stream = TcpStream::connect(authority)?;
-        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        let head = format!(
-            "POST {} HTTP/1.1\r\nHost: {authority}\r\nContent-Length: {}\r\n\
-             Content-Type: application/x-protobuf\r\nContent-Encoding: snappy\r\n\
-             Connection: close\r\n\r\n",
-            self.write_url.path(),
-            body.len(),
-        );
-        stream.write_all(&[head.as_bytes(), body].concat())?;
-        let mut status_line = [0; "HTTP/1.1 200".len()];
-        stream.read_exact(&mut status_line)?;
-        let status = std::str::from_utf8(&status_line[9..]).ok().and_then(|s| s.parse().ok());
-        status.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
+        let headers = "Content-Type: application/x-protobuf\r\nContent-Encoding: snappy\r\n";
+        let mut stream =
+            request(self.write_authority(), "POST", self.write_url.path(), headers, body)?;
+        status(&mut stream)
+    }
+
+    fn write_authority(&self) -> &str {
+        self.write_url.authority().map_or("", |authority| authority.as_str())
     }
 
     /// Bytes of messages on their way to peers, as `GET /api/v1/ring` tells; `None` if it does not.
     pub(crate) fn forwarding_bytes(&self) -> Option<u64> {
-        let mut stream = TcpStream::connect(self.http_address.as_ref()?).ok()?;
-        stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
-        let head = "GET /api/v1/ring HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n";
-        stream.write_all(head.as_bytes()).ok()?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).ok()?;
-        let page: serde_json::Value =
-            serde_json::from_str(answer.split_once("\r\n\r\n")?.1).ok()?;
+        let page: serde_json::Value = serde_json::from_str(&self.get("/api/v1/ring").ok()?).ok()?;
         let members = page["hashrings"].as_array()?.iter().filter_map(|r| r["members"].as_array());
         Some(members.flatten().filter_map(|member| member["inflight_bytes"].as_u64()).sum())
+    }
+
+    /// The body of one of the node's own pages.
+    pub(crate) fn get(&self, path: &str) -> io::Result<String> {
+        let address = self.http_address.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        let mut stream = request(address, "GET", path, "", &[])?;
+        succeeded(&mut stream, path)?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let body = answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned());
+        body.ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+
+    /// Has a question of remote read answered, and throws the answer away.
+    pub(crate) fn remote_read(&self, question: &[u8]) -> io::Result<()> {
+        const PATH: &str = "/api/v1/read";
+        let address = self.http_address.as_deref().unwrap_or_else(|| self.write_authority());
+        let headers = "Content-Type: application/x-protobuf\r\nContent-Encoding: snappy\r\n\
+                       X-Prometheus-Remote-Read-Version: 0.1.0\r\n";
+        let mut stream = request(address, "POST", PATH, headers, question)?;
+        succeeded(&mut stream, PATH)?;
+        io::copy(&mut stream, &mut io::sink()).map(drop)
     }
 
     pub(crate) fn last_log_line(&self) -> String {
@@ -334,6 +342,40 @@ impl Running {
 
     fn is_gone(&self) -> AnyError {
         format!("the server is gone: {}", self.last_log_line()).into()
+    }
+}
+
+/// Sends a request over a connection of its own.
+fn request(
+    authority: &str,
+    method: &str,
+    path: &str,
+    headers: &str,
+    body: &[u8],
+) -> io::Result<TcpStream> {
+    let mut stream = TcpStream::connect(authority)?;
+    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nHost: {authority}\r\nContent-Length: {}\r\n{headers}\
+         Connection: close\r\n\r\n",
+        body.len(),
+    );
+    stream.write_all(&[head.as_bytes(), body].concat())?;
+    Ok(stream)
+}
+
+/// Reads the first line of an answer up to its status.
+fn status(stream: &mut TcpStream) -> io::Result<u16> {
+    let mut status_line = [0; "HTTP/1.1 200".len()];
+    stream.read_exact(&mut status_line)?;
+    let status = std::str::from_utf8(&status_line[9..]).ok().and_then(|s| s.parse().ok());
+    status.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
+}
+
+fn succeeded(stream: &mut TcpStream, path: &str) -> io::Result<()> {
+    match status(stream)? {
+        200..=299 => Ok(()),
+        other => Err(io::Error::other(format!("{path} is answered with {other}"))),
     }
 }
 
