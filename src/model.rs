@@ -2,6 +2,7 @@
 
 pub mod bytes;
 pub mod fingerprint;
+pub mod histogram;
 pub mod key_table;
 pub mod labels;
 pub mod matcher;

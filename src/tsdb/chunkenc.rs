@@ -1,6 +1,8 @@
 //! Chunk encodings, as in Prometheus' `tsdb/chunkenc`.
 
 pub mod bits;
+pub mod histogram;
+pub mod varbit;
 pub mod xor;
 
 /// Prometheus' numbers for encodings, as stored in blocks and head-chunk files.

@@ -12,6 +12,8 @@ mod chunk_segment;
 mod hashrings;
 #[path = "../../fuzz/targets/head_chunks.rs"]
 mod head_chunks;
+#[path = "../../fuzz/targets/histogram_chunk.rs"]
+mod histogram_chunk;
 #[path = "../../fuzz/targets/index.rs"]
 mod index;
 #[path = "../../fuzz/targets/peer_message.rs"]
@@ -139,6 +141,11 @@ fn write_requests() {
 #[test]
 fn chunks() {
     replay("xor_chunk", xor_chunk::seeds(), xor_chunk::run);
+}
+
+#[test]
+fn histogram_chunks() {
+    replay("histogram_chunk", histogram_chunk::seeds(), histogram_chunk::run);
 }
 
 #[test]

@@ -79,6 +79,52 @@ fn grow(stream: &mut ThinVec<u8>, needed: usize) {
     stream.extend(std::iter::repeat_n(0, more));
 }
 
+/// A bit stream that is being written, however long.
+#[derive(Clone, Debug, Default)]
+pub struct BitWriter {
+    bytes: Vec<u8>,
+    /// Unused low bits of the last byte.
+    free: u32,
+}
+
+impl BitWriter {
+    /// Behind whole bytes.
+    pub fn after(bytes: &[u8]) -> BitWriter {
+        BitWriter { bytes: bytes.to_vec(), free: 0 }
+    }
+
+    /// Appends the low `count` bits of `bits`. `count` is at most 120, bits above it are zero.
+    pub fn push(&mut self, bits: u128, count: u32) {
+        debug_assert!(0 < count && count <= 120 && bits >> count == 0);
+        let mut left_aligned = bits << (128 - count);
+        if let Some(last) = self.bytes.last_mut().filter(|_| self.free > 0) {
+            *last |= (left_aligned >> (128 - self.free)) as u8;
+            if count <= self.free {
+                self.free -= count;
+                return;
+            }
+            left_aligned <<= self.free;
+        }
+        let rest = count - self.free;
+        let whole = rest.div_ceil(8);
+        self.bytes.extend_from_slice(&left_aligned.to_be_bytes()[..whole as usize]);
+        self.free = whole * 8 - rest;
+    }
+
+    /// What was written, the last byte filled with zeros.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes
+    }
+
+    pub fn bit_count(&self) -> usize {
+        self.bytes.len() * 8 - self.free as usize
+    }
+}
+
 /// Reads a bit stream; `None` at its end.
 #[derive(Clone)]
 pub struct BitReader<'a> {
@@ -145,6 +191,11 @@ impl<'a> BitReader<'a> {
         None
     }
 
+    /// Bits that are left.
+    pub fn remaining(&self) -> u64 {
+        self.rest.len() as u64 * 8 + u64::from(self.held_count)
+    }
+
     /// A zigzag varint.
     pub fn read_varint(&mut self) -> Option<i64> {
         let value = self.read_uvarint()?;
@@ -166,6 +217,11 @@ mod tests {
                 let bits = bits >> (64 - count);
                 end.push_bits(&mut stream, u128::from(bits), *count);
             }
+            let mut writer = BitWriter::default();
+            for (bits, count) in &runs {
+                writer.push(u128::from(bits >> (64 - count)), *count);
+            }
+            prop_assert_eq!(writer.bytes(), &stream[..usize::from(end.used)]);
             let total: u32 = runs.iter().map(|(_, count)| count).sum();
             prop_assert_eq!(u32::from(end.used) * 8 - u32::from(end.free), total);
             let mut reader = BitReader::new(&stream);

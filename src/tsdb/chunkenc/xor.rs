@@ -29,6 +29,60 @@ const PUSHED_TOGETHER_MAX: u32 = 120;
 /// Leading-zero count that says no window is in force yet.
 const NO_WINDOW: u8 = 0xff;
 
+/// Where the bits lie in which a value differs from the one before.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct XorWindow {
+    leading: u8,
+    trailing: u8,
+}
+
+impl XorWindow {
+    /// None is in force yet.
+    pub const NONE: XorWindow = XorWindow { leading: NO_WINDOW, trailing: 0 };
+
+    /// The bits of a value behind `before`, and how many they are, 77 at most. Opens the window that
+    /// they say.
+    #[inline]
+    pub fn bits(&mut self, before: u64, v: u64) -> (u128, u32) {
+        let xor = v ^ before;
+        if xor == 0 {
+            return (0, 1);
+        }
+        // Five bits hold the leading zeros, so more than 31 are treated as 31.
+        let leading = (xor.leading_zeros() as u8).min(31);
+        let trailing = xor.trailing_zeros() as u8;
+        if self.leading != NO_WINDOW && leading >= self.leading && trailing >= self.trailing {
+            let significant = 64 - u32::from(self.leading) - u32::from(self.trailing);
+            let bits = 0b10u128 << significant | u128::from(xor >> self.trailing);
+            return (bits, 2 + significant);
+        }
+        (self.leading, self.trailing) = (leading, trailing);
+        let significant = 64 - u32::from(leading) - u32::from(trailing);
+        let head = 0b11 << 11 | u128::from(leading) << 6 | u128::from(significant & 0x3f);
+        (head << significant | u128::from(xor >> trailing), 13 + significant)
+    }
+
+    /// The value behind `before`; `None` at the end of the stream, or where it says an impossible
+    /// width.
+    #[inline]
+    pub fn read(&mut self, bits: &mut BitReader<'_>, before: u64) -> Option<u64> {
+        if !bits.read_bit()? {
+            return Some(before);
+        }
+        if bits.read_bit()? {
+            self.leading = bits.read_bits(5)? as u8;
+            let significant = match bits.read_bits(6)? as u8 {
+                0 => 64,
+                significant => significant,
+            };
+            // Only damaged chunks say more than 64 bits in all.
+            self.trailing = 64u8.checked_sub(self.leading)?.checked_sub(significant)?;
+        }
+        let significant = 64 - u32::from(self.leading) - u32::from(self.trailing);
+        Some(before ^ bits.read_bits(significant)? << self.trailing)
+    }
+}
+
 /// What the encoder must remember between samples. It lies in the series' hot line, not beside the
 /// bytes, so that appending touches just the line and the end of the chunk. The sample count in the
 /// chunk's first bytes is set only when the chunk is copied or finished.
@@ -41,8 +95,7 @@ pub struct XorState {
     t_delta: u64,
     /// Samples in the chunk.
     pub count: u16,
-    leading: u8,
-    trailing: u8,
+    window: XorWindow,
     end: BitEnd,
 }
 
@@ -53,8 +106,7 @@ impl Default for XorState {
             v: 0,
             t_delta: 0,
             count: 0,
-            leading: NO_WINDOW,
-            trailing: 0,
+            window: XorWindow::NONE,
             end: BitEnd::default(),
         }
     }
@@ -71,7 +123,7 @@ impl XorState {
             1 => {
                 let t_delta = t.wrapping_sub(self.t) as u64;
                 self.push_uvarint(chunk, t_delta);
-                let (bits, count) = self.value_bits(v);
+                let (bits, count) = self.window.bits(self.v, v);
                 self.end.push_bits(chunk, bits, count);
                 self.t_delta = t_delta;
             }
@@ -79,7 +131,7 @@ impl XorState {
                 let t_delta = t.wrapping_sub(self.t) as u64;
                 let dod = t_delta.wrapping_sub(self.t_delta) as i64;
                 let (mut bits, mut count) = dod_bits(dod);
-                let (value_bits, value_count) = self.value_bits(v);
+                let (value_bits, value_count) = self.window.bits(self.v, v);
                 if count + value_count > PUSHED_TOGETHER_MAX {
                     self.end.push_bits(chunk, bits, count);
                     (bits, count) = (0, 0);
@@ -99,27 +151,6 @@ impl XorState {
         self.end.push_bytes(chunk, &[0; COUNT_BYTES]);
         self.push_uvarint(chunk, (t << 1) as u64 ^ (t >> 63) as u64);
         self.end.push_bytes(chunk, &v.to_be_bytes());
-    }
-
-    /// The bits of a value, and how many they are. Opens the window that they say.
-    #[inline]
-    fn value_bits(&mut self, v: u64) -> (u128, u32) {
-        let xor = v ^ self.v;
-        if xor == 0 {
-            return (0, 1);
-        }
-        // Five bits hold the leading zeros, so more than 31 are treated as 31.
-        let leading = (xor.leading_zeros() as u8).min(31);
-        let trailing = xor.trailing_zeros() as u8;
-        if self.leading != NO_WINDOW && leading >= self.leading && trailing >= self.trailing {
-            let significant = 64 - u32::from(self.leading) - u32::from(self.trailing);
-            let bits = 0b10u128 << significant | u128::from(xor >> self.trailing);
-            return (bits, 2 + significant);
-        }
-        (self.leading, self.trailing) = (leading, trailing);
-        let significant = 64 - u32::from(leading) - u32::from(trailing);
-        let head = 0b11 << 11 | u128::from(leading) << 6 | u128::from(significant & 0x3f);
-        (head << significant | u128::from(xor >> trailing), 13 + significant)
     }
 
     #[inline]
@@ -197,8 +228,7 @@ pub struct XorIterator<'a> {
     t: i64,
     v: u64,
     t_delta: u64,
-    leading: u8,
-    trailing: u8,
+    window: XorWindow,
 }
 
 impl<'a> XorIterator<'a> {
@@ -214,8 +244,7 @@ impl<'a> XorIterator<'a> {
             t: 0,
             v: 0,
             t_delta: 0,
-            leading: 0,
-            trailing: 0,
+            window: XorWindow::default(),
         }
     }
 
@@ -234,7 +263,8 @@ impl<'a> XorIterator<'a> {
             }
         }
         self.t = self.t.wrapping_add(self.t_delta as i64);
-        self.read_value()
+        self.v = self.window.read(&mut self.bits, self.v)?;
+        Some(())
     }
 
     #[inline]
@@ -251,25 +281,6 @@ impl<'a> XorIterator<'a> {
             }
         }
         Some(self.bits.read_bits(64)? as i64)
-    }
-
-    #[inline]
-    fn read_value(&mut self) -> Option<()> {
-        if !self.bits.read_bit()? {
-            return Some(());
-        }
-        if self.bits.read_bit()? {
-            self.leading = self.bits.read_bits(5)? as u8;
-            let significant = match self.bits.read_bits(6)? as u8 {
-                0 => 64,
-                significant => significant,
-            };
-            // Only damaged chunks say more than 64 bits in all.
-            self.trailing = 64u8.checked_sub(self.leading)?.checked_sub(significant)?;
-        }
-        let significant = 64 - u32::from(self.leading) - u32::from(self.trailing);
-        self.v ^= self.bits.read_bits(significant)? << self.trailing;
-        Some(())
     }
 }
 

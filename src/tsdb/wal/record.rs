@@ -32,7 +32,7 @@ use crate::model::varint::push_varint;
 use crate::model::{HeadSeriesRef, Timestamp};
 
 use cursor::Cursor;
-pub use histogram::{HistogramSample, HistogramView, HistogramsIter};
+pub use histogram::{HistogramSample, HistogramView, HistogramsIter, Logged, encode_histograms};
 
 const SERIES: u8 = 1;
 const SAMPLES: u8 = 2;

@@ -1,0 +1,159 @@
+//! Native histograms: the one type of a sample that is a histogram, on the wire, in the log and in
+//! chunks. (Prometheus `model/histogram`)
+//!
+//! Buckets are named by spans: `offset` buckets are left out, then `length` follow. The index of an
+//! exponential bucket says its bounds by the schema; that of a custom one is a place among bounds
+//! that the histogram has itself. An integer histogram has each bucket as the difference to the one
+//! before, a float histogram as it is.
+
+use crate::model::STALE_NAN_BITS;
+
+/// The schema of histograms with bounds of their own.
+pub const CUSTOM_BUCKETS_SCHEMA: i32 = -53;
+
+/// Buckets that follow one another.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Span {
+    /// Buckets left out since the end of the span before; of the first span, the index of its first
+    /// bucket.
+    pub offset: i32,
+    pub length: u32,
+}
+
+/// What a sender knows of counter resets; by Prometheus' numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ResetHint {
+    #[default]
+    Unknown,
+    /// The counts begin anew with this sample.
+    Reset,
+    NotReset,
+    /// Counts go up and down, and are never reset.
+    Gauge,
+}
+
+/// The numbers of a histogram: [`Integer`] or [`Float`].
+pub trait Numbers: Copy + PartialEq + std::fmt::Debug {
+    /// How many observations there are.
+    type Count: Copy + Default + PartialOrd + std::fmt::Debug;
+    /// What is kept of a bucket, and how many observations one has.
+    type Bucket: Copy + Default + PartialOrd + std::fmt::Debug;
+
+    /// Observations of a bucket, behind one that has `before`.
+    fn absolute(before: Self::Bucket, bucket: Self::Bucket) -> Self::Bucket;
+    /// What is kept of a bucket of `absolute` observations, behind one that has `before`.
+    fn kept(before: Self::Bucket, absolute: Self::Bucket) -> Self::Bucket;
+}
+
+/// Counts are integers, buckets the differences to the ones before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Integer {}
+
+/// Counts and buckets are floats.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Float {}
+
+impl Numbers for Integer {
+    type Count = u64;
+    type Bucket = i64;
+
+    fn absolute(before: i64, bucket: i64) -> i64 {
+        before.wrapping_add(bucket)
+    }
+
+    fn kept(before: i64, absolute: i64) -> i64 {
+        absolute.wrapping_sub(before)
+    }
+}
+
+impl Numbers for Float {
+    type Count = f64;
+    type Bucket = f64;
+
+    fn absolute(_: f64, bucket: f64) -> f64 {
+        bucket
+    }
+
+    fn kept(_: f64, absolute: f64) -> f64 {
+        absolute
+    }
+}
+
+/// Which buckets a histogram has.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Layout {
+    pub schema: i32,
+    /// Observations up to this, either way from zero, are in the zero bucket.
+    pub zero_threshold: f64,
+    pub positive_spans: Vec<Span>,
+    pub negative_spans: Vec<Span>,
+    /// Upper bounds of custom buckets, rising; that of the last, +Inf, is not among them.
+    pub custom_bounds: Vec<f64>,
+}
+
+impl Layout {
+    pub fn is_custom(&self) -> bool {
+        self.schema == CUSTOM_BUCKETS_SCHEMA
+    }
+
+    /// Whether custom bounds are the same, where there are any.
+    pub fn has_custom_bounds_of(&self, other: &Layout) -> bool {
+        !self.is_custom() || self.custom_bounds == other.custom_bounds
+    }
+}
+
+/// A sample that is a histogram.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Histogram<N: Numbers> {
+    pub reset_hint: ResetHint,
+    pub layout: Layout,
+    pub count: N::Count,
+    pub zero_count: N::Count,
+    pub sum: f64,
+    /// As many as the spans name.
+    pub positive: Vec<N::Bucket>,
+    pub negative: Vec<N::Bucket>,
+}
+
+pub type IntegerHistogram = Histogram<Integer>;
+pub type FloatHistogram = Histogram<Float>;
+
+impl<N: Numbers> Default for Histogram<N> {
+    fn default() -> Histogram<N> {
+        Histogram {
+            reset_hint: ResetHint::Unknown,
+            layout: Layout::default(),
+            count: N::Count::default(),
+            zero_count: N::Count::default(),
+            sum: 0.0,
+            positive: Vec::new(),
+            negative: Vec::new(),
+        }
+    }
+}
+
+impl<N: Numbers> Histogram<N> {
+    /// A staleness marker, of which nothing else counts.
+    pub fn is_stale(&self) -> bool {
+        is_stale(self.sum)
+    }
+}
+
+pub fn is_stale(sum: f64) -> bool {
+    sum.to_bits() == STALE_NAN_BITS
+}
+
+/// Buckets that spans name.
+pub fn bucket_count(spans: &[Span]) -> u64 {
+    spans.iter().map(|span| u64::from(span.length)).sum()
+}
+
+/// The indices of the buckets that spans name, in their order.
+pub fn bucket_indices(spans: &[Span]) -> impl Iterator<Item = i64> {
+    let mut end = 0i64;
+    spans.iter().flat_map(move |span| {
+        let start = end.wrapping_add(span.offset.into());
+        end = start.wrapping_add(span.length.into());
+        start..end
+    })
+}
