@@ -389,12 +389,13 @@ impl OpenDir for FaultyDir {
         durable.files.retain(|path, _| path.parent() != Some(dir));
         let in_dir = live.files.iter().filter(|(path, _)| path.parent() == Some(dir));
         durable.files.extend(in_dir.map(|(path, file)| (path.clone(), file.clone())));
-        // Directories move with what is in them.
-        let is_child = |path: &PathBuf| path.starts_with(dir) && path != dir;
-        durable.dirs.retain(|path| !is_child(path) || live.dirs.contains(path));
+        // Directories go with what is in them, and others are nothing to this one: what was renamed
+        // in another directory, whose names were not made durable yet, is there under its old name.
+        let of_dir = durable.dirs.iter().filter(|path| path.parent() == Some(dir));
+        let gone: Vec<_> = of_dir.filter(|path| !live.dirs.contains(*path)).cloned().collect();
+        durable.dirs.retain(|path| !gone.iter().any(|gone| path.starts_with(gone)));
+        durable.files.retain(|path, _| !gone.iter().any(|gone| path.starts_with(gone)));
         durable.dirs.extend(live.dirs.iter().filter(|path| path.parent() == Some(dir)).cloned());
-        let is_gone = |path: &Path| !live.dirs.contains(path);
-        durable.files.retain(|path, _| path.parent().is_none_or(|parent| !is_gone(parent)));
         Ok(())
     }
 }
@@ -519,6 +520,7 @@ impl Disk for FaultyDisk {
         }
         if failing.is_none() {
             state.durable = state.live.clone();
+            state.moves.clear();
         }
         let then = state.once_synced.take();
         drop(state);

@@ -114,3 +114,41 @@ fn faults_hit_the_operation_they_were_set_for() {
     file.sync().unwrap_err();
     disk.create(Path::new("/d/g")).err().unwrap();
 }
+
+/// Nor does it take anything from it: a process that was killed may have left a name to the kernel, and
+/// the next one syncs other directories first.
+#[test]
+fn a_sync_of_one_directory_says_nothing_of_another() {
+    let disk = FaultyDisk::new();
+    let (old, new) = (Path::new("/d/t/old"), Path::new("/d/t/new"));
+    disk.create_dir_all(&old.join("inner")).unwrap();
+    disk.create_dir_all(Path::new("/d/t/other")).unwrap();
+    let write = |path: &Path| {
+        let file = disk.create(path).unwrap();
+        file.write_all_at(b"bytes", 0).unwrap();
+        file.sync().unwrap();
+    };
+    write(&old.join("inner/a"));
+    write(&old.join("b"));
+    for dir in ["/d/t/old/inner", "/d/t/old", "/d/t", "/d"] {
+        disk.sync_dir(Path::new(dir)).unwrap();
+    }
+    disk.rename(old, new).unwrap();
+    let disk = disk.after_kill();
+    for other in ["/d/t/other", "/d/t/new"] {
+        disk.sync_dir(Path::new(other)).unwrap();
+        let after = disk.after_power_cut();
+        assert!(after.open(&old.join("inner/a")).is_ok() && after.open(&old.join("b")).is_ok());
+        assert!(after.list(new).is_err());
+    }
+    disk.sync_dir(Path::new("/d/t")).unwrap();
+    let after = disk.after_power_cut();
+    assert!(after.open(&new.join("inner/a")).is_ok() && after.open(&new.join("b")).is_ok());
+    assert!(after.list(old).is_err());
+    // What was removed stays until then, too.
+    disk.remove_dir_all(new).unwrap();
+    disk.sync_dir(Path::new("/d/t/other")).unwrap();
+    assert!(disk.after_power_cut().open(&new.join("inner/a")).is_ok());
+    disk.sync_dir(Path::new("/d/t")).unwrap();
+    assert!(disk.after_power_cut().list(new).is_err());
+}
