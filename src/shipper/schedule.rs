@@ -58,6 +58,8 @@ pub struct Shipping {
 
 struct Inner {
     env: ShipperEnv,
+    /// Which tenants are open.
+    open: Box<dyn Fn() -> Vec<ShippedTenant> + Send + Sync>,
     registry: Registry,
     tenants: Mutex<HashMap<TenantId, Arc<Turns>>>,
     places: Semaphore,
@@ -104,12 +106,13 @@ impl Shipping {
         let ShippingOptions { bucket, shipper: options } = options;
         let inner = Arc::new(Inner {
             env: ShipperEnv { disk, clock, bucket, options },
+            open: Box::new(tenants),
             registry: registry.clone(),
             tenants: Mutex::default(),
             places: Semaphore::new(ROUNDS_TOGETHER),
             ending: CancellationToken::new(),
         });
-        runtime.spawn(inner.clone().run(tenants));
+        runtime.spawn(inner.clone().run());
         Ok(Shipping { inner, runtime: Mutex::new(Some(runtime)) })
     }
 
@@ -144,7 +147,7 @@ impl Drop for Shipping {
 }
 
 impl Inner {
-    async fn run(self: Arc<Self>, tenants: impl Fn() -> Vec<ShippedTenant>) {
+    async fn run(self: Arc<Self>) {
         let mut looks = tokio::time::interval(LOOK_EVERY);
         looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut rounds = JoinSet::new();
@@ -153,7 +156,7 @@ impl Inner {
                 _ = self.ending.cancelled() => break,
                 _ = looks.tick() => {}
             }
-            self.note(tenants());
+            self.note_open();
             while rounds.try_join_next().is_some() {}
             let turns: Vec<_> = self.tenants.lock().values().cloned().collect();
             for turn in turns.into_iter().filter(|turn| turn.begins(Instant::now())) {
@@ -165,7 +168,8 @@ impl Inner {
     }
 
     /// Notes which tenants there are.
-    fn note(&self, open: Vec<ShippedTenant>) {
+    fn note_open(&self) {
+        let open = (self.open)();
         let mut tenants = self.tenants.lock();
         let ids: HashSet<TenantId> = open.iter().map(|tenant| tenant.id.clone()).collect();
         tenants.retain(|id, turns| ids.contains(id) || turns.is_under_way.load(Ordering::Acquire));
@@ -199,6 +203,8 @@ impl Inner {
 
     /// Gives each tenant one more round, and counts the blocks uploaded and the tenants that failed.
     async fn last_rounds(self: Arc<Self>) -> (usize, usize) {
+        // Some may have been opened since the last look.
+        self.note_open();
         let turns: Vec<_> = self.tenants.lock().values().cloned().collect();
         let mut rounds = JoinSet::new();
         for turn in turns {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -730,6 +731,30 @@ async fn one_tenants_failures_are_its_own_and_a_last_round_takes_what_is_left() 
     bucket.0.lock().refused = None;
     tokio::task::spawn_blocking(move || shipping.finish(Duration::from_secs(60))).await.unwrap();
     assert_eq!(shipped(&SystemDisk, &of_a), names(&two_blocks()));
+}
+
+/// A node may be stopped sooner after its start than it is looked for the next time who is open.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_that_was_opened_since_the_last_look_has_a_last_round_as_well() {
+    let root = tempfile::tempdir().unwrap();
+    put(&SystemDisk, &root.path().join("a"), &two_blocks());
+    let options = ShippingOptions {
+        bucket: Arc::new(FakeBucket::default()),
+        shipper: ShipperOptions::default(),
+    };
+    let looks = Arc::new(AtomicUsize::new(0));
+    let open = tenants_in(root.path(), &["a"]);
+    let counted = looks.clone();
+    let tenants = move || match counted.fetch_add(1, Ordering::SeqCst) {
+        0 => Vec::new(),
+        _ => open(),
+    };
+    let (clock, disk): (Arc<dyn Clock>, Arc<dyn Disk>) =
+        (Arc::new(SystemClock), Arc::new(SystemDisk));
+    let shipping = Shipping::start(options, disk, clock, &Registry::new(), tenants).unwrap();
+    until(|| looks.load(Ordering::SeqCst) > 0).await;
+    tokio::task::spawn_blocking(move || shipping.finish(Duration::from_secs(60))).await.unwrap();
+    assert_eq!(shipped(&SystemDisk, &root.path().join("a")), names(&two_blocks()));
 }
 
 /// A tenant's directory with the recorded block of which something was deleted.
