@@ -114,6 +114,8 @@ pub struct Db {
     merging: Merging,
     retention: Retention,
     retention_metrics: RetentionMetrics,
+    /// Held while the floor is recorded.
+    recording: Mutex<()>,
     /// Given away when the directory is no longer ours.
     lock: Mutex<Option<Box<dyn DirLock>>>,
 }
@@ -307,12 +309,9 @@ impl Db {
             merging,
             retention,
             retention_metrics: RetentionMetrics::new(retention, &registry, tenant),
+            recording: Mutex::new(()),
             lock: Mutex::new(lock),
         };
-        if let Err(err) = db.remove_replaced() {
-            let (dir, err) = (dir.display(), chain(&err));
-            tracing::warn!(%dir, err, "blocks that others have taken the place of stay for now");
-        }
         if report.gaps_filled > 0 {
             // Before it serves: what is in no file while later chunks are, Prometheus would not find.
             if let Err(err) = db.write_full_chunks() {

@@ -1,9 +1,10 @@
-//! Makes blocks of blocks, one at a time over all tenants: those with tombstones are rewritten before
-//! they are shipped; where none are shipped, they are merged as Prometheus merges them.
+//! Makes blocks of blocks, one at a time over all tenants, in turn: those with tombstones are rewritten
+//! before they are shipped; where none are shipped, they are merged as Prometheus merges them.
 //!
 //! On a thread of its own, of low priority, so that no head waits for it to be cut.
 
 use std::panic::{self, AssertUnwindSafe};
+use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -12,10 +13,11 @@ use tokio::time::Instant;
 use crate::error::chain;
 use crate::multi_tsdb::{MultiTsdb, Tenant};
 use crate::shipper::record::RECORD_FILE;
-use crate::tsdb::block::merge::MergeError;
+use crate::tsdb::block::merge::{MergeError, Outlook};
+use crate::tsdb::compact::Turn;
 use crate::tsdb::options::DbOptions;
 
-/// When it is tried again after it failed, at first; then after twice as long.
+/// When a tenant's turn comes again after its disk took nothing, at first; then after twice as long.
 const RETRY: Duration = Duration::from_secs(60);
 const RETRY_MAX: Duration = Duration::from_secs(2 * 60 * 60);
 
@@ -47,22 +49,49 @@ impl MergeTurns {
 }
 
 impl MultiTsdb {
-    /// Gives each tenant its turn.
+    /// Has the tenants take turns until none has anything left to do: a block each, so that nobody
+    /// waits for all that another has.
     pub(super) fn merge_blocks(&self) {
-        for tenant in self.tenants() {
-            if self.background.is_asked() {
-                return;
+        let mut tenants = self.tenants();
+        tenants.retain(|tenant| tenant.merges.has_come());
+        tenants.retain(|tenant| {
+            self.take_turn(tenant, || {
+                tenant.db.remove_replaced();
+                Ok(Turn::Made)
+            })
+        });
+        while !tenants.is_empty() {
+            self.merge_a_block_each(&mut tenants);
+        }
+    }
+
+    /// Keeps those that may have more to do.
+    fn merge_a_block_each(&self, tenants: &mut Vec<Arc<Tenant>>) {
+        tenants.retain(|tenant| self.take_turn(tenant, || self.merge_next_of(tenant)));
+    }
+
+    /// Whether there may be more to do.
+    fn take_turn(&self, tenant: &Tenant, turn: impl FnOnce() -> Result<Turn, MergeError>) -> bool {
+        if self.background.is_asked() {
+            return false;
+        }
+        let turn = || self.background.clone().run(turn);
+        let is_good = match panic::catch_unwind(AssertUnwindSafe(turn)) {
+            Ok(Ok(Turn::Idle)) => true,
+            Ok(Ok(Turn::Made | Turn::GivenUp)) => return true,
+            Ok(Err(err)) if err.outlook() == Outlook::Interrupted => true,
+            Ok(Err(err)) => {
+                let (tenant, err) = (&tenant.id, chain(&err));
+                tracing::error!(%tenant, err, "making blocks of blocks failed; it will be tried again");
+                false
             }
-            if !tenant.merges.has_come() {
-                continue;
-            }
-            let merge = || self.background.clone().run(|| self.merge_blocks_of(&tenant));
-            let is_good = panic::catch_unwind(AssertUnwindSafe(merge)).unwrap_or_else(|_| {
+            Err(_) => {
                 tracing::error!(tenant = %tenant.id, "making blocks of a tenant's blocks panicked");
                 false
-            });
-            tenant.merges.end(is_good);
-        }
+            }
+        };
+        tenant.merges.end(is_good);
+        false
     }
 
     /// Whether blocks of a tenant are merged where none are shipped. Not those that were shipped once,
@@ -87,34 +116,18 @@ impl MultiTsdb {
         !was_shipped
     }
 
-    fn merge_blocks_of(&self, tenant: &Tenant) -> bool {
+    fn merge_next_of(&self, tenant: &Tenant) -> Result<Turn, MergeError> {
         // What is in the bucket is merged there, and nothing else than what was cut is shipped.
-        let (done, what) = match self.shipping.get() {
-            Some(_) => {
-                (tenant.db.rewrite_asked(), "blocks were rewritten without what was deleted")
-            }
-            None if !self.merges(tenant) => return true,
-            None => (tenant.db.compact(), "blocks were merged"),
-        };
-        let tenant = &tenant.id;
-        match done {
-            Ok(0) | Err(MergeError::Interrupted) => {}
-            Ok(blocks) => tracing::info!(%tenant, blocks, "{what}"),
-            Err(err) => {
-                let err = chain(&err);
-                tracing::error!(%tenant, err, "making blocks of blocks failed; it will be tried again");
-                return false;
-            }
+        match self.shipping.get() {
+            Some(_) => tenant.db.rewrite_next(),
+            None if self.merges(tenant) => tenant.db.merge_next(),
+            None => Ok(Turn::Idle),
         }
-        true
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-    use std::time::Duration;
-
     use super::*;
     use crate::clock::ManualClock;
     use crate::disk::Disk;
@@ -128,23 +141,37 @@ mod tests {
 
     /// A tenant with a day of blocks.
     async fn with_blocks(disk: &FaultyDisk) -> (Storage, Arc<Tenant>) {
+        let (storage, mut tenants) = with_blocks_of(disk, &["a"]).await;
+        (storage, tenants.remove(0))
+    }
+
+    async fn with_blocks_of(disk: &FaultyDisk, ids: &[&str]) -> (Storage, Vec<Arc<Tenant>>) {
         let clock = ManualClock::at(NOW);
         let storage = Storage::start_at(options(), disk, &clock).unwrap();
-        let tenant = storage.tenants.create(&id("a")).await.unwrap();
+        let mut tenants = Vec::new();
+        for name in ids {
+            tenants.push(storage.tenants.create(&id(name)).await.unwrap());
+        }
         for hour in 0..24 {
             let t = NOW + hour * HOUR;
             clock.set(t);
-            let mut batch = Batch::default();
-            let series = series_number(&tenant.db, &mut batch, one_label().as_bytes());
-            batch.push(series, t, hour as u64);
-            assert_eq!(tenant.db.append(&batch).unwrap().stored, 1);
-            tenant.db.cut_due().unwrap();
+            for tenant in &tenants {
+                let mut batch = Batch::default();
+                let series = series_number(&tenant.db, &mut batch, one_label().as_bytes());
+                batch.push(series, t, hour as u64);
+                assert_eq!(tenant.db.append(&batch).unwrap().stored, 1);
+                tenant.db.cut_due().unwrap();
+            }
         }
-        (storage, tenant)
+        (storage, tenants)
     }
 
     fn block_count(disk: &FaultyDisk) -> usize {
-        let names = disk.list(std::path::Path::new("/data/a")).unwrap();
+        block_count_of(disk, "a")
+    }
+
+    fn block_count_of(disk: &FaultyDisk, tenant: &str) -> usize {
+        let names = disk.list(&std::path::Path::new("/data").join(tenant)).unwrap();
         let names = names.iter().filter_map(|entry| entry.name.to_str()?.parse::<Ulid>().ok());
         names.count()
     }
@@ -184,5 +211,21 @@ mod tests {
         assert!(block_count(&disk) < blocks, "{blocks}");
         assert_eq!(dump(&tenant.db), before);
         assert!(storage.shows("prometheus_tsdb_compactions_failed_total{tenant=\"a\"} 1"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn tenants_take_turns_and_the_last_is_not_kept_waiting_by_what_the_first_has() {
+        let disk = FaultyDisk::new();
+        let (storage, tenants) = with_blocks_of(&disk, &["a", "b"]).await;
+        let before = [block_count_of(&disk, "a"), block_count_of(&disk, "b")];
+        let mut left = tenants.clone();
+        storage.tenants.merge_a_block_each(&mut left);
+        // More than one block of each is still to be made.
+        assert_eq!(left.len(), 2);
+        let after = [block_count_of(&disk, "a"), block_count_of(&disk, "b")];
+        assert!(after[0] < before[0] && after == [after[0]; 2], "{before:?}, {after:?}");
+        storage.tenants.merge_blocks();
+        assert!(block_count_of(&disk, "b") < after[1]);
+        assert_eq!(block_count_of(&disk, "a"), block_count_of(&disk, "b"));
     }
 }

@@ -13,6 +13,7 @@ use crate::multi_tsdb::syncer::SyncLane;
 use crate::multi_tsdb::{AppendLane, MultiTsdb, MultiTsdbOptions};
 use crate::shipper::ShippedDb;
 use crate::tsdb::block::ulid::Ulid;
+use crate::tsdb::compact::Rewriting;
 use crate::tsdb::{Db, Opened};
 
 /// A tenant that is open.
@@ -59,7 +60,7 @@ impl ShippedDb for OpenTenant {
         self.get().is_some_and(|tenant| tenant.db.is_settled(block))
     }
 
-    fn rewrite(&self, blocks: &[Ulid]) -> Vec<Ulid> {
+    fn rewrite(&self, blocks: &[Ulid]) -> Vec<(Ulid, Rewriting)> {
         self.get().map_or(Vec::new(), |tenant| tenant.db.ask_to_rewrite(blocks.iter().copied()))
     }
 }

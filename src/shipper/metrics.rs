@@ -27,8 +27,9 @@ impl ShipperMetrics {
         );
         let held_back = registry.gauge_vec(
             "ringest_shipper_blocks_held_back",
-            "Blocks that are not shipped: damaged, compacted (above level 1), with tombstones, or of an \
-             encoding that Thanos cannot read.",
+            "Blocks that are not shipped: damaged, compacted (above level 1), with tombstones until they \
+             are rewritten, not_rewritten where this version cannot, or of an encoding that Thanos \
+             cannot read.",
             &["reason", "tenant"],
         );
         ShipperMetrics {

@@ -37,18 +37,22 @@ pub enum HeldBack {
     /// What is deleted of it would be there again: only its index and chunks are shipped. It is
     /// rewritten before.
     Tombstones,
+    /// The same, and this version cannot rewrite it.
+    NotRewritten,
     /// It has chunks that Thanos' store gateway cannot read.
     Encoding,
 }
 
 impl HeldBack {
-    pub const ALL: [HeldBack; 3] = [HeldBack::Compacted, HeldBack::Tombstones, HeldBack::Encoding];
+    pub const ALL: [HeldBack; 4] =
+        [HeldBack::Compacted, HeldBack::Tombstones, HeldBack::NotRewritten, HeldBack::Encoding];
 
     /// As the metric has it.
     pub fn as_str(self) -> &'static str {
         match self {
             HeldBack::Compacted => "compacted",
             HeldBack::Tombstones => "tombstones",
+            HeldBack::NotRewritten => "not_rewritten",
             HeldBack::Encoding => "encoding",
         }
     }
@@ -61,6 +65,10 @@ impl HeldBack {
             }
             HeldBack::Tombstones => {
                 "it has tombstones, and one without what they delete is shipped in its place"
+            }
+            HeldBack::NotRewritten => {
+                "it has tombstones, and histograms that this version cannot write without what they \
+                 delete"
             }
             HeldBack::Encoding => "it has chunks of an encoding that Thanos cannot read",
         }

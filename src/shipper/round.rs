@@ -18,6 +18,7 @@ use crate::shipper::record::{self, NoRecord};
 use crate::shipper::upload::{self, UploadError, object};
 use crate::tsdb::block::meta::{BlockMeta, META_FILE};
 use crate::tsdb::block::ulid::Ulid;
+use crate::tsdb::compact::Rewriting;
 use crate::tsdb::error::ReadError;
 
 /// What a shipper asks of its tenant's database.
@@ -28,9 +29,9 @@ pub trait ShippedDb: Send + Sync {
     /// Whether a block that is in the directory stays there as it is.
     fn is_settled(&self, block: Ulid) -> bool;
 
-    /// Has blocks rewritten without what was deleted of them, so that those can be shipped, and gives
-    /// those that will be. Does not wait.
-    fn rewrite(&self, blocks: &[Ulid]) -> Vec<Ulid>;
+    /// Has blocks rewritten without what was deleted of them, so that those can be shipped, and says
+    /// what becomes of each. Does not wait.
+    fn rewrite(&self, blocks: &[Ulid]) -> Vec<(Ulid, Rewriting)>;
 }
 
 /// What the shippers of all tenants share.
@@ -138,14 +139,12 @@ impl Shipper {
         self.metrics.pending.set(waiting as f64);
         self.metrics.damaged.set(round.damaged.len() as f64);
         self.judge_damaged(&round.damaged)?;
+        let known_damaged = round.damaged.len();
         let answers = self.ask(&mut round).await?;
-        let steps = round.plan(&answers);
+        let mut steps = round.plan(&answers);
+        let rewritten = self.have_rewritten(&mut round, &mut steps);
         self.show(&round, &steps);
-        // Not one that is in the bucket already, whoever has brought it there: its samples would be
-        // there twice.
-        let has_tombstones = |step: &Step| *step == Step::HoldBack(HeldBack::Tombstones);
-        let deleted_from = steps.iter().filter(|(_, step)| has_tombstones(step));
-        let rewritten = self.db.rewrite(&deleted_from.map(|(ulid, _)| *ulid).collect::<Vec<_>>());
+        self.judge_damaged(&round.damaged[known_damaged..])?;
         for (ulid, step) in steps {
             if step == Step::Upload {
                 self.ship_one(&mut round, ulid).await?;
@@ -161,6 +160,30 @@ impl Shipper {
             return Err(ShipError::Some { failed, damaged: damaged.len() });
         }
         Ok(Shipped { uploaded })
+    }
+
+    /// Has the blocks with tombstones rewritten; which will be. Not one that is in the bucket already,
+    /// whoever has brought it there. What cannot be rewritten is held back for what keeps it from it.
+    fn have_rewritten(&self, round: &mut Round, steps: &mut Vec<(Ulid, Step)>) -> BTreeSet<Ulid> {
+        let has_tombstones = |step: &Step| *step == Step::HoldBack(HeldBack::Tombstones);
+        let deleted_from = steps.iter().filter(|(_, step)| has_tombstones(step));
+        let deleted_from: Vec<Ulid> = deleted_from.map(|(ulid, _)| *ulid).collect();
+        let mut rewritten = BTreeSet::new();
+        for (block, becomes) in self.db.rewrite(&deleted_from) {
+            match becomes {
+                Rewriting::Comes => drop(rewritten.insert(block)),
+                Rewriting::Unsupported => {
+                    let of_block = steps.iter_mut().filter(|(ulid, _)| *ulid == block);
+                    of_block.for_each(|(_, step)| *step = Step::HoldBack(HeldBack::NotRewritten));
+                }
+                Rewriting::Damaged(cause) => {
+                    steps.retain(|(ulid, _)| *ulid != block);
+                    round.damaged.push((block, cause));
+                }
+            }
+        }
+        self.metrics.damaged.set(round.damaged.len() as f64);
+        rewritten
     }
 
     /// Reads the record and what is in the directory.

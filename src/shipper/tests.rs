@@ -26,6 +26,7 @@ use crate::tsdb::Db;
 use crate::tsdb::block::Block;
 use crate::tsdb::block::meta::BlockMeta;
 use crate::tsdb::block::ulid::Ulid;
+use crate::tsdb::compact::Rewriting;
 use crate::tsdb::env::Env;
 use crate::tsdb::file::PageCache;
 use crate::tsdb::head::tests::dump;
@@ -176,7 +177,7 @@ impl ShippedDb for FakeDb {
         true
     }
 
-    fn rewrite(&self, _blocks: &[Ulid]) -> Vec<Ulid> {
+    fn rewrite(&self, _blocks: &[Ulid]) -> Vec<(Ulid, Rewriting)> {
         Vec::new()
     }
 }
@@ -202,7 +203,7 @@ impl ShippedDb for RealDb {
         self.0.is_settled(block)
     }
 
-    fn rewrite(&self, blocks: &[Ulid]) -> Vec<Ulid> {
+    fn rewrite(&self, blocks: &[Ulid]) -> Vec<(Ulid, Rewriting)> {
         self.0.ask_to_rewrite(blocks.iter().copied())
     }
 }
@@ -783,7 +784,8 @@ async fn a_block_with_tombstones_arrives_without_what_they_delete() {
     };
     assert!(child != parent);
     let meta = BlockMeta::from_bytes(&objects[&format!("{child}/meta.json")]).unwrap();
-    assert_eq!((meta.compaction.level, &meta.compaction.sources[..]), (1, &[child][..]));
+    // By its sources Thanos knows it for the same samples as its parent's.
+    assert_eq!((meta.compaction.level, &meta.compaction.sources[..]), (1, &[parent][..]));
     // What is read from the bucket is what was read here.
     let elsewhere = tempfile::tempdir().unwrap();
     put(&SystemDisk, elsewhere.path(), &objects);
@@ -812,4 +814,32 @@ async fn a_block_that_is_in_the_bucket_already_is_not_rewritten() {
         assert_eq!(shipped(&SystemDisk, dir.path()), BTreeSet::from([block]));
         assert!(dir.path().join(block.to_string()).is_dir());
     }
+}
+
+/// Where it cannot be rewritten it is told why: what is damaged is damaged.
+#[tokio::test]
+async fn a_block_with_tombstones_that_cannot_be_rewritten_is_held_back_for_what_keeps_it_from_it() {
+    let (mut files, block) = one_with_tombstones();
+    let segment = files.get_mut(&format!("{block}/chunks/000001")).unwrap();
+    segment[20] ^= 1;
+    let (dir, world, _bucket) = on_disk(&files);
+    let db = RealDb::open(dir.path());
+    let shipper = world.shipper_of(db.clone());
+    assert_eq!(shipper.ship().await.unwrap().uploaded, 0);
+    assert_eq!((world.held_back("tombstones"), world.held_back("damaged")), (1.0, 0.0));
+    assert_eq!(db.0.rewrite_asked().unwrap(), 0);
+    let err = shipper.ship().await.unwrap_err();
+    assert!(matches!(err, ShipError::Damaged { block: told, .. } if told == block), "{err}");
+    assert_eq!((world.held_back("tombstones"), world.held_back("damaged")), (0.0, 1.0));
+
+    // Histograms of which a part is deleted.
+    let files = files_in(&recorded("compaction/blocks/tombstones/in"));
+    let (dir, world, _bucket) = on_disk(&files);
+    let db = RealDb::open(dir.path());
+    let shipper = world.shipper_of(db.clone());
+    shipper.ship().await.unwrap();
+    db.0.rewrite_asked().unwrap();
+    shipper.ship().await.unwrap();
+    assert!(world.held_back("not_rewritten") > 0.0);
+    assert_eq!((world.held_back("tombstones"), world.held_back("damaged")), (0.0, 0.0));
 }

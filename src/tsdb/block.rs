@@ -17,6 +17,7 @@ pub mod removal;
 mod source;
 pub mod tombstones;
 pub mod ulid;
+pub mod verify;
 pub mod walk;
 pub mod writer;
 
@@ -28,7 +29,7 @@ use self::meta::BlockMeta;
 use self::tombstones::Tombstones;
 use crate::disk::Disk;
 use crate::tsdb::error::{Corruption, ReadError};
-use crate::tsdb::file::PageCache;
+use crate::tsdb::file::{PageCache, RangeReader};
 use crate::tsdb::index::{INDEX_FILE, IndexReader};
 
 /// A block, open to be read. It holds its files open, so it goes on where its directory was renamed or
@@ -55,12 +56,25 @@ impl Block {
         meta: BlockMeta,
         cache: Arc<PageCache>,
     ) -> Result<Block, ReadError> {
+        Block::open_at(disk, dir, dir, meta, cache)
+    }
+
+    /// One that lies in `at` now, and is told of as `dir`, where it will be: a name costs an open file
+    /// nothing.
+    pub fn open_at(
+        disk: &dyn Disk,
+        at: &Path,
+        dir: &Path,
+        meta: BlockMeta,
+        cache: Arc<PageCache>,
+    ) -> Result<Block, ReadError> {
+        let index = RangeReader::open_at(disk, &at.join(INDEX_FILE), &dir.join(INDEX_FILE))?;
         Ok(Block {
             dir: dir.to_owned(),
             meta,
-            index: IndexReader::open(disk, &dir.join(INDEX_FILE), cache)?,
-            chunks: ChunkReader::open(disk, &dir.join(CHUNKS_DIR))?,
-            tombstones: Tombstones::read(disk, dir)?,
+            index: IndexReader::of_file(index, cache)?,
+            chunks: ChunkReader::open_at(disk, &at.join(CHUNKS_DIR), &dir.join(CHUNKS_DIR))?,
+            tombstones: Tombstones::read(disk, at)?,
         })
     }
 

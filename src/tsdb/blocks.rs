@@ -52,6 +52,18 @@ impl View {
     }
 }
 
+/// A block that is not read, as another has its samples.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Replaced {
+    pub ulid: Ulid,
+    pub dir: PathBuf,
+    /// The blocks that it was made from itself. It is to go after them, as it is what keeps a start
+    /// from reading them.
+    pub parents: Vec<Ulid>,
+    /// The block that is read in its place; none if it has nothing left.
+    pub by: Option<Ulid>,
+}
+
 /// The blocks of a database, open.
 pub struct Blocks {
     /// Those that are read, by name: as they were made.
@@ -59,9 +71,8 @@ pub struct Blocks {
     /// Those that cannot be read, and why.
     pub set_aside: Vec<(PathBuf, ReadError)>,
     /// Those whose samples others have that were made from them: what is left of a process that ended
-    /// before it had deleted them. They are not read. None comes before its own parents, so that as
-    /// long as one of these is there, what names it is, too.
-    pub replaced: Vec<(Ulid, PathBuf)>,
+    /// before it had deleted them. They are not read. None comes before its own parents.
+    pub replaced: Vec<Replaced>,
     /// The one floor of in-order samples: what is older belongs to a block, and is neither taken nor
     /// replayed. It is the latest of the blocks' effective ends, the smallest time if there is no
     /// block, and hangs on nothing but them: one that moved with the clock would let samples in that
@@ -74,6 +85,16 @@ impl Blocks {
     /// Opens the blocks in `dir`. One that is damaged is set aside and costs no other; an error is
     /// only what may pass, since the floor would be another one then.
     pub fn open(disk: &dyn Disk, dir: &Path, cache: &Arc<PageCache>) -> Result<Blocks, ReadError> {
+        Blocks::open_without(disk, dir, cache, None)
+    }
+
+    /// The same as if one of them were not there.
+    pub fn open_without(
+        disk: &dyn Disk,
+        dir: &Path,
+        cache: &Arc<PageCache>,
+        left_out: Option<Ulid>,
+    ) -> Result<Blocks, ReadError> {
         let mut blocks = Blocks {
             served: Vec::new(),
             set_aside: Vec::new(),
@@ -85,6 +106,7 @@ impl Blocks {
             .into_iter()
             .filter(|entry| entry.is_dir)
             .filter_map(|entry| Some((entry.name.to_str()?.parse::<Ulid>().ok()?, entry.name)))
+            .filter(|(ulid, _)| Some(*ulid) != left_out)
             .collect();
         names.sort_unstable();
         for (ulid, name) in names {
@@ -104,39 +126,41 @@ impl Blocks {
     /// Of a block and those that it was made from only the block is read, as in Prometheus. One that
     /// cannot be read as a whole takes nobody's place.
     fn leave_out_replaced(&mut self) {
-        let parents_of = |block: &Block| -> Vec<Ulid> {
-            block.meta().compaction.parents.iter().map(|parent| parent.ulid).collect()
-        };
         let is_whole = |block: &&Arc<Block>| block.damaged_segments().next().is_none();
         let whole: BTreeMap<Ulid, Vec<Ulid>> = self
             .served
             .iter()
             .filter(is_whole)
-            .filter_map(|block| Some((name_of(block.dir())?, parents_of(block))))
+            .filter_map(|block| Some((name_of(block.dir())?, parents_of(block.meta()))))
             .collect();
         let named: BTreeSet<Ulid> = whole.values().flatten().copied().collect();
         // From those that no other was made from, so that blocks that name one another in a ring,
         // which only a mistake or malice makes, are all read.
-        let mut left: Vec<Ulid> =
-            whole.keys().filter(|block| !named.contains(block)).copied().collect();
-        let mut replaced = Vec::new();
-        while let Some(block) = left.pop() {
+        let roots = whole.keys().filter(|block| !named.contains(block));
+        let mut left: Vec<(Ulid, Ulid)> = roots.map(|root| (*root, *root)).collect();
+        // Each with what is read in its place.
+        let mut replaced: Vec<(Ulid, Ulid)> = Vec::new();
+        while let Some((block, root)) = left.pop() {
             for parent in whole.get(&block).into_iter().flatten() {
-                if !replaced.contains(parent) {
-                    replaced.push(*parent);
-                    left.push(*parent);
+                if !replaced.iter().any(|(known, _)| known == parent) {
+                    replaced.push((*parent, root));
+                    left.push((*parent, root));
                 }
             }
         }
+        let is_replaced = |name: &Ulid| replaced.iter().any(|(replaced, _)| replaced == name);
         let mut dirs = BTreeMap::new();
-        let mut is_read = |dir: &Path| match name_of(dir).filter(|name| replaced.contains(name)) {
+        let mut is_read = |dir: &Path| match name_of(dir).filter(is_replaced) {
             Some(name) => dirs.insert(name, dir.to_owned()).is_some(),
             None => true,
         };
         self.served.retain(|block| is_read(block.dir()));
         self.set_aside.retain(|(dir, _)| is_read(dir));
-        let oldest_first = replaced.into_iter().rev();
-        self.replaced = oldest_first.filter_map(|name| Some((name, dirs.remove(&name)?))).collect();
+        let oldest_first = replaced.into_iter().rev().filter_map(|(ulid, by)| {
+            let parents = whole.get(&ulid).cloned().unwrap_or_default();
+            Some(Replaced { ulid, dir: dirs.remove(&ulid)?, parents, by: Some(by) })
+        });
+        self.replaced = oldest_first.collect();
     }
 
     fn open_one(
@@ -153,6 +177,11 @@ impl Blocks {
         }
         Block::open_as(disk, dir, meta, cache.clone())
     }
+}
+
+/// The blocks that a block says it was made from.
+pub(super) fn parents_of(meta: &BlockMeta) -> Vec<Ulid> {
+    meta.compaction.parents.iter().map(|parent| parent.ulid).collect()
 }
 
 /// By what name a block lies in the database's directory.

@@ -1,60 +1,73 @@
 //! Blocks made of blocks: without what was deleted of them, and one of several.
 //!
-//! 1. The new block is written under a temporary name, and is on the medium as a whole;
+//! 1. The new block is written under a temporary name, is on the medium as a whole, and is read from
+//!    there as a whole;
 //! 2. it gets its name, and the blocks that it was made from, its parents, are handed on to nobody any
 //!    more;
 //! 3. readers that begin from now on see it and not its parents;
-//! 4. the parents lose their names, and go when nobody has them open any more.
+//! 4. the parents lose their names, and go when nobody has them open any more ([`replaced`]).
 //!
 //! A process that ends before 2 starts with the parents, later with the new block: a start leaves out
 //! what a block that is read names as its parents ([`Blocks`](crate::tsdb::blocks::Blocks)). Parents of
 //! which nothing is left go without a block that takes their place.
 //!
-//! While a block is written no lock is held: heads are cut and blocks deleted meanwhile. If one of the
-//! parents was deleted, the new block is given up.
+//! Heads are cut and blocks deleted meanwhile: of all this the lock of cutting is held for 2 and 3
+//! alone. If one of the parents was deleted by then, or something more of one, the new block is given
+//! up.
+//!
+//! What fails costs the blocks that it was to be made of, for a while or for good, and no others.
 
+mod metrics;
 pub mod plan;
+mod postponed;
+pub mod replaced;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
+use std::thread;
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use self::metrics::MergeMetrics;
 use self::plan::{PlannedBlock, ladder, plan};
+use self::postponed::Postponed;
+use self::replaced::Replacing;
 use crate::error::chain;
-use crate::metrics::{Counter, Gauge, Histogram, Registry};
+use crate::metrics::Registry;
 use crate::model::Timestamp;
 use crate::tsdb::Db;
 use crate::tsdb::block::Block;
-use crate::tsdb::block::merge::{MergeError, merge};
+use crate::tsdb::block::merge::{MergeError, Outlook, is_anything_left, merge};
 use crate::tsdb::block::meta::{BlockMeta, Compaction};
-use crate::tsdb::block::removal::take_name;
+use crate::tsdb::block::tombstones::Tombstones;
 use crate::tsdb::block::ulid::Ulid;
-use crate::tsdb::block::writer::{BlockWriter, CompleteBlock, remove_unfinished};
-use crate::tsdb::blocks::{View, effective_end, name_of};
-use crate::tsdb::error::WriteError;
+use crate::tsdb::block::verify::Verified;
+use crate::tsdb::block::writer::{BlockWriter, CompleteBlock};
+use crate::tsdb::blocks::{Replaced, View, effective_end, name_of};
+use crate::tsdb::error::{ReadError, WriteError};
 use crate::tsdb::file::PageCache;
 use crate::tsdb::options::DbOptions;
 
 /// What is kept of the inputs' indexes while they are read from front to back, beside the cache of
 /// queries.
 const CACHE_BYTES: u64 = 1 << 20;
+/// Beside a new block the disk keeps room for so many segments of the log, which goes on meanwhile, and
+/// for a twentieth of what the block may take.
+const SEGMENTS_LEFT: u64 = 3;
+const SHARE_LEFT: u64 = 20;
 
 /// What is known between one new block and the next.
 pub(super) struct Merging {
     ranges: Vec<i64>,
+    segment_bytes: u64,
     /// Whether somebody writes a new block.
     is_under_way: AtomicBool,
     /// What is to be rewritten.
     asked: Mutex<BTreeSet<Ulid>>,
-    /// Blocks that others have taken the place of, and that are still there: none before its own
-    /// parents, which are to go before it does. What names a block as its parent keeps a start from
-    /// reading that.
-    replaced: Mutex<Vec<(Ulid, PathBuf)>>,
+    replacing: Replacing,
     /// Taken behind the lock of cutting.
     state: Mutex<State>,
     metrics: MergeMetrics,
@@ -64,78 +77,34 @@ pub(super) struct Merging {
 struct State {
     /// No block gets its name any more, nor loses it.
     is_closed: bool,
-    /// Those of which nothing can be made.
-    failed: BTreeSet<Ulid>,
+    /// Those of which nothing can be made, with the damage if it is that.
+    failed: BTreeMap<Ulid, Option<String>>,
+    /// Those of which nothing could be made.
+    postponed: Postponed,
     /// The view in which there was nothing to merge.
     planned: Option<Weak<View>>,
 }
 
-/// What is counted of new blocks, whether of a head or of other blocks.
-pub(super) struct MergeMetrics {
-    pub(super) done: Counter,
-    pub(super) failed: Counter,
-    vertical: Counter,
-    duration: Histogram,
-    populating: Gauge,
+/// What becomes of a block that is to be rewritten.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rewriting {
+    /// It will be.
+    Comes,
+    /// It is damaged.
+    Damaged(String),
+    /// This version cannot.
+    Unsupported,
 }
 
-impl MergeMetrics {
-    fn new(registry: &Registry, tenant: &str) -> MergeMetrics {
-        let counter = |name, help| registry.counter_vec(name, help, &["tenant"]).with(&[tenant]);
-        // Heads are always cut.
-        counter(
-            "prometheus_tsdb_compactions_skipped_total",
-            "Total number of skipped compactions due to disabled auto compaction.",
-        );
-        let seconds: Vec<f64> = (0..14).map(|i| f64::from(1 << i)).collect();
-        MergeMetrics {
-            done: counter(
-                "prometheus_tsdb_compactions_total",
-                "Total number of compactions that were executed for the partition.",
-            ),
-            failed: counter(
-                "prometheus_tsdb_compactions_failed_total",
-                "Total number of compactions that failed for the partition.",
-            ),
-            vertical: counter(
-                "prometheus_tsdb_vertical_compactions_total",
-                "Total number of compactions done on overlapping blocks.",
-            ),
-            duration: registry
-                .histogram_vec(
-                    "prometheus_tsdb_compaction_duration_seconds",
-                    "Duration of compaction runs",
-                    &["tenant"],
-                    &seconds,
-                )
-                .with(&[tenant]),
-            populating: registry
-                .gauge_vec(
-                    "prometheus_tsdb_compaction_populating_block",
-                    "Set to 1 when a block is currently being written to the disk.",
-                    &["tenant"],
-                )
-                .with(&[tenant]),
-        }
-    }
-
-    /// A block is being written until this is dropped.
-    pub(super) fn begin(&self) -> Writing<'_> {
-        self.populating.set(1.0);
-        Writing { metrics: self, begun: Instant::now() }
-    }
-}
-
-pub(super) struct Writing<'m> {
-    metrics: &'m MergeMetrics,
-    begun: Instant,
-}
-
-impl Drop for Writing<'_> {
-    fn drop(&mut self) {
-        self.metrics.populating.set(0.0);
-        self.metrics.duration.observe(self.begun.elapsed().as_secs_f64());
-    }
+/// What a turn came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// There was nothing to do.
+    Idle,
+    /// A new block has taken the place of others, or these had nothing left.
+    Made,
+    /// What was begun came to nothing, and that was told. There may be more to do.
+    GivenUp,
 }
 
 impl Merging {
@@ -144,13 +113,14 @@ impl Merging {
         options: &DbOptions,
         registry: &Registry,
         tenant: &str,
-        replaced: Vec<(Ulid, PathBuf)>,
+        replaced: Vec<Replaced>,
     ) -> Merging {
         Merging {
             ranges: ladder(options.block_range, options.merged_max),
+            segment_bytes: options.wal_segment_bytes,
             is_under_way: AtomicBool::new(false),
             asked: Mutex::default(),
-            replaced: Mutex::new(replaced),
+            replacing: Replacing::new(replaced),
             state: Mutex::default(),
             metrics: MergeMetrics::new(registry, tenant),
         }
@@ -162,11 +132,6 @@ impl Merging {
 
     pub(super) fn metrics(&self) -> &MergeMetrics {
         &self.metrics
-    }
-
-    /// Whether a block has another in its place.
-    pub(super) fn has_replaced(&self, block: Ulid) -> bool {
-        self.replaced.lock().iter().any(|(replaced, _)| *replaced == block)
     }
 }
 
@@ -186,69 +151,77 @@ struct Job<'d> {
     parents: Vec<Arc<Block>>,
 }
 
-impl Drop for Job<'_> {
-    fn drop(&mut self) {
-        self.db.merging.is_under_way.store(false, Ordering::Release);
+impl Job<'_> {
+    fn names(&self) -> Vec<Ulid> {
+        self.parents.iter().map(|parent| parent.meta().ulid).collect()
     }
 }
 
+impl Drop for Job<'_> {
+    fn drop(&mut self) {
+        self.db.merging.is_under_way.store(false, Ordering::Release);
+        if thread::panicking() {
+            // It would again.
+            self.db.merging.state.lock().postponed.add(self.names());
+        }
+    }
+}
+
+/// A new block before it has its name.
+struct Written<'d> {
+    /// As they were read for it.
+    inputs: Vec<Arc<Block>>,
+    /// None if nothing is left of them.
+    child: Option<Child<'d>>,
+}
+
+struct Child<'d> {
+    complete: CompleteBlock<'d>,
+    block: Block,
+}
+
 impl Db {
-    /// Has blocks rewritten without what was deleted of them, with the next
-    /// [`Db::rewrite_asked`], but for those of which it cannot be done; which these are. Does not
-    /// wait.
-    pub fn ask_to_rewrite(&self, blocks: impl IntoIterator<Item = Ulid>) -> Vec<Ulid> {
-        let mut blocks: Vec<_> = blocks.into_iter().collect();
+    /// Has blocks rewritten without what was deleted of them, by turns of [`Db::rewrite_next`]; what
+    /// becomes of each. Does not wait.
+    pub fn ask_to_rewrite(&self, blocks: impl IntoIterator<Item = Ulid>) -> Vec<(Ulid, Rewriting)> {
         let state = self.merging.state.lock();
-        blocks.retain(|block| !state.failed.contains(block));
+        let judged = blocks.into_iter().map(|block| match state.failed.get(&block) {
+            None => (block, Rewriting::Comes),
+            Some(Some(damage)) => (block, Rewriting::Damaged(damage.clone())),
+            Some(None) => (block, Rewriting::Unsupported),
+        });
+        let judged: Vec<_> = judged.collect();
         drop(state);
-        self.merging.asked.lock().extend(blocks.iter().copied());
-        blocks
+        let comes = judged.iter().filter(|(_, becomes)| *becomes == Rewriting::Comes);
+        self.merging.asked.lock().extend(comes.map(|(block, _)| *block));
+        judged
     }
 
-    /// Rewrites the blocks that somebody has asked for; how many. Those of which it cannot be done are
-    /// told, and stay. Blocks on the disk, and may take long.
-    pub fn rewrite_asked(&self) -> Result<usize, MergeError> {
-        self.remove_replaced_again();
-        let mut done = 0;
-        loop {
-            let Some(asked) = self.merging.asked.lock().pop_first() else { return Ok(done) };
-            let Some(job) = self.begin(Made::Rewritten, |view, state| {
-                let is_asked = |block: &&Arc<Block>| {
-                    name_of(block.dir()) == Some(asked) && block.meta().ulid == asked
-                };
-                let blocks = view.blocks.iter().filter(is_asked).cloned();
-                blocks.filter(|_| !state.failed.contains(&asked)).collect()
-            }) else {
-                continue;
+    /// Rewrites a block that somebody has asked for. An error says that the disk takes nothing now.
+    /// Blocks on the disk, and may take long.
+    pub fn rewrite_next(&self) -> Result<Turn, MergeError> {
+        self.work(self.begin(Made::Rewritten, |view, state| self.next_asked(view, state)))
+    }
+
+    /// Merges what Prometheus would merge next. As [`Db::rewrite_next`].
+    pub fn merge_next(&self) -> Result<Turn, MergeError> {
+        self.work(self.begin(Made::Merged, |view, state| self.planned(view, state)))
+    }
+
+    /// The first that is asked for and can be rewritten now. Those that are not there any more are
+    /// forgotten, as are those of which it cannot be done.
+    fn next_asked(&self, view: &Arc<View>, state: &mut State) -> Vec<Arc<Block>> {
+        let find = |asked: Ulid| {
+            let is_asked = |block: &&Arc<Block>| {
+                name_of(block.dir()) == Some(asked) && block.meta().ulid == asked
             };
-            match self.run(&job) {
-                Ok(is_done) => done += usize::from(is_done),
-                Err(err) if err.is_for_good() => {
-                    self.merging.state.lock().failed.insert(asked);
-                    let (dir, err) = (self.dir.join(asked.to_string()), chain(&err));
-                    let dir = dir.display();
-                    let message =
-                        "a block with tombstones cannot be rewritten, so it is not shipped";
-                    tracing::error!(block = %asked, %dir, err, "{message}");
-                }
-                Err(err) => return Err(err),
-            }
-        }
-    }
-
-    /// Merges blocks as Prometheus does, until there is nothing left to merge; how many new ones there
-    /// are. Blocks on the disk, and may take long.
-    pub fn compact(&self) -> Result<usize, MergeError> {
-        self.remove_replaced_again();
-        let mut done = 0;
-        while let Some(job) = self.begin(Made::Merged, |view, state| self.planned(view, state)) {
-            match self.run(&job) {
-                Ok(is_done) => done += usize::from(is_done),
-                Err(err) if err.is_for_good() => self.mark_failed(&job.parents, &err),
-                Err(err) => return Err(err),
-            }
-        }
-        Ok(done)
+            view.blocks.iter().find(is_asked)
+        };
+        state.postponed.retain(|block| find(block).is_some());
+        let mut asked = self.merging.asked.lock();
+        asked.retain(|block| find(*block).is_some() && !state.failed.contains_key(block));
+        let next = asked.iter().find(|block| !state.postponed.holds(**block));
+        next.and_then(|block| find(*block)).cloned().into_iter().collect()
     }
 
     /// What is to be merged next.
@@ -260,13 +233,17 @@ impl Db {
         // A start would not know one of another name again as a parent.
         let is_well_named = |block: &&Arc<Block>| name_of(block.dir()) == Some(block.meta().ulid);
         let blocks: Vec<_> = view.blocks.iter().filter(is_well_named).collect();
-        let judged = blocks.iter().map(|block| PlannedBlock {
-            is_failed: block.meta().compaction.failed || state.failed.contains(&block.meta().ulid),
-            ..PlannedBlock::of(block)
+        state.postponed.retain(|name| blocks.iter().any(|block| block.meta().ulid == name));
+        let judged = blocks.iter().map(|block| {
+            let BlockMeta { ulid, compaction, .. } = block.meta();
+            let is_failed = compaction.failed
+                || state.failed.contains_key(ulid)
+                || state.postponed.holds(*ulid);
+            PlannedBlock { is_failed, ..PlannedBlock::of(block) }
         });
         let judged: Vec<_> = judged.collect();
         let planned = plan(&judged, &self.merging.ranges);
-        if planned.is_empty() {
+        if planned.is_empty() && state.postponed.is_empty() {
             state.planned = Some(now);
         }
         planned.into_iter().map(|i| blocks[i].clone()).collect()
@@ -291,6 +268,33 @@ impl Db {
         Some(Job { db: self, made, parents })
     }
 
+    fn work(&self, job: Option<Job<'_>>) -> Result<Turn, MergeError> {
+        let Some(job) = job else { return Ok(Turn::Idle) };
+        let err = match self.run(&job) {
+            Ok(true) => {
+                self.remove_replaced();
+                return Ok(Turn::Made);
+            }
+            Ok(false) => return Ok(Turn::GivenUp),
+            Err(err) => err,
+        };
+        match err.outlook() {
+            Outlook::Interrupted => return Err(err),
+            Outlook::OfDisk => {
+                self.merging.state.lock().postponed.add(job.names());
+                return Err(err);
+            }
+            Outlook::OfBlocks => {
+                let retry_in = self.merging.state.lock().postponed.add(job.names());
+                let (dir, blocks, err) = (self.dir.display(), tell(&job), chain(&err));
+                let message = "blocks cannot be merged or rewritten now";
+                tracing::error!(%dir, ?blocks, err, ?retry_in, "{message}");
+            }
+            Outlook::Never | Outlook::NotByThisVersion => self.note_failed(&job, &err),
+        }
+        Ok(Turn::GivenUp)
+    }
+
     /// Whether the parents have gone. If not, they are not what they were any more.
     fn run(&self, job: &Job<'_>) -> Result<bool, MergeError> {
         let begun = Instant::now();
@@ -300,14 +304,14 @@ impl Db {
         let done = {
             let _writing = metrics.begin();
             self.write_child(ulid, parents, *made)
-                .and_then(|child| self.put_in_place(ulid, parents, child))
+                .and_then(|written| self.put_in_place(ulid, parents, written))
         };
         let is_done = match done {
             Ok(is_done) => is_done,
             // It was deleted while it was to be read.
             Err(MergeError::Read(_)) if !self.view.load().has_all(parents) => false,
             Err(err) => {
-                if !matches!(err, MergeError::Interrupted) {
+                if err.outlook() != Outlook::Interrupted {
                     metrics.failed.inc();
                 }
                 return Err(err);
@@ -316,28 +320,26 @@ impl Db {
         if is_done {
             metrics.done.inc();
             let (dir, duration) = (self.dir.display(), begun.elapsed());
-            let sources: Vec<_> =
-                parents.iter().map(|parent| parent.meta().ulid.to_string()).collect();
-            let count = parents.len();
+            let (sources, count) = (tell(job), parents.len());
             tracing::info!(%dir, count, %ulid, ?sources, ?duration, "compact blocks");
         }
         Ok(is_done)
     }
 
-    /// Everything of the new block but its name; none if nothing is left of the parents.
+    /// Everything of the new block but its name.
     fn write_child(
         &self,
         ulid: Ulid,
         parents: &[Arc<Block>],
         made: Made,
-    ) -> Result<Option<CompleteBlock<'_>>, MergeError> {
+    ) -> Result<Written<'_>, MergeError> {
         let disk = &*self.env.disk;
-        self.check_room(parents)?;
         let cache = PageCache::new(CACHE_BYTES);
         // Anew, so that what was deleted since is heeded, too.
         let open = |parent: &Arc<Block>| Block::open(disk, parent.dir(), cache.clone());
         let inputs = parents.iter().map(|parent| open(parent).map(Arc::new));
         let inputs = inputs.collect::<Result<Vec<_>, _>>()?;
+        self.check_room(&inputs)?;
         let metas: Vec<BlockMeta> = inputs.iter().map(|input| input.meta().clone()).collect();
         let compaction = match (made, &metas[..]) {
             (Made::Rewritten, [parent]) => Compaction::of_rewritten(ulid, parent),
@@ -348,28 +350,42 @@ impl Db {
         if metas.windows(2).any(|pair| pair[1].min_time < pair[0].max_time) {
             self.merging.metrics.vertical.inc();
         }
-        let write = || {
-            let mut writer = BlockWriter::create(disk, &self.dir, ulid)?;
-            merge(&inputs, &mut writer)?;
-            Ok(writer.complete(min_time, max_time, compaction)?)
-        };
-        write().inspect_err(|_| self.remove_unfinished(ulid))
+        let mut writer = BlockWriter::create(disk, &self.dir, ulid)?;
+        merge(&inputs, &mut writer)?;
+        let complete = writer.complete(min_time, max_time, compaction)?;
+        let child = complete.map(|complete| self.read_child(complete)).transpose()?;
+        Ok(Written { inputs, child })
     }
 
-    /// Whether the disk has room for the new block beside its parents. What others write meanwhile is
-    /// not known, and where it cannot be said how much there is it is tried.
-    fn check_room(&self, parents: &[Arc<Block>]) -> Result<(), MergeError> {
-        let needed = parents.iter().map(|parent| parent.bytes()).sum();
-        match self.env.disk.free_bytes(&self.dir) {
-            Ok(free) if free < needed => Err(MergeError::NoRoom { needed, free }),
-            _ => Ok(()),
+    /// Opens the new block, and reads it as a whole, by another cache than that of queries.
+    fn read_child<'d>(&self, complete: CompleteBlock<'d>) -> Result<Child<'d>, MergeError> {
+        let verified = complete.open(PageCache::new(CACHE_BYTES)).and_then(|block| block.verify());
+        let opened = match verified {
+            Ok(Verified::Interrupted) => return Err(MergeError::Interrupted),
+            Ok(Verified::Whole) => complete.open(self.env.block_cache.clone()),
+            Err(err) => Err(err),
+        };
+        match opened {
+            Ok(block) => Ok(Child { complete, block }),
+            // No fault of those that it was made from: the disk does not hold what was written.
+            Err(err) => {
+                let source = io::Error::new(io::ErrorKind::InvalidData, err);
+                Err(WriteError::Io { path: self.dir.clone(), source }.into())
+            }
         }
     }
 
-    /// Takes away what has no name. It is large, and the disk may be full.
-    pub(super) fn remove_unfinished(&self, ulid: Ulid) {
-        if let Err(err) = remove_unfinished(&*self.env.disk, &self.dir, ulid) {
-            tracing::warn!(%err, "a block that was not finished stays until a restart");
+    /// Whether the disk has room for the new block beside its parents, and something left then for what
+    /// others write. Where it cannot be said how much there is it is tried. A block of which nothing is
+    /// left needs none.
+    fn check_room(&self, inputs: &[Arc<Block>]) -> Result<(), MergeError> {
+        let needed: u64 = inputs.iter().map(|input| input.bytes()).sum();
+        let reserve = (SEGMENTS_LEFT * self.merging.segment_bytes).max(needed / SHARE_LEFT);
+        match self.env.disk.free_bytes(&self.dir) {
+            Ok(free) if free < needed.saturating_add(reserve) && is_anything_left(inputs)? => {
+                Err(MergeError::NoRoom { needed, reserve, free })
+            }
+            _ => Ok(()),
         }
     }
 
@@ -378,106 +394,92 @@ impl Db {
         &self,
         ulid: Ulid,
         parents: &[Arc<Block>],
-        child: Option<CompleteBlock<'_>>,
+        Written { inputs, child }: Written<'_>,
     ) -> Result<bool, MergeError> {
         let mut cutting = self.cutting.lock();
-        let is_wanted = !self.merging.state.lock().is_closed && self.view.load().has_all(parents);
-        if !is_wanted {
-            child.map_or(Ok(()), CompleteBlock::abort)?;
+        if !self.is_wanted(parents, &inputs)? {
+            drop(cutting);
+            child.map_or(Ok(()), |child| child.complete.abort())?;
             return Ok(false);
         }
-        if let Err(err) = self.withdraw_left() {
-            self.remove_unfinished(ulid);
-            return Err(err.into());
-        }
-        // From now on nobody hands them on.
-        let names = parents.iter().map(|parent| (parent.meta().ulid, parent.dir().to_owned()));
-        self.merging.replaced.lock().extend(names);
+        self.withdraw_left()?;
+        let (replacing, name) = (&self.merging.replacing, child.as_ref().map(|_| ulid));
+        replacing.begin(parents, name);
         let child = child.map(|child| self.name(ulid, child)).transpose();
-        let child = child.inspect_err(|_| {
-            let mut replaced = self.merging.replaced.lock();
-            replaced.retain(|(name, _)| parents.iter().all(|parent| parent.meta().ulid != *name));
-        })?;
+        let child = child.inspect_err(|_| replacing.give_up(parents))?;
         let before = self.view.load_full();
         let view = before.replacing(parents, child);
         cutting.note_older(&before, &view);
         self.view.store(Arc::new(view));
+        replacing.done(parents, name);
         self.unsettled.lock().remove(&ulid);
-        if let Err(err) = self.remove_replaced() {
-            let err = chain(&err);
-            tracing::warn!(err, "blocks that others have taken the place of stay for now");
+        Ok(true)
+    }
+
+    /// Whether the parents are read still, and nothing was deleted of them since they were read for the
+    /// new block.
+    fn is_wanted(&self, parents: &[Arc<Block>], inputs: &[Arc<Block>]) -> Result<bool, ReadError> {
+        if self.merging.state.lock().is_closed || !self.view.load().has_all(parents) {
+            return Ok(false);
+        }
+        for input in inputs {
+            if Tombstones::read(&*self.env.disk, input.dir())? != *input.tombstones() {
+                return Ok(false);
+            }
         }
         Ok(true)
     }
 
-    fn name(&self, ulid: Ulid, child: CompleteBlock<'_>) -> Result<Block, MergeError> {
+    fn name(&self, ulid: Ulid, child: Child<'_>) -> Result<Block, MergeError> {
         self.unsettled.lock().insert(ulid);
-        let disk = &*self.env.disk;
-        let dir = self.dir.join(ulid.to_string());
-        let open = |meta| Block::open_as(disk, &dir, meta, self.env.block_cache.clone());
-        let named = child.name().map_err(MergeError::from).and_then(|meta| Ok(open(meta)?));
-        named.inspect_err(|_| {
-            if let Err(left) = self.withdraw(ulid) {
-                let left = chain(&left);
-                tracing::warn!(block = %ulid, left, "a block that failed cannot be taken away");
-            }
-        })
-    }
-
-    /// Takes away the blocks that others have taken the place of. Readers that have them open read on.
-    /// Whoever calls holds the lock of cutting, or nobody else has the database yet.
-    pub(super) fn remove_replaced(&self) -> Result<(), WriteError> {
-        let disk = &*self.env.disk;
-        let replaced = self.merging.replaced.lock().clone();
-        if replaced.is_empty() {
-            return Ok(());
-        }
-        // What they shut out stays out, whatever becomes of those in their place.
-        self.record_floor(&self.view.load(), |_| true)?;
-        for (ulid, dir) in replaced {
-            match take_name(disk, &dir) {
-                Ok(nameless) => {
-                    if let Err(err) = nameless.remove(disk) {
-                        tracing::warn!(%err, "what is left of a block stays until a restart");
-                    }
+        let Child { complete, block } = child;
+        match complete.name() {
+            Ok(_) => Ok(block),
+            Err(err) => {
+                if let Err(left) = self.withdraw(ulid) {
+                    let left = chain(&left);
+                    tracing::warn!(block = %ulid, left, "a block that failed cannot be taken away");
                 }
-                Err(WriteError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
-                Err(err) => return Err(err),
+                Err(err.into())
             }
-            self.merging.replaced.lock().retain(|(replaced, _)| *replaced != ulid);
-            tracing::info!(block = %ulid, "deleted a block that another has taken the place of");
         }
-        Ok(())
     }
 
     /// Lets no block get a name or lose it from now on: the directory may be another's then.
     pub(super) fn stop_merging(&self) {
         let _cutting = self.cutting.lock();
-        self.merging.state.lock().is_closed = true;
+        self.merging.close();
     }
 
-    /// What could not be taken away before.
-    fn remove_replaced_again(&self) {
-        if self.merging.replaced.lock().is_empty() {
+    /// Has it not tried again: not as long as the process runs, and if it would be in vain for anybody,
+    /// never, as Prometheus notes it.
+    fn note_failed(&self, job: &Job<'_>, err: &MergeError) {
+        let is_for_good = err.outlook() == Outlook::Never;
+        let (dir, blocks, err) = (self.dir.display(), tell(job), chain(err));
+        let damage = is_for_good.then(|| err.clone());
+        let failed = job.names().into_iter().map(|block| (block, damage.clone()));
+        self.merging.state.lock().failed.extend(failed);
+        match job.made {
+            Made::Rewritten => {
+                let message = "a block with tombstones cannot be rewritten, so it is not shipped";
+                tracing::error!(%dir, ?blocks, err, "{message}");
+            }
+            Made::Merged => {
+                tracing::error!(%dir, ?blocks, err, "blocks cannot be merged, and stay as they are");
+                if is_for_good {
+                    self.mark_failed(&job.parents);
+                }
+            }
+        }
+    }
+
+    /// In the blocks' manifests.
+    fn mark_failed(&self, parents: &[Arc<Block>]) {
+        let _cutting = self.cutting.lock();
+        if self.merging.state.lock().is_closed {
             return;
         }
-        let _cutting = self.cutting.lock();
-        if !self.merging.state.lock().is_closed
-            && let Err(err) = self.remove_replaced()
-        {
-            let err = chain(&err);
-            tracing::debug!(err, "blocks that others have taken the place of are still there");
-        }
-    }
-
-    /// As Prometheus notes it, so that they are not tried for ever.
-    fn mark_failed(&self, parents: &[Arc<Block>], err: &MergeError) {
-        let _cutting = self.cutting.lock();
-        let blocks: Vec<_> = parents.iter().map(|parent| parent.meta().ulid.to_string()).collect();
-        let (dir, err) = (self.dir.display(), chain(err));
-        tracing::error!(%dir, ?blocks, err, "blocks cannot be merged, and stay as they are");
         for parent in parents {
-            self.merging.state.lock().failed.insert(parent.meta().ulid);
             let mut meta = parent.meta().clone();
             meta.compaction.failed = true;
             let is_there = self.view.load().has_all(std::slice::from_ref(parent));
@@ -487,6 +489,10 @@ impl Db {
             }
         }
     }
+}
+
+fn tell(job: &Job<'_>) -> Vec<String> {
+    job.names().iter().map(Ulid::to_string).collect()
 }
 
 /// When a block says that it was made. Usually now; but where a parent ends later than it was made at,

@@ -49,13 +49,22 @@ use crate::tsdb::wal::SegmentIndex;
 #[derive(Debug, thiserror::Error)]
 pub enum CutError {
     #[error(transparent)]
-    Write(#[from] WriteError),
+    Write(WriteError),
     /// What was written cannot be read.
     #[error(transparent)]
     Read(#[from] ReadError),
     /// The work was asked to stop.
     #[error("cutting was interrupted")]
     Interrupted,
+}
+
+impl From<WriteError> for CutError {
+    fn from(err: WriteError) -> CutError {
+        match err {
+            WriteError::Interrupted => CutError::Interrupted,
+            err => CutError::Write(err),
+        }
+    }
 }
 
 impl CutError {
@@ -307,7 +316,6 @@ impl Db {
                 if !matches!(err, CutError::Interrupted) {
                     self.merging.metrics().failed.inc();
                 }
-                self.remove_unfinished(ulid);
                 match self.withdraw(ulid) {
                     Ok(()) => self.head.lower_floor(before),
                     Err(left) => {
@@ -345,9 +353,9 @@ impl Db {
 
     /// Whether a block in the database's directory stays there. One whose cut is not done or has
     /// failed does not, and what is in it may be cut once more; nor does one that another has taken the
-    /// place of. Nobody is to hand it on.
+    /// place of, nor, maybe, one that was found beside what it was made from. Nobody is to hand it on.
     pub fn is_settled(&self, block: Ulid) -> bool {
-        !self.unsettled.lock().contains(&block) && !self.merging.has_replaced(block)
+        !self.unsettled.lock().contains(&block) && !self.merging.is_in_doubt(block)
     }
 
     /// Takes away a block that failed late, so that no start finds it. After an error one may, and the

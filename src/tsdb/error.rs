@@ -49,6 +49,9 @@ pub enum WriteError {
     /// What came was not in the order of the format, or not what was announced.
     #[error("{}: {what}", path.display())]
     Unordered { path: PathBuf, what: &'static str },
+    /// The work was asked to stop.
+    #[error("writing was interrupted")]
+    Interrupted,
 }
 
 impl WriteError {

@@ -26,7 +26,12 @@ pub struct RangeReader {
 
 impl RangeReader {
     pub fn open(disk: &dyn Disk, path: &Path) -> Result<RangeReader, ReadError> {
-        let file = disk.open(path).map_err(ReadError::io(path))?;
+        RangeReader::open_at(disk, path, path)
+    }
+
+    /// One that lies at `at` now, and is told of as `path`, where it will be.
+    pub fn open_at(disk: &dyn Disk, at: &Path, path: &Path) -> Result<RangeReader, ReadError> {
+        let file = disk.open(at).map_err(ReadError::io(path))?;
         let len = file.len().map_err(ReadError::io(path))?;
         Ok(RangeReader { path: path.to_owned(), file, len, cache: None })
     }

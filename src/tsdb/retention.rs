@@ -15,7 +15,7 @@ use crate::model::Timestamp;
 use crate::tsdb::block::Block;
 use crate::tsdb::block::removal::take_name;
 use crate::tsdb::block::ulid::Ulid;
-use crate::tsdb::blocks::{View, effective_end};
+use crate::tsdb::blocks::{View, effective_end, name_of};
 use crate::tsdb::cut::Cutting;
 use crate::tsdb::error::WriteError;
 use crate::tsdb::{Db, bytes_below};
@@ -146,6 +146,8 @@ impl Db {
         let metas = view.blocks.iter().filter(|block| stays(block)).map(|block| block.meta());
         let ends = metas.filter(|meta| !meta.is_partial());
         let is_said = ends.map(|meta| effective_end(meta, meta.ulid)).max() >= Some(view.floor);
+        // Who has an older view is not to put its floor in the place of a later one.
+        let _recording = self.recording.lock();
         let disk = &*self.env.disk;
         if read_floor(disk, &self.dir).is_ok_and(|recorded| recorded >= view.floor) {
             return Ok(());
@@ -172,6 +174,10 @@ impl Db {
     /// Readers that have it open read on.
     fn delete(&self, cutting: &mut Cutting, block: &Arc<Block>) -> Result<(), WriteError> {
         let disk = &*self.env.disk;
+        // Without it a start would read them.
+        if let Some(name) = name_of(block.dir()) {
+            self.remove_replaced_by(name)?;
+        }
         let nameless = match take_name(disk, block.dir()) {
             Ok(nameless) => Some(nameless),
             // Somebody was quicker.

@@ -67,11 +67,17 @@ pub struct ChunkReader {
 impl ChunkReader {
     /// Opens the segments in `dir`. One that is none, by its first bytes, costs its own chunks.
     pub fn open(disk: &dyn Disk, dir: &Path) -> Result<ChunkReader, ReadError> {
+        ChunkReader::open_at(disk, dir, dir)
+    }
+
+    /// Those that lie in `at` now, and are told of as in `dir`, where they will be.
+    pub fn open_at(disk: &dyn Disk, at: &Path, dir: &Path) -> Result<ChunkReader, ReadError> {
         let mut segments = BTreeMap::new();
-        for entry in disk.list(dir).map_err(ReadError::io(dir))? {
+        for entry in disk.list(at).map_err(ReadError::io(dir))? {
             let segment = entry.name.to_str().filter(|_| !entry.is_dir).and_then(segment_of);
-            let (Some(segment), path) = (segment, dir.join(&entry.name)) else { continue };
-            let opened = match open_segment(disk, &path) {
+            let Some(segment) = segment else { continue };
+            let file = RangeReader::open_at(disk, &at.join(&entry.name), &dir.join(&entry.name))?;
+            let opened = match check_segment(file) {
                 Ok(file) => Ok(Arc::new(Segment(file))),
                 Err(ReadError::Corrupt(corruption)) => Err(corruption),
                 Err(err) => return Err(err),
@@ -187,8 +193,7 @@ pub fn unsupported(path: &Path) -> ReadError {
     ReadError::Unsupported { path: path.to_owned(), what }
 }
 
-fn open_segment(disk: &dyn Disk, path: &Path) -> Result<RangeReader, ReadError> {
-    let file = RangeReader::open(disk, path)?;
+fn check_segment(file: RangeReader) -> Result<RangeReader, ReadError> {
     let mut header = Vec::new();
     file.read(0, HEADER.len() as u64, &mut header, "the segment has no header")?;
     // The zeros behind the version are nobody's.

@@ -33,37 +33,93 @@ pub enum MergeError {
     #[error(transparent)]
     Read(#[from] ReadError),
     #[error(transparent)]
-    Write(#[from] WriteError),
+    Write(WriteError),
     /// Nothing was begun.
-    #[error("{needed} bytes may be needed to make blocks of blocks, and {free} are free")]
-    NoRoom { needed: u64, free: u64 },
+    #[error(
+        "{needed} bytes may be needed to make blocks of blocks beside {reserve} that are left to the \
+         log, and {free} are free"
+    )]
+    NoRoom { needed: u64, reserve: u64, free: u64 },
     /// The work was asked to stop.
     #[error("merging blocks was interrupted")]
     Interrupted,
 }
 
-impl MergeError {
-    /// Whether it is the blocks' fault, so that the next attempt would end as this one did.
-    pub fn is_for_good(&self) -> bool {
-        match self {
-            MergeError::Read(err) | MergeError::Write(WriteError::Read(err)) => {
-                !matches!(err, ReadError::Io { .. })
-            }
-            MergeError::Write(WriteError::TooLarge { .. } | WriteError::Unordered { .. }) => true,
-            MergeError::Write(WriteError::Io { .. })
-            | MergeError::NoRoom { .. }
-            | MergeError::Interrupted => false,
+impl From<WriteError> for MergeError {
+    fn from(err: WriteError) -> MergeError {
+        match err {
+            WriteError::Interrupted => MergeError::Interrupted,
+            err => MergeError::Write(err),
         }
     }
 }
 
-/// Symbols and series written between two looks at whether the work is to stop.
-const WRITTEN_PER_LOOK: usize = 256;
+/// What another attempt at the same blocks would come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outlook {
+    /// The disk failed in reading these blocks, or has no room for what would be made of them. It may
+    /// pass, and says nothing of others.
+    OfBlocks,
+    /// The disk does not take what is written, whatever it is made of.
+    OfDisk,
+    /// It would end as this one did, for anybody: something is damaged, or can be no block.
+    Never,
+    /// It would end as this one did, until another version makes it.
+    NotByThisVersion,
+    Interrupted,
+}
 
-/// Writes what is left of the blocks, which are sorted by the times that they begin at.
+impl MergeError {
+    pub fn outlook(&self) -> Outlook {
+        match self {
+            MergeError::Read(err) | MergeError::Write(WriteError::Read(err)) => match err {
+                ReadError::Io { .. } => Outlook::OfBlocks,
+                ReadError::Unsupported { .. } => Outlook::NotByThisVersion,
+                ReadError::Corrupt(_) | ReadError::Meta { .. } => Outlook::Never,
+            },
+            MergeError::Write(WriteError::TooLarge { .. } | WriteError::Unordered { .. }) => {
+                Outlook::Never
+            }
+            MergeError::Write(WriteError::Io { .. }) => Outlook::OfDisk,
+            MergeError::NoRoom { .. } => Outlook::OfBlocks,
+            MergeError::Write(WriteError::Interrupted) | MergeError::Interrupted => {
+                Outlook::Interrupted
+            }
+        }
+    }
+}
+
+/// Symbols and series read or written between two looks at whether the work is to stop.
+const PER_LOOK: usize = 256;
+
+/// The times that blocks hold samples of, both ends included, as their manifests have it.
+fn range_of(blocks: &[Arc<Block>]) -> TimeRange {
+    let metas = || blocks.iter().map(|block| block.meta());
+    let end = metas().map(|meta| meta.max_time).max().unwrap_or(Timestamp::MIN);
+    TimeRange {
+        mint: metas().map(|meta| meta.min_time).min().unwrap_or(Timestamp::MAX),
+        maxt: end.saturating_sub(1),
+    }
+}
+
+/// Whether a merge would find anything to write: a look at the indexes alone, which ends at the first
+/// chunk that is not deleted as a whole.
+pub fn is_anything_left(blocks: &[Arc<Block>]) -> Result<bool, MergeError> {
+    let range = range_of(blocks);
+    for block in blocks {
+        if Input::new(block, Vec::new(), range)?.find_left()?.is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Writes what is left of the blocks, which are sorted by the times that they begin at. What a block
+/// holds of times that are not of any of them goes, as in Prometheus: nobody reads it.
 pub fn merge(blocks: &[Arc<Block>], writer: &mut BlockWriter<'_>) -> Result<(), MergeError> {
-    let symbols = write_symbols(blocks, writer)?;
-    let inputs = blocks.iter().zip(symbols).map(|(block, symbols)| Input::new(block, symbols));
+    let (symbols, range) = (write_symbols(blocks, writer)?, range_of(blocks));
+    let inputs = blocks.iter().zip(symbols);
+    let inputs = inputs.map(|(block, symbols)| Input::new(block, symbols, range));
     let mut inputs = inputs.collect::<Result<Vec<_>, _>>()?;
     // Equal series keep the places in the heap that Prometheus gives them: of two samples at one time
     // that decides which one stays.
@@ -73,7 +129,7 @@ pub fn merge(blocks: &[Arc<Block>], writer: &mut BlockWriter<'_>) -> Result<(), 
     }
     let mut same = Vec::with_capacity(inputs.len());
     for written in 0_usize.. {
-        if written.is_multiple_of(WRITTEN_PER_LOOK) && stop::is_asked() {
+        if written.is_multiple_of(PER_LOOK) && stop::is_asked() {
             return Err(MergeError::Interrupted);
         }
         same.clear();
@@ -95,7 +151,7 @@ pub fn merge(blocks: &[Arc<Block>], writer: &mut BlockWriter<'_>) -> Result<(), 
     Ok(())
 }
 
-fn advance(inputs: &mut [Input<'_>], i: usize, heap: &mut GoHeap<usize>) -> Result<(), ReadError> {
+fn advance(inputs: &mut [Input<'_>], i: usize, heap: &mut GoHeap<usize>) -> Result<(), MergeError> {
     if inputs[i].advance()? {
         heap.push(i, |a, b| inputs[*a].labels < inputs[*b].labels);
     }
@@ -140,7 +196,7 @@ fn write_symbols(
         next.push(stream.next()?.map(<[u8]>::to_vec));
     }
     for written in 0_usize.. {
-        if written.is_multiple_of(WRITTEN_PER_LOOK) && stop::is_asked() {
+        if written.is_multiple_of(PER_LOOK) && stop::is_asked() {
             return Err(MergeError::Interrupted);
         }
         let Some(least) = next.iter().flatten().min().cloned() else { break };
@@ -169,11 +225,15 @@ struct Input<'b> {
     labels: Vec<LabelSymbols>,
     /// Those that are not deleted as a whole.
     chunks: Vec<ChunkMeta>,
-    deleted: &'b [TimeRange],
+    deleted: Vec<TimeRange>,
+    /// Samples of no other times are taken.
+    range: TimeRange,
+    /// How many series it has come by.
+    passed: usize,
 }
 
 impl<'b> Input<'b> {
-    fn new(block: &'b Block, symbols: Vec<u32>) -> Result<Input<'b>, ReadError> {
+    fn new(block: &'b Block, symbols: Vec<u32>, range: TimeRange) -> Result<Input<'b>, ReadError> {
         Ok(Input {
             block,
             reader: block.index.series(),
@@ -181,35 +241,55 @@ impl<'b> Input<'b> {
             symbols,
             labels: Vec::new(),
             chunks: Vec::new(),
-            deleted: &[],
+            deleted: Vec::new(),
+            range,
+            passed: 0,
         })
     }
 
     /// Goes on to the next series of which a chunk is left; whether there is one.
-    fn advance(&mut self) -> Result<bool, ReadError> {
+    fn advance(&mut self) -> Result<bool, MergeError> {
+        let Some(series) = self.find_left()? else { return Ok(false) };
+        self.deleted.clear();
+        self.deleted.extend_from_slice(self.block.tombstones.of(u64::from(series)));
+        let TimeRange { mint, maxt } = self.range;
+        if self.chunks.iter().any(|chunk| chunk.mint < mint) {
+            self.deleted.push(TimeRange { mint: Timestamp::MIN, maxt: mint.saturating_sub(1) });
+        }
+        if self.chunks.iter().any(|chunk| chunk.maxt > maxt) {
+            self.deleted.push(TimeRange { mint: maxt.saturating_add(1), maxt: Timestamp::MAX });
+        }
+        self.labels.clear();
+        for (name, value) in self.reader.labels() {
+            let number = |symbol: &u32| self.symbols.get(*symbol as usize).copied();
+            let (Some(name), Some(value)) = (number(name), number(value)) else {
+                return Err(self.block.corrupt("a series has a symbol that there is not").into());
+            };
+            self.labels.push((name, value));
+        }
+        Ok(true)
+    }
+
+    /// Reads on to the next series of which a chunk is left, and takes its chunks.
+    fn find_left(&mut self) -> Result<Option<u32>, MergeError> {
         for series in self.postings.by_ref() {
+            if self.passed.is_multiple_of(PER_LOOK) && stop::is_asked() {
+                return Err(MergeError::Interrupted);
+            }
+            self.passed += 1;
             self.reader.read(BlockSeriesRef(series))?;
-            self.deleted = self.block.tombstones.of(u64::from(series));
+            let deleted = self.block.tombstones.of(u64::from(series));
             let is_left = |chunk: &&ChunkMeta| {
                 let covers = |span: &TimeRange| span.mint <= chunk.mint && chunk.maxt <= span.maxt;
-                !self.deleted.iter().any(covers)
+                self.range.overlaps(chunk.mint, chunk.maxt) && !deleted.iter().any(covers)
             };
             self.chunks.clear();
             self.chunks.extend(self.reader.chunks().iter().filter(is_left));
-            if self.chunks.is_empty() {
-                continue;
+            if !self.chunks.is_empty() {
+                return Ok(Some(series));
             }
-            self.labels.clear();
-            for (name, value) in self.reader.labels() {
-                let number = |symbol: &u32| self.symbols.get(*symbol as usize).copied();
-                let (Some(name), Some(value)) = (number(name), number(value)) else {
-                    return Err(self.block.corrupt("a series has a symbol that there is not"));
-                };
-                self.labels.push((name, value));
-            }
-            return Ok(true);
         }
-        Ok(false)
+        Ok(None)
     }
 
     /// Whether they can be written as they are.

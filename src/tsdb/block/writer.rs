@@ -2,9 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::disk::Disk;
+use crate::error::chain;
 use crate::model::Timestamp;
+use crate::tsdb::block::Block;
 use crate::tsdb::block::chunks::{CHUNKS_DIR, ChunkWriter, EncodedChunk, SEGMENT_BYTES};
 use crate::tsdb::block::meta::{
     BlockDesc, BlockMeta, BlockStats, Compaction, FROM_OUT_OF_ORDER, FROM_SELECTED_SERIES,
@@ -14,7 +17,8 @@ use crate::tsdb::block::removal::remove_dir;
 use crate::tsdb::block::tombstones::Tombstones;
 use crate::tsdb::block::ulid::Ulid;
 use crate::tsdb::chunkenc;
-use crate::tsdb::error::WriteError;
+use crate::tsdb::error::{ReadError, WriteError};
+use crate::tsdb::file::PageCache;
 use crate::tsdb::index::{BlockSeriesRef, ChunkMeta, INDEX_FILE, IndexWriter, LabelSymbols};
 
 /// What the name of a block ends with while it is made. Prometheus removes such at its start, too.
@@ -29,7 +33,7 @@ pub struct BlockWriter<'d> {
     dir: PathBuf,
     ulid: Ulid,
     /// Where it is until then.
-    temporary: PathBuf,
+    temporary: TemporaryDir<'d>,
     index: IndexWriter,
     chunks: ChunkWriter<'d>,
     stats: BlockStats,
@@ -59,8 +63,10 @@ impl<'d> BlockWriter<'d> {
         let temporary = parent.join(format!("{ulid}{CREATION_SUFFIX}"));
         remove_dir(disk, &temporary)?;
         let chunks_dir = temporary.join(CHUNKS_DIR);
+        let index_path = temporary.join(INDEX_FILE);
+        let temporary = TemporaryDir { disk, dir: Some(temporary) };
         disk.create_dir_all(&chunks_dir).map_err(WriteError::io(&chunks_dir))?;
-        let index = IndexWriter::create(disk, &temporary.join(INDEX_FILE))?;
+        let index = IndexWriter::create(disk, &index_path)?;
         let chunks = ChunkWriter::new(disk, &chunks_dir, segment_bytes);
         let (stats, metas) = (BlockStats::default(), Vec::new());
         Ok(BlockWriter { disk, dir, ulid, temporary, index, chunks, stats, metas })
@@ -95,8 +101,6 @@ impl<'d> BlockWriter<'d> {
 
     /// Finishes the block of the samples from `min_time` up to, and without, `max_time`, and gives it
     /// its name. One without samples is not made: it goes away again, and there is none.
-    ///
-    /// After an error what was written is left under its temporary name, which nobody reads.
     pub fn finish(
         self,
         min_time: Timestamp,
@@ -119,6 +123,7 @@ impl<'d> BlockWriter<'d> {
             return Ok(None);
         }
         let BlockWriter { disk, dir, ulid, temporary, index, chunks, stats, .. } = self;
+        let at = temporary.path();
         chunks.finish()?;
         index.finish()?;
         let meta = BlockMeta {
@@ -130,49 +135,88 @@ impl<'d> BlockWriter<'d> {
             version: META_VERSION,
             thanos: None,
         };
-        meta.write(disk, &temporary)?;
-        Tombstones::default().write(disk, &temporary)?;
-        let chunks_dir = temporary.join(CHUNKS_DIR);
+        meta.write(disk, at)?;
+        Tombstones::default().write(disk, at)?;
+        let chunks_dir = at.join(CHUNKS_DIR);
         disk.sync_dir(&chunks_dir).map_err(WriteError::io(&chunks_dir))?;
-        disk.sync_dir(&temporary).map_err(WriteError::io(&temporary))?;
-        Ok(Some(CompleteBlock { disk, dir, temporary, meta }))
+        disk.sync_dir(at).map_err(WriteError::io(at))?;
+        Ok(Some(CompleteBlock { dir, temporary, meta }))
     }
 
     /// Removes what was written.
     pub fn abort(self) -> Result<(), WriteError> {
-        let BlockWriter { disk, temporary, index, chunks, .. } = self;
+        let BlockWriter { temporary, index, chunks, .. } = self;
         drop((index, chunks));
-        remove_dir(disk, &temporary)
+        temporary.remove()
     }
 }
 
-/// Removes what is left of a block that was not finished, if anything is.
-pub fn remove_unfinished(disk: &dyn Disk, parent: &Path, ulid: Ulid) -> Result<(), WriteError> {
-    remove_dir(disk, &parent.join(format!("{ulid}{CREATION_SUFFIX}")))
+/// A directory that goes away when this is dropped, after an error and a panic, too: what is in it is
+/// large, and the disk may be full. What cannot be removed then is removed by the next start.
+struct TemporaryDir<'d> {
+    disk: &'d dyn Disk,
+    /// None once it has gone or has another name.
+    dir: Option<PathBuf>,
 }
 
-/// A block that is on the medium as a whole, under a name that nobody reads.
-#[must_use = "it goes away with the next start unless it gets its name"]
+impl TemporaryDir<'_> {
+    fn path(&self) -> &Path {
+        self.dir.as_deref().unwrap_or(Path::new(""))
+    }
+
+    fn remove(mut self) -> Result<(), WriteError> {
+        self.dir.take().map_or(Ok(()), |dir| remove_dir(self.disk, &dir))
+    }
+
+    fn rename(mut self, to: &Path) -> Result<(), WriteError> {
+        self.disk.rename(self.path(), to).map_err(WriteError::io(to))?;
+        self.dir = None;
+        let parent = to.parent().unwrap_or(to);
+        self.disk.sync_dir(parent).map_err(WriteError::io(parent))
+    }
+}
+
+impl Drop for TemporaryDir<'_> {
+    fn drop(&mut self) {
+        if let Some(dir) = self.dir.take()
+            && let Err(err) = remove_dir(self.disk, &dir)
+        {
+            let err = chain(&err);
+            tracing::warn!(err, "a block that was not finished stays until a restart");
+        }
+    }
+}
+
+/// A block that is on the medium as a whole, under a name that nobody reads. It goes away again unless
+/// it gets its name.
+#[must_use = "it goes away again unless it gets its name"]
 pub struct CompleteBlock<'d> {
-    disk: &'d dyn Disk,
     dir: PathBuf,
-    temporary: PathBuf,
+    temporary: TemporaryDir<'d>,
     meta: BlockMeta,
 }
 
 impl CompleteBlock<'_> {
     /// Gives it its name. After an error it may have it, or not.
     pub fn name(self) -> Result<BlockMeta, WriteError> {
-        let CompleteBlock { disk, dir, temporary, meta } = self;
-        disk.rename(&temporary, &dir).map_err(WriteError::io(&dir))?;
-        let parent = dir.parent().unwrap_or(&dir);
-        disk.sync_dir(parent).map_err(WriteError::io(parent))?;
-        Ok(meta)
+        self.temporary.rename(&self.dir)?;
+        Ok(self.meta)
+    }
+
+    /// Opens it where it is, as the block that it will be.
+    pub fn open(&self, cache: Arc<PageCache>) -> Result<Block, ReadError> {
+        Block::open_at(
+            self.temporary.disk,
+            self.temporary.path(),
+            &self.dir,
+            self.meta.clone(),
+            cache,
+        )
     }
 
     /// Removes it.
     pub fn abort(self) -> Result<(), WriteError> {
-        remove_dir(self.disk, &self.temporary)
+        self.temporary.remove()
     }
 }
 
@@ -192,14 +236,24 @@ impl Compaction {
         }
     }
 
-    /// Of a block that takes the place of another of the same samples, but for deleted ones: as
-    /// Prometheus has it, cut anew.
+    /// Of a block that takes the place of another of the same samples, but for deleted ones.
+    ///
+    /// Its sources are its parent's, where Prometheus names the block itself as one that was cut anew.
+    /// Samples are known by the sources of what holds them: of two blocks in a bucket of which one has
+    /// all of the other's sources Thanos takes the other for a copy. So it does no harm if the parent,
+    /// or what a compactor made of it, is in the bucket already and nobody here knows it any more.
     pub fn of_rewritten(ulid: Ulid, parent: &BlockMeta) -> Compaction {
-        let hints = parent.compaction.hints.iter().filter(|hint| PARTIAL.contains(&hint.as_str()));
+        let of_parent = &parent.compaction;
+        let hints = of_parent.hints.iter().filter(|hint| PARTIAL.contains(&hint.as_str()));
+        let cut = Compaction::of_head(ulid);
         Compaction {
             parents: vec![BlockDesc::of(parent)],
             hints: hints.cloned().collect(),
-            ..Compaction::of_head(ulid)
+            sources: match of_parent.sources.is_empty() {
+                true => cut.sources,
+                false => of_parent.sources.clone(),
+            },
+            ..cut
         }
     }
 

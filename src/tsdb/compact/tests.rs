@@ -8,10 +8,40 @@ use crate::tsdb::block::meta::BlockDesc;
 use crate::tsdb::block::tests::data_dir;
 use crate::tsdb::block::tombstones::Tombstones;
 use crate::tsdb::cut::tests::{HOUR, Life, in_temp, restarted, sample_count};
-use crate::tsdb::head::tests::dump;
+use crate::tsdb::head::tests::{Series, dump};
 use crate::tsdb::retention::{Retention, read_floor};
 
 const DIR: &str = "/db/t";
+
+impl Db {
+    /// Rewrites until there is nothing left to rewrite now; how many blocks went.
+    pub(crate) fn rewrite_asked(&self) -> Result<usize, MergeError> {
+        self.remove_replaced();
+        turns(|| self.rewrite_next())
+    }
+
+    /// The same of merging.
+    pub(crate) fn compact(&self) -> Result<usize, MergeError> {
+        self.remove_replaced();
+        turns(|| self.merge_next())
+    }
+
+    fn forget_postponed(&self) {
+        self.merging.state.lock().postponed.clear();
+        self.merging.replacing.forget_postponed();
+    }
+}
+
+fn turns(next: impl Fn() -> Result<Turn, MergeError>) -> Result<usize, MergeError> {
+    let mut made = 0;
+    loop {
+        match next()? {
+            Turn::Idle => return Ok(made),
+            Turn::Made => made += 1,
+            Turn::GivenUp => {}
+        }
+    }
+}
 
 fn life_on(disk: &FaultyDisk) -> Life {
     Life::begin(Arc::new(disk.clone()), Path::new(DIR))
@@ -63,7 +93,7 @@ fn a_block_is_rewritten_without_what_is_deleted() {
         let [block] = &blocks[..] else { panic!("{} blocks", blocks.len()) };
         let meta = block.meta();
         assert!(block.tombstones().is_empty());
-        assert_eq!((meta.compaction.level, &meta.compaction.sources[..]), (1, &[meta.ulid][..]));
+        assert_eq!((meta.compaction.level, &meta.compaction.sources[..]), (1, &[parent][..]));
         assert_eq!(meta.compaction.parents[0].ulid, parent);
         assert_eq!(
             (meta.stats.num_series, meta.compaction.parents[0].max_time),
@@ -104,26 +134,33 @@ fn a_block_that_cannot_be_taken_away_keeps_what_names_it() {
         assert_eq!(dump(again.db()), before);
         assert_eq!(served(again.db())[0].meta().ulid, youngest);
         disk.allow_changes(&dir);
+        life.db().forget_postponed();
         assert_eq!(life.db().rewrite_asked().unwrap(), 0);
         assert_eq!(named(&disk, Path::new(DIR)), BTreeSet::from([youngest]));
         assert_eq!(dump(life.db()), before);
     }
 }
 
-#[test]
-fn a_block_of_which_nothing_is_left_goes_as_a_whole_and_shuts_out_what_it_did() {
-    let disk = FaultyDisk::new();
-    let mut life = life_on(&disk);
+/// A database with one block, of which everything is deleted.
+fn wholly_deleted(disk: &FaultyDisk) -> (Life, Ulid) {
+    let mut life = life_on(disk);
     life.write(0..2, 182);
     assert_eq!(life.db().cut_due().unwrap(), 1);
     let block = served(life.db()).remove(0);
     let all = TimeRange { mint: i64::MIN, maxt: i64::MAX };
     let spans = block.index().all_postings().unwrap().into_iter().map(|s| (u64::from(s), all));
-    Tombstones::from_spans(spans.collect()).write(&disk, block.dir()).unwrap();
+    Tombstones::from_spans(spans.collect()).write(disk, block.dir()).unwrap();
     life.open();
+    (life, block.meta().ulid)
+}
+
+#[test]
+fn a_block_of_which_nothing_is_left_goes_as_a_whole_and_shuts_out_what_it_did() {
+    let disk = FaultyDisk::new();
+    let (mut life, block) = wholly_deleted(&disk);
     let before = dump(life.db());
     let floor = life.db().view.load().floor;
-    life.db().ask_to_rewrite([block.meta().ulid]);
+    life.db().ask_to_rewrite([block]);
     assert_eq!(life.db().rewrite_asked().unwrap(), 1);
     for _ in 0..2 {
         assert_eq!(named(&disk, Path::new(DIR)), BTreeSet::new());
@@ -186,6 +223,16 @@ fn blocks_are_merged_up_the_ladder_and_the_newest_waits() {
     assert_eq!(named(&disk, Path::new(DIR)).len(), served(life.db()).len());
 }
 
+fn read_names(life: &Life) -> BTreeSet<Ulid> {
+    served(life.db()).iter().map(|block| block.meta().ulid).collect()
+}
+
+/// What may be handed on.
+fn settled_now(life: &Life, disk: &FaultyDisk) -> BTreeSet<Ulid> {
+    let named = named(disk, Path::new(DIR)).into_iter();
+    named.filter(|block| life.db().is_settled(*block)).collect()
+}
+
 /// Tries something that makes blocks of blocks, which fails or ends at every operation on the disk in
 /// turn.
 fn at_every_operation(begin: impl Fn(&FaultyDisk) -> Life, work: impl Fn(&Db) -> bool) {
@@ -204,9 +251,12 @@ fn at_every_operation(begin: impl Fn(&FaultyDisk) -> Life, work: impl Fn(&Db) ->
             assert_eq!(dump(again.db()), before, "{context}");
             assert_eq!(again.db().view.load().floor, floor, "{context}");
             // Parents or child: what a shipper finds is what a reader finds.
-            let served: BTreeSet<_> = served(again.db()).iter().map(|b| b.meta().ulid).collect();
-            assert_eq!(named(&disk, Path::new(DIR)), served, "{context}");
+            let (read, settled) = (read_names(&again), settled_now(&again, &disk));
+            assert!(settled.is_subset(&read), "{context}: {settled:?}, {read:?}");
             work(again.db());
+            let read = read_names(&again);
+            assert_eq!(named(&disk, Path::new(DIR)), read, "{context}, and again");
+            assert_eq!(settled_now(&again, &disk), read, "{context}, and again");
             assert_eq!(dump(again.db()), before, "{context}, and again");
             assert_eq!(again.db().view.load().floor, floor, "{context}, and again");
         }
@@ -221,16 +271,13 @@ fn at_every_operation(begin: impl Fn(&FaultyDisk) -> Life, work: impl Fn(&Db) ->
             return;
         }
         assert_eq!(dump(life.db()), before, "{context}, one failed");
-        let settled: BTreeSet<_> = named(&disk, Path::new(DIR))
-            .into_iter()
-            .filter(|block| life.db().is_settled(*block))
-            .collect();
-        let read: BTreeSet<_> = served(life.db()).iter().map(|b| b.meta().ulid).collect();
-        assert_eq!(settled, read, "{context}, one failed");
+        assert_eq!(settled_now(&life, &disk), read_names(&life), "{context}, one failed");
         // It is made good, and leaves nothing behind.
-        work(life.db());
-        work(life.db());
-        let read: BTreeSet<_> = served(life.db()).iter().map(|b| b.meta().ulid).collect();
+        for _ in 0..2 {
+            life.db().forget_postponed();
+            work(life.db());
+        }
+        let read = read_names(&life);
         assert_eq!(named(&disk, Path::new(DIR)), read, "{context}, one failed and made good");
         assert!(served(life.db()).iter().all(|block| block.tombstones().is_empty()), "{context}");
         assert_eq!(dump(life.db()), before, "{context}, one failed and made good");
@@ -274,10 +321,10 @@ fn a_cut_does_not_wait_for_a_merge_and_a_deletion_ends_it() {
     let parents = served(life.db());
     let job = Job { db: life.db(), made: Made::Merged, parents: parents.clone() };
     let ulid = life.db().new_ulid_at(9).unwrap();
-    let child = life.db().write_child(ulid, &parents, Made::Merged).unwrap();
+    let written = life.db().write_child(ulid, &parents, Made::Merged).unwrap();
     assert!(life.db().drop_expired(|_| true).unwrap() > 0);
     let left = named(&disk, Path::new(DIR));
-    assert!(!life.db().put_in_place(ulid, &parents, child).unwrap());
+    assert!(!life.db().put_in_place(ulid, &parents, written).unwrap());
     // It is not there to be read, either.
     assert!(!life.db().run(&job).unwrap());
     assert_eq!(named(&disk, Path::new(DIR)), left);
@@ -290,13 +337,33 @@ fn a_disk_without_room_for_another_block_is_not_filled() {
     let disk = FaultyDisk::new();
     let life = with_blocks(&disk);
     let (before, operations) = (dump(life.db()), disk.operations());
+    let job = || life.db().begin(Made::Merged, |view, state| life.db().planned(view, state));
+    let run = || life.db().run(&job().unwrap());
     disk.limit_bytes(Some(disk.used_bytes() + 100));
-    let Err(MergeError::NoRoom { needed, free }) = life.db().compact() else { panic!("room") };
+    let Err(MergeError::NoRoom { needed, reserve, free }) = run() else { panic!("room") };
     assert!(needed > free && free <= 100, "{needed}, {free}");
+    // The log goes on beside it.
+    disk.limit_bytes(Some(disk.used_bytes() + needed + reserve - 1));
+    assert!(matches!(run(), Err(MergeError::NoRoom { .. })));
+    assert!(reserve >= 2 * life.options.wal_segment_bytes, "{reserve}");
+    assert_eq!(life.db().compact().unwrap(), 0);
     assert_eq!((disk.operations(), dump(life.db())), (operations, before.clone()));
-    disk.limit_bytes(None);
+    disk.limit_bytes(Some(disk.used_bytes() + needed + reserve));
+    life.db().forget_postponed();
     assert!(life.db().compact().unwrap() > 0);
     assert_eq!(dump(life.db()), before);
+}
+
+/// It is what helps a full disk.
+#[test]
+fn a_block_of_which_nothing_is_left_goes_without_room_for_another() {
+    let disk = FaultyDisk::new();
+    let (life, block) = wholly_deleted(&disk);
+    let before = dump(life.db());
+    disk.limit_bytes(Some(disk.used_bytes() + (64 << 10)));
+    life.db().ask_to_rewrite([block]);
+    assert_eq!(life.db().rewrite_asked().unwrap(), 1);
+    assert_eq!((named(&disk, Path::new(DIR)), dump(life.db())), (BTreeSet::new(), before));
 }
 
 /// Names others as a block's parents.
@@ -342,9 +409,15 @@ fn a_start_leaves_out_what_a_whole_block_was_made_from_and_nothing_else() {
     damage(&disk, &blocks[0].dir().join("index"));
     life.open();
     assert_eq!(read(&life), [ulids[1], ulids[3], ulids[4]]);
+    assert_eq!(named(&disk, Path::new(DIR)).len(), 5, "nothing has gone yet");
+    assert!(!life.db().is_settled(ulids[3]) && !life.db().is_settled(ulids[0]));
+    life.db().remove_replaced();
+    assert!(life.db().is_settled(ulids[3]));
+    assert_eq!(named(&disk, Path::new(DIR)), read(&life).into_iter().collect());
     adopt(&disk, &blocks[3], &[&blocks[1]]);
     life.open();
     assert_eq!(read(&life), ulids[3..]);
+    life.db().remove_replaced();
     assert_eq!(named(&disk, Path::new(DIR)), ulids[3..].iter().copied().collect());
     assert_eq!(life.db().view.load().floor, floor);
 }
@@ -404,40 +477,250 @@ fn the_time_of_a_new_block_shuts_out_what_its_parents_did() {
     assert_eq!(child_millis(&blocks, 5), end as u64);
 }
 
-/// `tests/data/tsdb/compaction/blocks/tombstones`: of its histograms some are deleted.
-#[test]
-fn what_cannot_be_made_anew_stays_and_is_not_tried_for_ever() {
-    in_temp(|mut life| {
-        let from = data_dir().parent().unwrap().join("compaction/blocks/tombstones/in");
-        let mut blocks = BTreeSet::new();
-        for entry in std::fs::read_dir(&from).unwrap().map(Result::unwrap) {
-            let to = life.dir().join(entry.file_name());
-            std::fs::create_dir_all(to.join("chunks")).unwrap();
-            for file in ["chunks/000001", "index", "meta.json", "tombstones"] {
-                std::fs::copy(entry.path().join(file), to.join(file)).unwrap();
-            }
-            blocks.insert(entry.file_name().to_str().unwrap().parse::<Ulid>().unwrap());
+/// Puts recorded blocks that are merged to something into a database's directory.
+fn put_recorded(life: &mut Life, case: &str) -> BTreeSet<Ulid> {
+    let from = data_dir().parent().unwrap().join("compaction/blocks").join(case).join("in");
+    let mut blocks = BTreeSet::new();
+    for entry in std::fs::read_dir(&from).unwrap().map(Result::unwrap) {
+        let to = life.dir().join(entry.file_name());
+        std::fs::create_dir_all(to.join("chunks")).unwrap();
+        for file in ["chunks/000001", "index", "meta.json", "tombstones"] {
+            std::fs::copy(entry.path().join(file), to.join(file)).unwrap();
         }
-        life.open();
+        blocks.insert(entry.file_name().to_str().unwrap().parse::<Ulid>().unwrap());
+    }
+    life.open();
+    blocks
+}
+
+/// Of some of the recorded histograms a part is deleted.
+#[test]
+fn what_cannot_be_rewritten_stays_and_is_not_tried_for_ever() {
+    in_temp(|mut life| {
+        let blocks = put_recorded(&mut life, "tombstones");
         life.db().ask_to_rewrite(blocks.iter().copied());
         let done = life.db().rewrite_asked().unwrap();
         assert_eq!(done + life.db().merging.state.lock().failed.len(), blocks.len());
-        assert!(!life.db().merging.state.lock().failed.is_empty());
         let disk = crate::disk::SystemDisk;
         assert_eq!(named(&disk, life.dir()).len(), blocks.len());
         let failures = life.db().merging.metrics.failed.value();
-        life.db().ask_to_rewrite(named(&disk, life.dir()));
+        let asked = life.db().ask_to_rewrite(named(&disk, life.dir()));
+        assert!(asked.iter().any(|(_, becomes)| *becomes == Rewriting::Unsupported), "{asked:?}");
         life.db().rewrite_asked().unwrap();
         assert_eq!(life.db().merging.metrics.failed.value(), failures);
-        // Prometheus notes it in the manifests, and so does a merge.
-        let parents = served(life.db());
-        life.db().mark_failed(&parents, &MergeError::Interrupted);
-        life.open();
-        assert!(served(life.db()).iter().all(|block| block.meta().compaction.failed));
-        assert!(
-            life.db().begin(Made::Merged, |view, state| life.db().planned(view, state)).is_none()
-        );
     });
+}
+
+fn are_marked(life: &Life) -> Vec<bool> {
+    served(life.db()).iter().map(|block| block.meta().compaction.failed).collect()
+}
+
+/// A later version merges them, and so does a Prometheus that opens the directory.
+#[test]
+fn what_only_this_version_cannot_merge_is_not_marked_for_good() {
+    in_temp(|mut life| {
+        put_recorded(&mut life, "overlapping-histograms");
+        for _ in 0..2 {
+            assert_eq!(life.db().compact().unwrap(), 0);
+            assert_eq!(life.db().merging.metrics.failed.value(), 1.0);
+            assert_eq!(life.db().compact().unwrap(), 0);
+            assert_eq!(life.db().merging.metrics.failed.value(), 1.0, "it is not tried again");
+            life.open();
+            assert_eq!(are_marked(&life), [false, false]);
+        }
+    });
+}
+
+#[test]
+fn what_is_damaged_is_marked_for_good_but_by_nobody_who_has_closed_the_database() {
+    for is_closed in [true, false] {
+        let disk = FaultyDisk::new();
+        let mut life = with_blocks(&disk);
+        let job = || life.db().begin(Made::Merged, |view, state| life.db().planned(view, state));
+        let parents = job().unwrap().parents.clone();
+        damage_chunk(&disk, &parents[1]);
+        let job = job().unwrap();
+        let err = life.db().run(&job).unwrap_err();
+        assert_eq!(err.outlook(), Outlook::Never);
+        if is_closed {
+            life.db().close().unwrap();
+        }
+        life.db().note_failed(&job, &err);
+        drop(job);
+        life.open();
+        let marked = are_marked(&life).iter().filter(|marked| **marked).count();
+        assert_eq!(marked, if is_closed { 0 } else { parents.len() });
+    }
+}
+
+/// Damages a chunk, which nobody sees who only opens the block.
+fn damage_chunk(disk: &FaultyDisk, block: &Block) {
+    let file = disk.open_write(&block.dir().join("chunks/000001")).unwrap();
+    let mut byte = [0];
+    file.read_at(&mut byte, 20).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], 20).unwrap();
+}
+
+/// A database that ended when a merged block had its name and before its parents had lost theirs: the
+/// block's name, and what was stored.
+fn child_beside_parents() -> (FaultyDisk, Life, Ulid, Vec<Series>) {
+    let disk = FaultyDisk::new();
+    let life = with_blocks(&disk);
+    let before = dump(life.db());
+    for parent in served(life.db()) {
+        disk.refuse_changes(parent.dir(), io::ErrorKind::Other);
+    }
+    let parents = named(&disk, Path::new(DIR));
+    assert_eq!(life.db().merge_next().unwrap(), Turn::Made);
+    let disk = disk.after_kill();
+    let child = *named(&disk, Path::new(DIR)).difference(&parents).next().unwrap();
+    let again = restarted(&life, disk.clone());
+    assert_eq!(named(&disk, Path::new(DIR)).len(), parents.len() + 1);
+    (disk, again, child, before)
+}
+
+#[test]
+fn parents_of_a_block_that_is_damaged_come_back_and_of_one_that_is_whole_go() {
+    for (what, comes_back) in [("", false), ("chunk", true), ("end", true)] {
+        let (disk, life, child, before) = child_beside_parents();
+        let dir = Path::new(DIR).join(child.to_string());
+        match what {
+            "chunk" => damage_chunk(&disk, &block_at(&disk, &dir)),
+            // As if somebody had copied the half of it.
+            "end" => {
+                let file = disk.open_write(&dir.join("chunks/000001")).unwrap();
+                file.truncate(file.len().unwrap() / 2).unwrap();
+            }
+            _ => {}
+        }
+        assert!(read_names(&life).contains(&child));
+        assert!(!life.db().is_settled(child), "its parents may be read again");
+        life.db().remove_replaced();
+        assert_eq!(dump(life.db()), before, "{what}");
+        assert_eq!(read_names(&life).contains(&child), !comes_back, "{what}");
+        assert_eq!(named(&disk, Path::new(DIR)), read_names(&life), "{what}");
+        assert_eq!(settled_now(&life, &disk), read_names(&life), "{what}");
+        let aside = Path::new(DIR).join(format!("set-aside.{child}"));
+        assert_eq!(disk.list(&aside).is_ok(), comes_back, "{what}: it is kept");
+        let again = restarted(&life, disk.after_power_cut());
+        assert_eq!((dump(again.db()), read_names(&again)), (before, read_names(&life)), "{what}");
+    }
+}
+
+/// What is left of either is better than one of them.
+#[test]
+fn a_damaged_block_stays_if_a_parent_is_not_there_any_more() {
+    let (disk, life, child, _) = child_beside_parents();
+    let block = block_at(&disk, &Path::new(DIR).join(child.to_string()));
+    damage_chunk(&disk, &block);
+    let parent = block.meta().compaction.parents[0].ulid;
+    disk.remove_dir_all(&Path::new(DIR).join(parent.to_string())).unwrap();
+    let before = named(&disk, Path::new(DIR));
+    life.db().remove_replaced();
+    assert!(read_names(&life).contains(&child));
+    assert_eq!(named(&disk, Path::new(DIR)), before);
+}
+
+/// A merge is given up for what was deleted of a parent meanwhile, as by somebody else's tool.
+#[test]
+fn what_is_deleted_of_a_parent_while_it_is_merged_stays_deleted() {
+    let disk = FaultyDisk::new();
+    let mut life = with_blocks(&disk);
+    let job = life.db().begin(Made::Merged, |view, state| life.db().planned(view, state)).unwrap();
+    let parents = job.parents.clone();
+    let ulid = life.db().new_ulid_at(9).unwrap();
+    let written = life.db().write_child(ulid, &parents, Made::Merged).unwrap();
+    delete_from(&disk, &parents[0]);
+    assert!(!life.db().put_in_place(ulid, &parents, written).unwrap());
+    drop(job);
+    let disk_before = disk.after_kill();
+    let expected = dump(restarted(&life, disk_before).db());
+    assert!(life.db().compact().unwrap() > 0);
+    life.open();
+    assert_eq!(dump(life.db()), expected);
+}
+
+/// One that cannot be read costs what is made of it, for a while, and nothing else.
+#[tokio::test(start_paused = true)]
+async fn a_block_that_cannot_be_read_now_holds_up_no_other() {
+    let disk = FaultyDisk::new();
+    let mut life = life_on(&disk);
+    for round in 0..8 {
+        life.write(round..round + 3, 122);
+        life.db().cut_due().unwrap();
+    }
+    let before = dump(life.db());
+    let planned = life.db().begin(Made::Merged, |view, state| life.db().planned(view, state));
+    let first = planned.unwrap().names();
+    let file = Path::new(DIR).join(first[0].to_string()).join("chunks/000001");
+    disk.fail_reads(&file, io::ErrorKind::Other);
+    assert!(life.db().compact().unwrap() > 0);
+    assert!(read_names(&life).is_superset(&first.iter().copied().collect()));
+    let failures = life.db().merging.metrics.failed.value();
+    assert_eq!(failures, 1.0);
+    disk.allow_reads(&file);
+    assert_eq!(life.db().compact().unwrap(), 0, "its turn has not come");
+    assert_eq!(life.db().merging.metrics.failed.value(), failures);
+    tokio::time::advance(std::time::Duration::from_secs(60)).await;
+    assert!(life.db().compact().unwrap() > 0);
+    assert!(read_names(&life).is_disjoint(&first.iter().copied().collect()));
+    assert_eq!(dump(life.db()), before);
+    // The same of rewriting.
+    let blocks = served(life.db());
+    blocks.iter().for_each(|block| delete_from(&disk, block));
+    life.open();
+    let (before, blocks) = (dump(life.db()), served(life.db()));
+    assert!(blocks.len() > 1);
+    disk.fail_reads(&blocks[0].dir().join("index"), io::ErrorKind::Other);
+    life.db().ask_to_rewrite(blocks.iter().map(|block| block.meta().ulid));
+    assert_eq!(life.db().rewrite_asked().unwrap(), blocks.len() - 1);
+    disk.allow_reads(&blocks[0].dir().join("index"));
+    assert_eq!(life.db().rewrite_asked().unwrap(), 0);
+    tokio::time::advance(std::time::Duration::from_secs(60)).await;
+    assert_eq!(life.db().rewrite_asked().unwrap(), 1);
+    assert_eq!(dump(life.db()), before);
+}
+
+/// It leaves nothing behind, and is not begun anew at once.
+#[test]
+fn a_merge_that_panics_leaves_others_their_turn() {
+    let disk = FaultyDisk::new();
+    let life = with_blocks(&disk);
+    let before = disk.list(Path::new(DIR)).unwrap();
+    let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let job = life.db().begin(Made::Merged, |view, state| life.db().planned(view, state));
+        let parents = job.as_ref().unwrap().parents.clone();
+        let _written = life.db().write_child(Ulid(9), &parents, Made::Merged).unwrap();
+        panic!("a defect");
+    }));
+    assert!(panicked.is_err() && !life.db().merging.is_under_way());
+    assert_eq!(disk.list(Path::new(DIR)).unwrap(), before);
+    let is_postponed =
+        |block: &Arc<Block>| life.db().merging.state.lock().postponed.holds(block.meta().ulid);
+    assert!(served(life.db()).iter().any(is_postponed));
+}
+
+/// Else a start would read its parents.
+#[test]
+fn a_block_that_is_kept_no_longer_goes_after_what_it_has_taken_the_place_of() {
+    for operation in 0.. {
+        let (disk, mut life, child, _) = child_beside_parents();
+        life.options.retention = Retention { age_max: None, bytes_max: Some(1) };
+        life.open();
+        let parents: BTreeSet<_> =
+            named(&disk, Path::new(DIR)).difference(&read_names(&life)).copied().collect();
+        assert!(parents.len() > 1);
+        disk.fail_all_operations(operation);
+        let is_done = life.db().drop_expired(|block| block == child).is_ok();
+        for disk in [disk.after_kill(), disk.after_power_cut()] {
+            let left = named(&disk, Path::new(DIR));
+            assert!(left.contains(&child) || left.is_disjoint(&parents), "{operation}: {left:?}");
+        }
+        if is_done {
+            assert!(!named(&disk, Path::new(DIR)).contains(&child));
+            return;
+        }
+    }
 }
 
 #[test]

@@ -39,7 +39,12 @@ impl IndexReader {
         path: &Path,
         cache: Arc<PageCache>,
     ) -> Result<IndexReader, ReadError> {
-        let file = RangeReader::open(disk, path)?.with_cache(cache);
+        IndexReader::of_file(RangeReader::open(disk, path)?, cache)
+    }
+
+    /// The same of a file that is open.
+    pub fn of_file(file: RangeReader, cache: Arc<PageCache>) -> Result<IndexReader, ReadError> {
+        let file = file.with_cache(cache);
         let mut header = Vec::new();
         file.read(0, HEADER_BYTES, &mut header, "the header is not there")?;
         let (magic, version) = header.split_at(4);

@@ -16,6 +16,7 @@ use super::{
 };
 use crate::disk::Disk;
 use crate::model::bytes::push_zigzag;
+use crate::model::stop;
 use crate::model::varint::push_varint;
 use crate::tsdb::error::WriteError;
 use crate::tsdb::file::FileWriter;
@@ -140,7 +141,8 @@ impl IndexWriter {
         self.file.pad(POSTINGS_ALIGN)?;
         let start = self.file.position();
         write_postings(&mut self.file, &self.series)?;
-        for (_, list) in &pairs {
+        for (written, (_, list)) in pairs.iter().enumerate() {
+            look_at_stop(written)?;
             write_postings(&mut self.file, &self.postings.lists[*list])?;
         }
         self.toc.label_indices_table = self.file.position();
@@ -233,7 +235,8 @@ impl IndexWriter {
         place += self.series.section_bytes();
         let mut crc = crc32c::crc32c(&self.entry);
         self.file.write(&self.entry)?;
-        for ((name, value), list) in pairs {
+        for (written, ((name, value), list)) in pairs.iter().enumerate() {
+            look_at_stop(written)?;
             self.entry.clear();
             push_table_entry(&mut self.entry, names.get(*name)?, values.get(*value)?, place);
             place += self.postings.lists[*list].section_bytes();
@@ -272,6 +275,15 @@ impl IndexWriter {
     pub(super) fn limited(self, bytes_max: u64) -> IndexWriter {
         IndexWriter { bytes_max, ..self }
     }
+}
+
+/// Ends work that nobody waits for, now and then while something is `written` often.
+fn look_at_stop(written: usize) -> Result<(), WriteError> {
+    const WRITTEN_PER_LOOK: usize = 256;
+    if written.is_multiple_of(WRITTEN_PER_LOOK) && stop::is_asked() {
+        return Err(WriteError::Interrupted);
+    }
+    Ok(())
 }
 
 fn push_table_entry(entry: &mut Vec<u8>, name: &[u8], value: &[u8], place: u64) {

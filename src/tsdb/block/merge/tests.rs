@@ -1,5 +1,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::slice::from_ref;
 
 use proptest::prelude::*;
 use serde_json::Value;
@@ -83,7 +84,7 @@ fn what_would_have_to_be_encoded_anew_and_cannot_be_is_told() {
         let temp = tempfile::tempdir().unwrap();
         let made = merged(&SystemDisk, temp.path(), Ulid(1), &inputs(&case, &dir));
         let err = made.unwrap_err();
-        assert!(err.is_for_good());
+        assert_eq!(err.outlook(), Outlook::NotByThisVersion);
         let MergeError::Read(ReadError::Unsupported { what, .. }) = err else { panic!("{err}") };
         assert_eq!(what, expected);
     }
@@ -207,8 +208,60 @@ fn work_that_nobody_waits_for_ends() {
     let block = open(&disk, &write(&disk, parent, Ulid(1), &model, 9));
     let (asker, stop) = stop::pair();
     drop(asker);
-    let merge = stop.run(|| merged(&disk, parent, Ulid(2), &[block]));
+    let merge = stop.clone().run(|| merged(&disk, parent, Ulid(2), from_ref(&block)));
     assert!(matches!(merge, Err(MergeError::Interrupted)));
+    // Also while series are passed over of which nothing is left, and behind the last one.
+    let input = Input::new(&block, Vec::new(), range_of(from_ref(&block)));
+    let passed = stop.clone().run(|| input.unwrap().find_left());
+    assert!(matches!(passed, Err(MergeError::Interrupted)));
+    let mut writer = BlockWriter::create(&disk, parent, Ulid(3)).unwrap();
+    merge_of(&[block], &mut writer);
+    let finished = stop.run(|| writer.complete(1, 2, Compaction::of_head(Ulid(3))));
+    assert!(matches!(finished, Err(WriteError::Interrupted)));
+    let names = disk.list(parent).unwrap();
+    assert_eq!(names.len(), 1, "what was begun has gone: {names:?}");
+}
+
+fn merge_of(blocks: &[Arc<Block>], writer: &mut BlockWriter<'_>) {
+    merge(blocks, writer).unwrap();
+}
+
+/// As in Prometheus, by the times that the manifests tell.
+#[test]
+fn samples_of_no_time_of_the_blocks_go() {
+    let (disk, parent) = (FaultyDisk::new(), Path::new("/db/t"));
+    let samples = |from: i64| -> Samples { (from..from + 20).map(|t| (t, t as u64)).collect() };
+    let model = |from| Model::from([("a".to_owned(), samples(from))]);
+    let mut blocks = Vec::new();
+    // What two of them say is in part another's time, and of one series nothing is left.
+    for (i, (from, min, max)) in (0..).zip([(0, 5, 20), (40, 40, 55)]) {
+        let mut model = model(from);
+        model.insert("b".to_owned(), Samples::from([(if i == 0 { 2 } else { 57 }, 9)]));
+        let dir = write(&disk, parent, Ulid(1 + i), &model, 7);
+        let mut meta = BlockMeta::read(&disk, &dir).unwrap();
+        (meta.min_time, meta.max_time) = (min, max);
+        meta.write(&disk, &dir).unwrap();
+        blocks.push(open(&disk, &dir));
+    }
+    merged(&disk, parent, Ulid(9), &blocks).unwrap().unwrap();
+    let expected = (5..20).chain(40..55).map(|t| (t, t as u64)).collect();
+    let left = read(&disk, &parent.join(Ulid(9).to_string()));
+    assert_eq!(left, Model::from([("a".to_owned(), expected)]));
+}
+
+#[test]
+fn a_look_tells_whether_anything_is_left() {
+    let (disk, parent) = (FaultyDisk::new(), Path::new("/db/t"));
+    let samples: Samples = (0..20).map(|t| (t, 1)).collect();
+    let model = Model::from([("a".to_owned(), samples.clone()), ("b".to_owned(), samples)]);
+    let dir = write(&disk, parent, Ulid(1), &model, 7);
+    let places = open(&disk, &dir).index.all_postings().unwrap();
+    for (count, is_left) in [(0, true), (1, true), (2, false)] {
+        let all = |place: &u32| (u64::from(*place), TimeRange { mint: 0, maxt: 19 });
+        let spans = places.iter().take(count).map(all).collect();
+        Tombstones::from_spans(spans).write(&disk, &dir).unwrap();
+        assert_eq!(is_anything_left(&[open(&disk, &dir)]).unwrap(), is_left, "{count}");
+    }
 }
 
 /// A block of somebody else's may have chunks of one series that overlap.
@@ -217,7 +270,8 @@ fn chunks_of_one_block_that_overlap_are_merged_as_well() {
     let (case, dir) = recorded("overlapping");
     let block = inputs(&case, &dir).into_iter().next().unwrap();
     let symbols: Vec<u32> = (0..100).collect();
-    let mut input = Input::new(&block, symbols).unwrap();
+    let range = range_of(from_ref(&block));
+    let mut input = Input::new(&block, symbols, range).unwrap();
     assert!(input.advance().unwrap());
     let usual = input.chunks.clone();
     input.chunks.extend_from_slice(&usual);
