@@ -12,6 +12,7 @@ mod head_chunks;
 mod programs;
 mod senders;
 mod shipping;
+mod soak;
 #[allow(dead_code, reason = "no suite needs all of what they share")]
 #[path = "../support/mod.rs"]
 mod support;
