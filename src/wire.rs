@@ -5,6 +5,7 @@
 
 pub mod capnproto;
 pub mod grpc;
+pub mod histogram;
 pub mod hpack;
 pub mod http2;
 pub mod peer_write;

@@ -6,10 +6,16 @@
 //! that the histogram has itself. An integer histogram has each bucket as the difference to the one
 //! before, a float histogram as it is.
 
+mod check;
+
+pub use check::HistogramFault;
+
 use crate::model::STALE_NAN_BITS;
 
 /// The schema of histograms with bounds of their own.
 pub const CUSTOM_BUCKETS_SCHEMA: i32 = -53;
+/// Schemas whose bucket bounds are powers of 2^(2^-schema).
+pub const EXPONENTIAL_SCHEMAS: std::ops::RangeInclusive<i32> = -4..=8;
 
 /// Buckets that follow one another.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,9 +44,14 @@ pub trait Numbers: Copy + PartialEq + std::fmt::Debug {
     type Count: Copy + Default + PartialOrd + std::fmt::Debug;
     /// What is kept of a bucket, and how many observations one has.
     type Bucket: Copy + Default + PartialOrd + std::fmt::Debug;
+    /// Whether the count is the sum of the buckets'. That of floats may be off by rounding.
+    const COUNTS_ADD_UP: bool;
 
     /// Observations of a bucket, behind one that has `before`.
     fn absolute(before: Self::Bucket, bucket: Self::Bucket) -> Self::Bucket;
+    /// Observations of a bucket as a count.
+    fn as_count(bucket: Self::Bucket) -> Self::Count;
+    fn sum(a: Self::Count, b: Self::Count) -> Self::Count;
     /// What is kept of a bucket of `absolute` observations, behind one that has `before`.
     fn kept(before: Self::Bucket, absolute: Self::Bucket) -> Self::Bucket;
 }
@@ -56,9 +67,18 @@ pub enum Float {}
 impl Numbers for Integer {
     type Count = u64;
     type Bucket = i64;
+    const COUNTS_ADD_UP: bool = true;
 
     fn absolute(before: i64, bucket: i64) -> i64 {
         before.wrapping_add(bucket)
+    }
+
+    fn as_count(bucket: i64) -> u64 {
+        bucket as u64
+    }
+
+    fn sum(a: u64, b: u64) -> u64 {
+        a.wrapping_add(b)
     }
 
     fn kept(before: i64, absolute: i64) -> i64 {
@@ -69,9 +89,18 @@ impl Numbers for Integer {
 impl Numbers for Float {
     type Count = f64;
     type Bucket = f64;
+    const COUNTS_ADD_UP: bool = false;
 
     fn absolute(_: f64, bucket: f64) -> f64 {
         bucket
+    }
+
+    fn as_count(bucket: f64) -> f64 {
+        bucket
+    }
+
+    fn sum(a: f64, b: f64) -> f64 {
+        a + b
     }
 
     fn kept(_: f64, absolute: f64) -> f64 {
@@ -141,6 +170,13 @@ impl<N: Numbers> Histogram<N> {
 
 pub fn is_stale(sum: f64) -> bool {
     sum.to_bits() == STALE_NAN_BITS
+}
+
+/// A sample that is a histogram of either kind.
+#[derive(Clone, Debug, PartialEq)]
+pub enum AnyHistogram {
+    Integer(IntegerHistogram),
+    Float(FloatHistogram),
 }
 
 /// Buckets that spans name.

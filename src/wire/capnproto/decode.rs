@@ -13,11 +13,11 @@ use crate::model::labels::TAG_FIELD_1;
 use crate::model::varint::{push_varint, varint_len};
 use crate::wire::capnproto::decode::labels::{LabelWriter, SymbolTable};
 use crate::wire::capnproto::frame::Message;
-use crate::wire::capnproto::histogram::Histogram;
 use crate::wire::capnproto::rpc;
 use crate::wire::capnproto::write_request_capnp::{
     exemplar, time_series, time_series_tenant_tuple, write_request,
 };
+use crate::wire::histogram::HistogramMessage;
 
 /// Why a request cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -176,7 +176,7 @@ impl SeriesWriter<'_> {
         }
         if series.has_histograms() {
             for histogram in series.get_histograms()?.iter() {
-                let histogram = Histogram::from_capnproto(histogram)?;
+                let histogram = HistogramMessage::from_capnproto(histogram)?;
                 if !histogram.fits_capnproto() {
                     has_all = false;
                     continue;

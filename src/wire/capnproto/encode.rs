@@ -14,11 +14,12 @@ use std::collections::HashMap;
 use rapidhash::fast::RandomState;
 
 use crate::model::labels::split_label;
-use crate::wire::capnproto::histogram::{self, Histogram};
+use crate::wire::capnproto::histogram;
 use crate::wire::capnproto::packed::{pack, pack_as_is};
 use crate::wire::capnproto::rpc::{
     self, CALL_HEAD_WORDS, list_pointer, struct_pointer, structs_pointer, structs_tag,
 };
+use crate::wire::histogram::HistogramMessage;
 use crate::wire::remote_write_v1::{
     DecodeError, RequestField, RequestFields, SeriesField, SeriesFields, Value, WRONG_WIRE_TYPE,
     read_field, read_label, split_tail_sample,
@@ -68,7 +69,7 @@ pub struct SeriesTable {
     samples: Vec<(i64, u64)>,
     exemplars: Vec<Exemplar>,
     exemplar_labels: Vec<Label>,
-    histograms: Vec<Histogram>,
+    histograms: Vec<HistogramMessage>,
     /// Numbers of the series that hold what the schema has no place for, rising. There is nothing of
     /// them in the lists.
     unfit: Vec<u32>,
@@ -231,7 +232,7 @@ impl SeriesTable {
         const TAGS: usize = 2;
         let histograms = slice(&self.histograms, start.histograms, end.histograms);
         let exemplars = (end.exemplars - start.exemplars) as usize;
-        TAGS + histograms.iter().map(Histogram::capnproto_words).sum::<usize>()
+        TAGS + histograms.iter().map(HistogramMessage::capnproto_words).sum::<usize>()
             + exemplars * (EXEMPLAR_WORDS + 1)
             + self.exemplar_labels(start, end).len()
     }
@@ -363,8 +364,8 @@ impl<'r> TableBuilder<'r> {
             SeriesField::Sample { t, v } => self.push_sample(t, v),
             SeriesField::Exemplar(message) => self.push_exemplar(message).is_ok(),
             SeriesField::Histogram(message) => {
-                let histogram = Histogram::from_protobuf(message);
-                let fits = histogram.as_ref().is_ok_and(Histogram::fits_capnproto);
+                let histogram = HistogramMessage::read(message);
+                let fits = histogram.as_ref().is_ok_and(HistogramMessage::fits_capnproto);
                 self.table.histograms.extend(histogram.ok().filter(|_| fits));
                 fits
             }
@@ -574,7 +575,7 @@ impl Encoder<'_> {
     }
 
     #[cold]
-    fn write_histograms(&mut self, pointer: usize, histograms: &[Histogram]) {
+    fn write_histograms(&mut self, pointer: usize, histograms: &[HistogramMessage]) {
         let (count, segment) = (histograms.len(), &mut self.segment);
         let size = usize::from(histogram::DATA_WORDS + histogram::POINTERS);
         segment.point(pointer, |offset| structs_pointer(offset, (count * size) as u32));
