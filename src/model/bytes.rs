@@ -91,8 +91,7 @@ impl<'a> Cursor<'a> {
     /// A zigzagged varint.
     #[inline]
     pub fn varint(&mut self, what: &'static str) -> Result<i64, Malformed> {
-        let zigzagged = self.uvarint(what)?;
-        Ok((zigzagged >> 1) as i64 ^ -((zigzagged & 1) as i64))
+        self.uvarint(what).map(super::varint::unzigzag)
     }
 
     /// An unsigned varint of at most 32 bits.
@@ -113,7 +112,7 @@ impl<'a> Cursor<'a> {
 
 /// Appends `value` as a zigzagged varint.
 pub fn push_zigzag(out: &mut Vec<u8>, value: i64) {
-    super::varint::push_varint(out, (value << 1) as u64 ^ (value >> 63) as u64);
+    super::varint::push_varint(out, super::varint::zigzag(value));
 }
 
 #[cfg(test)]

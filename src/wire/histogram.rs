@@ -20,10 +20,9 @@
 
 use crate::model::Timestamp;
 use crate::model::histogram::{
-    AnyHistogram, CUSTOM_BUCKETS_SCHEMA, FloatHistogram, Histogram, IntegerHistogram, Layout,
-    Numbers, ResetHint, Span,
+    AnyHistogram, CUSTOM_BUCKETS_SCHEMA, FloatHistogram, IntegerHistogram, Layout, ResetHint, Span,
 };
-use crate::model::varint::{push_varint, read_varint};
+use crate::model::varint::{push_varint, read_varint, unzigzag, zigzag};
 use crate::wire::remote_write_v1::{DecodeError, Value, WRONG_WIRE_TYPE, read_field};
 
 const MESSAGE: &str = "histogram";
@@ -122,53 +121,46 @@ impl HistogramMessage {
     /// The sample, and its time. Numbers of the other kind than the count's are left out, as
     /// Prometheus does it.
     pub fn into_model(self) -> (Timestamp, AnyHistogram) {
-        let HistogramMessage { count, zero_count, negative, positive, .. } = &self;
-        let sample = match *count {
-            Count::Int(count) => {
-                let zero_count =
-                    if let Count::Int(zero_count) = *zero_count { zero_count } else { 0 };
-                let buckets = [positive, negative].map(|buckets| buckets.deltas.clone());
-                let histogram: IntegerHistogram = self.with_numbers(count, zero_count, buckets);
-                AnyHistogram::Integer(histogram)
-            }
-            Count::Float(count) => {
-                let zero_count = if let Count::Float(bits) = *zero_count { bits } else { 0 };
-                let buckets = [positive, negative].map(|buckets| floats(&buckets.counts));
-                let [count, zero_count] = [count, zero_count].map(f64::from_bits);
-                let histogram: FloatHistogram = self.with_numbers(count, zero_count, buckets);
-                AnyHistogram::Float(histogram)
-            }
+        let HistogramMessage { count, zero_count, sum, negative, positive, timestamp, .. } = self;
+        // A hint that is not known says as much as none.
+        let reset_hint = match self.reset_hint {
+            1 => ResetHint::Reset,
+            2 => ResetHint::NotReset,
+            3 => ResetHint::Gauge,
+            _ => ResetHint::Unknown,
         };
-        (self.timestamp, sample)
-    }
-
-    fn with_numbers<N: Numbers>(
-        &self,
-        count: N::Count,
-        zero_count: N::Count,
-        [positive, negative]: [Vec<N::Bucket>; 2],
-    ) -> Histogram<N> {
-        Histogram {
-            // A hint that is not known says as much as none.
-            reset_hint: match self.reset_hint {
-                1 => ResetHint::Reset,
-                2 => ResetHint::NotReset,
-                3 => ResetHint::Gauge,
-                _ => ResetHint::Unknown,
-            },
-            layout: Layout {
-                schema: self.schema,
-                zero_threshold: f64::from_bits(self.zero_threshold),
-                positive_spans: self.positive.spans.clone(),
-                negative_spans: self.negative.spans.clone(),
-                custom_bounds: floats(&self.custom_bounds),
-            },
-            count,
-            zero_count,
-            sum: f64::from_bits(self.sum),
-            positive,
-            negative,
-        }
+        let layout = Layout {
+            schema: self.schema,
+            zero_threshold: f64::from_bits(self.zero_threshold),
+            positive_spans: positive.spans,
+            negative_spans: negative.spans,
+            custom_bounds: floats(self.custom_bounds),
+        };
+        let sum = f64::from_bits(sum);
+        let sample = match count {
+            Count::Int(count) => AnyHistogram::Integer(IntegerHistogram {
+                reset_hint,
+                layout,
+                count,
+                zero_count: if let Count::Int(zero_count) = zero_count { zero_count } else { 0 },
+                sum,
+                positive: positive.deltas,
+                negative: negative.deltas,
+            }),
+            Count::Float(count) => AnyHistogram::Float(FloatHistogram {
+                reset_hint,
+                layout,
+                count: f64::from_bits(count),
+                zero_count: match zero_count {
+                    Count::Float(zero_count) => f64::from_bits(zero_count),
+                    Count::Int(_) => 0.0,
+                },
+                sum,
+                positive: floats(positive.counts),
+                negative: floats(negative.counts),
+            }),
+        };
+        (timestamp, sample)
     }
 }
 
@@ -232,8 +224,8 @@ fn push_floats(out: &mut Vec<u8>, number: u8, floats: &[u64]) {
     }
 }
 
-fn floats(bits: &[u64]) -> Vec<f64> {
-    bits.iter().copied().map(f64::from_bits).collect()
+fn floats(bits: Vec<u64>) -> Vec<f64> {
+    bits.into_iter().map(f64::from_bits).collect()
 }
 
 fn read_span(mut message: &[u8]) -> Result<Span, DecodeError> {
@@ -249,14 +241,6 @@ fn read_span(mut message: &[u8]) -> Result<Span, DecodeError> {
         }
     }
     Ok(span)
-}
-
-fn zigzag(value: i64) -> u64 {
-    (value << 1 ^ value >> 63) as u64
-}
-
-fn unzigzag(value: u64) -> i64 {
-    (value >> 1) as i64 ^ -((value & 1) as i64)
 }
 
 fn push_varint_field(out: &mut Vec<u8>, number: u8, value: u64) {

@@ -2,6 +2,8 @@
 
 use thin_vec::ThinVec;
 
+use crate::model::varint::unzigzag;
+
 /// Where a stream that is being written ends. Its bytes lie in a vector whose whole length counts as
 /// room, so that writing is a copy into a slice and the vector's header is not touched.
 #[derive(Clone, Copy, Debug, Default)]
@@ -198,8 +200,7 @@ impl<'a> BitReader<'a> {
 
     /// A zigzag varint.
     pub fn read_varint(&mut self) -> Option<i64> {
-        let value = self.read_uvarint()?;
-        Some((value >> 1) as i64 ^ -((value & 1) as i64))
+        self.read_uvarint().map(unzigzag)
     }
 }
 

@@ -89,11 +89,66 @@ pub struct Delta {
     delta: i64,
 }
 
-impl Delta {
-    fn push(&mut self, bits: &mut BitWriter, value: i64) {
+/// An integer, and how a chunk's first one is written: all later ones are as signed ones are.
+pub trait Whole: Copy {
+    fn push_first(self, bits: &mut BitWriter);
+    fn read_first(bits: &mut BitReader<'_>) -> Option<Self>;
+    fn to_signed(self) -> i64;
+    fn of_signed(value: i64) -> Self;
+}
+
+impl Whole for i64 {
+    fn push_first(self, bits: &mut BitWriter) {
+        push_signed(bits, self);
+    }
+
+    fn read_first(bits: &mut BitReader<'_>) -> Option<i64> {
+        read_signed(bits)
+    }
+
+    fn to_signed(self) -> i64 {
+        self
+    }
+
+    fn of_signed(value: i64) -> i64 {
+        value
+    }
+}
+
+impl Whole for u64 {
+    fn push_first(self, bits: &mut BitWriter) {
+        push_unsigned(bits, self);
+    }
+
+    fn read_first(bits: &mut BitReader<'_>) -> Option<u64> {
+        read_unsigned(bits)
+    }
+
+    fn to_signed(self) -> i64 {
+        self as i64
+    }
+
+    fn of_signed(value: i64) -> u64 {
+        value as u64
+    }
+}
+
+impl<V: Whole> Track<V> for Delta {
+    fn begin(&mut self, bits: &mut BitWriter, value: V) {
+        value.push_first(bits);
+        *self = Delta { value: value.to_signed(), delta: 0 };
+    }
+
+    fn push(&mut self, bits: &mut BitWriter, value: V) {
+        let value = value.to_signed();
         let delta = value.wrapping_sub(self.value);
         push_signed(bits, delta.wrapping_sub(self.delta));
         *self = Delta { value, delta };
+    }
+
+    fn read_first(&mut self, bits: &mut BitReader<'_>) -> Option<()> {
+        *self = Delta { value: V::read_first(bits)?.to_signed(), delta: 0 };
+        Some(())
     }
 
     fn read(&mut self, bits: &mut BitReader<'_>) -> Option<()> {
@@ -101,55 +156,9 @@ impl Delta {
         self.value = self.value.wrapping_add(self.delta);
         Some(())
     }
-}
 
-impl Track<i64> for Delta {
-    fn begin(&mut self, bits: &mut BitWriter, value: i64) {
-        push_signed(bits, value);
-        *self = Delta { value, delta: 0 };
-    }
-
-    fn push(&mut self, bits: &mut BitWriter, value: i64) {
-        self.push(bits, value);
-    }
-
-    fn read_first(&mut self, bits: &mut BitReader<'_>) -> Option<()> {
-        *self = Delta { value: read_signed(bits)?, delta: 0 };
-        Some(())
-    }
-
-    fn read(&mut self, bits: &mut BitReader<'_>) -> Option<()> {
-        self.read(bits)
-    }
-
-    fn value(&self) -> i64 {
-        self.value
-    }
-
-    fn push_stale(&mut self, _: &mut BitWriter) {}
-}
-
-impl Track<u64> for Delta {
-    fn begin(&mut self, bits: &mut BitWriter, value: u64) {
-        push_unsigned(bits, value);
-        *self = Delta { value: value as i64, delta: 0 };
-    }
-
-    fn push(&mut self, bits: &mut BitWriter, value: u64) {
-        self.push(bits, value as i64);
-    }
-
-    fn read_first(&mut self, bits: &mut BitReader<'_>) -> Option<()> {
-        *self = Delta { value: read_unsigned(bits)? as i64, delta: 0 };
-        Some(())
-    }
-
-    fn read(&mut self, bits: &mut BitReader<'_>) -> Option<()> {
-        self.read(bits)
-    }
-
-    fn value(&self) -> u64 {
-        self.value as u64
+    fn value(&self) -> V {
+        V::of_signed(self.value)
     }
 
     fn push_stale(&mut self, bits: &mut BitWriter) {
@@ -504,7 +513,7 @@ impl<N: Encoded> OpenHistogramChunk<N> {
 
     fn push_next(&mut self, t: i64, sample: &Histogram<N>) {
         let bits = &mut self.bits;
-        self.t.push(bits, t);
+        Track::<i64>::push(&mut self.t, bits, t);
         if sample.is_stale() {
             self.observations.push_stale(bits);
             self.zero_count.push_stale(bits);
@@ -585,7 +594,7 @@ impl<'a, N: Encoded> HistogramIterator<'a, N> {
             return self.read_first();
         }
         let bits = &mut self.bits;
-        self.t.read(bits)?;
+        Track::<i64>::read(&mut self.t, bits)?;
         self.observations.read(bits)?;
         self.zero_count.read(bits)?;
         self.sum.read(bits)?;

@@ -103,6 +103,16 @@ impl Replacing {
         list.iter().enumerate().find(may_go).map(|(_, replaced)| replaced.clone())
     }
 
+    /// Forgets a block that is not there any more, and what was known for its sake.
+    fn has_gone(&self, block: Ulid) {
+        let mut list = self.list.lock();
+        list.retain(|replaced| replaced.ulid != block);
+        let in_place = |block: Ulid| list.iter().any(|replaced| replaced.by == Some(block));
+        let is_listed = |block: Ulid| list.iter().any(|replaced| replaced.ulid == block);
+        self.verified.lock().retain(|block| in_place(*block));
+        self.postponed.lock().retain(|block| in_place(block) || is_listed(block));
+    }
+
     fn postpone(&self, block: Ulid, what: &str, err: &dyn std::error::Error) {
         let retry_in = self.postponed.lock().add(vec![block]);
         let err = chain(err);
@@ -180,7 +190,7 @@ impl Db {
             Err(WriteError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
             Err(err) => return Err(err),
         }
-        replacing.list.lock().retain(|other| other.ulid != *ulid);
+        replacing.has_gone(*ulid);
         tracing::info!(block = %ulid, "deleted a block that another has taken the place of");
         Ok(true)
     }

@@ -28,7 +28,7 @@ mod cursor;
 pub mod filter;
 mod histogram;
 
-use crate::model::varint::push_varint;
+use crate::model::varint::{push_varint, zigzag};
 use crate::model::{HeadSeriesRef, Timestamp};
 
 use cursor::Cursor;
@@ -614,12 +614,6 @@ fn push_many_labels<'l>(
 fn push_len_prefixed(out: &mut Vec<u8>, bytes: &[u8]) {
     push_varint(out, bytes.len() as u64);
     out.extend_from_slice(bytes);
-}
-
-/// Go's varint: the sign goes to the lowest bit.
-#[inline]
-fn zigzag(value: i64) -> u64 {
-    ((value as u64) << 1) ^ ((value >> 63) as u64)
 }
 
 #[cfg(test)]

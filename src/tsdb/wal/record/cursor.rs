@@ -1,5 +1,7 @@
 //! Reading a record's numbers and strings. Every step is bounds-checked and moves forward only.
 
+use crate::model::varint::unzigzag;
+
 #[derive(Clone, Debug)]
 pub(super) struct Cursor<'a> {
     rest: &'a [u8],
@@ -67,8 +69,7 @@ impl<'a> Cursor<'a> {
     /// A zigzagged varint.
     #[inline]
     pub(super) fn varint(&mut self) -> Option<i64> {
-        let zigzagged = self.uvarint()?;
-        Some((zigzagged >> 1) as i64 ^ -((zigzagged & 1) as i64))
+        self.uvarint().map(unzigzag)
     }
 
     #[inline]

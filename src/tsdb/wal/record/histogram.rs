@@ -12,12 +12,11 @@
 use super::cursor::Cursor;
 use super::{
     CUSTOM_FLOAT_HISTOGRAMS, CUSTOM_HISTOGRAMS, FLOAT_HISTOGRAMS, HISTOGRAMS, Numbering, Steps,
-    zigzag,
 };
 use crate::model::histogram::{
     CUSTOM_BUCKETS_SCHEMA, Float, Histogram, Integer, Numbers, ResetHint, Span,
 };
-use crate::model::varint::push_varint;
+use crate::model::varint::{push_varint, zigzag};
 use crate::model::{HeadSeriesRef, Timestamp};
 
 /// A histogram sample whose parts are walked where they lie.
