@@ -247,7 +247,7 @@ impl Db {
         if marked.map_err(OpenError::io("looking for a mark in", &wal_dir))?.is_some() {
             files.doubt_found();
         }
-        let mut names = Names::open(disk.clone(), dir, &wal_metrics);
+        let mut names = Names::open(disk.clone(), dir, options.wal_segment_bytes, &wal_metrics);
         let log = LogDir::list(&*disk, &wal_dir).map_err(OpenError::io("listing", &wal_dir))?;
         loading.begin(&log.segments);
         let beside = BesideLog {

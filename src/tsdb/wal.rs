@@ -31,7 +31,7 @@ use std::sync::Arc;
 
 use crate::disk::Disk;
 use crate::metrics::Counter;
-use crate::tsdb::wal::names::{LogFile, NamesWriter};
+use crate::tsdb::wal::names::{Gist, Growing, LogFile, NamesWriter};
 use crate::tsdb::wal::pack::Packer;
 use crate::tsdb::wal::segment::{FrameCounts, Framer, PAGE_BYTES, RECORD_BYTES_MAX};
 
@@ -155,6 +155,9 @@ pub struct Wal {
     is_unclean: bool,
     /// Whether what is appended takes the place of a lost end.
     replaces_lost_end: bool,
+    /// What was appended to the segment since it was summed up beside the names of series.
+    stretch: Growing,
+    stretch_bytes: u64,
     sync: SyncHandle,
 }
 
@@ -164,6 +167,15 @@ struct Part {
     start: u64,
     /// In the framed bytes.
     bytes: Range<usize>,
+    records: PartRecords,
+}
+
+/// The records that begin in a part.
+#[derive(Default)]
+struct PartRecords {
+    /// Start of the last one, and the checksum of it as stored.
+    last: Option<(u64, u32)>,
+    series: u32,
 }
 
 /// Buffers of an append. One set a thread, not one a log: most logs of many are idle.
@@ -214,6 +226,8 @@ impl Wal {
             leftover_segments: Vec::new(),
             is_unclean: false,
             replaces_lost_end: false,
+            stretch: Growing::from(0),
+            stretch_bytes: names::stretch_bytes(options.segment_bytes),
             sync,
         })
     }
@@ -233,8 +247,17 @@ impl Wal {
 
     /// Appends all `records`, or none.
     pub fn append(&mut self, records: &[&[u8]]) -> Result<Appended, WalError> {
+        self.append_summed_up(records, None)
+    }
+
+    /// The same for records of which it is known what they come to.
+    pub fn append_summed_up(
+        &mut self,
+        records: &[&[u8]],
+        gist: Option<Gist>,
+    ) -> Result<Appended, WalError> {
         SCRATCH.with_borrow_mut(|scratch| {
-            let appended = self.append_with(records, scratch);
+            let appended = self.append_with(records, gist, scratch);
             if appended.is_err() {
                 self.metrics.writes_failed.inc();
             }
@@ -255,8 +278,13 @@ impl Wal {
             let completed_page = self.pad(scratch);
             let segment = self.end.segment.next();
             let bytes = scratch.framed.len()..scratch.framed.len();
-            scratch.parts.push(Part { segment, start: 0, bytes });
-            self.write(scratch, 0).map(|()| completed_page)
+            let records = PartRecords::default();
+            scratch.parts.push(Part { segment, start: 0, bytes, records });
+            self.write(scratch, 0).map(|()| {
+                self.sum_up(scratch, Some(Gist::NONE));
+                self.write_names(scratch);
+                completed_page
+            })
         });
         match cut {
             Ok(completed_page) => self.metrics.completed_pages.add(u64::from(completed_page)),
@@ -315,6 +343,7 @@ impl Wal {
             self.disk.create(&segment_path(&self.dir, segment)).map_err(WalError::of_write)?;
         sync.lock_to_log_again().begin_segment(segment, file);
         self.end = LogPosition { segment, offset: 0 };
+        self.stretch = Growing::from(0);
         log_again(self)?;
         sync.end_lost_tail().map_err(WalError::of_sync)
     }
@@ -327,7 +356,11 @@ impl Wal {
             scratch.clear();
             self.pad(scratch);
             let end_offset = self.end.offset + scratch.framed.len() as u64;
-            self.write(scratch, end_offset)
+            self.write(scratch, end_offset)?;
+            self.sum_up(scratch, Some(Gist::NONE));
+            self.stretch.note(LogFile::segment(self.end.segment), &mut scratch.names);
+            self.write_names(scratch);
+            Ok::<_, WalError>(())
         })?;
         self.sync.sync().map_err(|_| WalError::SyncFailed)?;
         if let Some(names) = self.sync.names() {
@@ -342,13 +375,14 @@ impl Wal {
         let mut framer = Framer::new(self.options.segment_bytes, start);
         let has_room = framer.push_padding(&mut scratch.framed);
         let bytes = 0..scratch.framed.len();
-        scratch.parts.push(Part { segment, start, bytes });
+        scratch.parts.push(Part { segment, start, bytes, records: PartRecords::default() });
         has_room
     }
 
     fn append_with(
         &mut self,
         records: &[&[u8]],
+        gist: Option<Gist>,
         scratch: &mut Scratch,
     ) -> Result<Appended, WalError> {
         records.iter().try_for_each(|record| Wal::check_record(record))?;
@@ -362,16 +396,42 @@ impl Wal {
             begun.for_each(|part| names.lock().begin_segment(part.segment));
         }
         self.write(scratch, end_offset)?;
-        if let Some(names) = self.sync.names()
-            && !scratch.names.is_empty()
-        {
-            names.lock().append(&scratch.names);
-        }
+        self.sum_up(scratch, gist);
+        self.write_names(scratch);
         self.metrics.record_part_writes.add(counts.fragments);
         self.metrics.record_parts_bytes_written.add(counts.fragment_bytes);
         self.metrics.completed_pages.add(counts.pages_completed);
         self.metrics.page_flushes.add(counts.pages_completed + 1);
         Ok(Appended { end: self.end, closed_segment })
+    }
+
+    /// Adds what was written to its stretch. Those that are long enough, or whose segment is full, are
+    /// noted behind the names of series that were written with it.
+    fn sum_up(&mut self, scratch: &mut Scratch, gist: Option<Gist>) {
+        let Scratch { parts, names, .. } = scratch;
+        for (i, part) in parts.iter().enumerate() {
+            let PartRecords { last, series } = part.records;
+            if i > 0 {
+                self.stretch = Growing::from(0);
+            }
+            // What follows is no record, but for those of the part.
+            let gist = if last.is_some() { gist } else { Some(Gist::NONE) };
+            self.stretch.grow(part.start + part.bytes.len() as u64, last, series, gist);
+            if i + 1 < parts.len() || self.stretch.bytes() >= self.stretch_bytes {
+                self.stretch.note(LogFile::segment(part.segment), names);
+            }
+        }
+    }
+
+    /// Writes what belongs beside the log, once that is written.
+    fn write_names(&mut self, scratch: &Scratch) {
+        if let Some(names) = self.sync.names()
+            && !scratch.names.is_empty()
+            && !names.lock().append(&scratch.names)
+        {
+            // It would have fewer copies than series records.
+            self.stretch.give_up();
+        }
     }
 
     /// Fills `scratch` with what is to be written, one part a segment; where the last one ends.
@@ -388,17 +448,23 @@ impl Wal {
         let mut part_start = self.end.offset;
         let mut part_begin = 0;
         let mut bytes_saved = 0;
+        let mut part_records = PartRecords::default();
         for record in records {
             let (compression, payload) = packer.pack(self.options.compression, record)?;
             bytes_saved += record.len() - payload.len();
             if !framer.fits(payload.len()) {
                 counts.pages_completed += u64::from(framer.push_padding(framed));
                 let bytes = part_begin..framed.len();
-                parts.push(Part { segment, start: part_start, bytes });
+                let records = std::mem::take(&mut part_records);
+                parts.push(Part { segment, start: part_start, bytes, records });
                 segment = segment.next();
                 part_begin = framed.len();
                 part_start = 0;
                 framer = Framer::new(self.options.segment_bytes, 0);
+            }
+            if has_names {
+                part_records.last = Some((framer.offset(), crc32c::crc32c(payload)));
+                part_records.series += u32::from(record::is_series(record));
             }
             if has_names && record::is_series(record) {
                 let place = (LogFile::segment(segment), framer.offset());
@@ -407,7 +473,8 @@ impl Wal {
             }
             framer.push_record(framed, payload, segment::flags_of(compression), counts);
         }
-        parts.push(Part { segment, start: part_start, bytes: part_begin..framed.len() });
+        let bytes = part_begin..framed.len();
+        parts.push(Part { segment, start: part_start, bytes, records: part_records });
         if self.options.compression != Compression::None {
             let compression = self.options.compression;
             let metrics = &self.metrics;

@@ -34,6 +34,7 @@ use crate::tsdb::head::catalog::Catalog;
 use crate::tsdb::head::series::{Cut, SeriesState};
 use crate::tsdb::head::slots::FreeSlots;
 use crate::tsdb::head::states::States;
+use crate::tsdb::wal::names::Gist;
 use crate::tsdb::wal::record;
 use crate::tsdb::wal::{Appended, LogPosition, SegmentIndex, Wal, WalError};
 
@@ -303,7 +304,12 @@ impl Head {
             return;
         }
         let logged = match &mut log.wal {
-            Some(wal) => wal.append(&log.group.records().collect::<Vec<_>>()),
+            Some(wal) => {
+                let records: Vec<_> = log.group.records().collect();
+                let newest = log.group.maxt;
+                let highest_ref = log.next_ref.saturating_sub(1);
+                wal.append_summed_up(&records, Some(Gist { newest, highest_ref }))
+            }
             None => Err(WalError::io(io::Error::other(LOG_CLOSED))),
         };
         match logged {

@@ -281,7 +281,8 @@ impl SyncHandle {
             let names = names.lock();
             names.is_on().then(|| names.path().to_owned())?
         };
-        let begun = NamesOfCheckpoint::begin(self.disk(), &path, number);
+        let segment_bytes = self.options().segment_bytes;
+        let begun = NamesOfCheckpoint::begin(self.disk(), &path, number, segment_bytes);
         begun.map_err(|err| names.lock().note_remaking(Err(err))).ok()
     }
 }

@@ -20,6 +20,9 @@
 //! It is synced with the first sync of a segment, or the segment would be another program's after a
 //! power cut; what that takes of later entries is filled in again.
 //!
+//! Every few MiB of log are summed up in a [stretch], once they are in the log with the copies of their
+//! series records. Versions before that pass over these entries.
+//!
 //! ```text
 //! "RINGEST NAMES\n", version be16, then entries:
 //! ┌───────────┬────────┬──────────────┬───────────────┬──────────────┬────────────┐
@@ -31,6 +34,9 @@
 //! tag 1: a series record, as it is in the log, begins at this offset
 //!     2: the file was begun: what was noted of it before counts no more
 //!     3: the segment is as long as the offset says, for good
+//!     4: a stretch of the log begins at this offset; its body has  end 8B, start of its last record
+//!        8B, newest time 8B, highest ref 8B, CRC-32C of the last record as stored 4B, number of
+//!        series records 4B
 //! checkpoint: 0 for the log's own segments, else the checkpoint's number + 1; its segment is all
 //!     ones where the checkpoint itself is meant
 //! ```
@@ -38,6 +44,7 @@
 //! A damaged entry costs itself: the next one begins with the next `RNGE` whose checksum is right.
 
 mod entry;
+mod stretch;
 mod writer;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -46,7 +53,9 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use self::entry::{HEAD_BYTES, Head, Place, TAG_BEGUN, TAG_LENGTH, TAG_SERIES, next_magic};
+use self::entry::{
+    HEAD_BYTES, Head, Place, TAG_BEGUN, TAG_LENGTH, TAG_SERIES, TAG_STRETCH, next_magic,
+};
 use crate::disk::{Disk, DiskFile, lacks_descriptors};
 use crate::metrics::Counter;
 use crate::tsdb::refs;
@@ -59,6 +68,8 @@ use crate::tsdb::window::Window;
 
 pub use self::entry::LogFile;
 pub(in crate::tsdb::wal) use self::entry::push_series;
+pub use self::stretch::Gist;
+pub(in crate::tsdb::wal) use self::stretch::{Growing, Stretch};
 pub(in crate::tsdb::wal) use self::writer::NamesOfCheckpoint;
 pub use self::writer::NamesWriter;
 
@@ -72,6 +83,14 @@ const FILE_HEADER: &[u8; 16] = b"RINGEST NAMES\n\x00\x01";
 
 /// Entries gathered before they are written.
 const WRITE_BYTES: usize = 1 << 20;
+
+/// A segment has at least so many stretches when it is full: by default they have 4 MiB.
+const STRETCHES_PER_SEGMENT: u64 = 32;
+
+/// Bytes from which on a stretch is noted.
+pub(in crate::tsdb::wal) fn stretch_bytes(segment_bytes: u64) -> u64 {
+    segment_bytes / STRETCHES_PER_SEGMENT
+}
 
 /// Where the copy of a record is.
 #[derive(Clone, Copy, Debug)]
@@ -90,6 +109,7 @@ struct Noted {
     copies: BTreeMap<Place, Copy>,
     begun: BTreeSet<LogFile>,
     lengths: BTreeMap<LogFile, u64>,
+    stretches: BTreeMap<Place, Stretch>,
     /// Where the last whole entry ends.
     end: u64,
 }
@@ -106,12 +126,22 @@ pub struct Names {
     used: BTreeSet<Place>,
     restored: Counter,
     snappy: snap::raw::Encoder,
+    stretch_bytes: u64,
+    /// A stretch that is not noted and that is being read.
+    growing: Option<(LogFile, Growing)>,
+    /// Where the stretch ends that is being read, if it is noted.
+    noted_to: (LogFile, u64),
 }
 
 impl Names {
     /// Reads the file of the database in `dir`, or makes one. Where there is neither, the log goes on
-    /// without.
-    pub fn open(disk: Arc<dyn Disk>, dir: &Path, metrics: &WalMetrics) -> Names {
+    /// without. Its segments have so many bytes, more or less.
+    pub fn open(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        segment_bytes: u64,
+        metrics: &WalMetrics,
+    ) -> Names {
         let path = dir.join(NAMES_FILE);
         let noted = Noted::read(&*disk, &path).and_then(|noted| {
             let log = LogDir::list(&*disk, &dir.join("wal"))?;
@@ -147,11 +177,15 @@ impl Names {
             used: BTreeSet::new(),
             restored: metrics.names_restored.clone(),
             snappy: snap::raw::Encoder::new(),
+            stretch_bytes: stretch_bytes(segment_bytes),
+            growing: None,
+            noted_to: (LogFile::NONE, 0),
         }
     }
 
     /// Looks at a record of the log, and keeps a copy if it is one of series and there is none.
     pub fn saw(&mut self, file: LogFile, found: &FoundRecord<'_>) {
+        self.sum_up(file, found);
         let FoundRecord { record, bytes, start, end, .. } = found;
         let series = matches!(record, Record::Series(_));
         if let Some((place, copy)) =
@@ -171,6 +205,34 @@ impl Names {
             if self.fresh.len() >= WRITE_BYTES {
                 self.flush();
             }
+        }
+    }
+
+    /// Adds a record to the stretch that is being read, unless that is noted.
+    fn sum_up(&mut self, file: LogFile, found: &FoundRecord<'_>) {
+        let FoundRecord { bytes, stored, start, end, .. } = *found;
+        if self.noted_to.0 == file && start < self.noted_to.1 {
+            return;
+        }
+        if let Some(end) = self.noted.stretch_at((file, start)).map(|noted| noted.end) {
+            self.end_stretch();
+            self.noted_to = (file, end);
+            return;
+        }
+        if self.growing.is_some_and(|(growing, _)| growing != file) {
+            self.end_stretch();
+        }
+        let (_, growing) = self.growing.get_or_insert_with(|| (file, Growing::from(start)));
+        growing.grow_by((start, end), bytes, stored);
+        if growing.bytes() >= self.stretch_bytes {
+            growing.note(file, &mut self.fresh);
+        }
+    }
+
+    /// The stretch that is being read ends before damage, before one that is noted, or with its file.
+    pub(in crate::tsdb::wal) fn end_stretch(&mut self) {
+        if let Some((file, mut growing)) = self.growing.take() {
+            growing.note(file, &mut self.fresh);
         }
     }
 
@@ -203,8 +265,10 @@ impl Names {
 
     /// Says that a file of the log was written anew: its records are elsewhere in it.
     pub fn read_again(&mut self, file: LogFile, path: &Path) -> io::Result<()> {
+        self.end_stretch();
         Head::note(TAG_BEGUN, file, 0).push(&mut self.fresh);
         self.noted.begin(file);
+        self.noted_to = (LogFile::NONE, 0);
         let disk = self.writer.disk.clone();
         let mut reader = SegmentReader::open(&*disk, path)?;
         while let Some(found) = reader.read_next()? {
@@ -221,6 +285,7 @@ impl Names {
         if self.is_foreign {
             self = self.make_anew(wal_dir)?;
         }
+        self.end_stretch();
         let log = LogDir::list(&*self.writer.disk, wal_dir)?;
         for (number, _) in &log.checkpoints {
             let file = LogFile::checkpoint(*number);
@@ -241,7 +306,7 @@ impl Names {
 
     /// Of a log that another program wrote, which was found out while it was read.
     fn make_anew(self, wal_dir: &Path) -> io::Result<Names> {
-        let Names { mut writer, restored, snappy, .. } = self;
+        let Names { mut writer, restored, snappy, stretch_bytes, .. } = self;
         writer.set_aside("it is not of this log");
         let mut names = Names {
             writer: writer.begin_again(),
@@ -251,6 +316,9 @@ impl Names {
             used: BTreeSet::new(),
             restored,
             snappy,
+            stretch_bytes,
+            growing: None,
+            noted_to: (LogFile::NONE, 0),
         };
         let disk = names.writer.disk.clone();
         let log = LogDir::list(&*disk, wal_dir)?;
@@ -281,7 +349,8 @@ impl Names {
 
     fn flush(&mut self) {
         if !self.fresh.is_empty() {
-            self.writer.append(&self.fresh);
+            // A stretch of which copies are missing then is known by their number.
+            let _ = self.writer.append(&self.fresh);
             self.fresh.clear();
         }
     }
@@ -350,14 +419,15 @@ impl Noted {
             if stored.len() < head.body_bytes as usize
                 || crc32c::crc32c(stored) == head.body_checksum
             {
-                noted.take(head, body);
+                noted.take(head, body, stored);
             }
             (noted.end, offset) = (end, end);
         }
         Ok(noted)
     }
 
-    fn take(&mut self, head: Head, body: u64) {
+    /// An entry whose body is at this place of the file. It is `stored`, unless it is longer.
+    fn take(&mut self, head: Head, body: u64, stored: &[u8]) {
         let Head { tag, is_compressed, file, offset, body_bytes, record_checksum, .. } = head;
         match tag {
             TAG_SERIES => {
@@ -370,6 +440,11 @@ impl Noted {
             TAG_LENGTH => {
                 self.lengths.insert(file, offset);
             }
+            TAG_STRETCH => {
+                if let Some(stretch) = Stretch::parse(offset, stored) {
+                    self.stretches.insert((file, offset), stretch);
+                }
+            }
             // Of a later version.
             _ => {}
         }
@@ -381,8 +456,19 @@ impl Noted {
         for place in before {
             self.copies.remove(&place);
         }
+        let before = self.stretches.range((file, 0)..=(file, u64::MAX));
+        let before: Vec<Place> = before.map(|(place, _)| *place).collect();
+        for place in before {
+            self.stretches.remove(&place);
+        }
         self.lengths.remove(&file);
         self.begun.insert(file);
+    }
+
+    /// The stretch that has this place.
+    fn stretch_at(&self, (file, at): Place) -> Option<&Stretch> {
+        let (_, stretch) = self.stretches.range((file, 0)..=(file, at)).next_back()?;
+        (at < stretch.end).then_some(stretch)
     }
 
     /// What shows that the log is not the one that the file is of.

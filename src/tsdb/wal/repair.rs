@@ -378,7 +378,7 @@ struct SegmentDamage {
 fn give(
     found: Found<'_>,
     file: LogFile,
-    names: Option<&mut Names>,
+    mut names: Option<&mut Names>,
     source: impl Fn(u64) -> RecordSource,
     on_record: &mut impl FnMut(LogRecord<'_>),
 ) {
@@ -391,6 +391,9 @@ fn give(
             on_record(LogRecord { record, bytes, source: source(end) });
         }
         Found::Damage(damage) => {
+            if let Some(names) = names.as_deref_mut() {
+                names.end_stretch();
+            }
             for bytes in lost_in(&damage, file, names) {
                 // It was looked at when it was read.
                 if let Ok(record) = Record::parse(&bytes) {

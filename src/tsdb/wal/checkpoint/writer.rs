@@ -1,5 +1,6 @@
 //! Writing the segments of a checkpoint.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use super::CheckpointError;
@@ -9,7 +10,6 @@ use crate::tsdb::error::WriteError;
 use crate::tsdb::file::FileWriter;
 use crate::tsdb::wal::names::NamesOfCheckpoint;
 use crate::tsdb::wal::pack::Packer;
-use crate::tsdb::wal::record;
 use crate::tsdb::wal::segment::{FrameCounts, Framer, SegmentIndex, flags_of};
 use crate::tsdb::wal::{Compression, WalOptions, segment_path};
 
@@ -94,18 +94,14 @@ impl<'d> CheckpointWriter<'d> {
     }
 }
 
-/// Writes a record a second time if it is one of series. A failure ends that, and nothing else.
+/// Notes a record beside the log. A failure ends that, and nothing else.
 fn note(
     names: &mut Option<NamesOfCheckpoint<'_>>,
-    place: (SegmentIndex, u64),
+    place: (SegmentIndex, Range<u64>),
     record: &[u8],
-    (stored, compression): (&[u8], Compression),
+    stored: (&[u8], Compression),
 ) {
-    if !record::is_series(record) {
-        return;
-    }
-    let snappy = (compression == Compression::Snappy).then_some(stored);
-    let pushed = names.as_mut().map(|names| names.push_series(place, record, snappy));
+    let pushed = names.as_mut().map(|names| names.push(place, record, stored));
     if let Some(Err(err)) = pushed {
         tracing::warn!(err = chain(&err), "a second copy of series names cannot be written");
         *names = None;
@@ -113,19 +109,20 @@ fn note(
 }
 
 impl Segments<'_> {
-    /// Where the record begins.
+    /// The place of the record.
     fn push(
         &mut self,
         stored: &[u8],
         compression: Compression,
-    ) -> Result<(SegmentIndex, u64), WriteError> {
+    ) -> Result<(SegmentIndex, Range<u64>), WriteError> {
         if !self.framer.fits(stored.len()) && self.framer.offset() > 0 {
             self.begin_next()?;
         }
         let (flags, counts) = (flags_of(compression), &mut FrameCounts::default());
-        let place = (self.segment, self.framer.offset());
+        let start = self.framer.offset();
         self.framed.clear();
         self.framer.push_record(&mut self.framed, stored, flags, counts);
+        let place = (self.segment, start..self.framer.offset());
         self.file.write(&self.framed)?;
         self.framed.clear();
         self.framed.shrink_to(BUFFER_BYTES_KEPT);

@@ -12,6 +12,7 @@ pub(super) const HEAD_BYTES: usize = 46;
 pub(super) const TAG_SERIES: u8 = 1;
 pub(super) const TAG_BEGUN: u8 = 2;
 pub(super) const TAG_LENGTH: u8 = 3;
+pub(super) const TAG_STRETCH: u8 = 4;
 
 /// Bytes looked through at once for the next entry.
 const SEARCH_BYTES: usize = 64 << 10;
@@ -24,6 +25,9 @@ pub struct LogFile {
 }
 
 impl LogFile {
+    /// None that there is.
+    pub(super) const NONE: LogFile = LogFile { checkpoint: u64::MAX, segment: 0 };
+
     pub fn segment(segment: SegmentIndex) -> LogFile {
         LogFile { checkpoint: 0, segment: segment.0 }
     }

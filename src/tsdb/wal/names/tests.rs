@@ -253,6 +253,131 @@ fn what_only_a_copy_names_is_no_series_and_its_ref_is_not_given_again() {
     assert!(dump(&open(&disk.after_kill()).db) == before);
 }
 
+/// What is noted of the log's files, each with its path.
+fn stretches(disk: &FaultyDisk) -> Vec<(PathBuf, Stretch)> {
+    let noted = Noted::read(disk, &in_dir(NAMES_FILE)).unwrap();
+    let path_of = |file: &LogFile| match file.checkpoint.checked_sub(1) {
+        None => segment_path(&in_dir("wal"), SegmentIndex(file.segment)),
+        Some(number) => {
+            let checkpoint = in_dir("wal").join(format!("checkpoint.{}", SegmentIndex(number)));
+            segment_path(&checkpoint, SegmentIndex(file.segment))
+        }
+    };
+    noted.stretches.iter().map(|((file, _), stretch)| (path_of(file), *stretch)).collect()
+}
+
+/// Holds what is noted of a file against what is in it; how many bytes of records nothing is noted of.
+fn check_stretches(disk: &FaultyDisk, path: &Path, stretches: &[(PathBuf, Stretch)]) -> u64 {
+    let of_file = || stretches.iter().filter(|(of, _)| of == path).map(|(_, stretch)| *stretch);
+    let mut unknown = 0;
+    let mut found: Vec<(u32, Gist, (u64, u32))> =
+        of_file().map(|_| (0, Gist::NONE, (0, 0))).collect();
+    let mut reader = SegmentReader::open(disk, path).unwrap();
+    while let Some(Found::Record(FoundRecord { record, stored, start, end, .. })) =
+        reader.read_next().unwrap()
+    {
+        let Some(at) = of_file().position(|one| (one.start..one.end).contains(&start)) else {
+            unknown += end - start;
+            continue;
+        };
+        let (series, gist, last) = &mut found[at];
+        *series += u32::from(matches!(record, Record::Series(_)));
+        *gist = gist.and(Gist::of(record).unwrap());
+        *last = (start, crc32c::crc32c(stored));
+    }
+    for (stretch, (series, gist, last)) in of_file().zip(found) {
+        assert_eq!((stretch.series_records, stretch.newest), (series, gist.newest), "{stretch:?}");
+        assert!(stretch.highest_ref >= gist.highest_ref, "{stretch:?}");
+        assert_eq!((stretch.last_start, stretch.last_checksum), last);
+        assert!(stretch.end <= reader.file_bytes());
+    }
+    unknown
+}
+
+fn segment_files(disk: &FaultyDisk, dir: &Path) -> Vec<PathBuf> {
+    let segments = LogDir::list(disk, dir).unwrap().segments;
+    segments.into_iter().map(|(segment, _)| segment_path(dir, segment)).collect()
+}
+
+#[test]
+fn what_is_appended_is_summed_up_every_few_pages() {
+    for compression in [Compression::None, Compression::Snappy, Compression::Zstd] {
+        let disk = FaultyDisk::new();
+        let db = open_as(&disk, compression).db;
+        for round in 0..400 {
+            append(&db, round / 3, NOW + round as i64);
+        }
+        let mut disk = disk.after_kill();
+        for life in 0..3 {
+            let stretches = stretches(&disk);
+            let files = segment_files(&disk, &in_dir("wal"));
+            assert!(stretches.len() > files.len() + 4, "{compression:?}, {life}: {stretches:?}");
+            for path in &files {
+                // A record more than a stretch, at the end that was cut off.
+                let unknown = check_stretches(&disk, path, &stretches);
+                assert!(unknown < 2 * (64 << 10) / 32, "{compression:?}, {life}, {path:?}");
+            }
+            match life {
+                // The replay sums up what is left, and nothing twice.
+                0 => {}
+                // And all of it, if nothing is noted.
+                1 => disk.remove_file(&in_dir(NAMES_FILE)).unwrap(),
+                _ => continue,
+            }
+            drop(open_as(&disk, compression));
+            disk = disk.after_kill();
+            let stretches = self::stretches(&disk);
+            let unknown = segment_files(&disk, &in_dir("wal"))
+                .iter()
+                .map(|path| check_stretches(&disk, path, &stretches))
+                .sum::<u64>();
+            assert_eq!(unknown, 0, "{compression:?}, {life}");
+        }
+    }
+}
+
+#[test]
+fn a_checkpoint_is_summed_up_and_what_is_behind_it_stays_so() {
+    let disk = FaultyDisk::new();
+    let mut life = Life::begin(Arc::new(disk.clone()), Path::new(DIR));
+    life.options.wal_by_coverage = true;
+    life.open();
+    life.write(0..40, 60 * 5);
+    life.db().write_full_chunks().unwrap();
+    life.db().cut_due().unwrap();
+    life.db().drop_cut();
+    life.write(0..40, 60);
+    let disk = disk.after_kill();
+    let log = LogDir::list(&disk, &in_dir("wal")).unwrap();
+    let [(_, checkpoint)] = &log.checkpoints[..] else { panic!("{log:?}") };
+    let stretches = stretches(&disk);
+    let unknown = |dir: &Path| {
+        let files = segment_files(&disk, dir);
+        assert!(!files.is_empty());
+        files.iter().map(|path| check_stretches(&disk, path, &stretches)).sum::<u64>()
+    };
+    assert_eq!(unknown(&in_dir("wal").join(checkpoint)), 0);
+    // All but the end of the last segment.
+    assert!(unknown(&in_dir("wal")) < 32 << 10);
+    assert!(stretches.iter().any(|(path, _)| path.parent() == Some(&in_dir("wal"))));
+}
+
+#[test]
+fn nothing_is_noted_of_a_stretch_whose_copies_could_not_be_written() {
+    let disk = FaultyDisk::new();
+    let db = open_as(&disk, Compression::None).db;
+    disk.refuse_changes(&in_dir(NAMES_FILE), io::ErrorKind::StorageFull);
+    (0..20).for_each(|series| append(&db, series, NOW));
+    disk.allow_changes(&in_dir(NAMES_FILE));
+    (0..400).for_each(|i| append(&db, 3, NOW + 1 + i));
+    let disk = disk.after_kill();
+    let noted = Noted::read(&disk, &in_dir(NAMES_FILE)).unwrap();
+    assert!(noted.copies.is_empty() && !noted.stretches.is_empty());
+    for ((file, start), stretch) in &noted.stretches {
+        assert_eq!(stretch.series_records, 0, "{file:?}, {start}");
+    }
+}
+
 fn names_another(series_ref: u64) -> Vec<u8> {
     let mut bytes = Vec::new();
     record::begin_series(&mut bytes);

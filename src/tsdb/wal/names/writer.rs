@@ -1,18 +1,22 @@
 //! Writing the file: behind what is in it, and anew with a checkpoint.
 
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
 use super::entry::{HEAD_BYTES, Head, LogFile, TAG_BEGUN, next_magic, push_series};
-use super::{FILE_HEADER, NAMES_FILE, UNFINISHED_NAMES_FILE, WRITE_BYTES};
+use super::stretch::Growing;
+use super::{FILE_HEADER, NAMES_FILE, UNFINISHED_NAMES_FILE, WRITE_BYTES, stretch_bytes};
 use crate::disk::Disk;
 use crate::error::chain;
 use crate::metrics::Counter;
 use crate::tsdb::error::{ReadError, WriteError};
 use crate::tsdb::file::FileWriter;
+use crate::tsdb::wal::Compression;
+use crate::tsdb::wal::record::is_series;
 use crate::tsdb::wal::repair::{SET_ASIDE_PREFIX, free_name};
 use crate::tsdb::wal::segment::SegmentIndex;
 use crate::tsdb::window::Window;
@@ -94,11 +98,11 @@ impl NamesWriter {
         self.note(synced);
     }
 
-    /// Appends whole entries. A failure costs them alone: they are written again from the log at its
-    /// next opening.
-    pub(in crate::tsdb::wal) fn append(&mut self, entries: &[u8]) {
+    /// Appends whole entries; whether they are written. A failure costs them alone: they are written
+    /// again from the log at its next opening.
+    pub(in crate::tsdb::wal) fn append(&mut self, entries: &[u8]) -> bool {
         if self.is_off {
-            return;
+            return false;
         }
         // Opened each time: series are seldom new, and descriptors are few.
         let file = self.disk.open_write(&self.path);
@@ -106,7 +110,9 @@ impl NamesWriter {
         if written.is_ok() {
             self.end += entries.len() as u64;
         }
+        let is_written = written.is_ok();
         self.note(written);
+        is_written
     }
 
     fn note(&mut self, done: io::Result<()>) {
@@ -132,14 +138,18 @@ pub(in crate::tsdb::wal) struct NamesOfCheckpoint<'d> {
     path: PathBuf,
     writer: FileWriter,
     entries: Vec<u8>,
+    /// What is summed up next, of this segment.
+    growing: (SegmentIndex, Growing),
+    stretch_bytes: u64,
 }
 
 impl<'d> NamesOfCheckpoint<'d> {
-    /// `names` is the file whose place it is to take.
+    /// `names` is the file whose place it is to take. The checkpoint's segments have so many bytes.
     pub(in crate::tsdb::wal) fn begin(
         disk: &'d dyn Disk,
         names: &Path,
         number: SegmentIndex,
+        segment_bytes: u64,
     ) -> Result<NamesOfCheckpoint<'d>, WriteError> {
         let path = names.with_file_name(UNFINISHED_NAMES_FILE);
         // Of a checkpoint that was not finished.
@@ -153,19 +163,42 @@ impl<'d> NamesOfCheckpoint<'d> {
         writer.write(FILE_HEADER)?;
         let mut entries = Vec::new();
         Head::note(TAG_BEGUN, LogFile::checkpoint(number), 0).push(&mut entries);
-        Ok(NamesOfCheckpoint { disk, number, path, writer, entries })
+        let growing = (SegmentIndex(0), Growing::from(0));
+        let stretch_bytes = stretch_bytes(segment_bytes);
+        Ok(NamesOfCheckpoint { disk, number, path, writer, entries, growing, stretch_bytes })
     }
 
-    /// A series record, as it is in the checkpoint, where it begins at `offset` of this segment.
-    pub(in crate::tsdb::wal) fn push_series(
+    /// A record that is in the checkpoint, and its place in this segment: what is said of it goes to
+    /// the file, and a copy if it is one of series.
+    pub(in crate::tsdb::wal) fn push(
         &mut self,
-        (segment, offset): (SegmentIndex, u64),
+        (segment, place): (SegmentIndex, Range<u64>),
         record: &[u8],
-        snappy: Option<&[u8]>,
+        (stored, compression): (&[u8], Compression),
     ) -> Result<(), WriteError> {
         let file = LogFile::of_checkpoint(self.number, segment);
-        push_series(&mut self.entries, (file, offset), record, snappy);
-        self.flush()
+        if is_series(record) {
+            let snappy = (compression == Compression::Snappy).then_some(stored);
+            push_series(&mut self.entries, (file, place.start), record, snappy);
+        }
+        if self.growing.0 != segment {
+            self.end_stretch();
+            self.growing = (segment, Growing::from(place.start));
+        }
+        let (_, growing) = &mut self.growing;
+        growing.grow_by((place.start, place.end), record, stored);
+        if growing.bytes() >= self.stretch_bytes {
+            growing.note(file, &mut self.entries);
+        }
+        match self.entries.len() >= WRITE_BYTES {
+            true => self.flush(),
+            false => Ok(()),
+        }
+    }
+
+    fn end_stretch(&mut self) {
+        let (segment, growing) = &mut self.growing;
+        growing.note(LogFile::of_checkpoint(self.number, *segment), &mut self.entries);
     }
 
     /// Takes over what is noted of segments behind the checkpoint, which is on the medium, and the
@@ -178,6 +211,7 @@ impl<'d> NamesOfCheckpoint<'d> {
             let names = names.lock();
             (names.path.clone(), names.end)
         };
+        self.end_stretch();
         let read = self.take_over(&from, FILE_HEADER.len() as u64, end)?;
         self.flush()?;
         self.writer.sync_written()?;
