@@ -9,8 +9,11 @@ use common::{
     BenchDb, REQUEST_SERIES, decode, label_fields, open, open_in, requests, series_count, shuffle,
     write,
 };
+use ringest::tsdb::Db;
 use ringest::tsdb::head::batch::Batch;
 use ringest::tsdb::options::DbOptions;
+use ringest::wire::remote_write_v2::{ResolveError, resolve};
+use ringest::wire::snappy;
 use rustix::time::{ClockId, clock_gettime};
 
 #[global_allocator]
@@ -55,6 +58,8 @@ fn main() {
     report("known series, sender's order: decode and look up", samples, decoding);
     report("known series, sender's order: check, log, append", samples, appending);
 
+    compare_versions(&db, &labels, &mut batch);
+
     let resident = resident_bytes().saturating_sub(before) as usize;
     println!("{:>8} bytes resident a series after one sample each", after_first as usize / count);
     println!("{:>8} bytes resident a series after {ROUNDS} samples each", resident / count);
@@ -89,6 +94,43 @@ fn main() {
     report("replay, all threads", samples, cpu);
     println!("{:>8.2} s of CPU for the whole replay", cpu.as_secs_f64());
     println!("{:>8.2} s by the clock, with three threads", elapsed.as_secs_f64());
+}
+
+/// From the compressed body to the batch, in both versions of remote write. Nothing is stored.
+fn compare_versions(db: &Db, labels: &[Vec<u8>], batch: &mut Batch) {
+    let numbered: Vec<_> = labels.iter().enumerate().collect();
+    let t = START + ROUNDS * STEP;
+    let (mut v1, mut resolving, mut v2) = (Duration::ZERO, Duration::ZERO, Duration::ZERO);
+    let (mut buffer, mut resolved_buffer) = (Vec::new(), Vec::new());
+    let mut bytes = [0; 4];
+    for part in numbered.chunks(REQUEST_SERIES) {
+        let bodies =
+            [common::request(part.iter().copied(), t), common::request_v2(part.iter().copied(), t)];
+        let blocks = bodies.each_ref().map(|body| snappy::deflate(body).expect("below 4 GiB"));
+        let lens = [bodies[0].len(), bodies[1].len(), blocks[0].len(), blocks[1].len()];
+        bytes.iter_mut().zip(lens).for_each(|(sum, len)| *sum += len);
+        v1 += time(|| {
+            let request = snappy::inflate(&blocks[0], bodies[0].len(), &mut buffer).expect("ours");
+            decode(db, request, batch);
+        });
+        v2 += time(|| {
+            let request = snappy::inflate(&blocks[1], bodies[1].len(), &mut buffer).expect("ours");
+            resolving += time(|| {
+                let all = |_| Ok::<_, ResolveError>(());
+                let resolved = resolve(request, &mut resolved_buffer, u64::MAX, all);
+                assert_eq!(resolved.expect("a good request").len, bodies[0].len());
+            });
+            decode(db, &resolved_buffer[..bodies[0].len()], batch);
+        });
+        assert_eq!(resolved_buffer[..bodies[0].len()], bodies[0]);
+    }
+    let each = bytes.map(|bytes| bytes / labels.len());
+    let [v1_bytes, v2_bytes, v1_block, v2_block] = each;
+    report("known series, 1.0: inflate, decode and look up", labels.len(), v1);
+    report("known series, 2.0: inflate, resolve, decode and look up", labels.len(), v2);
+    report("                   of these, resolve", labels.len(), resolving);
+    println!("{v1_bytes:>8} bytes a series in 1.0, {v1_block} compressed");
+    println!("{v2_bytes:>8} bytes a series in 2.0, {v2_block} compressed");
 }
 
 /// CPU time of this thread, the kernel's for it included: other load on the machine hardly shows.

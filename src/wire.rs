@@ -12,5 +12,7 @@ pub mod peer_write;
 pub mod proto;
 pub mod refused;
 pub mod remote_write_v1;
+pub mod remote_write_v2;
+pub mod request_builder;
 pub mod shape;
 pub mod snappy;

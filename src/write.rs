@@ -34,12 +34,33 @@ pub struct WriteOutcome {
     pub samples_stored: u64,
     /// Exemplars counted and dropped, since exemplar storage is off.
     pub exemplars_dropped: u64,
+    /// What of it is stored, as remote write 2.0 tells its senders.
+    pub written: WrittenCounts,
     /// Metadata entries seen.
     pub metadata: u64,
     pub refusals: Refusals,
     /// Which series the refusals are about, by their places in the request, with the reasons'
     /// [codes](error::Reason::code). Empty where that is not known.
     pub refused_series: RefusedSeries,
+}
+
+/// What of a request was written. In a ring, that is what a quorum has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WrittenCounts {
+    /// Float samples, repeats of equal ones included.
+    pub samples: u64,
+    pub histograms: u64,
+    /// Those dropped while exemplar storage is off included, as Prometheus and Thanos count them: to
+    /// send them again changes nothing.
+    pub exemplars: u64,
+}
+
+impl std::ops::AddAssign for WrittenCounts {
+    fn add_assign(&mut self, more: WrittenCounts) {
+        self.samples += more.samples;
+        self.histograms += more.histograms;
+        self.exemplars += more.exemplars;
+    }
 }
 
 impl WriteOutcome {

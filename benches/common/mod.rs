@@ -3,12 +3,13 @@
 
 #![allow(dead_code, reason = "not every bench needs it")]
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use ringest::clock::SystemClock;
 use ringest::disk::SystemDisk;
 use ringest::metrics::Registry;
-use ringest::model::labels::push_label;
+use ringest::model::labels::{LabelIter, push_label};
 use ringest::model::varint::push_varint;
 use ringest::tsdb::Db;
 use ringest::tsdb::env::Env;
@@ -78,6 +79,45 @@ pub(crate) fn request<'a>(
         request.push(sample.len() as u8);
         request.extend_from_slice(&sample);
     }
+    request
+}
+
+/// The same request in version 2.0: texts stand once in a table of symbols.
+pub(crate) fn request_v2<'a>(
+    labels: impl IntoIterator<Item = (usize, &'a Vec<u8>)>,
+    t: i64,
+) -> Vec<u8> {
+    let mut numbers: HashMap<&[u8], u64> = HashMap::from([(&b""[..], 0)]);
+    let (mut request, mut series) = (vec![0x22, 0], Vec::new());
+    for (i, labels) in labels {
+        let mut refs = Vec::new();
+        for text in LabelIter::of_canonical(labels).flat_map(|(name, value)| [name, value]) {
+            let next = numbers.len() as u64;
+            let number = *numbers.entry(text).or_insert_with(|| {
+                request.push(0x22);
+                push_varint(&mut request, text.len() as u64);
+                request.extend_from_slice(text);
+                next
+            });
+            push_varint(&mut refs, number);
+        }
+        let mut sample = Vec::new();
+        if !i.is_multiple_of(3) {
+            sample.push(0x09);
+            sample.extend_from_slice(&((i as f64) + (t % 1_000_000) as f64 / 8.0).to_le_bytes());
+        }
+        sample.push(0x10);
+        push_varint(&mut sample, t as u64);
+        series.push(0x2a);
+        push_varint(&mut series, (refs.len() + 2 + sample.len() + 2) as u64);
+        series.push(0x0a);
+        series.push(refs.len() as u8);
+        series.extend_from_slice(&refs);
+        series.push(0x12);
+        series.push(sample.len() as u8);
+        series.extend_from_slice(&sample);
+    }
+    request.extend_from_slice(&series);
     request
 }
 

@@ -291,7 +291,7 @@ impl Drop for InflightRequest {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::write::error::Unavailable;
+    use crate::write::error::{Unavailable, no_quorum};
 
     fn observation(status: StatusCode) -> Observation {
         let duration = Duration::from_millis(3);
@@ -345,8 +345,7 @@ mod tests {
         let metrics = WriteMetrics::new(&registry);
         let failed = |error: WriteError| Err(RequestError::Write(error));
         let unavailable = failed(Unavailable::NotAccepting.into());
-        let no_quorum =
-            failed(WriteError::NoQuorum { failures: Vec::new(), series: 1, samples: 1 });
+        let no_quorum = failed(no_quorum(1, 1));
         // Nobody takes memory by a name.
         for i in 0..1000 {
             let name = format!("t{i}");

@@ -1,11 +1,12 @@
 //! The remote-write endpoints: the stages of one write request, in order.
 //!
 //! `POST /api/v1/receive` has the manners of Thanos, `POST /api/v1/write` those of Prometheus' own
-//! receiver. Both take remote write 1.0. Remote write 2.0 is not taken by this version: 415, which
-//! tells a sender that negotiates to fall back to 1.0.
+//! receiver. Both take remote write 1.0 and 2.0. A request of 2.0 is made one of 1.0 here, and what is
+//! behind does not know which it was; its sender is told what was written, whatever the answer.
 
 mod body;
 mod negotiation;
+mod resolve;
 
 use std::mem::Discriminant;
 use std::sync::Arc;
@@ -24,13 +25,17 @@ use tokio::time::Instant;
 use crate::http::metrics::{Observation, TenantEntry, WriteMetrics, Written};
 use crate::http::path::{self, Resolved, Tolerance};
 use crate::http::remote_write::body::REQUEST_BYTES_MIN;
-use crate::http::remote_write::negotiation::{check_media_type, check_version, replica};
+use crate::http::remote_write::negotiation::{
+    Version, check_media_type, check_version, replica, speaks_version_2,
+};
+use crate::http::remote_write::resolve::Symbolic;
 use crate::http::respond::RequestError;
 use crate::http::tenant::TenantRules;
 use crate::http::{Probe, respond, status};
 use crate::log::throttle::Throttle;
 use crate::metrics::Registry;
 use crate::model::tenant::TenantNameError;
+use crate::wire::remote_write_v1::DecodeError;
 use crate::wire::snappy::{self, BufferPool, SnappyError};
 use crate::write::admission::{Admission, share};
 use crate::write::error::{Invalid, TooLarge, Unavailable, WriteError};
@@ -42,6 +47,12 @@ pub use crate::http::remote_write::body::RequestLimits;
 pub const RECEIVE_PATH: &str = "/api/v1/receive";
 pub const WRITE_PATH: &str = "/api/v1/write";
 const PATHS: &[&str] = &[RECEIVE_PATH, WRITE_PATH];
+
+/// A body of which nothing is understood is not answered as if it had been stored.
+const NO_KNOWN_FIELD: DecodeError = DecodeError {
+    field: "write request",
+    what: "neither series nor metadata of version 1.0, but other fields",
+};
 
 /// What is kept of idle buffers: as many as requests can be decoded at once by any machine we
 /// know, and no more than usual requests need (2,000 series: 100 KB snappy, 800 KB inflated).
@@ -75,6 +86,8 @@ pub struct WriteService<S> {
     admission: Arc<Admission>,
     bodies: BufferPool,
     inflated: BufferPool,
+    /// For requests of 2.0 as those of 1.0.
+    resolved: BufferPool,
     metrics: WriteMetrics,
     /// Of the lines on writes that this node failed.
     told: Throttle<Discriminant<WriteError>>,
@@ -98,6 +111,7 @@ impl<S: WriteSink> WriteService<S> {
             options,
             bodies: pool("http_bodies"),
             inflated: pool("http_inflated"),
+            resolved: pool("http_resolved"),
             metrics: WriteMetrics::new(registry),
             told: Throttle::default(),
         }
@@ -123,9 +137,10 @@ impl<S: WriteSink> WriteService<S> {
         let tenant = tenant.map_err(WriteError::TenantName)?;
 
         // Media type, where Prometheus' receiver looks at it: before anything else of the request.
-        if manners == Manners::Prometheus {
-            check_media_type(&head.headers)?;
-        }
+        let agreed = match manners {
+            Manners::Prometheus => Some(check_media_type(&head.headers)?),
+            Manners::Thanos => None,
+        };
 
         // Gate: before the body is read, so that overload costs nothing. The whole declared body
         // must fit now, but is held only as it arrives.
@@ -169,9 +184,10 @@ impl<S: WriteSink> WriteService<S> {
         inflight.resize(REQUEST_BYTES_MIN + inflated_bytes).map_err(WriteError::from)?;
 
         // Version.
-        if manners == Manners::Thanos {
-            check_version(&head.headers)?;
-        }
+        let version = match agreed {
+            Some(version) => version,
+            None => check_version(&head.headers)?,
+        };
 
         // Replica header. Thanos decodes first, but either fault is the same 400.
         let replica = replica(&head.headers, &self.options.replica_header)?;
@@ -181,9 +197,28 @@ impl<S: WriteSink> WriteService<S> {
             return Ok(WriteOutcome::default());
         }
 
+        // Symbols of 2.0 into labels.
+        let (request, metadata) = match version {
+            Version::V1 => (share(inflated, 0..request_bytes, inflight), 0),
+            Version::V2 => {
+                let symbolic = Symbolic { inflated, bytes: request_bytes, inflight };
+                symbolic.resolve(&self.resolved, limits).await?
+            }
+        };
+        if request.is_empty() {
+            // Symbols and no series.
+            return Ok(WriteOutcome { metadata, ..WriteOutcome::default() });
+        }
+
         // Decode and store.
-        let request = share(inflated, 0..request_bytes, inflight);
-        Ok(self.sink.write(&tenant.id, request, replica, Sender::Client(manners)).await?)
+        let sender = Sender::Client(manners);
+        let mut outcome = self.sink.write(&tenant.id, request, replica, sender).await?;
+        if outcome.series == 0 && outcome.metadata == 0 {
+            // Most likely of another version than the headers say. Nothing was found to be stored.
+            return Err(WriteError::from(Invalid::Decode(NO_KNOWN_FIELD)).into());
+        }
+        outcome.metadata += metadata;
+        Ok(outcome)
     }
 
     /// Serves one request to a path that takes only POST, and measures it.
@@ -206,10 +241,13 @@ impl<S: WriteSink> WriteService<S> {
 
         let named = tenant.as_deref().map_err(|error| *error);
         let result = self.write(named, &head, body, manners).await;
-        let response = match &tenant {
+        let mut response = match &tenant {
             Ok(tenant) => respond::to_write(&result, tenant.id.as_str(), manners),
             Err(_) => respond::to_write(&result, &String::from_utf8_lossy(name), manners),
         };
+        if speaks_version_2(&head.headers) {
+            respond::tell_written(&result, &mut response);
+        }
         self.log_failure(&result, name);
 
         let observation = Observation {

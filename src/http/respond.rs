@@ -25,12 +25,20 @@ use http::{HeaderValue, StatusCode};
 use crate::door::heads::HeadError;
 use crate::error::Stage;
 use crate::write::error::{Class, Refusals, WriteError};
-use crate::write::{Manners, WriteOutcome};
+use crate::write::{Manners, WriteOutcome, WrittenCounts};
 
 /// What Go's `http.Error` sends, and so Thanos.
 pub const TEXT_PLAIN: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 const NOSNIFF: HeaderValue = HeaderValue::from_static("nosniff");
 const ALLOW_POST: HeaderValue = HeaderValue::from_static("OPTIONS, POST");
+
+/// Of remote write 2.0.
+const SAMPLES_WRITTEN: HeaderName =
+    HeaderName::from_static("x-prometheus-remote-write-samples-written");
+const HISTOGRAMS_WRITTEN: HeaderName =
+    HeaderName::from_static("x-prometheus-remote-write-histograms-written");
+const EXEMPLARS_WRITTEN: HeaderName =
+    HeaderName::from_static("x-prometheus-remote-write-exemplars-written");
 
 /// A tenant that opens replays a log, which takes seconds.
 const TENANT_RETRY_SECONDS: u16 = 2;
@@ -77,6 +85,19 @@ pub fn to_write(
             response
         }
     }
+}
+
+/// Tells a sender of remote write 2.0 what was written, which it wants to hear in every answer.
+pub fn tell_written(result: &Result<WriteOutcome, RequestError>, response: &mut Response) {
+    let written = match result {
+        Ok(outcome) => outcome.written,
+        Err(RequestError::Write(WriteError::NoQuorum { written, .. })) => *written,
+        Err(_) => WrittenCounts::default(),
+    };
+    let headers = response.headers_mut();
+    headers.insert(SAMPLES_WRITTEN, HeaderValue::from(written.samples));
+    headers.insert(HISTOGRAMS_WRITTEN, HeaderValue::from(written.histograms));
+    headers.insert(EXEMPLARS_WRITTEN, HeaderValue::from(written.exemplars));
 }
 
 /// Status and, where a retry helps, seconds to wait for it.
@@ -178,7 +199,7 @@ mod tests {
     use crate::hashring::PlacementError;
     use crate::model::tenant::{TenantId, TenantNameError};
     use crate::multi_tsdb::TenantError;
-    use crate::write::error::{Invalid, Reason, TooLarge, Unavailable};
+    use crate::write::error::{Invalid, Reason, TooLarge, Unavailable, no_quorum};
 
     fn refused() -> Result<WriteOutcome, RequestError> {
         let mut outcome = WriteOutcome::default();
@@ -204,11 +225,7 @@ mod tests {
             (failed(WriteError::BadReplica { replica: 4, factor: 3 }), 400, 400),
             (failed(WriteError::NoHashring), 503, 503),
             (failed(WriteError::Placement(PlacementError::NoHashring)), 503, 503),
-            (
-                failed(WriteError::NoQuorum { failures: Vec::new(), series: 1, samples: 1 }),
-                503,
-                503,
-            ),
+            (failed(no_quorum(1, 1)), 503, 503),
             (
                 Err(RequestError::UnsupportedMediaType {
                     stage: Stage::Version,

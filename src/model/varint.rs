@@ -50,6 +50,18 @@ pub fn push_varint(out: &mut Vec<u8>, mut value: u64) {
     out.push(value as u8);
 }
 
+/// The minimal varint of `value`, and how many of these bytes it takes.
+#[inline]
+pub fn varint_bytes(value: u64) -> ([u8; 10], usize) {
+    let mut bytes = [0; 10];
+    let len = varint_len(value);
+    for (i, byte) in bytes.iter_mut().take(len).enumerate() {
+        let more = if i + 1 < len { 0x80 } else { 0 };
+        *byte = (value >> (7 * i)) as u8 & 0x7f | more;
+    }
+    (bytes, len)
+}
+
 /// A signed number for a varint, as protobuf's `sint64` and Go have it: the sign goes to the lowest
 /// bit.
 #[inline]
@@ -73,6 +85,8 @@ mod tests {
                 let mut bytes = Vec::new();
                 push_varint(&mut bytes, value);
                 assert_eq!(bytes.len(), varint_len(value));
+                let (in_array, len) = varint_bytes(value);
+                assert_eq!(bytes, in_array[..len]);
                 assert_eq!(read_varint(&bytes), Some((value, &[][..])));
                 assert_eq!(read_varint(&bytes[..bytes.len() - 1]), None);
             }

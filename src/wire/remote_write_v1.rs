@@ -257,7 +257,10 @@ impl<'a> SeriesFields<'a> {
                     let (name, value) = read_label(label)?;
                     SeriesField::Label { name, value }
                 }
-                (2, Value::Bytes(sample)) => read_sample(sample)?,
+                (2, Value::Bytes(sample)) => {
+                    let (t, v) = read_sample(sample)?;
+                    SeriesField::Sample { t, v }
+                }
                 (3, Value::Bytes(exemplar)) => SeriesField::Exemplar(exemplar),
                 (4, Value::Bytes(histogram)) => SeriesField::Histogram(histogram),
                 (1..=4, _) => return Err(DecodeError::new("timeseries", WRONG_WIRE_TYPE)),
@@ -284,7 +287,8 @@ pub(super) fn read_label(mut message: &[u8]) -> Result<(&[u8], &[u8]), DecodeErr
     Ok((name, value))
 }
 
-fn read_sample<'a>(mut message: &[u8]) -> Result<SeriesField<'a>, DecodeError> {
+/// Time and bits of the value of a sample.
+pub(super) fn read_sample(mut message: &[u8]) -> Result<(i64, u64), DecodeError> {
     let (mut t, mut v) = (0, 0);
     while !message.is_empty() {
         let (number, field, rest) = read_field(message, "sample")?;
@@ -296,7 +300,7 @@ fn read_sample<'a>(mut message: &[u8]) -> Result<SeriesField<'a>, DecodeError> {
             _ => {}
         }
     }
-    Ok(SeriesField::Sample { t, v })
+    Ok((t, v))
 }
 
 /// Checks that bytes which are counted and not kept are a message at all.

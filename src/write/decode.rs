@@ -433,6 +433,7 @@ impl Others {
         labels: impl FnOnce() -> Vec<(&'l [u8], &'l [u8])>,
     ) {
         outcome.exemplars_dropped += self.exemplars;
+        outcome.written.exemplars += self.exemplars;
         if self.histograms > 0 {
             let example = || {
                 let labels = labels();

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 pub use deflated::DeflatedGroups;
-pub use shape::Shape;
+pub use shape::{Contents, Shape};
 
 use crate::hashring::{EndpointIndex, PlacedHashes, Ring, SeriesHasher};
 use crate::model::labels::{TAG_FIELD_1, push_label};
@@ -37,7 +37,7 @@ use crate::write::{Manners, WriteOutcome};
 const SERIES_BYTES_USUAL: usize = 300;
 
 /// What a series' place takes, but for its replicas: field, hash, set, group, batches and tally.
-const PLACE_BYTES: usize = 44;
+const PLACE_BYTES: usize = 52;
 
 /// Which replicas of the series are asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -222,21 +222,13 @@ struct Distributor<'a, 'r> {
     /// Of the same series. Their sections are looked up together in the end, so that the look-ups'
     /// cache misses overlap.
     hashes: Vec<u64>,
-    /// Samples of the same series; empty as long as each has one.
-    samples: Vec<u32>,
+    /// What the same series hold; empty as long as each has one sample and nothing else.
+    contents: Vec<Contents>,
     outcome: WriteOutcome,
     inflight: InflightGuard,
     /// Labels of the series at hand, reused; of too many only as many as prove it.
     labels: Vec<(&'r [u8], &'r [u8])>,
     label_count: usize,
-}
-
-/// What a series holds besides labels.
-#[derive(Default)]
-struct Contents {
-    samples: u64,
-    histograms: u64,
-    exemplars: u64,
 }
 
 impl<'a, 'r> Distributor<'a, 'r> {
@@ -255,7 +247,7 @@ impl<'a, 'r> Distributor<'a, 'r> {
             rewritten: Vec::new(),
             fields: Vec::with_capacity(series_count),
             hashes: Vec::with_capacity(series_count),
-            samples: Vec::new(),
+            contents: Vec::new(),
             outcome: WriteOutcome::default(),
             inflight: unplaced.inflight,
             labels: Vec::new(),
@@ -333,12 +325,13 @@ impl<'a, 'r> Distributor<'a, 'r> {
         end: usize,
         in_order: bool,
     ) -> Result<(), DistributeError> {
-        self.outcome.samples_stored += contents.samples;
+        self.outcome.samples_stored += u64::from(contents.samples);
         // What no node stores is told here, or it would be sent again for ever.
         if self.outcome.samples_stored > samples_max(self.request.len()) as u64 {
             return Err(STORM.into());
         }
-        self.outcome.exemplars_dropped += contents.exemplars;
+        self.outcome.exemplars_dropped += u64::from(contents.exemplars);
+        self.outcome.written += contents.into();
         let (offset, len) = match usual_head(self.request, end, body.len()).filter(|_| in_order) {
             Some(head) => (end - body.len() - head, head + body.len()),
             None => self.rewrite(body, in_order)?,
@@ -348,11 +341,9 @@ impl<'a, 'r> Distributor<'a, 'r> {
         if self.fields.len() == self.fields.capacity() {
             self.hold(self.fields.capacity() * 2)?;
         }
-        let samples = contents.samples + contents.histograms;
-        if samples != 1 || !self.samples.is_empty() {
-            self.samples.resize(self.fields.len(), 1);
-            // There are fewer than the request has bytes.
-            self.samples.push(samples as u32);
+        if contents != Contents::USUAL || !self.contents.is_empty() {
+            self.contents.resize(self.fields.len(), Contents::USUAL);
+            self.contents.push(contents);
         }
         // Both are at most `end`. A series takes two bytes, so there are fewer than 2^32.
         self.fields.push((end - len as u32, len as u32));
@@ -415,7 +406,7 @@ impl<'a, 'r> Distributor<'a, 'r> {
         let groups = Groups::new(sets, table.count());
         let batches = groups.batches(&table, self.ring.replica_count(), endpoint_count, replicas);
         let (rewritten, fields, inflight) = (self.rewritten, self.fields, self.inflight);
-        let shape = Arc::new(Shape::new(groups, self.samples));
+        let shape = Arc::new(Shape::new(groups, self.contents));
         let series = PlacedSeries { request, rewritten, fields, shape, _inflight: inflight };
         Placed { series, batches, outcome: self.outcome }
     }
@@ -443,7 +434,7 @@ impl Contents {
 #[inline]
 fn read_contents(rest: &[u8]) -> Result<Option<Contents>, DecodeError> {
     if split_tail_sample(rest).is_some_and(|(before, ..)| before.is_empty()) {
-        return Ok(Some(Contents { samples: 1, ..Contents::default() }));
+        return Ok(Some(Contents::USUAL));
     }
     let mut contents = Contents::default();
     let mut fields = SeriesFields::new(rest);

@@ -12,7 +12,9 @@ use crate::multi_tsdb::{AppendError, TenantError};
 use crate::peer::ForwardError;
 use crate::tsdb::wal::SyncError;
 use crate::wire::remote_write_v1::DecodeError;
+use crate::wire::request_builder::TooLong;
 use crate::wire::snappy::SnappyError;
+use crate::write::WrittenCounts;
 use crate::write::admission::Overloaded;
 use crate::write::distribute::DistributeError;
 
@@ -54,9 +56,9 @@ pub enum WriteError {
     #[error("hashring: {0}")]
     Placement(#[source] PlacementError),
     /// Too few replicas stored some of the series, and a retry may succeed. With what some of the
-    /// replicas said, and what the request held.
+    /// replicas said, what the request held, and what of it has a quorum all the same.
     #[error("no quorum: {}", in_a_row(.failures))]
-    NoQuorum { failures: Vec<ReplicaFailure>, series: u64, samples: u64 },
+    NoQuorum { failures: Vec<ReplicaFailure>, series: u64, samples: u64, written: WrittenCounts },
 }
 
 /// Why bytes are no write request.
@@ -85,6 +87,9 @@ pub enum TooLarge {
     Read { bytes: u64, max: u64 },
     #[error(transparent)]
     Inflated(SnappyError),
+    /// Of a request of remote write 2.0 with the labels of each series written out.
+    #[error(transparent)]
+    Resolved(TooLong),
     #[error(transparent)]
     Placed(DistributeError),
     /// With nothing else in flight there would be no room for it.
@@ -178,7 +183,7 @@ impl TooLarge {
             TooLarge::Read { .. } => Stage::Read,
             TooLarge::Inflated(_) => Stage::Snappy,
             TooLarge::Placed(_) => Stage::Place,
-            TooLarge::Decoded { .. } => Stage::Decode,
+            TooLarge::Resolved(_) | TooLarge::Decoded { .. } => Stage::Decode,
             TooLarge::Record { .. } => Stage::Log,
         }
     }
@@ -396,6 +401,13 @@ impl fmt::Display for Refusals {
         }
         Ok(())
     }
+}
+
+/// Without any reason, of a request that held so much.
+#[cfg(test)]
+pub(crate) fn no_quorum(series: u64, samples: u64) -> WriteError {
+    let written = WrittenCounts::default();
+    WriteError::NoQuorum { failures: Vec::new(), series, samples, written }
 }
 
 #[cfg(test)]

@@ -141,6 +141,7 @@ impl LocalWriter {
         let stored = timeout(STORE_TIMEOUT, stored).await;
         let report = stored.unwrap_or_else(|_| Err(too_slow(id)))?;
         outcome.samples_stored = report.stored;
+        outcome.written.samples = report.stored;
         in_place(bytes, || add_refusals(&mut outcome, &report, batch)).await;
         Ok(outcome)
     }

@@ -65,6 +65,7 @@ suites! {
     rw1_tenant_not_utf8: "rw1-tenant-not-utf8",
     rw1_tenant_root: "rw1-tenant-root",
     rw1_transport: "rw1-transport",
+    rw2: "rw2",
     signal_in_flight: "signal-in-flight",
     signal_while_opening: "signal-while-opening",
     store_frames: "store-frames",

@@ -26,10 +26,15 @@ const LOG_BYTES_MAX: usize = 4000;
 /// exceptions: a real `thanos` judges the runner that way.
 pub(crate) const OTHER_BINARY: &str = "RINGEST_COMPAT_BINARY";
 
+/// Whether it is our own program that is played.
+pub(crate) fn is_ours() -> bool {
+    std::env::var_os(OTHER_BINARY).is_none()
+}
+
 /// Panics with all differences, if there are any.
 pub(crate) fn play(name: &str) {
     let suite = suite::load(name);
-    let is_ours = std::env::var_os(OTHER_BINARY).is_none();
+    let is_ours = is_ours();
     let mut node = Server::new(&suite.server);
     let stubs: Stubs = suite
         .server

@@ -26,6 +26,8 @@ mod tombstones;
 mod wal_reader;
 #[path = "../../fuzz/targets/write_request.rs"]
 mod write_request;
+#[path = "../../fuzz/targets/write_request_v2.rs"]
+mod write_request_v2;
 #[path = "../../fuzz/targets/xor_chunk.rs"]
 mod xor_chunk;
 
@@ -136,6 +138,11 @@ fn logs() {
 #[test]
 fn write_requests() {
     replay("write_request", write_request::seeds(), write_request::run);
+}
+
+#[test]
+fn write_requests_of_2_0() {
+    replay("write_request_v2", write_request_v2::seeds(), write_request_v2::run);
 }
 
 #[test]

@@ -10,6 +10,7 @@ mod crash;
 mod directories;
 mod head_chunks;
 mod programs;
+mod receiver_rules;
 mod senders;
 mod shipping;
 mod soak;

@@ -13,8 +13,20 @@ const PROTOBUF: &str = "application/x-protobuf";
 const MESSAGE_1: &str = "prometheus.WriteRequest";
 const MESSAGE_2: &str = "io.prometheus.write.v2.Request";
 
+/// In which version of the protocol a body is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Version {
+    V1,
+    V2,
+}
+
+/// Whether the sender speaks 2.0, and so is to be told what was written.
+pub(super) fn speaks_version_2(headers: &HeaderMap) -> bool {
+    matches!(MediaType::of(headers), MediaType::Version2)
+}
+
 /// What Prometheus' receiver looks at: absent headers mean remote write 1.0 with snappy.
-pub(super) fn check_media_type(headers: &HeaderMap) -> Result<(), RequestError> {
+pub(super) fn check_media_type(headers: &HeaderMap) -> Result<Version, RequestError> {
     const STAGE: Stage = Stage::MediaType;
     let encoding = headers.get(CONTENT_ENCODING).map(|value| value.as_bytes().trim_ascii());
     if let Some(encoding) = encoding
@@ -26,22 +38,23 @@ pub(super) fn check_media_type(headers: &HeaderMap) -> Result<(), RequestError> 
         return Err(RequestError::UnsupportedMediaType { stage: STAGE, detail });
     }
     match MediaType::of(headers) {
-        MediaType::Absent | MediaType::Version1 => Ok(()),
+        MediaType::Absent | MediaType::Version1 => Ok(Version::V1),
+        MediaType::Version2 => Ok(Version::V2),
         other => Err(other.unsupported(STAGE)),
     }
 }
 
 /// What Thanos looks at: without a version header of exactly 2.0.0 it is 1.0, whatever the type.
-/// Ours also takes a 2.0 type at its word, rather than find no series in such a body.
-pub(super) fn check_version(headers: &HeaderMap) -> Result<(), RequestError> {
+/// Ours takes a 2.0 type at its word all the same, rather than find no series in such a body.
+pub(super) fn check_version(headers: &HeaderMap) -> Result<Version, RequestError> {
     const STAGE: Stage = Stage::Version;
     let says_2 = headers.get(VERSION_HEADER).is_some_and(|version| version == VERSION_2);
     match MediaType::of(headers) {
-        MediaType::Version1 => Ok(()),
-        MediaType::Version2 => Err(MediaType::Version2.unsupported(STAGE)),
+        MediaType::Version1 => Ok(Version::V1),
+        MediaType::Version2 => Ok(Version::V2),
         MediaType::Absent if says_2 => Err(WriteError::from(Invalid::NoContentType).into()),
         other @ MediaType::Other(_) if says_2 => Err(other.unsupported(STAGE)),
-        MediaType::Absent | MediaType::Other(_) => Ok(()),
+        MediaType::Absent | MediaType::Other(_) => Ok(Version::V1),
     }
 }
 
@@ -66,19 +79,25 @@ impl MediaType {
         let proto = parts
             .filter_map(|part| part.split_once('='))
             .find(|(name, _)| name.trim().eq_ignore_ascii_case("proto"))
-            .map(|(_, message)| message.trim().trim_matches('"'));
+            .map(|(_, message)| message.trim().trim_matches('"').trim());
         match proto {
-            None | Some(MESSAGE_1) => MediaType::Version1,
-            Some(MESSAGE_2) => MediaType::Version2,
+            None => MediaType::Version1,
+            Some(message) if message.eq_ignore_ascii_case(MESSAGE_1) => MediaType::Version1,
+            Some(message) if message.eq_ignore_ascii_case(MESSAGE_2) => MediaType::Version2,
             Some(_) => MediaType::Other(text.into_owned()),
         }
     }
 
     fn unsupported(self, stage: Stage) -> RequestError {
         let detail = match self {
-            MediaType::Version2 => "remote write 2.0 is not taken by this version, send 1.0".into(),
-            MediaType::Other(text) => format!("content type {text:?}, only {PROTOBUF} is taken"),
-            MediaType::Absent | MediaType::Version1 => format!("send {PROTOBUF}"),
+            MediaType::Other(text) => {
+                format!(
+                    "content type {text:?}, only {PROTOBUF} is taken, of {MESSAGE_1} or {MESSAGE_2}"
+                )
+            }
+            MediaType::Absent | MediaType::Version1 | MediaType::Version2 => {
+                format!("send {PROTOBUF}")
+            }
         };
         RequestError::UnsupportedMediaType { stage, detail }
     }

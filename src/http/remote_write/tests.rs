@@ -13,6 +13,7 @@ use super::*;
 use crate::http::{ConnectionLimits, serve};
 use crate::model::tenant::TenantId;
 use crate::wire::remote_write_v1::RequestFields;
+use crate::write::WrittenCounts;
 use crate::write::error::Reason;
 
 /// Remembers what it is given, and refuses a sample of the request "refuse".
@@ -28,7 +29,9 @@ impl WriteSink for Recorder {
         _sender: Sender<'_>,
     ) -> Result<WriteOutcome, WriteError> {
         self.0.lock().push((tenant.as_str().to_owned(), request.to_vec()));
-        let mut outcome = WriteOutcome { series: 1, samples_stored: 1, ..Default::default() };
+        let written = WrittenCounts { samples: 1, ..Default::default() };
+        let mut outcome =
+            WriteOutcome { series: 1, samples_stored: 1, written, ..Default::default() };
         match &request[..] {
             b"refuse" => outcome.refusals.add(Reason::OutOfBounds, 1, || "{a=\"b\"}".into()),
             b"broken" => {
@@ -158,7 +161,8 @@ async fn each_stage_refuses_before_the_next_one_looks() {
         ("snappy", vec![version_2, bad_replica], vec![0xff; 9].into(), 400),
         ("snappy", vec![version_2, bad_replica], large().into(), 413),
         ("version", vec![version_2, bad_replica], block(b"broken").into(), 400),
-        ("version", vec![type_2, bad_replica], block(b"broken").into(), 415),
+        ("replica header", vec![type_2, bad_replica], block(b"broken").into(), 400),
+        ("decode protobuf", vec![type_2], block(b"broken").into(), 400),
         ("replica header", vec![bad_replica], block(b"broken").into(), 400),
         ("decode protobuf", vec![], block(b"broken").into(), 400),
         ("append", vec![], block(b"refuse").into(), 409),
@@ -243,7 +247,7 @@ async fn media_types_matter_to_prometheus_manners_only() {
     let cases = [
         ("content-type", "application/x-protobuf", 200, 204),
         ("content-type", message_1, 200, 204),
-        ("content-type", message_2, 415, 415),
+        ("content-type", message_2, 400, 400),
         ("content-type", "application/x-protobuf;proto=other.Message", 200, 415),
         ("content-type", "text/plain", 200, 415),
         ("content-encoding", "snappy", 200, 204),
@@ -315,5 +319,139 @@ async fn requests_are_measured_under_tenants_that_exist() {
         "http_requests_total{code=\"400\",handler=\"receive\",method=\"post\",tenant=\"/invalid\"} 1",
     ] {
         assert!(page.lines().any(|other| other == line), "{line}\n{page}");
+    }
+}
+
+const TYPE_2: (&str, &str) =
+    ("content-type", "application/x-protobuf;proto=io.prometheus.write.v2.Request");
+
+/// `__name__` and `up` as symbols, and one series of them with one sample.
+const UP_2: &[u8] =
+    b"\x22\x00\x22\x08__name__\x22\x02up\x2a\x0f\x0a\x02\x01\x02\x12\x09\x09\0\0\0\0\0\0\xf0\x3f";
+/// The same in version 1.0.
+const UP_1: &[u8] = b"\x0a\x1b\x0a\x0e\x0a\x08__name__\x12\x02up\x12\x09\x09\0\0\0\0\0\0\xf0\x3f";
+
+/// Samples, histograms and exemplars that an answer says were written, if it does.
+async fn written(
+    node: &Node,
+    path: &str,
+    content_type: &str,
+    body: Vec<u8>,
+) -> (u16, Option<[u64; 3]>) {
+    let request = Request::post(path).header("content-type", content_type);
+    let request = request.body(Body::from(body)).unwrap();
+    let response = remote_write_router(node.service.clone()).oneshot(request).await.unwrap();
+    let count = |kind: &str| {
+        let name = format!("x-prometheus-remote-write-{kind}-written");
+        let value = response.headers().get(name)?;
+        Some(value.to_str().unwrap().parse().unwrap())
+    };
+    let counts = ["samples", "histograms", "exemplars"].map(count);
+    let counts = counts.iter().all(Option::is_some).then(|| counts.map(Option::unwrap));
+    (response.status().as_u16(), counts)
+}
+
+#[tokio::test]
+async fn a_request_of_2_0_reaches_the_sink_as_one_of_1_0() {
+    let node = node(Probe::new(|| true));
+    for content_type in [
+        TYPE_2.1,
+        "application/x-protobuf; proto=io.prometheus.write.v2.Request",
+        "APPLICATION/X-Protobuf ;PROTO= \"IO.prometheus.write.v2.Request\" ; charset=utf-8",
+    ] {
+        for (path, status) in [(RECEIVE_PATH, 200), (WRITE_PATH, 204)] {
+            let answer = written(&node, path, content_type, block(UP_2)).await;
+            assert_eq!(answer, (status, Some([1, 0, 0])), "{content_type}");
+        }
+    }
+    assert!(node.sink.0.lock().iter().all(|(_, request)| request == UP_1));
+    assert_eq!(node.sink.0.lock().len(), 6);
+    assert_eq!(node.service.admission.inflight_bytes(), 0, "everything was given back");
+}
+
+#[tokio::test]
+async fn a_sender_of_2_0_is_told_in_every_answer_what_was_written() {
+    let node = node(Probe::new(|| true));
+    let symbols_only = &UP_2[..16];
+    // Ten references of a byte to 1000 bytes.
+    let mut bomb = b"\x22\x00\x22\xe8\x07".to_vec();
+    bomb.extend_from_slice(&[b'x'; 1000]);
+    bomb.extend_from_slice(b"\x2a\x0c\x0a\x0a\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01");
+    let cases = [
+        (block(UP_2), 200, [1, 0, 0]),
+        (block(b""), 200, [0; 3]),
+        (block(symbols_only), 200, [0; 3]),
+        (block(UP_1), 400, [0; 3]),
+        (block(b"broken"), 400, [0; 3]),
+        (block(&bomb), 413, [0; 3]),
+        (vec![0xff; 9], 400, [0; 3]),
+        (vec![0xff; 1001], 413, [0; 3]),
+    ];
+    for (body, status, counts) in cases {
+        let answer = written(&node, RECEIVE_PATH, TYPE_2.1, body).await;
+        assert_eq!(answer, (status, Some(counts)));
+    }
+    assert_eq!(
+        written(&node, RECEIVE_PATH, "application/x-protobuf", block(UP_1)).await,
+        (200, None)
+    );
+    assert_eq!(node.service.admission.inflight_bytes(), 0, "everything was given back");
+}
+
+#[tokio::test]
+async fn a_small_request_that_stands_for_a_large_one_is_made_elsewhere() {
+    let bytes_max = 32 << 20;
+    let limits = RequestLimits {
+        request_bytes_max: bytes_max,
+        decoded_bytes_max: bytes_max,
+        inflight_bytes_max: 2 * bytes_max,
+        ..LIMITS
+    };
+    let node = node_with(Probe::new(|| true), limits);
+    let mut request = b"\x22\x00\x22\xc0\x84\x3d".to_vec();
+    request.extend_from_slice(&[b'x'; 1_000_000]);
+    request.extend_from_slice(b"\x2a\x0c\x0a\x0a\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01");
+    let places = heavy::take_all_places().await;
+    let body = block(&request);
+    let mut waiting = std::pin::pin!(ask(&node, RECEIVE_PATH, &[TYPE_2], body));
+    assert!(futures::poll!(&mut waiting).is_pending());
+    drop(places);
+    assert_eq!(waiting.await.0, 200);
+    let len = node.sink.0.lock()[0].1.len();
+    assert!((10_000_000..10_000_100).contains(&len), "{len}");
+    assert_eq!(node.service.admission.inflight_bytes(), 0);
+}
+
+/// Finds nothing in any request.
+struct FindsNothing;
+
+impl WriteSink for FindsNothing {
+    async fn write(
+        &self,
+        _tenant: &TenantId,
+        _request: Bytes,
+        _replica: u64,
+        _sender: Sender<'_>,
+    ) -> Result<WriteOutcome, WriteError> {
+        Ok(WriteOutcome::default())
+    }
+}
+
+#[tokio::test]
+async fn a_body_of_which_nothing_is_understood_is_refused() {
+    let tenants = TenantRules::new(
+        HeaderName::from_static("thanos-tenant"),
+        TenantId::parse(b"nobody").unwrap(),
+    );
+    let options = RemoteWriteOptions::new(tenants, "THANOS-REPLICA", LIMITS).unwrap();
+    let (registry, admission) = (Registry::new(), Admission::new(LIMITS.inflight_bytes_max));
+    let accepting = Probe::new(|| true);
+    let sink = Arc::new(FindsNothing);
+    let service = WriteService::new(sink, accepting, options, admission, &registry);
+    let router = remote_write_router(Arc::new(service));
+    for path in [RECEIVE_PATH, WRITE_PATH] {
+        let request = Request::post(path).body(Body::from(block(UP_2))).unwrap();
+        let response = router.clone().oneshot(request).await.unwrap();
+        assert_eq!(response.status().as_u16(), 400);
     }
 }

@@ -1,20 +1,44 @@
 //! What is known of a request's series without their bytes: which have the same replicas, and how
-//! many samples each holds. It lasts until the last replica has answered, so that its answer can be
+//! much each holds. It lasts until the last replica has answered, so that its answer can be
 //! laid to the series that it is about.
 
+use crate::write::WrittenCounts;
 use crate::write::distribute::groups::Groups;
 use crate::write::quorum::SeriesPosition;
+
+/// What a series holds besides labels: less of each than its request has bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Contents {
+    pub samples: u32,
+    pub histograms: u32,
+    pub exemplars: u32,
+}
+
+impl Contents {
+    /// Nearly all.
+    pub(super) const USUAL: Contents = Contents { samples: 1, histograms: 0, exemplars: 0 };
+}
+
+impl From<Contents> for WrittenCounts {
+    fn from(Contents { samples, histograms, exemplars }: Contents) -> WrittenCounts {
+        WrittenCounts {
+            samples: samples.into(),
+            histograms: histograms.into(),
+            exemplars: exemplars.into(),
+        }
+    }
+}
 
 #[derive(Debug)]
 pub struct Shape {
     groups: Groups,
-    /// Of each series; empty where each has one.
-    samples: Box<[u32]>,
+    /// Of each series; empty where all are usual.
+    contents: Box<[Contents]>,
 }
 
 impl Shape {
-    pub(super) fn new(groups: Groups, samples: Vec<u32>) -> Shape {
-        Shape { groups, samples: samples.into() }
+    pub(super) fn new(groups: Groups, contents: Vec<Contents>) -> Shape {
+        Shape { groups, contents: contents.into() }
     }
 
     pub fn group_count(&self) -> usize {
@@ -36,23 +60,25 @@ impl Shape {
         groups.iter().flat_map(|group| self.groups.members(*group)).copied()
     }
 
-    /// Samples of the series at `position`.
-    pub fn samples_at(&self, position: SeriesPosition) -> u64 {
+    /// What the series at `position` holds.
+    pub fn held_at(&self, position: SeriesPosition) -> WrittenCounts {
         let member = self.groups.members(position.group).get(position.member as usize);
-        member.map_or(0, |series| self.samples_of(*series))
+        member.map_or_else(WrittenCounts::default, |series| self.held_by(*series))
     }
 
-    /// Samples of all series of a group.
-    pub fn samples_in(&self, group: u32) -> u64 {
+    /// What all series of a group hold.
+    pub fn held_in(&self, group: u32) -> WrittenCounts {
         let members = self.groups.members(group);
-        match self.samples.is_empty() {
-            true => members.len() as u64,
-            false => members.iter().map(|series| self.samples_of(*series)).sum(),
+        if self.contents.is_empty() {
+            return WrittenCounts { samples: members.len() as u64, ..WrittenCounts::default() };
         }
+        let mut held = WrittenCounts::default();
+        members.iter().for_each(|series| held += self.held_by(*series));
+        held
     }
 
-    fn samples_of(&self, series: u32) -> u64 {
-        self.samples.get(series as usize).map_or(1, |samples| u64::from(*samples))
+    fn held_by(&self, series: u32) -> WrittenCounts {
+        self.contents.get(series as usize).copied().unwrap_or(Contents::USUAL).into()
     }
 
     /// Where the series are that stand at `places`, rising, of a message with the series of these

@@ -14,10 +14,10 @@ use tokio::time::{Instant, timeout_at};
 use crate::log::throttle::Throttle;
 use crate::metrics::{CounterVec, Registry};
 use crate::wire::refused::RefusedSeries;
-use crate::write::WriteOutcome;
 use crate::write::distribute::{Batch, Shape};
 use crate::write::error::{Refusals, ReplicaFailure, WriteError};
 use crate::write::quorum::{QuorumLedger, ReplicaOutcome, SeriesPosition, Verdict};
+use crate::write::{WriteOutcome, WrittenCounts};
 
 /// Failures of replicas that an answer names.
 const FAILURES_TOLD_MAX: usize = 4;
@@ -227,6 +227,7 @@ impl Ledger {
             Verdict::Conflict => {
                 let refusals = std::mem::take(&mut self.refusals);
                 held.samples_stored = held.samples_stored.saturating_sub(refusals.total());
+                held.written = self.written();
                 held.refusals.merge(refusals);
                 let said = self.conflicts.drain(..);
                 said.for_each(|said| held.refusals.add_replica(said.to_string()));
@@ -239,9 +240,42 @@ impl Ledger {
                     failures.push(ReplicaFailure::Silent);
                 }
                 let samples = held.samples_stored + held.refusals.total();
-                Err(WriteError::NoQuorum { failures, series: held.series, samples })
+                let written = self.written();
+                Err(WriteError::NoQuorum { failures, series: held.series, samples, written })
             }
         }
+    }
+
+    /// What the series hold of which a quorum has answered that it is stored.
+    fn written(&self) -> WrittenCounts {
+        let mut written = WrittenCounts::default();
+        for group in 0..self.plan.shape.group_count() as u32 {
+            written += self.stored_in(group);
+        }
+        written
+    }
+
+    /// The same of one group.
+    fn stored_in(&self, group: u32) -> WrittenCounts {
+        let shape = &self.plan.shape;
+        let mut stored = WrittenCounts::default();
+        if self.quorum.is_whole(group) {
+            if self.is_stored(SeriesPosition { group, member: 0 }) {
+                stored = shape.held_in(group);
+            }
+            return stored;
+        }
+        for member in 0..shape.group_len(group) as u32 {
+            let position = SeriesPosition { group, member };
+            if self.is_stored(position) {
+                stored += shape.held_at(position);
+            }
+        }
+        stored
+    }
+
+    fn is_stored(&self, series: SeriesPosition) -> bool {
+        self.quorum.series_verdict(series) == Some(Verdict::Success)
     }
 
     /// The sender does not come again: what falls short now stays so.
@@ -259,28 +293,20 @@ impl Ledger {
         }
         let short = std::mem::take(&mut self.short);
         let shape = &self.plan.shape;
-        let is_stored = |position| self.quorum.series_verdict(position) == Some(Verdict::Success);
         for Short { worker, reason, batches, series } in short {
-            let of_group = |group: &u32| -> u64 {
-                if self.quorum.is_whole(*group) {
-                    let is_stored = is_stored(SeriesPosition { group: *group, member: 0 });
-                    return if is_stored { shape.samples_in(*group) } else { 0 };
-                }
-                let members = 0..shape.group_len(*group) as u32;
-                let members = members.map(|member| SeriesPosition { group: *group, member });
-                members.filter(|at| is_stored(*at)).map(|at| shape.samples_at(at)).sum()
-            };
-            let samples: u64 = match series {
+            let mut missing = WrittenCounts::default();
+            match series {
                 Some(series) => {
-                    let stored = series.into_iter().filter(|position| is_stored(*position));
-                    stored.map(|position| shape.samples_at(position)).sum()
+                    let stored = series.into_iter().filter(|position| self.is_stored(*position));
+                    stored.for_each(|position| missing += shape.held_at(position));
                 }
                 None => {
                     let batches = self.plan.batches.get(batches).unwrap_or_default();
-                    batches.iter().flat_map(|batch| &batch.groups).map(of_group).sum()
+                    let groups = batches.iter().flat_map(|batch| &batch.groups);
+                    groups.for_each(|group| missing += self.stored_in(*group));
                 }
-            };
-            self.copies.count(&worker, reason, samples);
+            }
+            self.copies.count(&worker, reason, missing.samples + missing.histograms);
         }
     }
 }

@@ -21,7 +21,8 @@ use crate::wire::peer_write::PeerWriteRequest;
 use crate::wire::refused::RefusedSeries;
 use crate::wire::remote_write_v1::{RequestField, RequestFields};
 use crate::wire::snappy::SnappyError;
-use crate::write::error::Reason;
+use crate::write::WrittenCounts;
+use crate::write::error::{Reason, no_quorum};
 use crate::write::quorum::Verdict;
 
 mod simulation;
@@ -172,7 +173,7 @@ impl Local {
             }
             ReplicaOutcome::Unavailable => return Err(Unavailable::NotAccepting.into()),
             ReplicaOutcome::Failed => {
-                return Err(WriteError::NoQuorum { failures: Vec::new(), series: 0, samples: 0 });
+                return Err(no_quorum(0, 0));
             }
             ReplicaOutcome::TimedOut => std::future::pending().await,
         }
@@ -344,6 +345,7 @@ async fn a_slow_third_replica_does_not_hold_the_client_and_still_gets_its_copy()
         let outcome = ring.write(&request(20), 0).await.unwrap();
         assert_eq!(begun.elapsed(), Duration::from_millis(20));
         assert_eq!((outcome.series, outcome.samples_stored), (20, 20));
+        assert_eq!(outcome.written, WrittenCounts { samples: 20, ..WrittenCounts::default() });
         ring.finish().await;
         assert!(ring.nodes.stored.lock().values().all(|copies| *copies == 3));
         let text = ring.registry.expose();
@@ -376,7 +378,8 @@ async fn each_series_has_a_verdict_of_its_own() {
         // send again is not missing.
         behaviours[0] = after(1, ReplicaOutcome::Unavailable);
         let (outcome, ring) = play(&behaviours).await;
-        assert!(matches!(outcome, Err(WriteError::NoQuorum { .. })), "{outcome:?}");
+        let Err(WriteError::NoQuorum { written, .. }) = outcome else { panic!("{outcome:?}") };
+        assert!(written.samples <= 18, "{written:?}");
         assert_eq!(missing(&ring, 1, "refused"), None);
     }
 }
@@ -388,6 +391,7 @@ async fn a_series_that_is_late_everywhere_is_a_conflict_and_the_others_are_store
     (0..3).for_each(|i| drop(ring.nodes.late.lock().insert(address(i), [body(3)].into())));
     let outcome = ring.write(&request(20), 0).await.unwrap();
     assert!(!outcome.refusals.is_empty());
+    assert_eq!(outcome.written, WrittenCounts { samples: 19, ..WrittenCounts::default() });
     ring.finish().await;
     assert_eq!(ring.nodes.stored.lock().len(), 19);
     // Nobody has it, so no copy of it is missing.

@@ -1,0 +1,343 @@
+//! Remote write 2.0, `io.prometheus.write.v2.Request`, into the form of 1.0 that all the rest reads.
+//!
+//! ```text
+//! Request     4 symbols*       5 timeseries*                (1 to 3 are reserved: they are 1.0's)
+//! TimeSeries  1 label refs*    2 samples*    3 histograms*    4 exemplars*    5 metadata
+//! Sample      1 value (fixed64)    2 timestamp    3 start timestamp
+//! Histogram   as in 1.0            17 start timestamp
+//! Exemplar    1 label refs*    2 value (fixed64)    3 timestamp
+//! Metadata    1 type           3 help ref           4 unit ref
+//! ```
+//!
+//! Texts stand once in the table of symbols, the first of which is empty. Labels are pairs of
+//! references to it, packed or not. From <https://prometheus.io/docs/specs/prw/remote_write_spec_2_0/>.
+//!
+//! Every series is read once. Its labels are put in from the table, samples and histograms are copied
+//! without their start timestamps, which nobody keeps, and metadata is checked and counted. What comes
+//! out is judged by its length before it takes memory: a reference of one byte may stand for a symbol
+//! of many.
+
+use crate::model::varint::{read_varint, split_len_prefixed};
+use crate::wire::remote_write_v1::{DecodeError, Value, WRONG_WIRE_TYPE, read_field, read_sample};
+use crate::wire::request_builder::{RequestBuilder, Text, TooLong};
+
+const REQUEST: &str = "remote write 2.0 request";
+const SERIES: &str = "timeseries";
+const LABELS: &str = "label references";
+const EXEMPLAR: &str = "exemplar";
+const METADATA: &str = "metadata";
+const HISTOGRAM: &str = "histogram";
+
+const TIME_SERIES_TAG: u8 = 5 << 3 | 2;
+
+/// Of a histogram.
+const START_TIMESTAMP: u32 = 17;
+
+/// A symbol takes two bytes of a request at least; so many does one of a usual request.
+const SYMBOL_BYTES_USUAL: usize = 32;
+
+/// Why a request is not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ResolveError {
+    #[error(transparent)]
+    Malformed(#[from] DecodeError),
+    #[error(transparent)]
+    TooLong(#[from] TooLong),
+}
+
+/// What a request came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Resolved {
+    /// Bytes of the request of 1.0.
+    pub len: usize,
+    /// Series that carried metadata.
+    pub metadata: u64,
+}
+
+/// Writes `request`, inflated, to the start of `out` as one of version 1.0, of at most `max` bytes.
+/// Before the work holds so many bytes beside the request, `admit` is asked, which ends it with its
+/// error.
+pub fn resolve<E: From<ResolveError>>(
+    request: &[u8],
+    out: &mut Vec<u8>,
+    max: u64,
+    mut admit: impl FnMut(u64) -> Result<(), E>,
+) -> Result<Resolved, E> {
+    let (symbols, table_bytes) = Symbols::read(request, &mut admit)?;
+    let admit = |bytes: u64| admit(bytes.saturating_add(table_bytes)).map_err(Stop::Told);
+    let builder = RequestBuilder::new(out, max, admit);
+    let mut resolver = Resolver { symbols, builder, metadata: 0 };
+    match resolver.take_all(request) {
+        Ok(()) => Ok(Resolved { len: resolver.builder.finish(), metadata: resolver.metadata }),
+        Err(Stop::Told(error)) => Err(error),
+        Err(Stop::Found(error)) => Err(error.into()),
+    }
+}
+
+/// Why the work ends: what was found in the request, or what the caller said.
+enum Stop<E> {
+    Found(ResolveError),
+    Told(E),
+}
+
+impl<E> From<DecodeError> for Stop<E> {
+    fn from(error: DecodeError) -> Stop<E> {
+        Stop::Found(error.into())
+    }
+}
+
+impl<E> From<TooLong> for Stop<E> {
+    fn from(error: TooLong) -> Stop<E> {
+        Stop::Found(error.into())
+    }
+}
+
+/// The table of symbols: where in the request each is.
+struct Symbols<'r> {
+    request: &'r [u8],
+    /// Start and length.
+    places: Vec<(u32, u32)>,
+}
+
+impl<'r> Symbols<'r> {
+    /// Reads all symbols, wherever they stand in the request, and says how many bytes were admitted
+    /// for the table.
+    fn read<E: From<ResolveError>>(
+        request: &'r [u8],
+        admit: &mut impl FnMut(u64) -> Result<(), E>,
+    ) -> Result<(Symbols<'r>, u64), E> {
+        let malformed = |what| E::from(DecodeError::new(REQUEST, what).into());
+        if u32::try_from(request.len()).is_err() {
+            return Err(malformed("longer than 4 GiB"));
+        }
+        let mut places: Vec<(u32, u32)> = Vec::new();
+        let mut table_bytes = 0;
+        let (mut has_known, mut rest) = (false, request);
+        while !rest.is_empty() {
+            if let [TIME_SERIES_TAG, after_tag @ ..] = rest
+                && let Some((_, after)) = split_len_prefixed(after_tag)
+            {
+                (has_known, rest) = (true, after);
+                continue;
+            }
+            let (number, value, after) =
+                read_field(rest, REQUEST).map_err(|error| E::from(error.into()))?;
+            rest = after;
+            match (number, value) {
+                (4, Value::Bytes(symbol)) => {
+                    has_known = true;
+                    if places.is_empty() && !symbol.is_empty() {
+                        return Err(malformed("the first symbol is not empty"));
+                    }
+                    if places.len() == places.capacity() {
+                        let usual = request.len() / SYMBOL_BYTES_USUAL;
+                        let more = places.len().max(usual).max(64);
+                        table_bytes = ((places.len() + more) * size_of::<(u32, u32)>()) as u64;
+                        admit(table_bytes)?;
+                        places.reserve_exact(more);
+                    }
+                    // Both are at most the request's length, and that is below 2^32.
+                    let start = request.len() - after.len() - symbol.len();
+                    let place = (u32::try_from(start), u32::try_from(symbol.len()));
+                    let (Ok(start), Ok(len)) = place else { continue };
+                    places.push((start, len));
+                }
+                // Looked at when it is its turn.
+                (5, Value::Bytes(_)) => has_known = true,
+                (4 | 5, _) => return Err(malformed(WRONG_WIRE_TYPE)),
+                _ => {}
+            }
+        }
+        if !has_known && !request.is_empty() {
+            return Err(malformed("neither symbols nor series, but other fields"));
+        }
+        Ok((Symbols { request, places }, table_bytes))
+    }
+
+    #[inline]
+    fn get(&self, reference: u64) -> Option<Text<'r>> {
+        let (start, len) = *self.places.get(usize::try_from(reference).ok()?)?;
+        Text::within(self.request, start as usize, len as usize)
+    }
+}
+
+struct Resolver<'r, 'b, A> {
+    symbols: Symbols<'r>,
+    builder: RequestBuilder<'b, A>,
+    metadata: u64,
+}
+
+impl<'r, A, E> Resolver<'r, '_, A>
+where
+    A: FnMut(u64) -> Result<(), Stop<E>>,
+{
+    /// Takes all series. The request's fields were walked over before.
+    fn take_all(&mut self, request: &'r [u8]) -> Result<(), Stop<E>> {
+        let mut rest = request;
+        while !rest.is_empty() {
+            let series;
+            if let [TIME_SERIES_TAG, after_tag @ ..] = rest
+                && let Some(split) = split_len_prefixed(after_tag)
+            {
+                (series, rest) = split;
+            } else {
+                let (number, value, after) = read_field(rest, REQUEST)?;
+                rest = after;
+                let (5, Value::Bytes(message)) = (number, value) else { continue };
+                series = message;
+            }
+            self.take_series(series)?;
+        }
+        Ok(())
+    }
+
+    fn take_series(&mut self, mut message: &'r [u8]) -> Result<(), Stop<E>> {
+        let open = self.builder.open_series()?;
+        let mut labels = Labels::default();
+        while !message.is_empty() {
+            let (number, value, rest) = read_field(message, SERIES)?;
+            let field = message.get(..message.len() - rest.len()).unwrap_or_default();
+            message = rest;
+            match (number, value) {
+                (1, value) => self.take_refs(&mut labels, value)?,
+                (2, Value::Bytes(sample)) => self.take_sample(field, sample)?,
+                (3, Value::Bytes(histogram)) => self.take_histogram(histogram)?,
+                (4, Value::Bytes(exemplar)) => self.take_exemplar(exemplar)?,
+                (5, Value::Bytes(metadata)) => self.take_metadata(metadata)?,
+                (2..=5, _) => return Err(DecodeError::new(SERIES, WRONG_WIRE_TYPE).into()),
+                _ => {}
+            }
+        }
+        labels.end()?;
+        self.builder.close_series(open)
+    }
+
+    /// Puts in the labels that a field of references names.
+    fn take_refs(&mut self, labels: &mut Labels<'r>, value: Value<'r>) -> Result<(), Stop<E>> {
+        let mut packed = match value {
+            Value::Bytes(packed) => packed,
+            Value::Varint(reference) => return self.take_ref(labels, reference),
+            _ => return Err(DecodeError::new(LABELS, WRONG_WIRE_TYPE).into()),
+        };
+        while !packed.is_empty() {
+            let cut = DecodeError::new(LABELS, "cut short");
+            let (reference, rest) = read_varint(packed).ok_or(cut)?;
+            packed = rest;
+            self.take_ref(labels, reference)?;
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn take_ref(&mut self, labels: &mut Labels<'r>, reference: u64) -> Result<(), Stop<E>> {
+        let text = self.symbols.get(reference).ok_or(OUT_OF_TABLE)?;
+        match labels.name.take() {
+            None => labels.name = Some(text),
+            Some(name) => self.builder.label(name, text)?,
+        }
+        Ok(())
+    }
+
+    /// `field` is the sample with its tag and length.
+    #[inline]
+    fn take_sample(&mut self, field: &[u8], sample: &[u8]) -> Result<(), Stop<E>> {
+        debug_assert!(field.ends_with(sample), "it is its field's content");
+        let (t, v) = match sample {
+            // As nearly all are: without a start.
+            [0x09, value @ .., 0x10, _, _, _, _, _, _] if sample.len() == 16 => {
+                let time = sample.get(10..).and_then(read_varint);
+                match (value.first_chunk(), time) {
+                    (Some(value), Some((time, []))) => {
+                        (time.cast_signed(), u64::from_le_bytes(*value))
+                    }
+                    _ => read_sample(sample)?,
+                }
+            }
+            _ => read_sample(sample)?,
+        };
+        self.builder.sample(t, v)
+    }
+
+    fn take_histogram(&mut self, histogram: &[u8]) -> Result<(), Stop<E>> {
+        let (mut before, mut rest) = (0, histogram);
+        let mut start = None;
+        while !rest.is_empty() {
+            let at = histogram.len() - rest.len();
+            let (number, _, after) = read_field(rest, HISTOGRAM)?;
+            rest = after;
+            if number == START_TIMESTAMP {
+                if start.is_some() {
+                    return Err(DecodeError::new(HISTOGRAM, "two start timestamps").into());
+                }
+                before = at;
+                start = Some(histogram.len() - rest.len());
+            }
+        }
+        let (head, tail) = match start {
+            Some(end) => (histogram.get(..before), histogram.get(end..)),
+            None => (Some(histogram), None),
+        };
+        self.builder.histogram(head.into_iter().chain(tail))
+    }
+
+    fn take_exemplar(&mut self, mut message: &'r [u8]) -> Result<(), Stop<E>> {
+        let open = self.builder.open_exemplar()?;
+        let mut labels = Labels::default();
+        let (mut t, mut v) = (0, 0);
+        while !message.is_empty() {
+            let (number, value, rest) = read_field(message, EXEMPLAR)?;
+            message = rest;
+            match (number, value) {
+                (1, value) => self.take_refs(&mut labels, value)?,
+                (2, Value::Fixed64(bits)) => v = bits,
+                (3, Value::Varint(time)) => t = time.cast_signed(),
+                (2 | 3, _) => return Err(DecodeError::new(EXEMPLAR, WRONG_WIRE_TYPE).into()),
+                _ => {}
+            }
+        }
+        labels.end()?;
+        self.builder.exemplar_value(t, v)?;
+        self.builder.close_exemplar(open)
+    }
+
+    fn take_metadata(&mut self, mut message: &[u8]) -> Result<(), Stop<E>> {
+        // Prometheus writes an empty one where there is none.
+        self.metadata += u64::from(!message.is_empty());
+        while !message.is_empty() {
+            let (number, value, rest) = read_field(message, METADATA)?;
+            message = rest;
+            match (number, value) {
+                (1, Value::Varint(_)) => {}
+                // No text is reference 0, with or without a table.
+                (3 | 4, Value::Varint(0)) => {}
+                (3 | 4, Value::Varint(reference)) => {
+                    self.symbols.get(reference).ok_or(OUT_OF_TABLE)?;
+                }
+                (1 | 3 | 4, _) => return Err(DecodeError::new(METADATA, WRONG_WIRE_TYPE).into()),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+const OUT_OF_TABLE: DecodeError = DecodeError { field: REQUEST, what: "no such symbol" };
+
+/// Labels of a series or of an exemplar, as far as they were read.
+#[derive(Default)]
+struct Labels<'r> {
+    /// A name whose value is still to come.
+    name: Option<Text<'r>>,
+}
+
+impl Labels<'_> {
+    fn end(self) -> Result<(), DecodeError> {
+        match self.name {
+            None => Ok(()),
+            Some(_) => Err(DecodeError::new(LABELS, "a name without a value")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
