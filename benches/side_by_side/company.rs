@@ -13,12 +13,13 @@ use ringest::wire::proto::prometheus::{LabelMatcher, Query, ReadRequest};
 
 use crate::scenario::{CompanyScenario, PacedSender};
 use crate::server::{Addresses, Kind, Running, Server};
-use crate::table::{Column, Row, print};
+use crate::table::{Columns, Row, Subject};
 use crate::{AnyError, Plan};
 
 /// One column of the table.
+#[derive(Default)]
 struct Measured {
-    alone: Latencies,
+    alone: Option<Latencies>,
     /// `None` for a server without remote read.
     reader: Option<(Latencies, u32)>,
     /// `None` for a server without tenants.
@@ -39,8 +40,8 @@ struct Cut {
 }
 
 const ROWS: [Row<Measured>; 10] = [
-    ("alone, p50, ms", |m| Some(milliseconds(&m.alone, 0.5)), 2),
-    ("alone, p99, ms", |m| Some(milliseconds(&m.alone, 0.99)), 2),
+    ("alone, p50, ms", |m| Some(milliseconds(m.alone.as_ref()?, 0.5)), 2),
+    ("alone, p99, ms", |m| Some(milliseconds(m.alone.as_ref()?, 0.99)), 2),
     ("beside a reader of all, p99, ms", |m| Some(milliseconds(&m.reader.as_ref()?.0, 0.99)), 2),
     ("readings of all meanwhile", |m| Some(m.reader.as_ref()?.1.into()), 0),
     (
@@ -68,25 +69,20 @@ fn milliseconds(latencies: &Latencies, quantile: f64) -> f64 {
 }
 
 pub(crate) fn run(servers: &[Server], plan: &Plan) -> Result<(), AnyError> {
-    let mut columns = Vec::new();
+    let mut columns = Columns::new();
     for server in servers.iter().filter(|server| server.kind != Kind::VictoriaMetrics) {
-        eprintln!("measuring {}", server.name);
-        let measured =
-            measure(server, plan).map_err(|error| format!("{}: {error}", server.name))?;
-        let has_ours = servers.first().is_some_and(|first| first.kind == Kind::Ringest);
-        let ours = (has_ours && !columns.is_empty()).then_some(0);
-        columns.push(Column { name: server.name.clone(), measured, ours });
+        columns.measure_in_parts(Subject::of(server), |measured| measure(server, plan, measured));
     }
     let title = format!(
         "a node with other things to do: {} series of 12 labels, 2,000 a request, {} samples a second",
         grouped(plan.life_series.into()),
         grouped(plan.company_rate.into()),
     );
-    print(&title, &ROWS, &columns);
-    Ok(())
+    columns.print(&title, &ROWS)
 }
 
-fn measure(server: &Server, plan: &Plan) -> Result<Measured, AnyError> {
+/// Leaves in `measured` what there is until something fails.
+fn measure(server: &Server, plan: &Plan, measured: &mut Measured) -> Result<(), AnyError> {
     let directory = tempfile::Builder::new().prefix("side_by_side").tempdir()?;
     let addresses = Addresses::free();
     let flag = |which| format!("--tsdb.{which}-block-duration={}s", plan.company_range);
@@ -101,26 +97,19 @@ fn measure(server: &Server, plan: &Plan) -> Result<Measured, AnyError> {
     running.wait_for_write(&scenario.probe)?;
     let mut sender = scenario.fill(&running.write_url)?;
     let span = Duration::from_secs(plan.company_seconds.into());
-    let alone = sender.send_while(&mut for_a_time(span))?;
-    let reader = match server.kind {
-        Kind::Ringest | Kind::Prometheus => Some(beside_reader(&running, span, &mut sender)?),
-        _ => None,
-    };
-    let other_tenant = match server.kind {
-        Kind::Ringest | Kind::Thanos => Some(beside_new_series(&running, &scenario, &mut sender)?),
-        _ => None,
-    };
-    let cut = match server.kind {
-        Kind::Ringest | Kind::Thanos => {
-            // It is at least half a minute to the first block.
-            let ranges = if plan.smoke { 0 } else { 3 };
-            let patience = Duration::from_secs(ranges * u64::from(plan.company_range));
-            let data = directory.path().join("data/default-tenant");
-            beside_cut(&data, patience, &mut sender)?
-        }
-        _ => None,
-    };
-    Ok(Measured { alone, reader, other_tenant, cut })
+    measured.alone = Some(sender.send_while(&mut for_a_time(span))?);
+    if matches!(server.kind, Kind::Ringest | Kind::Prometheus) {
+        measured.reader = Some(beside_reader(&running, span, &mut sender)?);
+    }
+    if matches!(server.kind, Kind::Ringest | Kind::Thanos) {
+        measured.other_tenant = Some(beside_new_series(&running, &scenario, &mut sender)?);
+        // It is at least half a minute to the first block.
+        let ranges = if plan.smoke { 0 } else { 3 };
+        let patience = Duration::from_secs(ranges * u64::from(plan.company_range));
+        let data = directory.path().join("data/default-tenant");
+        measured.cut = beside_cut(&data, patience, &mut sender)?;
+    }
+    Ok(())
 }
 
 fn for_a_time(span: Duration) -> impl FnMut() -> bool {

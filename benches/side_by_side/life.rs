@@ -7,7 +7,7 @@ use ringest::load::{Total, grouped};
 
 use crate::scenario::LifeScenario;
 use crate::server::{Addresses, Kind, Running, Server, Stopped};
-use crate::table::{Column, Row, print};
+use crate::table::{Columns, Row, Subject};
 use crate::{AnyError, Plan, at_least_a_tick};
 
 /// One column of the table.
@@ -60,17 +60,13 @@ const OURS: [(&str, &[&str]); 2] =
 
 pub(crate) fn run(servers: &[Server], plan: &Plan) -> Result<(), AnyError> {
     let scenario = LifeScenario::new(plan.life_series, plan.life_rounds, plan.connections)?;
-    let mut columns = Vec::new();
+    let mut columns = Columns::new();
     for server in servers {
         let variants = if server.kind == Kind::Ringest { &OURS[..] } else { &OURS[..1] };
         for (suffix, flags) in variants {
             let name = format!("{}{suffix}", server.name);
-            eprintln!("measuring {name}");
-            let measured = measure(server, flags, plan, &scenario)
-                .map_err(|error| format!("{name}: {error}"))?;
-            let has_ours = servers.first().is_some_and(|first| first.kind == Kind::Ringest);
-            let ours = (has_ours && !columns.is_empty()).then_some(0);
-            columns.push(Column { name, measured, ours });
+            let subject = Subject { name, ..Subject::of(server) };
+            columns.measure(subject, || measure(server, flags, plan, &scenario));
         }
     }
     let title = format!(
@@ -79,8 +75,7 @@ pub(crate) fn run(servers: &[Server], plan: &Plan) -> Result<(), AnyError> {
         plan.connections,
         plan.life_rounds,
     );
-    print(&title, &ROWS, &columns);
-    Ok(())
+    columns.print(&title, &ROWS)
 }
 
 fn measure(

@@ -5,8 +5,8 @@ use std::time::Duration;
 use ringest::load::{Total, grouped};
 
 use crate::scenario::{NodeScenarios, Scenario};
-use crate::server::{Kind, Running, Server};
-use crate::table::{Column, Row, print};
+use crate::server::{Running, Server};
+use crate::table::{Columns, Row, Subject};
 use crate::{AnyError, Plan, milliseconds, samples_per_second};
 
 struct Taken {
@@ -43,14 +43,9 @@ const ROWS: [Row<Measured>; 11] = [
 pub(crate) fn run(servers: &[Server], plan: &Plan) -> Result<(), AnyError> {
     eprintln!("making bodies for {} series", grouped(plan.series_count.into()));
     let scenarios = NodeScenarios::make(plan.series_count, plan.known_rounds, plan.connections)?;
-    let mut columns = Vec::new();
+    let mut columns = Columns::new();
     for server in servers {
-        eprintln!("measuring {}", server.name);
-        let measured = measure(server, plan, &scenarios)
-            .map_err(|error| format!("{}: {error}", server.name))?;
-        let has_ours = servers.first().is_some_and(|first| first.kind == Kind::Ringest);
-        let ours = (has_ours && !columns.is_empty()).then_some(0);
-        columns.push(Column { name: server.name.clone(), measured, ours });
+        columns.measure(Subject::of(server), || measure(server, plan, &scenarios));
     }
     let title = format!(
         "one node: {} series of 12 labels, 2,000 a request, {} connections, {} samples a series",
@@ -58,8 +53,7 @@ pub(crate) fn run(servers: &[Server], plan: &Plan) -> Result<(), AnyError> {
         plan.connections,
         1 + plan.known_rounds,
     );
-    print(&title, &ROWS, &columns);
-    Ok(())
+    columns.print(&title, &ROWS)
 }
 
 fn measure(server: &Server, plan: &Plan, scenarios: &NodeScenarios) -> Result<Measured, AnyError> {

@@ -13,7 +13,7 @@ use ringest::load::{Total, grouped};
 
 use crate::scenario::{RingScenarios, Scenario};
 use crate::server::{Addresses, Kind, Running, Server};
-use crate::table::{Column, Row, print};
+use crate::table::{Columns, Row, Subject};
 use crate::{AnyError, Plan, milliseconds, samples_per_second};
 
 const REPLICATION_FACTOR: u32 = 3;
@@ -140,8 +140,7 @@ pub(crate) fn run_router(
         Some(kind) => Some(find(kind).ok_or_else(|| format!("no {kind} is given"))?),
         None => None,
     };
-    let mut columns: Vec<Column<Routed>> = Vec::new();
-    let mut forwarding_of = Vec::new();
+    let mut columns = Columns::new();
     let is_measured = |server: &&Server| match behind {
         Some(_) => server.kind == Kind::Ringest,
         None => server.kind.has_rings(),
@@ -157,21 +156,17 @@ pub(crate) fn run_router(
             small_requests: over_http(&scenarios.known_in_small_requests)?,
         };
         for forwarding in Forwarding::ALL {
-            let name = format!("{} {}", server.name, forwarding.name());
-            eprintln!("measuring {name} as a router");
-            let measured = measure_router(server, node, forwarding, plan, scenarios, direct)
-                .map_err(|error| format!("{name} as a router: {error}"))?;
-            let is_ours = |f: &(Kind, Forwarding)| *f == (Kind::Ringest, forwarding);
-            let ours = forwarding_of.iter().position(is_ours);
-            forwarding_of.push((server.kind, forwarding));
-            columns.push(Column { name, measured, ours });
+            let name = format!("{} {} as a router", server.name, forwarding.name());
+            let subject = Subject { name, way: forwarding.name(), ..Subject::of(server) };
+            columns.measure(subject, || {
+                measure_router(server, node, forwarding, plan, scenarios, direct)
+            });
         }
     }
     let of = behind.map(|node| format!(" of {}", node.name)).unwrap_or_default();
     let known = title_of(plan, "known series");
     let title = format!("a router before {} nodes{of}, {known}", plan.nodes);
-    print(&title, &ROUTER_ROWS, &columns);
-    Ok(())
+    columns.print(&title, &ROUTER_ROWS)
 }
 
 pub(crate) fn run_ring(
@@ -179,18 +174,14 @@ pub(crate) fn run_ring(
     plan: &Plan,
     scenarios: &RingScenarios,
 ) -> Result<(), AnyError> {
-    let mut columns: Vec<Column<Stored>> = Vec::new();
+    let mut columns = Columns::new();
     for server in servers.iter().filter(|server| server.kind.has_rings()) {
-        eprintln!("measuring a ring of {}", server.name);
-        let measured = measure_ring(server, scenarios)
-            .map_err(|error| format!("ring of {}: {error}", server.name))?;
-        let has_ours = servers.first().is_some_and(|first| first.kind == Kind::Ringest);
-        let ours = (has_ours && !columns.is_empty()).then_some(0);
-        columns.push(Column { name: server.name.clone(), measured, ours });
+        let name = format!("a ring of {}", server.name);
+        columns
+            .measure(Subject { name, ..Subject::of(server) }, || measure_ring(server, scenarios));
     }
     let title = format!("a ring of {RING_NODES} with snappy, {}", title_of(plan, "known series"));
-    print(&title, &RING_ROWS, &columns);
-    Ok(())
+    columns.print(&title, &RING_ROWS)
 }
 
 fn title_of(plan: &Plan, what: &str) -> String {

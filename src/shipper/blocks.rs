@@ -11,7 +11,7 @@ use crate::tsdb::block::Block;
 use crate::tsdb::block::meta::BlockMeta;
 use crate::tsdb::block::tombstones::Tombstones;
 use crate::tsdb::block::ulid::Ulid;
-use crate::tsdb::block::walk::encodings;
+use crate::tsdb::block::verify::{Verified, WHOLE_CACHE_BYTES};
 use crate::tsdb::error::ReadError;
 use crate::tsdb::file::PageCache;
 
@@ -101,27 +101,29 @@ fn may_pass(err: &io::Error) -> bool {
 /// Numbers of the encodings that Thanos' store gateway reads: floats and both kinds of histograms.
 const READ_BY_THANOS: std::ops::RangeInclusive<u8> = 1..=3;
 
-/// What a block is that was read as a whole.
+/// What came of reading a block as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Checked {
     /// Thanos can read all of it.
     Readable,
     OfNewerEncoding,
+    /// The work was asked to stop.
+    Interrupted,
     /// Somebody has taken it away meanwhile.
     Gone,
 }
 
 /// Reads a block as it will be read from the bucket: what finds things in it, and every chunk.
 pub(super) fn check(disk: &dyn Disk, dir: &Path) -> Result<Checked, ReadError> {
-    let read = || {
-        Block::open(disk, dir, PageCache::new(0))?;
-        encodings(disk, dir)
-    };
+    let read = || Block::open(disk, dir, PageCache::new(WHOLE_CACHE_BYTES))?.verify();
     match read() {
-        Ok(found) if found.iter().all(|encoding| READ_BY_THANOS.contains(encoding)) => {
+        Ok(Verified::Whole { encodings })
+            if encodings.iter().all(|encoding| READ_BY_THANOS.contains(encoding)) =>
+        {
             Ok(Checked::Readable)
         }
-        Ok(_) => Ok(Checked::OfNewerEncoding),
+        Ok(Verified::Whole { .. }) => Ok(Checked::OfNewerEncoding),
+        Ok(Verified::Interrupted) => Ok(Checked::Interrupted),
         Err(_) if is_gone(disk, dir) => Ok(Checked::Gone),
         Err(err) => Err(err),
     }

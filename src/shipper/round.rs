@@ -304,7 +304,7 @@ impl Shipper {
                 self.state.lock().of_newer_encoding.insert(ulid);
                 return Ok(());
             }
-            Ok(Checked::Gone) => return Ok(()),
+            Ok(Checked::Gone | Checked::Interrupted) => return Ok(()),
             Err(damage) => {
                 let damaged = (ulid, chain(&damage));
                 round.damaged.push(damaged.clone());

@@ -18,7 +18,6 @@ mod source;
 pub mod tombstones;
 pub mod ulid;
 pub mod verify;
-pub mod walk;
 pub mod writer;
 
 use std::path::{Path, PathBuf};

@@ -44,16 +44,13 @@ use crate::tsdb::block::merge::{MergeError, Outlook, is_anything_left, merge};
 use crate::tsdb::block::meta::{BlockMeta, Compaction};
 use crate::tsdb::block::tombstones::Tombstones;
 use crate::tsdb::block::ulid::Ulid;
-use crate::tsdb::block::verify::Verified;
+use crate::tsdb::block::verify::{Verified, WHOLE_CACHE_BYTES};
 use crate::tsdb::block::writer::{BlockWriter, CompleteBlock};
 use crate::tsdb::blocks::{Replaced, View, effective_end, name_of};
 use crate::tsdb::error::{ReadError, WriteError};
 use crate::tsdb::file::PageCache;
 use crate::tsdb::options::DbOptions;
 
-/// What is kept of the inputs' indexes while they are read from front to back, beside the cache of
-/// queries.
-const CACHE_BYTES: u64 = 1 << 20;
 /// Beside a new block the disk keeps room for so many segments of the log, which goes on meanwhile, and
 /// for a twentieth of what the block may take.
 const SEGMENTS_LEFT: u64 = 3;
@@ -334,7 +331,7 @@ impl Db {
         made: Made,
     ) -> Result<Written<'_>, MergeError> {
         let disk = &*self.env.disk;
-        let cache = PageCache::new(CACHE_BYTES);
+        let cache = PageCache::new(WHOLE_CACHE_BYTES);
         // Anew, so that what was deleted since is heeded, too.
         let open = |parent: &Arc<Block>| Block::open(disk, parent.dir(), cache.clone());
         let inputs = parents.iter().map(|parent| open(parent).map(Arc::new));
@@ -359,10 +356,11 @@ impl Db {
 
     /// Opens the new block, and reads it as a whole, by another cache than that of queries.
     fn read_child<'d>(&self, complete: CompleteBlock<'d>) -> Result<Child<'d>, MergeError> {
-        let verified = complete.open(PageCache::new(CACHE_BYTES)).and_then(|block| block.verify());
+        let verified =
+            complete.open(PageCache::new(WHOLE_CACHE_BYTES)).and_then(|block| block.verify());
         let opened = match verified {
             Ok(Verified::Interrupted) => return Err(MergeError::Interrupted),
-            Ok(Verified::Whole) => complete.open(self.env.block_cache.clone()),
+            Ok(Verified::Whole { .. }) => complete.open(self.env.block_cache.clone()),
             Err(err) => Err(err),
         };
         match opened {

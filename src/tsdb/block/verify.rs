@@ -1,5 +1,6 @@
 //! Reading a block as a whole, as the index leads to it, before anything is deleted that it has.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::Block;
@@ -10,15 +11,18 @@ use crate::tsdb::chunkenc::sample_count;
 use crate::tsdb::error::{Corruption, ReadError};
 use crate::tsdb::index::BlockSeriesRef;
 
+/// Pages of the index kept while a block is read as a whole, in another cache than that of queries.
+pub const WHOLE_CACHE_BYTES: u64 = 1 << 20;
+
 /// Series and lists of postings read between two looks at whether the work is to stop.
 const READ_PER_LOOK: usize = 64;
 
 /// What a reading of a block came to that met no damage.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Verified {
-    /// All of it is there.
-    Whole,
+    /// All of it is there. Its chunks have these encodings, by Prometheus' numbers.
+    Whole { encodings: BTreeSet<u8> },
     /// The work was asked to stop.
     Interrupted,
 }
@@ -28,11 +32,12 @@ impl Block {
     /// what the manifest counts. So what was cut off at the end of a file is missed, too, which no
     /// checksum tells. What is in the chunks is not decoded.
     pub fn verify(&self) -> Result<Verified, ReadError> {
-        if self.verify_postings()? == Verified::Interrupted {
+        if !self.has_read_postings()? {
             return Ok(Verified::Interrupted);
         }
         let mut reader = self.index.series();
         let mut raw = RawChunk::default();
+        let mut encodings = BTreeSet::new();
         let (mut series_count, mut chunk_count, mut samples) = (0, 0, 0);
         for (read, series) in self.index.all_postings()?.into_iter().enumerate() {
             if read.is_multiple_of(READ_PER_LOOK) && stop::is_asked() {
@@ -43,6 +48,7 @@ impl Block {
             for chunk in reader.chunks() {
                 self.chunks.read(chunk.chunk, &mut raw)?;
                 chunk_count += 1;
+                encodings.insert(raw.encoding);
                 samples += u64::from(sample_count(raw.encoding, &raw.bytes));
             }
         }
@@ -57,22 +63,23 @@ impl Block {
                 return Err(corrupt(&self.dir, what));
             }
         }
-        Ok(Verified::Whole)
+        Ok(Verified::Whole { encodings })
     }
 
-    fn verify_postings(&self) -> Result<Verified, ReadError> {
+    /// Whether all could be read before the work was asked to stop.
+    fn has_read_postings(&self) -> Result<bool, ReadError> {
         for name in self.index.label_names() {
             let mut values = self.index.values(name);
             let mut read = 0_usize;
             while let Some((_, place)) = values.next()? {
                 if read.is_multiple_of(READ_PER_LOOK) && stop::is_asked() {
-                    return Ok(Verified::Interrupted);
+                    return Ok(false);
                 }
                 self.index.postings_at(place)?;
                 read += 1;
             }
         }
-        Ok(Verified::Whole)
+        Ok(true)
     }
 }
 
@@ -96,11 +103,20 @@ mod tests {
         Block::open(&SystemDisk, dir, PageCache::new(0))
     }
 
-    #[test]
-    fn recorded_blocks_are_whole() {
-        for dir in recorded_blocks() {
-            assert_eq!(open(&dir).unwrap().verify().unwrap(), Verified::Whole, "{}", dir.display());
+    /// Which encodings the chunks of a whole block have.
+    fn encodings_of(dir: &Path) -> BTreeSet<u8> {
+        match open(dir).unwrap().verify().unwrap() {
+            Verified::Whole { encodings } => encodings,
+            Verified::Interrupted => panic!("{}: nobody asked it to stop", dir.display()),
         }
+    }
+
+    #[test]
+    fn recorded_blocks_are_whole_and_have_the_encodings_of_their_time() {
+        let all: BTreeSet<u8> =
+            recorded_blocks().iter().flat_map(|dir| encodings_of(dir)).collect();
+        // From the fourth on they are Prometheus 3.14's.
+        assert_eq!(all, BTreeSet::from([1, 2, 3, 4, 5, 6]));
     }
 
     #[test]
@@ -116,7 +132,7 @@ mod tests {
         for file in files {
             std::fs::copy(recorded.join(file), dir.join(file)).unwrap();
         }
-        assert_eq!(open(&dir).unwrap().verify().unwrap(), Verified::Whole);
+        assert!(!encodings_of(&dir).is_empty());
         let is_found = |what: &str| {
             let verified = open(&dir).and_then(|block| block.verify());
             assert!(matches!(verified, Err(ReadError::Corrupt(_))), "{what}: {verified:?}");

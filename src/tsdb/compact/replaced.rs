@@ -11,14 +11,14 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use super::Merging;
 use super::postponed::Postponed;
-use super::{CACHE_BYTES, Merging};
 use crate::error::chain;
 use crate::tsdb::Db;
 use crate::tsdb::block::Block;
 use crate::tsdb::block::removal::take_name;
 use crate::tsdb::block::ulid::Ulid;
-use crate::tsdb::block::verify::Verified;
+use crate::tsdb::block::verify::{Verified, WHOLE_CACHE_BYTES};
 use crate::tsdb::blocks::{Blocks, Replaced, View, name_of, parents_of};
 use crate::tsdb::error::{ReadError, WriteError};
 use crate::tsdb::file::PageCache;
@@ -201,10 +201,10 @@ impl Db {
         let view = self.view.load_full();
         let is_it = |block: &&Arc<Block>| name_of(block.dir()) == Some(ulid);
         let Some(block) = view.blocks.iter().find(is_it) else { return Ok(()) };
-        let cache = PageCache::new(CACHE_BYTES);
+        let cache = PageCache::new(WHOLE_CACHE_BYTES);
         let opened = Block::open_as(&*self.env.disk, block.dir(), block.meta().clone(), cache);
         match opened.and_then(|block| block.verify()) {
-            Ok(Verified::Whole) => self.merging.replacing.verified.lock().extend([ulid]),
+            Ok(Verified::Whole { .. }) => self.merging.replacing.verified.lock().extend([ulid]),
             Ok(Verified::Interrupted) => {}
             // It was deleted meanwhile.
             Err(_) if !self.view.load().has_all(std::slice::from_ref(block)) => {}
