@@ -289,7 +289,7 @@ impl Db {
         let retention = options.retention;
         let mut cutting = Cutting::new(&options, &registry, tenant, blocks.len());
         cutting.heed(&report, (floor, contents.max_time), wal_end.segment);
-        if out_of_order_log_bytes > 0 || head_chunks.histograms + head_chunks.others > 0 {
+        if out_of_order_log_bytes > 0 || head_chunks.others > 0 {
             cutting.keep_log();
         }
         if log.unknown_records > 0 {

@@ -30,7 +30,7 @@ pub enum Manners {
 pub struct WriteOutcome {
     /// Series messages in the request.
     pub series: u64,
-    /// Float samples stored, repeats of equal samples included.
+    /// Samples stored, repeats of equal samples included.
     pub samples_stored: u64,
     /// Exemplars counted and dropped, since exemplar storage is off.
     pub exemplars_dropped: u64,

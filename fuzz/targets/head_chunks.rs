@@ -33,10 +33,10 @@ fn open(disk: &FaultyDisk) -> (Vec<FullChunk>, ScanReport) {
     let files = HeadChunkFiles::new(disk, Path::new(DIR), FILE_BYTES, &Registry::new(), "t");
     let mut chunks = Vec::new();
     let mut take = |chunk: MappedChunk| {
-        let MappedChunk { series_ref, mint, maxt, place } = chunk;
+        let MappedChunk { series_ref, mint, maxt, encoding, place } = chunk;
         let mut bytes = Vec::new();
         files.chunk(mint, maxt, place).read(&mut bytes).expect("a chunk that was found");
-        chunks.push(FullChunk { series_ref, mint, maxt, bytes });
+        chunks.push(FullChunk { series_ref, mint, maxt, encoding, bytes });
     };
     let report = files.open(i64::MIN, &mut take).expect("a disk in memory");
     (chunks, report)

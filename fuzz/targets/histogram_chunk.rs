@@ -30,7 +30,7 @@ fn reads_and_writes<N: Encoded>(input: &[u8]) {
         written += 1;
         let begun = match chunks.last_mut() {
             None => OpenHistogramChunk::begin(t, &sample, None),
-            Some(open) => match open.append(t, &mut sample) {
+            Some(open) => match open.append(t, &sample) {
                 Taken::Begun(begun) => *begun,
                 Taken::Appended | Taken::Recoded => continue,
             },
@@ -57,9 +57,9 @@ fn count<N: Encoded>(chunk: &[u8]) -> usize {
 /// Inputs to begin with: no sample; one without observations, of either kind.
 pub(crate) fn seeds() -> Vec<Vec<u8>> {
     fn one<N: Encoded>() -> Vec<u8> {
-        let mut sample = Histogram::default();
+        let sample = Histogram::default();
         let mut chunk = OpenHistogramChunk::<N>::begin(1_700_006_400_000, &sample, None);
-        chunk.append(1_700_006_415_000, &mut sample);
+        chunk.append(1_700_006_415_000, &sample);
         chunk.bytes().to_vec()
     }
     vec![vec![0, 0, 0], one::<Integer>(), one::<Float>()]

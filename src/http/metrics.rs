@@ -108,7 +108,8 @@ impl Written {
         let written = match result {
             Ok(outcome) => Written {
                 series: outcome.series,
-                samples: outcome.samples_stored + outcome.refusals.total(),
+                // Thanos counts floats alone.
+                samples: outcome.written.samples + outcome.refusals.total(),
             },
             Err(RequestError::Write(WriteError::NoQuorum { series, samples, .. })) => {
                 Written { series: *series, samples: *samples }

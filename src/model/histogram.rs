@@ -7,6 +7,8 @@
 //! before, a float histogram as it is.
 
 mod check;
+#[cfg(test)]
+pub(crate) mod recorded;
 
 pub use check::HistogramFault;
 
@@ -54,6 +56,9 @@ pub trait Numbers: Copy + PartialEq + std::fmt::Debug {
     fn sum(a: Self::Count, b: Self::Count) -> Self::Count;
     /// What is kept of a bucket of `absolute` observations, behind one that has `before`.
     fn kept(before: Self::Bucket, absolute: Self::Bucket) -> Self::Bucket;
+    /// By which two are compared: what is not a number is the same as itself.
+    fn count_bits(count: Self::Count) -> u64;
+    fn bucket_bits(bucket: Self::Bucket) -> u64;
 }
 
 /// Counts are integers, buckets the differences to the ones before.
@@ -84,6 +89,14 @@ impl Numbers for Integer {
     fn kept(before: i64, absolute: i64) -> i64 {
         absolute.wrapping_sub(before)
     }
+
+    fn count_bits(count: u64) -> u64 {
+        count
+    }
+
+    fn bucket_bits(bucket: i64) -> u64 {
+        bucket as u64
+    }
 }
 
 impl Numbers for Float {
@@ -105,6 +118,14 @@ impl Numbers for Float {
 
     fn kept(_: f64, absolute: f64) -> f64 {
         absolute
+    }
+
+    fn count_bits(count: f64) -> u64 {
+        count.to_bits()
+    }
+
+    fn bucket_bits(bucket: f64) -> u64 {
+        bucket.to_bits()
     }
 }
 
@@ -162,10 +183,77 @@ impl<N: Numbers> Default for Histogram<N> {
 }
 
 impl<N: Numbers> Histogram<N> {
+    /// A staleness marker.
+    pub fn stale() -> Histogram<N> {
+        Histogram { sum: f64::from_bits(STALE_NAN_BITS), ..Histogram::default() }
+    }
+
     /// A staleness marker, of which nothing else counts.
     pub fn is_stale(&self) -> bool {
         is_stale(self.sum)
     }
+
+    /// What it takes beside itself.
+    pub fn heap_bytes(&self) -> usize {
+        let Layout { positive_spans, negative_spans, custom_bounds, .. } = &self.layout;
+        (positive_spans.capacity() + negative_spans.capacity()) * size_of::<Span>()
+            + custom_bounds.capacity() * size_of::<f64>()
+            + (self.positive.capacity() + self.negative.capacity()) * size_of::<N::Bucket>()
+    }
+
+    /// Buckets of both sides.
+    pub fn bucket_count(&self) -> usize {
+        self.positive.len() + self.negative.len()
+    }
+
+    /// Whether the spans name just the buckets that there are.
+    pub fn has_buckets_of_spans(&self) -> bool {
+        let names =
+            |spans: &[Span], buckets: &[N::Bucket]| bucket_count(spans) == buckets.len() as u64;
+        names(&self.layout.positive_spans, &self.positive)
+            && names(&self.layout.negative_spans, &self.negative)
+    }
+
+    /// Whether it is too long to be stored: of buckets, spans or bounds there are more than
+    /// [`BUCKETS_MAX`].
+    pub fn is_too_long(&self) -> bool {
+        let Layout { positive_spans, negative_spans, custom_bounds, .. } = &self.layout;
+        let spans = positive_spans.len() + negative_spans.len();
+        [self.bucket_count(), spans, custom_bounds.len()].into_iter().any(|len| len > BUCKETS_MAX)
+    }
+
+    /// Whether both tell of the same observations. A bucket without any may be left out, and what is
+    /// known of resets counts for nothing: a chunk keeps neither as it came.
+    pub fn tells_the_same(&self, other: &Histogram<N>) -> bool {
+        if self.is_stale() || other.is_stale() {
+            return self.is_stale() && other.is_stale();
+        }
+        let numbers = |one: &Histogram<N>| {
+            let counts = [N::count_bits(one.count), N::count_bits(one.zero_count)];
+            let floats = [one.sum, one.layout.zero_threshold].map(f64::to_bits);
+            (one.layout.schema, counts, floats)
+        };
+        let (ours, theirs) = (&self.layout, &other.layout);
+        numbers(self) == numbers(other)
+            && ours.has_custom_bounds_of(theirs)
+            && observed::<N>(&ours.positive_spans, &self.positive)
+                .eq(observed::<N>(&theirs.positive_spans, &other.positive))
+            && observed::<N>(&ours.negative_spans, &self.negative)
+                .eq(observed::<N>(&theirs.negative_spans, &other.negative))
+    }
+}
+
+/// Buckets that a histogram may have, and spans, and bounds of its own. Senders have some hundred at
+/// most; a chunk of ten samples of so many is as long as a file of head chunks takes it.
+pub const BUCKETS_MAX: usize = 10_000;
+
+/// Index and observations of the buckets that have any, these as bits.
+fn observed<N: Numbers>(spans: &[Span], kept: &[N::Bucket]) -> impl Iterator<Item = (i64, u64)> {
+    let absolute = kept.iter().scan(N::Bucket::default(), |before, bucket| {
+        *before = N::absolute(*before, *bucket);
+        Some(N::bucket_bits(*before))
+    });
+    bucket_indices(spans).zip(absolute).filter(|(_, bits)| *bits != 0)
 }
 
 pub fn is_stale(sum: f64) -> bool {
@@ -177,6 +265,45 @@ pub fn is_stale(sum: f64) -> bool {
 pub enum AnyHistogram {
     Integer(IntegerHistogram),
     Float(FloatHistogram),
+}
+
+impl AnyHistogram {
+    pub fn is_stale(&self) -> bool {
+        match self {
+            AnyHistogram::Integer(histogram) => histogram.is_stale(),
+            AnyHistogram::Float(histogram) => histogram.is_stale(),
+        }
+    }
+
+    /// See [`Histogram::heap_bytes`].
+    pub fn heap_bytes(&self) -> usize {
+        match self {
+            AnyHistogram::Integer(histogram) => histogram.heap_bytes(),
+            AnyHistogram::Float(histogram) => histogram.heap_bytes(),
+        }
+    }
+
+    /// See [`Histogram::tells_the_same`]; those of different kinds never do.
+    pub fn tells_the_same(&self, other: &AnyHistogram) -> bool {
+        match (self, other) {
+            (AnyHistogram::Integer(one), AnyHistogram::Integer(other)) => one.tells_the_same(other),
+            (AnyHistogram::Float(one), AnyHistogram::Float(other)) => one.tells_the_same(other),
+            _ => false,
+        }
+    }
+
+    /// See [`Histogram::check`]. Fails also if it [is too long](Histogram::is_too_long).
+    pub fn check(&self) -> Result<(), HistogramFault> {
+        let is_too_long = match self {
+            AnyHistogram::Integer(histogram) => histogram.is_too_long(),
+            AnyHistogram::Float(histogram) => histogram.is_too_long(),
+        };
+        match self {
+            _ if is_too_long => Err(HistogramFault::TooLong { max: BUCKETS_MAX }),
+            AnyHistogram::Integer(histogram) => histogram.check(),
+            AnyHistogram::Float(histogram) => histogram.check(),
+        }
+    }
 }
 
 /// Buckets that spans name.

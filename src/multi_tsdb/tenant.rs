@@ -150,12 +150,8 @@ pub(super) fn log_opened(id: &TenantId, opened: &Opened) {
         let count = replay.unknown_refs;
         tracing::warn!(tenant = %id, count, "the log holds samples of series it does not name");
     }
-    if replay.histograms_left > 0 {
-        let count = replay.histograms_left;
-        tracing::warn!(
-            tenant = %id,
-            count,
-            "native histograms stay in the log and are not served by this version"
-        );
+    if replay.histograms_unusable > 0 {
+        let count = replay.histograms_unusable;
+        tracing::warn!(tenant = %id, count, "the log holds histograms that contradict themselves");
     }
 }

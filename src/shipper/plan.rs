@@ -67,7 +67,7 @@ impl HeldBack {
                 "it has tombstones, and one without what they delete is shipped in its place"
             }
             HeldBack::NotRewritten => {
-                "it has tombstones, and histograms that this version cannot write without what they \
+                "it has tombstones, and chunks that this version cannot write without what they \
                  delete"
             }
             HeldBack::Encoding => "it has chunks of an encoding that Thanos cannot read",

@@ -86,19 +86,21 @@ impl ChunkSet {
 
     /// The next series has this chunk.
     pub fn push(&mut self, mint: Timestamp, maxt: Timestamp, encoding: u8, bytes: &[u8]) {
-        self.push_with(mint, maxt, encoding, |all| all.extend_from_slice(bytes));
+        self.push_with(mint, maxt, |all| {
+            all.extend_from_slice(bytes);
+            encoding
+        });
     }
 
-    /// The same with a chunk that is `append`ed to the bytes.
+    /// The same with a chunk that is `append`ed to the bytes, which gives its encoding.
     pub fn push_with(
         &mut self,
         mint: Timestamp,
         maxt: Timestamp,
-        encoding: u8,
-        append: impl FnOnce(&mut Vec<u8>),
+        append: impl FnOnce(&mut Vec<u8>) -> u8,
     ) {
         let start = self.bytes.len();
-        append(&mut self.bytes);
+        let encoding = append(&mut self.bytes);
         let len = self.bytes.len() - start;
         self.chunks.push(Entry { mint, maxt, encoding, start, len });
     }

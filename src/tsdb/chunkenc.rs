@@ -2,6 +2,7 @@
 
 pub mod bits;
 pub mod histogram;
+pub mod samples;
 pub mod varbit;
 pub mod xor;
 
@@ -17,6 +18,11 @@ pub const ENCODING_FLOAT_HISTOGRAM_ST: u8 = 6;
 /// Whether a chunk of this encoding holds floats. Of others it holds histograms.
 pub fn is_float(encoding: u8) -> bool {
     matches!(encoding, ENCODING_XOR | ENCODING_XOR2)
+}
+
+/// Whether chunks of this encoding can be read. Of others it is not to look as if they were not there.
+pub fn is_known(encoding: u8) -> bool {
+    (ENCODING_XOR..=ENCODING_FLOAT_HISTOGRAM).contains(&encoding)
 }
 
 /// How many samples a chunk says it has: in two bytes at its beginning, of which some encodings use

@@ -15,6 +15,7 @@ pub mod chunk_list;
 pub mod coverage;
 pub mod cut;
 pub mod gc;
+pub mod histograms;
 pub mod labels;
 pub mod metrics;
 pub mod postings;

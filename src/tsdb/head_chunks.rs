@@ -23,7 +23,7 @@ use crate::metrics::{Counter, Gauge, Registry};
 use crate::model::{HeadSeriesRef, Timestamp};
 use crate::tsdb::chunk_reads::{ChunkAt, ChunkFile, FIRST_READ_BYTES};
 use crate::tsdb::chunk_set::ChunkSet;
-use crate::tsdb::chunkenc::ENCODING_XOR;
+use crate::tsdb::chunkenc::is_known;
 use crate::tsdb::error::{Corruption, ReadError, WriteError};
 use crate::tsdb::head_chunks::seal::{Doubt, Seal};
 
@@ -32,6 +32,10 @@ pub const HEAD_CHUNKS_DIR: &str = "chunks_head";
 
 /// Bytes of a file, if no chunk is larger. Prometheus does not read larger ones.
 pub const FILE_BYTES: u64 = 128 << 20;
+
+/// Bytes of a chunk at most: longer ones are taken for damage when a file is read.
+pub const CHUNK_BYTES_MAX: usize = 1 << 20;
+const _: () = assert!(CHUNK_BYTES_MAX as u64 <= format::DATA_BYTES_MAX);
 
 const REFERRED_TO_STAYS: &str = "a file with chunks that are referred to stays";
 
@@ -76,7 +80,8 @@ pub struct FullChunk {
     pub series_ref: HeadSeriesRef,
     pub mint: Timestamp,
     pub maxt: Timestamp,
-    /// As its encoding, which is XOR, has it: the count of samples (two bytes) first.
+    pub encoding: u8,
+    /// As its encoding has it: the count of samples (two bytes) first.
     pub bytes: Vec<u8>,
 }
 
@@ -96,22 +101,23 @@ pub struct ChunkInFile {
 }
 
 impl ChunkInFile {
-    /// The chunk's bytes, in the place of what is in `bytes`.
-    pub fn read(&self, bytes: &mut Vec<u8>) -> Result<(), ReadError> {
+    /// Reads the chunk's bytes, in the place of what is in `bytes`, and gives its encoding.
+    pub fn read(&self, bytes: &mut Vec<u8>) -> Result<u8, ReadError> {
         let &ChunkInFile { mint, maxt, offset, .. } = self;
-        self.file.read(&ChunkAt { offset, mint, maxt }, bytes).map(drop)
+        self.file.read(&ChunkAt { offset, mint, maxt }, bytes)
     }
 }
 
-/// Where in `bytes`, which are those of a file from the chunk's place on, the chunk itself is. `None`
-/// if it is not there as a whole, or not the one with these times of its first and last sample.
-fn chunk_within(bytes: &[u8], times: (Timestamp, Timestamp)) -> Option<Range<usize>> {
+/// The encoding of a chunk, and where it is in `bytes`, which are those of a file from its place on.
+/// `None` if it is not there as a whole, or not the one with these times of its first and last
+/// sample.
+fn chunk_within(bytes: &[u8], times: (Timestamp, Timestamp)) -> Option<(u8, Range<usize>)> {
     let len = format::chunk_len(bytes)?;
     let (head, data) = bytes.get(..len).and_then(format::parse_chunk)?;
     let end = len - format::CHECKSUM_BYTES;
     // Its ref need not be the one that the series has now: a log may give it several.
-    let is_it = ((head.mint, head.maxt), head.encoding) == (times, ENCODING_XOR);
-    is_it.then_some(end - data.len()..end)
+    let is_it = (head.mint, head.maxt) == times && is_known(head.encoding);
+    is_it.then_some((head.encoding, end - data.len()..end))
 }
 
 /// An open file.
@@ -139,7 +145,7 @@ impl ChunkFile for HeadChunkFile {
     }
 
     fn find(&self, chunk: &ChunkAt, bytes: &[u8]) -> Option<(u8, Range<usize>)> {
-        Some((ENCODING_XOR, chunk_within(bytes, (chunk.mint, chunk.maxt))?))
+        chunk_within(bytes, (chunk.mint, chunk.maxt))
     }
 
     fn read(&self, chunk: &ChunkAt, bytes: &mut Vec<u8>) -> Result<u8, ReadError> {
@@ -321,8 +327,8 @@ impl HeadChunkFiles {
             if !bytes.is_empty() && end > self.file_bytes {
                 break;
             }
-            let &FullChunk { series_ref, mint, maxt, .. } = chunk;
-            let head = format::Head { series_ref, mint, maxt, encoding: ENCODING_XOR };
+            let &FullChunk { series_ref, mint, maxt, encoding, .. } = chunk;
+            let head = format::Head { series_ref, mint, maxt, encoding };
             format::push_chunk(&mut bytes, head, &chunk.bytes);
             places.push(place);
         }

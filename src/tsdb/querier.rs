@@ -17,13 +17,14 @@ use crate::model::pairs::{PairId, Pairs, SeriesLabels, Text};
 use crate::model::stop;
 use crate::model::{TimeRange, Timestamp};
 use crate::tsdb::block::Block;
-use crate::tsdb::block::chunks::{is_known, unsupported};
+use crate::tsdb::block::chunks::unsupported;
 use crate::tsdb::blocks::View;
 use crate::tsdb::chunk_set::ChunkSet;
-use crate::tsdb::chunkenc::ENCODING_XOR;
-use crate::tsdb::chunkenc::xor::{XorIterator, XorState};
+use crate::tsdb::chunkenc::is_known;
+use crate::tsdb::chunkenc::samples::{Encoded, SampleIterator, Value, encode, encode_if};
 use crate::tsdb::error::ReadError;
 use crate::tsdb::head::read::HeadReader;
+use crate::tsdb::head::states::HeadChunk;
 use crate::tsdb::index::SeriesReader;
 use crate::tsdb::source::{Source as _, SourceChunk, SourceRef};
 
@@ -137,8 +138,8 @@ impl Querier {
         }
         if let Some(slot) = head {
             self.head.chunks(*slot, self.in_head.mint, self.in_head.maxt, |chunk| {
-                let (mint, maxt, bytes) = (chunk.mint, chunk.maxt, chunk.bytes);
-                chunks.push(ChunkData { mint, maxt, encoding: ENCODING_XOR, bytes });
+                let HeadChunk { mint, maxt, encoding, bytes } = chunk;
+                chunks.push(ChunkData { mint, maxt, encoding, bytes });
             })?;
         }
         if !blocks.is_empty() {
@@ -317,8 +318,8 @@ impl Union {
     }
 }
 
-/// Adds what is left of a block's chunk. One of an encoding that nothing here can read, or that would
-/// have to be cut and cannot be, is an error: it is not to look as if it were not there.
+/// Adds what is left of a block's chunk. One of an encoding that nothing here can read is an error: it
+/// is not to look as if it were not there.
 fn push_chunk(
     block: &Block,
     chunk: SourceChunk,
@@ -333,19 +334,21 @@ fn push_chunk(
         chunks.push(ChunkData { mint, maxt, encoding, bytes: bytes.into() });
         return Ok(());
     }
-    if encoding != ENCODING_XOR {
-        return Err(unread("native histograms of which some are deleted"));
-    }
     let is_left = |t: Timestamp| !deleted.iter().any(|span| span.overlaps(t, t));
-    let samples =
-        XorIterator::new(&bytes).filter(|sample| !matches!(sample, Ok((t, _)) if !is_left(*t)));
-    let damaged = |_| unread("a damaged chunk of which samples are deleted");
-    chunks.extend(encode(samples.collect::<Result<Vec<_>, _>>().map_err(damaged)?));
+    let (left, read) = encode_if(encoding, &bytes, is_left);
+    read.map_err(|_| unread("a damaged chunk of which samples are deleted"))?;
+    chunks.extend(left.map(|left| ChunkData::of(left.finish())));
     Ok(())
 }
 
-/// The chunks in order of time, those that overlap made anew. A damaged one, or one of histograms,
-/// stays as it is.
+impl ChunkData {
+    fn of(chunk: Encoded) -> ChunkData {
+        let Encoded { mint, maxt, encoding, bytes } = chunk;
+        ChunkData { mint, maxt, encoding, bytes: bytes[..].into() }
+    }
+}
+
+/// The chunks in order of time, those that overlap made anew. A damaged one stays as it is.
 fn without_overlap(mut chunks: Vec<ChunkData>) -> Vec<ChunkData> {
     chunks.sort_by_key(|chunk| (chunk.mint, chunk.maxt));
     chunks.dedup_by(|b, a| {
@@ -362,38 +365,28 @@ fn without_overlap(mut chunks: Vec<ChunkData>) -> Vec<ChunkData> {
         }
         match group.len() {
             1 => merged.extend(group),
-            _ => merged.extend(samples_of(&group).map_or(group, encode)),
+            _ => {
+                merged.extend(samples_of(&group).map_or(group, |samples| {
+                    encode(samples).into_iter().map(ChunkData::of).collect()
+                }))
+            }
         }
     }
     merged
 }
 
-/// The samples of float chunks in order of time. Of two at one time that of the earlier chunk stays,
-/// as in Prometheus. `None` if one of them cannot be decoded.
-fn samples_of(chunks: &[ChunkData]) -> Option<Vec<(Timestamp, u64)>> {
+/// The samples of chunks in order of time. Of two at one time that of the earlier chunk stays, as in
+/// Prometheus. `None` if one of them cannot be decoded.
+fn samples_of(chunks: &[ChunkData]) -> Option<BTreeMap<Timestamp, Value>> {
     let mut samples = BTreeMap::new();
+    // What is known of resets holds within a chunk, and others come between its samples.
     for chunk in chunks {
-        if chunk.encoding != ENCODING_XOR {
-            return None;
-        }
-        for sample in XorIterator::new(&chunk.bytes) {
-            let (t, v) = sample.ok()?;
-            samples.entry(t).or_insert(v);
+        for sample in SampleIterator::new(chunk.encoding, &chunk.bytes) {
+            let (t, value) = sample.ok()?;
+            samples.entry(t).or_insert(value);
         }
     }
-    Some(samples.into_iter().collect())
-}
-
-/// Float chunks of as many samples as Prometheus puts into one.
-fn encode(samples: Vec<(Timestamp, u64)>) -> Vec<ChunkData> {
-    const SAMPLES_PER_CHUNK: usize = 120;
-    let chunk = |samples: &[(Timestamp, u64)]| {
-        let (mut state, mut bytes) = (XorState::default(), ThinVec::new());
-        samples.iter().for_each(|(t, v)| state.append(&mut bytes, *t, *v));
-        let [mint, maxt] = [0, samples.len() - 1].map(|i| samples[i].0);
-        ChunkData { mint, maxt, encoding: ENCODING_XOR, bytes: state.snapshot(&bytes) }
-    };
-    samples.chunks(SAMPLES_PER_CHUNK).map(chunk).collect()
+    Some(samples)
 }
 
 #[cfg(test)]

@@ -8,10 +8,12 @@
 //! A batch may become larger than its request. Its buffers are held before they grow.
 
 use crate::model::fingerprint::Fingerprint;
+use crate::model::histogram::HistogramFault;
 use crate::model::key_table::{Lookup, Rules, RulesMark, Slot};
 use crate::model::labels::{KeyBuilder, label_len, split_label};
 use crate::model::varint::split_len_prefixed;
 use crate::tsdb::head::batch::Batch;
+use crate::wire::histogram::HistogramMessage;
 use crate::wire::remote_write_v1::{
     DecodeError, RequestField, RequestFields, SeriesField, SeriesFields, check_message,
     split_tail_sample,
@@ -256,12 +258,15 @@ impl<'r> Decoder<'r, '_> {
             while let Some(field) = fields.next_field()? {
                 match field {
                     SeriesField::Sample { t, v } => self.push_sample(slot, t, v)?,
+                    SeriesField::Histogram(message) => {
+                        self.push_histogram(slot, message, &mut others)?;
+                    }
                     SeriesField::Label { .. } => {
                         // Labels behind samples: the bytes before do not name the series.
-                        self.batch.samples.truncate(first_sample);
+                        self.batch.truncate(first_sample);
                         return self.decode_fully(series, key, raw);
                     }
-                    other => others.count(other)?,
+                    SeriesField::Exemplar(message) => others.count_exemplar(message)?,
                 }
             }
             others.add_to(&mut self.outcome, self.place, || labels_of(raw));
@@ -275,6 +280,28 @@ impl<'r> Decoder<'r, '_> {
             return Err(STORM.into());
         }
         self.push(series, t, v)?;
+        Ok(())
+    }
+
+    /// Reads a histogram, or counts why it is none.
+    fn push_histogram(
+        &mut self,
+        series: u32,
+        message: &[u8],
+        others: &mut Others,
+    ) -> Result<(), NotDecoded> {
+        if self.batch.samples.len() >= self.samples_max {
+            return Err(STORM.into());
+        }
+        self.batch.reserve_histogram(message.len(), |bytes| hold_batch(self.held, bytes))?;
+        let (t, histogram) = HistogramMessage::read(message)?.into_model();
+        if let Err(fault) = histogram.check() {
+            others.invalid += 1;
+            others.fault.get_or_insert(fault);
+            return Ok(());
+        }
+        self.batch.reserve_sample(|bytes| hold_batch(self.held, bytes))?;
+        self.batch.push_histogram(series, t, histogram);
         Ok(())
     }
 
@@ -357,11 +384,12 @@ impl<'r> Decoder<'r, '_> {
                     }
                 }
                 SeriesField::Sample { t, v } => self.push_sample(0, t, v)?,
-                other => others.count(other)?,
+                SeriesField::Histogram(message) => self.push_histogram(0, message, &mut others)?,
+                SeriesField::Exemplar(message) => others.count_exemplar(message)?,
             }
         }
         if let Err(reason) = judge_labels(&mut self.labels, self.manners, self.caps) {
-            self.batch.samples.truncate(first_sample);
+            self.batch.truncate(first_sample);
             self.refuse(reason);
             return Ok(());
         }
@@ -407,22 +435,16 @@ impl<'r> Decoder<'r, '_> {
 #[derive(Default)]
 struct Others {
     exemplars: u64,
-    histograms: u64,
+    /// Histograms that are none.
+    invalid: u64,
+    /// What is wrong with the first.
+    fault: Option<HistogramFault>,
 }
 
 impl Others {
-    fn count(&mut self, field: SeriesField<'_>) -> Result<(), DecodeError> {
-        match field {
-            SeriesField::Exemplar(message) => {
-                check_message(message, "exemplar")?;
-                self.exemplars += 1;
-            }
-            SeriesField::Histogram(message) => {
-                check_message(message, "histogram")?;
-                self.histograms += 1;
-            }
-            SeriesField::Label { .. } | SeriesField::Sample { .. } => {}
-        }
+    fn count_exemplar(&mut self, message: &[u8]) -> Result<(), DecodeError> {
+        check_message(message, "exemplar")?;
+        self.exemplars += 1;
         Ok(())
     }
 
@@ -434,13 +456,13 @@ impl Others {
     ) {
         outcome.exemplars_dropped += self.exemplars;
         outcome.written.exemplars += self.exemplars;
-        if self.histograms > 0 {
+        if let Some(fault) = self.fault {
             let example = || {
                 let labels = labels();
-                display(&labels, labels.len())
+                format!("{}: {fault}", display(&labels, labels.len()))
             };
-            outcome.refusals.add(Reason::HistogramsNotStored, self.histograms, example);
-            outcome.refused_series.push(place, Reason::HistogramsNotStored.code());
+            outcome.refusals.add(Reason::InvalidHistogram, self.invalid, example);
+            outcome.refused_series.push(place, Reason::InvalidHistogram.code());
         }
     }
 }

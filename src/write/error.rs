@@ -256,8 +256,8 @@ pub enum Reason {
     InvalidLabels,
     /// More labels, or longer ones, than the caps allow.
     TooManyLabels,
-    /// Native histograms are not stored by this version.
-    HistogramsNotStored,
+    /// A native histogram that contradicts itself, or is longer than any is to be.
+    InvalidHistogram,
     /// The tenant or node is at its cap of series.
     TooManySeries,
     /// A histogram with custom buckets that a peer sent over Cap'n Proto, where it has no bounds.
@@ -277,7 +277,7 @@ impl Reason {
         Reason::OutOfOrderLabels,
         Reason::InvalidLabels,
         Reason::TooManyLabels,
-        Reason::HistogramsNotStored,
+        Reason::InvalidHistogram,
         Reason::TooManySeries,
         Reason::CustomBoundsLost,
     ];
@@ -295,7 +295,8 @@ impl Reason {
             Reason::OutOfOrderLabels => 8,
             Reason::InvalidLabels => 9,
             Reason::TooManyLabels => 10,
-            Reason::HistogramsNotStored => 11,
+            // 11 was that of histograms when they were not stored.
+            Reason::InvalidHistogram => 14,
             Reason::TooManySeries => 12,
             Reason::CustomBoundsLost => 13,
         }
@@ -313,7 +314,7 @@ impl Reason {
             Reason::OutOfOrderLabels => "labels out of order",
             Reason::InvalidLabels => "invalid metric name or labels",
             Reason::TooManyLabels => "labels over the cap",
-            Reason::HistogramsNotStored => "native histograms are not stored yet",
+            Reason::InvalidHistogram => "invalid native histogram",
             Reason::TooManySeries => "series over the cap",
             Reason::CustomBoundsLost => "histogram buckets whose bounds Cap'n Proto has lost",
         }

@@ -134,6 +134,8 @@ impl LocalWriter {
         }
         // Only those take it whose turn has come, so it is let in.
         let logged = batch.samples.len().saturating_mul(LOGGED_SAMPLE_BYTES);
+        // A histogram's record is no longer than it is.
+        let logged = logged.saturating_add(batch.histogram_bytes());
         held.resize_in_any_case(batch.allocated_bytes().saturating_add(logged) as u64);
         // The log lets go of it, but the batch comes back, and there may be a sync to wait for.
         let held = Arc::new(held);
@@ -141,7 +143,8 @@ impl LocalWriter {
         let stored = timeout(STORE_TIMEOUT, stored).await;
         let report = stored.unwrap_or_else(|_| Err(too_slow(id)))?;
         outcome.samples_stored = report.stored;
-        outcome.written.samples = report.stored;
+        outcome.written.samples = report.stored - report.histograms_stored;
+        outcome.written.histograms = report.histograms_stored;
         in_place(bytes, || add_refusals(&mut outcome, &report, batch)).await;
         Ok(outcome)
     }

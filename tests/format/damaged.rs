@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::database::{Copy, Floats, data_dir, floats};
+use crate::database::{Copy, Stored, data_dir, stored};
 use crate::recorded;
 
 /// Where the block of the checkpointed set ends.
@@ -55,9 +55,9 @@ fn edit(dir: &Path, edit: &Value) {
     }
 }
 
-/// The float samples that Prometheus gets back; `kept` has 0, 1 or ranges of indexes a series.
-fn kept(series: &Value, kept: &Value, mint: i64) -> Floats {
-    let mut all = Floats::new();
+/// The samples that Prometheus gets back; `kept` has 0, 1 or ranges of indexes a series.
+fn kept(series: &Value, kept: &Value, mint: i64) -> Stored {
+    let mut all = Stored::new();
     for (series, kept) in series.as_array().unwrap().iter().zip(kept.as_array().unwrap()) {
         let samples = series["samples"].as_array().unwrap();
         let index = |value: &Value| value.as_u64().unwrap() as usize;
@@ -66,13 +66,13 @@ fn kept(series: &Value, kept: &Value, mint: i64) -> Floats {
             all_or_none => vec![(0, samples.len() * index(all_or_none))],
         };
         let kept = ranges.into_iter().flat_map(|(from, to)| &samples[from..to]);
-        let kept = kept.filter_map(recorded::float).filter(|(t, _)| *t >= mint);
+        let kept = kept.map(recorded::sample).filter(|(t, _)| *t >= mint);
         all.entry(recorded::labels(&series["labels"])).or_default().extend(kept);
     }
     all
 }
 
-fn assert_contains(all: &Floats, part: &Floats, what: &str) {
+fn assert_contains(all: &Stored, part: &Stored, what: &str) {
     for (labels, samples) in part {
         for (t, v) in samples {
             let found = all.get(labels).and_then(|samples| samples.get(t));
@@ -83,7 +83,7 @@ fn assert_contains(all: &Floats, part: &Floats, what: &str) {
 
 fn play(cases_path: &str, series: &Value, mint: i64) -> usize {
     let cases = recorded::load(cases_path);
-    let recorded = recorded::floats(series, mint);
+    let recorded = recorded::stored(series, mint);
     let all_cases = cases["cases"].as_array().unwrap();
     for case in all_cases {
         let name = case["name"].as_str().unwrap();
@@ -94,7 +94,7 @@ fn play(cases_path: &str, series: &Value, mint: i64) -> usize {
         let files = copy.files();
 
         let opened = copy.open();
-        let found = floats(&opened.db);
+        let found = stored(&opened.db);
         drop(opened);
         if case["open"]["error"].is_null() {
             assert_contains(&found, &kept(series, &case["open"]["kept"], mint), name);

@@ -9,14 +9,15 @@ use ringest::clock::ManualClock;
 use ringest::disk::SystemDisk;
 use ringest::metrics::Registry;
 use ringest::model::labels::KeyBuilder;
-use ringest::tsdb::chunkenc::ENCODING_XOR;
-use ringest::tsdb::chunkenc::xor::XorIterator;
+use ringest::tsdb::chunkenc::samples::{SampleIterator, Value};
 use ringest::tsdb::env::Env;
 use ringest::tsdb::head::append::AppendReport;
 use ringest::tsdb::head::batch::Batch;
 use ringest::tsdb::options::DbOptions;
 use ringest::tsdb::querier::Querier;
 use ringest::tsdb::{Db, Opened};
+
+use crate::recorded::digest;
 
 /// Later than every recorded time, so that the wall clock bounds nothing.
 const NOW: i64 = i64::MAX / 2;
@@ -25,7 +26,7 @@ const NOW: i64 = i64::MAX / 2;
 pub(crate) type Labels = Vec<(String, String)>;
 
 /// Times to bits of values by series: all float samples of a database.
-pub(crate) type Floats = BTreeMap<Labels, BTreeMap<i64, u64>>;
+pub(crate) type Stored = BTreeMap<Labels, BTreeMap<i64, u64>>;
 
 pub(crate) fn data_dir() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tsdb")
@@ -61,10 +62,10 @@ impl Copy {
 
     /// Opens again until the end of a process would have come twice, once without a goodbye: both
     /// times `expected` is there, and both times what is written in between stays.
-    pub(crate) fn assert_serves_on(&self, name: &str, mut expected: Floats) {
+    pub(crate) fn assert_serves_on(&self, name: &str, mut expected: Stored) {
         let Opened { db, log, .. } = self.open();
         assert_eq!((log.damage_count, log.cut), (0, None), "{name}, at the second opening");
-        assert!(floats(&db) == expected, "{name}: other samples at the second opening");
+        assert!(stored(&db) == expected, "{name}: other samples at the second opening");
 
         let newest = expected.values().flat_map(BTreeMap::keys).max().copied();
         let t = newest.unwrap_or(1_700_000_000_000) + 1;
@@ -74,15 +75,15 @@ impl Copy {
         for labels in labels {
             expected.entry(labels).or_default().insert(t, t as u64);
         }
-        assert!(floats(&db) == expected, "{name}: other samples after an append");
+        assert!(stored(&db) == expected, "{name}: other samples after an append");
         // As a killed process leaves it: not closed.
         drop(db);
         let Opened { db, .. } = self.open();
-        assert!(floats(&db) == expected, "{name}: other samples after an append and a kill");
+        assert!(stored(&db) == expected, "{name}: other samples after an append and a kill");
         db.close().unwrap();
         drop(db);
         let Opened { db, .. } = self.open();
-        assert!(floats(&db) == expected, "{name}: other samples after a close");
+        assert!(stored(&db) == expected, "{name}: other samples after a close");
     }
 }
 
@@ -112,28 +113,30 @@ pub(crate) fn try_append(db: &Db, series: &[Labels], t: i64) -> AppendReport {
 }
 
 /// What a query over the whole head answers: what its log has given it.
-pub(crate) fn floats(db: &Db) -> Floats {
-    floats_of(&db.head_querier())
+pub(crate) fn stored(db: &Db) -> Stored {
+    stored_of(&db.head_querier())
 }
 
 /// What a query over head and blocks answers.
-pub(crate) fn all_floats(db: &Db) -> Floats {
-    floats_of(&db.querier(i64::MIN, i64::MAX))
+pub(crate) fn all_stored(db: &Db) -> Stored {
+    stored_of(&db.querier(i64::MIN, i64::MAX))
 }
 
-fn floats_of(querier: &Querier) -> Floats {
+fn stored_of(querier: &Querier) -> Stored {
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
-    let mut all = Floats::new();
+    let mut all = Stored::new();
     for series in querier.select(&[]).unwrap() {
         let labels = series.labels.iter().map(|(name, value)| (text(name), text(value)));
         let mut chunks = Vec::new();
         querier.chunks(&series, &mut chunks).unwrap();
-        chunks.retain(|chunk| chunk.encoding == ENCODING_XOR);
-        if chunks.is_empty() {
-            continue;
-        }
-        let samples = chunks.iter().flat_map(|chunk| XorIterator::new(&chunk.bytes));
-        let samples: Vec<(i64, u64)> = samples.map(Result::unwrap).collect();
+        let samples =
+            chunks.iter().flat_map(|chunk| SampleIterator::new(chunk.encoding, &chunk.bytes));
+        let number = |value| match value {
+            Value::Float(bits) => bits,
+            Value::Histogram(histogram) => digest(&histogram),
+        };
+        let samples = samples.map(Result::unwrap).map(|(t, value)| (t, number(value)));
+        let samples: Vec<(i64, u64)> = samples.collect();
         assert!(samples.is_sorted_by_key(|(t, _)| *t));
         let before = all.insert(labels.collect(), samples.into_iter().collect());
         assert!(before.is_none(), "a series comes twice");

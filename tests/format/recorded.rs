@@ -1,18 +1,24 @@
 //! What the JSON files say about directories.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use ringest::model::STALE_NAN_BITS;
+use ringest::model::histogram::{
+    AnyHistogram, Histogram, Layout, Numbers, ResetHint, Span, bucket_indices,
+};
 use serde_json::Value;
 
-use crate::database::{Floats, Labels, data_dir};
+use crate::database::{Labels, Stored, data_dir};
 
 pub(crate) fn load(path: &str) -> Value {
     serde_json::from_slice(&std::fs::read(data_dir().join(path)).unwrap()).unwrap()
 }
 
-/// The recorded float samples that are not older than `mint`.
-pub(crate) fn floats(series: &Value, mint: i64) -> Floats {
-    let mut all = Floats::new();
+/// The recorded samples that are not older than `mint`.
+pub(crate) fn stored(series: &Value, mint: i64) -> Stored {
+    let mut all = Stored::new();
     for series in series.as_array().unwrap() {
-        let samples = series["samples"].as_array().unwrap().iter().filter_map(float);
+        let samples = series["samples"].as_array().unwrap().iter().map(sample);
         let samples = samples.filter(|(t, _)| *t >= mint);
         all.entry(labels(&series["labels"])).or_default().extend(samples);
     }
@@ -29,13 +35,86 @@ pub(crate) fn labels(pairs: &Value) -> Labels {
     labels
 }
 
-/// `None` for a histogram. Samples with start times have one more column in front.
-pub(crate) fn float(sample: &Value) -> Option<(i64, u64)> {
+/// Time and bits, or the [digest] of a histogram. Samples with start times have one more column in
+/// front.
+pub(crate) fn sample(sample: &Value) -> (i64, u64) {
     let columns = sample.as_array().unwrap();
     let kind = columns.iter().position(|column| column.is_string()).unwrap();
-    let bits = columns[kind].as_str().unwrap();
-    if bits == "h" || bits == "fh" {
-        return None;
+    let t = columns[kind - 1].as_i64().unwrap();
+    let value = match columns[kind].as_str().unwrap() {
+        "h" => {
+            let count = |value: &Value| value.as_u64().unwrap();
+            let bucket = |value: &Value| value.as_i64().unwrap();
+            digest(&AnyHistogram::Integer(histogram(&columns[kind + 1], count, bucket)))
+        }
+        "fh" => digest(&AnyHistogram::Float(histogram(&columns[kind + 1], bits, bits))),
+        text => u64::from_str_radix(text, 16).unwrap(),
+    };
+    (t, value)
+}
+
+fn bits(value: &Value) -> f64 {
+    f64::from_bits(u64::from_str_radix(value.as_str().unwrap(), 16).unwrap())
+}
+
+fn histogram<N: Numbers>(
+    fields: &Value,
+    count: impl Fn(&Value) -> N::Count,
+    bucket: impl Fn(&Value) -> N::Bucket,
+) -> Histogram<N> {
+    fn list<T>(value: &Value, item: impl Fn(&Value) -> T) -> Vec<T> {
+        value.as_array().map(Vec::as_slice).unwrap_or_default().iter().map(item).collect()
     }
-    Some((columns[kind - 1].as_i64().unwrap(), u64::from_str_radix(bits, 16).unwrap()))
+    let span = |span: &Value| Span {
+        offset: span[0].as_i64().unwrap() as i32,
+        length: span[1].as_u64().unwrap() as u32,
+    };
+    Histogram {
+        reset_hint: ResetHint::Unknown,
+        layout: Layout {
+            schema: fields["schema"].as_i64().unwrap() as i32,
+            zero_threshold: bits(&fields["zt"]),
+            positive_spans: list(&fields["ps"], span),
+            negative_spans: list(&fields["ns"], span),
+            custom_bounds: list(&fields["cv"], bits),
+        },
+        count: count(&fields["count"]),
+        zero_count: count(&fields["zc"]),
+        sum: bits(&fields["sum"]),
+        positive: list(&fields["pb"], &bucket),
+        negative: list(&fields["nb"], &bucket),
+    }
+}
+
+/// A number of what a histogram tells, whatever empty buckets it names. That of a staleness marker is
+/// that of floats: a Prometheus that starts again may have made it one.
+pub(crate) fn digest(histogram: &AnyHistogram) -> u64 {
+    fn told<N: Numbers>(histogram: &Histogram<N>) -> String {
+        let observed = |spans: &[Span], kept: &[N::Bucket]| {
+            let mut before = N::Bucket::default();
+            let absolute = kept.iter().map(|bucket| {
+                before = N::absolute(before, *bucket);
+                before
+            });
+            let buckets = bucket_indices(spans).zip(absolute);
+            buckets.filter(|(_, count)| *count != N::Bucket::default()).collect::<Vec<_>>()
+        };
+        let Histogram { layout, count, zero_count, sum, positive, negative, .. } = histogram;
+        let Layout { schema, zero_threshold, custom_bounds, .. } = layout;
+        let positive = observed(&layout.positive_spans, positive);
+        let negative = observed(&layout.negative_spans, negative);
+        let sum = sum.to_bits();
+        format!(
+            "{schema} {zero_threshold:?} {custom_bounds:?} {count:?} {zero_count:?} {sum:x} \
+             {positive:?} {negative:?}"
+        )
+    }
+    let text = match histogram {
+        _ if histogram.is_stale() => return STALE_NAN_BITS,
+        AnyHistogram::Integer(histogram) => format!("h {}", told(histogram)),
+        AnyHistogram::Float(histogram) => format!("fh {}", told(histogram)),
+    };
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    hasher.finish()
 }

@@ -3,16 +3,16 @@
 use ringest::tsdb::head::append::Refusal;
 use serde_json::Value;
 
-use crate::database::{Copy, Floats, Labels, all_floats, append, floats, try_append};
+use crate::database::{Copy, Labels, Stored, all_stored, append, stored, try_append};
 use crate::recorded;
 
 /// Opens a copy of `dir`, and goes on with it.
-fn assert_opens_to(dir: &str, expected: Floats) {
+fn assert_opens_to(dir: &str, expected: Stored) {
     let copy = Copy::of(dir);
     let files = copy.files();
     let opened = copy.open();
     assert_eq!((opened.log.damage_count, &opened.log.cut), (0, &None), "{dir}");
-    let found = floats(&opened.db);
+    let found = stored(&opened.db);
     for labels in expected.keys().chain(found.keys()) {
         assert_eq!(found.get(labels), expected.get(labels), "{dir}: {labels:?}");
     }
@@ -25,28 +25,24 @@ fn assert_opens_to(dir: &str, expected: Floats) {
 fn logs_of_all_record_types_and_compressions() {
     let types = recorded::load("wal/types.json");
     for dir in types["dirs"].as_object().unwrap().keys() {
-        assert_opens_to(&format!("wal/{dir}"), recorded::floats(&types["series"], i64::MIN));
+        assert_opens_to(&format!("wal/{dir}"), recorded::stored(&types["series"], i64::MIN));
     }
 }
 
-/// No block takes native histograms yet, so that the log which has them stays whole behind a cut.
 #[test]
-fn a_log_with_native_histograms_is_not_cut() {
+fn what_a_log_has_of_all_kinds_is_in_the_blocks_that_are_cut_of_it() {
     let types = recorded::load("wal/types.json");
     for dir in types["dirs"].as_object().unwrap().keys() {
         let copy = Copy::of(&format!("wal/{dir}"));
         let opened = copy.open();
-        let (histograms, all) = (opened.replay.histograms_left, all_floats(&opened.db));
-        assert!(histograms > 0, "{dir}");
-        let files = copy.files();
+        let all = all_stored(&opened.db);
+        assert_eq!(opened.replay.histograms_unusable, 0, "{dir}");
         assert!(opened.db.flush().unwrap() > 0, "{dir}");
         assert_eq!(opened.db.head_time_range(), None, "{dir}");
-        assert!(copy.files().is_superset(&files), "{dir}: files are gone");
+        assert!(all_stored(&opened.db) == all, "{dir}: other samples in blocks");
         opened.db.close().unwrap();
         drop(opened);
-        let again = copy.open();
-        assert_eq!(again.replay.histograms_left, histograms, "{dir}");
-        assert!(all_floats(&again.db) == all, "{dir}: other samples");
+        assert!(all_stored(&copy.open().db) == all, "{dir}: other samples");
     }
 }
 
@@ -56,11 +52,11 @@ fn a_log_before_and_after_its_checkpoint() {
     let block_end = checkpoint["checkpoint_mint"].as_i64().unwrap();
     for dir in checkpoint["dirs"].as_object().unwrap().keys() {
         let series = &checkpoint["series"];
-        assert_opens_to(&format!("wal/{dir}/before"), recorded::floats(series, i64::MIN));
-        assert_opens_to(&format!("wal/{dir}/after"), recorded::floats(series, block_end));
+        assert_opens_to(&format!("wal/{dir}/before"), recorded::stored(series, i64::MIN));
+        assert_opens_to(&format!("wal/{dir}/after"), recorded::stored(series, block_end));
         // With its blocks the directory holds what it held before.
         let copy = Copy::of(&format!("wal/{dir}/after"));
-        assert!(all_floats(&copy.open().db) == recorded::floats(series, i64::MIN), "{dir}");
+        assert!(all_stored(&copy.open().db) == recorded::stored(series, i64::MIN), "{dir}");
     }
 }
 
@@ -68,7 +64,7 @@ fn a_log_before_and_after_its_checkpoint() {
 #[test]
 fn a_directory_with_a_memory_snapshot() {
     let snapshot = recorded::load("wal/snapshot.json");
-    assert_opens_to("wal/snapshot", recorded::floats(&snapshot["series"], i64::MIN));
+    assert_opens_to("wal/snapshot", recorded::stored(&snapshot["series"], i64::MIN));
 }
 
 /// What lies before the end of the blocks is not the head's.
@@ -79,7 +75,7 @@ fn directories_of_a_newer_prometheus() {
     let series = all.iter().find_map(|dir| dir.get("series")).unwrap();
     for dir in all {
         let dir = dir["dir"].as_str().unwrap();
-        assert_opens_to(dir, recorded::floats(series, 1_700_013_600_000));
+        assert_opens_to(dir, recorded::stored(series, 1_700_013_600_000));
     }
 }
 
@@ -88,7 +84,7 @@ fn directories_of_a_newer_prometheus() {
 #[test]
 fn a_head_beside_blocks_of_out_of_order_samples() {
     let compacted = recorded::load("wbl/compacted.json");
-    let mut expected = recorded::floats(&compacted["series"], i64::MIN);
+    let mut expected = recorded::stored(&compacted["series"], i64::MIN);
     for samples in expected.values_mut() {
         samples.retain(|t, _| t % 60_000 == 0);
     }
@@ -104,7 +100,7 @@ fn a_series_that_was_deleted_is_written_again() {
     let deleted: Labels = vec![("__name__".into(), "gold_b".into())];
     // Older than some of what was deleted.
     let t = 1_700_006_500_000;
-    let mut expected = floats(&copy.open().db);
+    let mut expected = stored(&copy.open().db);
     assert!(!expected.contains_key(&deleted));
     append(&copy.open().db, std::slice::from_ref(&deleted), t);
     expected.insert(deleted, [(t, t as u64)].into());
@@ -118,18 +114,18 @@ fn a_log_that_leaves_one_ref() {
     let series = ["a", "b"].map(|name| vec![("__name__".to_owned(), name.to_owned())]);
     let t = 1_700_006_500_000;
     let opened = copy.open();
-    let mut expected = floats(&opened.db);
+    let mut expected = stored(&opened.db);
     let report = try_append(&opened.db, &series, t);
     let refused = report.refused[Refusal::TooManySeries as usize].as_ref();
     assert_eq!((report.stored, refused.map(|(count, _)| *count)), (1, Some(1)));
     expected.insert(series[0].clone(), [(t, t as u64)].into());
-    assert!(floats(&opened.db) == expected);
+    assert!(stored(&opened.db) == expected);
     drop(opened);
-    assert!(floats(&copy.open().db) == expected);
+    assert!(stored(&copy.open().db) == expected);
 }
 
 /// What ours finds where Prometheus loses samples that the log holds.
-fn better(name: &str, case: &Value) -> Option<Floats> {
+fn better(name: &str, case: &Value) -> Option<Stored> {
     // Refs whose samples all belong to the series announced first, and that series.
     let (refs, labels): (&[u64], _) = match name {
         // Prometheus throws away what came before the second series record.
@@ -141,8 +137,8 @@ fn better(name: &str, case: &Value) -> Option<Floats> {
     let records = case["records"].as_array().unwrap().iter();
     let samples = records.filter_map(|record| record["samples"].as_array()).flatten();
     let samples = samples.filter(|sample| refs.contains(&sample[0].as_u64().unwrap()));
-    let samples = samples.filter_map(recorded::float).collect();
-    let mut expected = recorded::floats(&case["series"], i64::MIN);
+    let samples = samples.map(recorded::sample).collect();
+    let mut expected = recorded::stored(&case["series"], i64::MIN);
     expected.insert(recorded::labels(labels), samples);
     Some(expected)
 }
@@ -160,7 +156,7 @@ fn logs_that_are_rare() {
         // The block's samples are not read yet.
         let mint = if name == "below-block" { 1_700_013_600_000 } else { i64::MIN };
         let expected = better(&name, &case);
-        let expected = expected.unwrap_or_else(|| recorded::floats(&case["series"], mint));
+        let expected = expected.unwrap_or_else(|| recorded::stored(&case["series"], mint));
         assert_opens_to(&format!("wal/crafted/{name}"), expected);
         count += 1;
     }

@@ -33,6 +33,8 @@ pub enum HistogramFault {
     TooFewBounds { named: u64, bounds: usize },
     #[error("custom buckets have {0}")]
     NotOfCustom(&'static str),
+    #[error("more than {max} buckets, spans or custom bounds")]
+    TooLong { max: usize },
 }
 
 const POSITIVE: &str = "positive";

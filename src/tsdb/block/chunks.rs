@@ -20,7 +20,7 @@ use crate::model::bytes::Cursor;
 use crate::model::varint::push_varint;
 use crate::tsdb::chunk_reads::{ChunkAt, ChunkFile, FIRST_READ_BYTES};
 use crate::tsdb::chunk_set::ChunkSet;
-use crate::tsdb::chunkenc::{ENCODING_FLOAT_HISTOGRAM, ENCODING_XOR};
+use crate::tsdb::chunkenc::is_known;
 use crate::tsdb::error::{Corruption, ReadError, WriteError};
 use crate::tsdb::file::{FileWriter, RangeReader};
 use crate::tsdb::index::{BlockChunkRef, ChunkMeta};
@@ -180,11 +180,6 @@ impl ChunkFile for Segment {
             _ => Err(unsupported(self.0.path())),
         }
     }
-}
-
-/// Whether chunks of this encoding can be read. Of others it is not to look as if they were not there.
-pub fn is_known(encoding: u8) -> bool {
-    (ENCODING_XOR..=ENCODING_FLOAT_HISTOGRAM).contains(&encoding)
 }
 
 /// What is said of a block or a segment in which there is another.

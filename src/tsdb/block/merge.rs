@@ -22,8 +22,8 @@ use super::chunks::{EncodedChunk, RawChunk};
 use super::writer::BlockWriter;
 use crate::model::stop;
 use crate::model::{TimeRange, Timestamp};
-use crate::tsdb::chunkenc::ENCODING_XOR;
-use crate::tsdb::chunkenc::xor::XorIterator;
+use crate::tsdb::chunkenc::is_known;
+use crate::tsdb::chunkenc::samples::encode_if;
 use crate::tsdb::error::{Corruption, ReadError, WriteError};
 use crate::tsdb::index::{BlockSeriesRef, ChunkMeta, INDEX_FILE, LabelSymbols, SeriesReader};
 
@@ -306,18 +306,14 @@ impl<'b> Input<'b> {
         if is_whole {
             return Ok(Some(OwnedChunk { mint: meta.mint, maxt: meta.maxt, encoding, bytes }));
         }
-        if encoding != ENCODING_XOR {
-            return Err(self.block.unsupported(match encoding {
-                2 | 3 | 5 | 6 => "native histograms of which some are deleted",
-                _ => "chunks of Prometheus 3.14 of which samples are deleted",
-            }));
+        if !is_known(encoding) {
+            let what = "chunks of Prometheus 3.14 of which samples are deleted";
+            return Err(self.block.unsupported(what));
         }
         let is_left = |t: Timestamp| !self.deleted.iter().any(|span| span.overlaps(t, t));
-        let samples = XorIterator::new(&bytes)
-            .filter(|sample| !matches!(sample, Ok((t, _)) if !is_left(*t)))
-            .collect::<Result<Vec<_>, _>>();
-        let samples = samples.map_err(|err| self.block.damaged_chunk(meta, err.0))?;
-        Ok(OwnedChunk::of_samples(&samples))
+        let (left, read) = encode_if(encoding, &bytes, is_left);
+        read.map_err(|err| self.block.damaged_chunk(meta, err.0))?;
+        Ok(left.map(|left| OwnedChunk::of(left.finish())))
     }
 }
 

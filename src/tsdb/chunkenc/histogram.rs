@@ -261,6 +261,8 @@ pub struct OpenHistogramChunk<N: Encoded> {
     /// Header included.
     bits: BitWriter,
     count: u16,
+    /// Time of the first sample.
+    mint: i64,
     layout: Layout,
     t: Delta,
     observations: N::CountTrack,
@@ -301,6 +303,7 @@ impl<N: Encoded> OpenHistogramChunk<N> {
         let mut chunk = OpenHistogramChunk {
             bits: BitWriter::after(&[0; HEADER_BYTES]),
             count: 0,
+            mint: t,
             layout: Layout::default(),
             t: Delta::default(),
             observations: N::CountTrack::default(),
@@ -315,9 +318,8 @@ impl<N: Encoded> OpenHistogramChunk<N> {
     }
 
     /// Takes a sample that is later than the last. The caller upholds that its spans name its buckets,
-    /// and that the chunk holds fewer than 65535 samples. Where the chunk has buckets that the sample
-    /// lacks, the sample has them afterwards.
-    pub fn append(&mut self, t: i64, sample: &mut Histogram<N>) -> Taken<N> {
+    /// and that the chunk holds fewer than 65535 samples.
+    pub fn append(&mut self, t: i64, sample: &Histogram<N>) -> Taken<N> {
         let inserts = match self.fit(sample) {
             Fit::Takes(inserts) => inserts,
             Fit::BeginsAnew(reset) => {
@@ -330,16 +332,18 @@ impl<N: Encoded> OpenHistogramChunk<N> {
                 return Taken::Begun(Box::new(Self::begin_as(header, t, sample)));
             }
         };
-        let mut taken = Taken::Appended;
-        if let Some(inserts) = inserts {
-            self.widen_sample(sample, &inserts);
-            if inserts.into_chunk.iter().any(|inserts| !inserts.is_empty()) {
-                self.recode(&inserts, sample);
-                taken = Taken::Recoded;
-            }
+        let Some(inserts) = inserts else {
+            self.push_next(t, sample);
+            return Taken::Appended;
+        };
+        let mut widened = sample.clone();
+        self.widen_sample(&mut widened, &inserts);
+        let is_recoded = inserts.into_chunk.iter().any(|inserts| !inserts.is_empty());
+        if is_recoded {
+            self.recode(&inserts, &widened);
         }
-        self.push_next(t, sample);
-        taken
+        self.push_next(t, &widened);
+        if is_recoded { Taken::Recoded } else { Taken::Appended }
     }
 
     /// Samples in the chunk.
@@ -347,9 +351,43 @@ impl<N: Encoded> OpenHistogramChunk<N> {
         self.count
     }
 
+    /// Time of the first sample.
+    pub fn first_time(&self) -> i64 {
+        self.mint
+    }
+
     /// Time of the last sample.
     pub fn last_time(&self) -> i64 {
         self.t.value
+    }
+
+    /// The last sample.
+    pub fn last(&self) -> Histogram<N> {
+        if is_stale(self.sum.value()) {
+            return Histogram::stale();
+        }
+        Histogram {
+            reset_hint: match self.header() {
+                ResetHeader::Gauge => ResetHint::Gauge,
+                _ => ResetHint::Unknown,
+            },
+            layout: self.layout.clone(),
+            count: self.observations.value(),
+            zero_count: self.zero_count.value(),
+            sum: self.sum.value(),
+            positive: self.positive.iter().map(Track::value).collect(),
+            negative: self.negative.iter().map(Track::value).collect(),
+        }
+    }
+
+    /// Buckets of both sides.
+    pub fn bucket_count(&self) -> usize {
+        self.positive.len() + self.negative.len()
+    }
+
+    /// Whether a sample has the chunk's spans.
+    pub fn has_buckets_of(&self, sample: &Histogram<N>) -> bool {
+        has_buckets_of(&self.layout, &sample.layout)
     }
 
     /// The chunk as it stands.
@@ -492,8 +530,8 @@ impl<N: Encoded> OpenHistogramChunk<N> {
     }
 
     fn push_first(&mut self, t: i64, sample: &Histogram<N>) {
-        let empty = Histogram { sum: sample.sum, ..Histogram::default() };
-        let sample = if sample.is_stale() { &empty } else { sample };
+        let marker = Histogram::stale();
+        let sample = if sample.is_stale() { &marker } else { sample };
         let bits = &mut self.bits;
         push_layout(bits, &sample.layout);
         self.layout.clone_from(&sample.layout);
@@ -630,7 +668,7 @@ impl<'a, N: Encoded> HistogramIterator<'a, N> {
 
     fn copy_to(&self, sample: &mut Histogram<N>) {
         if is_stale(self.sum.value()) {
-            *sample = Histogram { sum: self.sum.value(), ..Histogram::default() };
+            *sample = Histogram::stale();
             return;
         }
         sample.reset_hint = match self.header {

@@ -120,7 +120,6 @@ impl Truncation {
         self.own_from = segment;
         let further = replay.further_refs.iter();
         self.forgotten = further.map(|(series, known_by)| (*series, in_log(*known_by))).collect();
-        self.keeps_all |= replay.histograms_left > 0;
         if let Some(coverage) = &mut self.coverage {
             let ReplayReport { samples, samples_skipped, samples_mapped, .. } = *replay;
             coverage.in_log = samples + samples_skipped + samples_mapped;

@@ -12,6 +12,7 @@
 
 mod group;
 mod judge;
+mod records;
 mod unsynced;
 
 use std::cell::RefCell;
@@ -24,18 +25,21 @@ use parking_lot::RwLockWriteGuard;
 use crate::model::fingerprint::Fingerprint;
 use crate::model::key_table::{Adder, Slot};
 use crate::model::labels::{LabelIter, SeriesKey};
-use crate::model::{HeadSeriesRef, Timestamp};
+use crate::model::{HeadSeriesRef, STALE_NAN_BITS, Timestamp};
+use crate::tsdb::chunkenc::samples::ValueRef;
 use crate::tsdb::head::Head;
-use crate::tsdb::head::append::group::{AcceptedSample, Group, Mark};
+use crate::tsdb::head::append::group::{
+    AcceptedKind, AcceptedSample, BATCH_SHIFT, Group, Mark, RecordKind,
+};
 use crate::tsdb::head::append::judge::{LateSample, Repeats, Verdict, judge, judge_late};
+use crate::tsdb::head::append::records::RefHistogram;
 use crate::tsdb::head::append::unsynced::Unsynced;
-use crate::tsdb::head::batch::{Batch, NEW_BIT, NewSeries};
+use crate::tsdb::head::batch::{Batch, BatchSample, NEW_BIT, NewSeries, SampleKind};
 use crate::tsdb::head::catalog::Catalog;
 use crate::tsdb::head::series::{Cut, SeriesState};
 use crate::tsdb::head::slots::FreeSlots;
 use crate::tsdb::head::states::States;
 use crate::tsdb::wal::names::Gist;
-use crate::tsdb::wal::record;
 use crate::tsdb::wal::{Appended, LogPosition, SegmentIndex, Wal, WalError};
 
 /// Why a sample was refused for good.
@@ -64,6 +68,8 @@ impl Refusal {
 pub struct AppendReport {
     /// Samples that are in the head now, those that were there before included.
     pub stored: u64,
+    /// Those of them that are histograms.
+    pub histograms_stored: u64,
     /// By [`Refusal`], in the order of [`Refusal::ALL`]: how many, and the key of one series.
     pub refused: [Option<(u64, SeriesKey)>; Refusal::ALL.len()],
     /// The log must be synced up to here for the samples to be durable.
@@ -80,6 +86,13 @@ pub struct AppendReport {
 pub type AppendResults = Vec<Result<AppendReport, WalError>>;
 
 impl AppendReport {
+    /// Counts a sample that is in the head now.
+    #[inline]
+    fn count_stored(&mut self, kind: SampleKind) {
+        self.stored += 1;
+        self.histograms_stored += u64::from(kind == SampleKind::Histogram);
+    }
+
     /// Counts the refusal of the batch's `sample`.
     fn refuse(&mut self, sample: usize, refusal: Refusal, key: impl FnOnce() -> SeriesKey) {
         // A batch has fewer samples than 2^32.
@@ -128,11 +141,17 @@ struct Scratch {
     /// The slots of the series that the batch made, rising, and their places among its new series.
     made: Vec<(Slot, usize)>,
     record_samples: Vec<RefSample>,
+    record_histograms: Vec<RefHistogram>,
+    /// How many samples and histograms go into the records before others: those of a series are to be
+    /// found in their order.
+    record_parts: Vec<(usize, usize)>,
 }
 
 impl Scratch {
     fn capacity_bytes(&self) -> usize {
         self.record_samples.capacity() * size_of::<RefSample>()
+            + self.record_histograms.capacity() * size_of::<RefHistogram>()
+            + self.record_parts.capacity() * size_of::<(usize, usize)>()
             + self.resolved.capacity() * size_of::<Option<Slot>>()
             + self.forgotten.capacity() * size_of::<(Slot, Option<Slot>)>()
             + self.made.capacity() * size_of::<(Slot, usize)>()
@@ -147,26 +166,6 @@ impl Scratch {
             }
             _ => Batch::slot_of(series, &self.resolved),
         }
-    }
-}
-
-/// Finds the keys of the series that a batch made.
-struct MadeKeys<'b> {
-    batch: &'b Batch,
-    made: &'b [(Slot, usize)],
-    /// Where the one after the last that was asked for is: they mostly come in order.
-    next: usize,
-}
-
-impl<'b> MadeKeys<'b> {
-    fn of(&mut self, slot: Slot) -> Option<&'b [u8]> {
-        let is_next = self.made.get(self.next).is_some_and(|(made, _)| *made == slot);
-        let at = match is_next {
-            true => self.next,
-            false => self.made.binary_search_by_key(&slot, |(made, _)| *made).ok()?,
-        };
-        self.next = at + 1;
-        Some(self.batch.key(&self.batch.new_series[self.made[at].1]))
     }
 }
 
@@ -244,25 +243,27 @@ impl Head {
         (log.group, log.scratch) = BUFFERS.take();
         log.begin_group();
         while let Some(batch) = batches.get(results.len()) {
-            match self.stage(log, batch) {
+            match self.stage(log, batch, results.len()) {
                 Ok(result) => results.push(result),
                 Err(SharesSeries) => {
-                    self.commit(log, &mut results[begun_at..]);
+                    self.commit(log, batches, &mut results[begun_at..]);
                     begun_at = results.len();
                     log.begin_group();
                 }
             }
         }
-        self.commit(log, &mut results[begun_at..]);
+        self.commit(log, batches, &mut results[begun_at..]);
         log.give_back_buffers();
         results
     }
 
-    /// Checks a batch and adds what it stores to the group.
+    /// Checks a batch and adds what it stores to the group. `number` is its place among those that are
+    /// appended together.
     fn stage(
         &self,
         log: &mut LogSide,
         batch: &Batch,
+        number: usize,
     ) -> Result<Result<AppendReport, WalError>, SharesSeries> {
         let Some(wal) = &log.wal else {
             return Ok(Err(WalError::io(io::Error::other(LOG_CLOSED))));
@@ -276,7 +277,7 @@ impl Head {
         self.resolve_forgotten(log, catalog, batch, bounds);
         self.resolve_new_series(log, catalog, batch, bounds);
         let mark = log.group.mark();
-        let checked = self.check(log, batch, bounds, &mut report);
+        let checked = self.check(log, (batch, number), bounds, &mut report);
         let looked = checked.map(|late| self.look_up_late(late, batch, bounds, &mut report));
         if !matches!(looked, Ok(Ok(()))) {
             log.has_refused_series |= log.group.unlogged.len() > mark.unlogged;
@@ -285,7 +286,7 @@ impl Head {
         if let Err(unread) = looked? {
             return Ok(Err(unread));
         }
-        self.count_refusals(&report);
+        self.count_refusals(batch, &report);
         if log.group.accepted.len() == mark.accepted {
             return Ok(Ok(report));
         }
@@ -299,7 +300,12 @@ impl Head {
 
     /// Writes the group to the log and applies it. When that fails, nothing of it is stored, and
     /// all its results become the error: even what was refused was judged by what failed.
-    fn commit(&self, log: &mut LogSide, results: &mut [Result<AppendReport, WalError>]) {
+    fn commit(
+        &self,
+        log: &mut LogSide,
+        batches: &[&Batch],
+        results: &mut [Result<AppendReport, WalError>],
+    ) {
         if log.group.ends.is_empty() {
             return;
         }
@@ -322,7 +328,7 @@ impl Head {
                     report.closed_segment = logged.closed_segment();
                 }
                 log.note_unsynced(logged.end());
-                self.apply(&log.group, logged);
+                self.apply(&log.group, batches, logged);
             }
             Err(err) => {
                 log.has_refused_series |= !log.group.unlogged.is_empty();
@@ -348,11 +354,15 @@ impl Head {
         (group.mint, group.maxt) = (mark.mint, mark.maxt);
     }
 
-    fn count_refusals(&self, report: &AppendReport) {
+    fn count_refusals(&self, batch: &Batch, report: &AppendReport) {
         for (refusal, refused) in Refusal::ALL.into_iter().zip(&report.refused) {
-            if let Some((count, _)) = refused {
-                self.metrics.count_refusals(refusal, *count);
-            }
+            let Some((count, _)) = refused else { continue };
+            let is_such = |(place, why): &&(u32, Refusal)| {
+                let kind = batch.samples[*place as usize].kind;
+                *why == refusal && kind == SampleKind::Histogram
+            };
+            let histograms = report.refused_samples.iter().filter(is_such).count() as u64;
+            self.metrics.count_refusals(refusal, count - histograms, histograms);
         }
     }
 
@@ -527,7 +537,7 @@ impl Head {
     fn check(
         &self,
         log: &mut LogSide,
-        batch: &Batch,
+        (batch, number): (&Batch, usize),
         bounds: Bounds,
         report: &mut AppendReport,
     ) -> Result<Vec<LateSample>, SharesSeries> {
@@ -538,6 +548,8 @@ impl Head {
         let mut record_samples = std::mem::take(&mut scratch.record_samples);
         let accepted_before = accepted.len();
         record_samples.clear();
+        scratch.record_histograms.clear();
+        scratch.record_parts.clear();
         let mut repeats = Repeats::default();
         let (mut refused, mut late) = (Vec::new(), Vec::new());
         let mut states = self.states.write();
@@ -552,23 +564,29 @@ impl Head {
                     continue;
                 };
                 let state = states.get_mut(slot);
-                let last = match state.mark(*request) {
-                    0 => {
-                        let own = &accepted[accepted_before..];
-                        repeats.last_of(slot, own).or_else(|| state.last())
-                    }
+                let own = match state.mark(*request) {
+                    0 => repeats.last_of(slot, &accepted[accepted_before..]),
                     batches if batches <= batches_before => {
                         scratch.record_samples = record_samples;
                         return Err(SharesSeries);
                     }
-                    _ => state.last(),
+                    _ => None,
                 };
-                let verdict = match judge(sample, last, bounds) {
+                let last = own.map(|own| own.t).or_else(|| state.last().map(|(t, _)| t));
+                let verdict = match judge(sample.t, last, bounds) {
                     Some(verdict) => verdict,
-                    None => judge_late(sample, last, bounds, &states, slot),
+                    None => judge_late(batch, sample, last, own, bounds, &states, slot),
                 };
                 match verdict {
                     Verdict::Append => {
+                        let kind = match sample.kind {
+                            SampleKind::Float if sample.v != STALE_NAN_BITS => AcceptedKind::Float,
+                            _ => accepted_kind(batch, sample, own, &states, slot),
+                        };
+                        if own.is_some_and(|own| own.kind.record() != kind.record()) {
+                            let ends = (record_samples.len(), scratch.record_histograms.len());
+                            scratch.record_parts.push(ends);
+                        }
                         let state = states.get_mut(slot);
                         if state.is_unlogged() {
                             unlogged.push(slot);
@@ -582,14 +600,25 @@ impl Head {
                             meanwhile.push(slot);
                         }
                         let series_ref = state.series_ref();
-                        record_samples.push(RefSample { series_ref, t: sample.t, v: sample.v });
-                        accepted.push(AcceptedSample { t: sample.t, v: sample.v, slot });
+                        let &BatchSample { t, mut v, .. } = sample;
+                        if kind == AcceptedKind::Float {
+                            record_samples.push(RefSample { series_ref, t, v });
+                        } else {
+                            // A batch has fewer histograms than 2^32.
+                            let place = v as u32;
+                            let logged = RefHistogram { series_ref, t, kind, place };
+                            scratch.record_histograms.push(logged);
+                            if let AcceptedKind::Histogram(_) = kind {
+                                v |= (number as u64) << BATCH_SHIFT;
+                            }
+                        }
+                        accepted.push(AcceptedSample { t, v, slot, kind });
                         repeats.note(slot, accepted.len() - accepted_before - 1);
-                        *mint = (*mint).min(sample.t);
-                        *maxt = (*maxt).max(sample.t);
-                        report.stored += 1;
+                        *mint = (*mint).min(t);
+                        *maxt = (*maxt).max(t);
+                        report.count_stored(sample.kind);
                     }
-                    Verdict::Stored => report.stored += 1,
+                    Verdict::Stored => report.count_stored(sample.kind),
                     Verdict::Refuse(refusal) => refused.push((place, refusal, slot)),
                     Verdict::LookInto(chunk) => late.push(LateSample { place, slot, chunk }),
                 }
@@ -604,73 +633,59 @@ impl Head {
         Ok(late)
     }
 
-    /// Adds the records of the batch that was just checked: its series that are not in the log yet,
-    /// then its accepted samples.
-    fn encode(
-        &self,
-        log: &mut LogSide,
-        catalog: &Catalog,
-        batch: &Batch,
-        mark: &Mark,
-    ) -> Result<(), WalError> {
-        let Group { unlogged, records, ends, .. } = &mut log.group;
-        let unlogged = &unlogged[mark.unlogged..];
-        if !unlogged.is_empty() {
-            let mut made = MadeKeys { batch, made: &log.scratch.made, next: 0 };
-            let labels = catalog.labels();
-            let states = self.states.read();
-            record::begin_series(records);
-            for slot in unlogged {
-                let series_ref = states.get(*slot).series_ref();
-                match made.of(*slot) {
-                    Some(key) => {
-                        let labels = LabelIter::of_canonical(key);
-                        record::push_series(records, series_ref, labels);
-                    }
-                    // One that was made before, and has no record yet.
-                    None => {
-                        let labels = catalog.labels_in(&labels, *slot);
-                        record::push_series(records, series_ref, labels);
-                    }
-                }
-            }
-            ends.push(records.len());
-        }
-        let samples = log.scratch.record_samples.iter();
-        record::encode_samples(
-            records,
-            samples.map(|sample| (sample.series_ref, sample.t, sample.v)),
-        );
-        ends.push(records.len());
-        // One that is too long is its own batch's fault, not the group's.
-        let mut start = mark.records;
-        for end in &ends[mark.ends..] {
-            Wal::check_record(&records[start..*end])?;
-            start = *end;
-        }
-        Ok(())
-    }
-
     /// Puts logged samples into their series. The proof that they are logged is the argument.
-    fn apply(&self, group: &Group, _logged: Appended) {
+    fn apply(&self, group: &Group, batches: &[&Batch], _logged: Appended) {
         let block_range = self.options.block_range;
-        let mut chunks_created = 0;
+        let (mut chunks_created, mut histograms) = (0, 0);
         let mut states = self.states.write();
         for (i, window) in group.accepted.chunks(TOUCHED_TOGETHER).enumerate() {
             let_readers_in(i, &mut states);
             touch(&states, window.iter().map(|sample| sample.slot));
             for sample in window {
-                if states.append(sample.slot, sample.t, sample.v, block_range) == Cut::Began {
+                let &AcceptedSample { t, v, slot, kind } = sample;
+                let cut = match kind {
+                    AcceptedKind::Float => states.append(slot, t, v, block_range),
+                    AcceptedKind::Histogram(_) => {
+                        histograms += 1;
+                        let histogram = batches[(v >> BATCH_SHIFT) as usize].histogram(v as u32);
+                        states.append_histogram(slot, t, histogram, block_range)
+                    }
+                    AcceptedKind::Stale(kind) => {
+                        histograms += 1;
+                        states.append_histogram(slot, t, &kind.stale(), block_range)
+                    }
+                };
+                if cut == Cut::Began {
                     chunks_created += 1;
                 }
             }
         }
         drop(states);
         self.extend_time_range(group.mint, group.maxt);
-        self.metrics.samples_appended.add(group.accepted.len() as u64);
+        self.metrics.samples_appended.add(group.accepted.len() as u64 - histograms);
+        self.metrics.histograms_appended.add(histograms);
         self.metrics.chunks_created.add(chunks_created);
         self.metrics.chunks.add(chunks_created as f64);
     }
+}
+
+/// What a sample is that is not a plain float. A float that is a staleness marker goes to what it ends.
+#[cold]
+fn accepted_kind(
+    batch: &Batch,
+    sample: &BatchSample,
+    own: Option<AcceptedSample>,
+    states: &States,
+    slot: Slot,
+) -> AcceptedKind {
+    if let ValueRef::Histogram(histogram) = batch.value(sample) {
+        return AcceptedKind::Histogram(RecordKind::of(histogram));
+    }
+    let before = match own {
+        Some(own) => own.kind.histograms(),
+        None => states.histogram_kind(slot),
+    };
+    before.map_or(AcceptedKind::Float, AcceptedKind::Stale)
 }
 
 fn refuse_unmade(batch: &Batch, place: usize, bounds: Bounds, report: &mut AppendReport) {

@@ -4,18 +4,30 @@ use std::sync::Arc;
 
 use crate::model::Timestamp;
 use crate::model::fingerprint::Fingerprint;
+use crate::model::histogram::AnyHistogram;
 use crate::model::key_table::{Lookup, Rules, Slot};
 use crate::model::labels::SeriesKey;
+use crate::tsdb::chunkenc::samples::ValueRef;
 use crate::tsdb::head::catalog::Catalog;
 
-/// One float sample. `series` is a slot, or with [`NEW_BIT`] an index of the batch's new series.
+/// One sample. `series` is a slot, or with [`NEW_BIT`] an index of the batch's new series.
 #[derive(Clone, Copy, Debug)]
 pub struct BatchSample {
     pub t: Timestamp,
-    /// Bits of the value.
+    /// Bits of a float, or the place of a histogram among the batch's.
     pub v: u64,
     pub series: u32,
+    pub kind: SampleKind,
 }
+
+/// What a sample of a batch is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SampleKind {
+    Float,
+    Histogram,
+}
+
+const _: () = assert!(size_of::<BatchSample>() == 24, "the kind fills a gap");
 
 /// Set in [`BatchSample::series`] of series that the look-up did not know.
 pub const NEW_BIT: u32 = 1 << 31;
@@ -41,6 +53,9 @@ pub struct Batch {
     pub samples: Vec<BatchSample>,
     pub new_series: Vec<NewSeries>,
     pub aliases: Vec<NewAlias>,
+    /// Those that samples name, in their order, and what they take beside themselves.
+    histograms: Vec<AnyHistogram>,
+    histogram_bytes: usize,
     /// Keys of new series and raw bytes of aliases.
     bytes: Vec<u8>,
     /// Series messages with another number of samples than one, in order.
@@ -66,13 +81,16 @@ impl Batch {
         let kept_bytes = self.bytes.capacity()
             + self.uneven.capacity() * size_of::<Uneven>()
             + self.new_series.capacity() * size_of::<NewSeries>()
-            + self.aliases.capacity() * size_of::<NewAlias>();
+            + self.aliases.capacity() * size_of::<NewAlias>()
+            + self.histograms.capacity() * size_of::<AnyHistogram>();
         if kept_bytes > KEPT_BYTES_MAX || self.samples.capacity() > KEPT_SAMPLES_MAX {
             *self = Batch::default();
             return;
         }
         self.catalog = None;
         self.samples.clear();
+        self.histograms.clear();
+        self.histogram_bytes = 0;
         self.new_series.clear();
         self.aliases.clear();
         self.bytes.clear();
@@ -96,6 +114,8 @@ impl Batch {
             + self.new_series.capacity() * size_of::<NewSeries>()
             + self.aliases.capacity() * size_of::<NewAlias>()
             + self.uneven.capacity() * size_of::<Uneven>()
+            + self.histograms.capacity() * size_of::<AnyHistogram>()
+            + self.histogram_bytes
             + self.bytes.capacity()
     }
 
@@ -141,9 +161,55 @@ impl Batch {
         grow(&mut self.uneven, 1, allocated, admit)
     }
 
+    /// The same for a histogram that is read from a message of so many bytes.
+    pub fn reserve_histogram<E>(
+        &mut self,
+        message_bytes: usize,
+        mut admit: impl FnMut(usize) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let allocated = self.allocated_bytes();
+        admit(allocated.saturating_add(message_bytes.saturating_mul(HISTOGRAM_GROWTH)))?;
+        grow(&mut self.histograms, 1, allocated, admit)
+    }
+
     #[inline]
     pub fn push(&mut self, series: u32, t: Timestamp, v: u64) {
-        self.samples.push(BatchSample { t, v, series });
+        self.samples.push(BatchSample { t, v, series, kind: SampleKind::Float });
+    }
+
+    pub fn push_histogram(&mut self, series: u32, t: Timestamp, histogram: AnyHistogram) {
+        let place = self.histograms.len() as u64;
+        self.histogram_bytes += histogram.heap_bytes();
+        self.histograms.push(histogram);
+        self.samples.push(BatchSample { t, v: place, series, kind: SampleKind::Histogram });
+    }
+
+    /// The histogram that a sample names.
+    pub fn histogram(&self, place: u32) -> &AnyHistogram {
+        &self.histograms[place as usize]
+    }
+
+    /// What a sample says.
+    pub fn value(&self, sample: &BatchSample) -> ValueRef<'_> {
+        match sample.kind {
+            SampleKind::Float => ValueRef::Float(sample.v),
+            SampleKind::Histogram => ValueRef::Histogram(&self.histograms[sample.v as usize]),
+        }
+    }
+
+    /// Bytes that the histograms take beside themselves.
+    pub fn histogram_bytes(&self) -> usize {
+        self.histogram_bytes
+    }
+
+    /// Takes the samples behind the first `count` out.
+    pub fn truncate(&mut self, count: usize) {
+        let is_histogram = |sample: &&BatchSample| sample.kind == SampleKind::Histogram;
+        if let Some(first) = self.samples.iter().skip(count).find(is_histogram) {
+            let gone = self.histograms.drain(first.v as usize..);
+            self.histogram_bytes -= gone.map(|histogram| histogram.heap_bytes()).sum::<usize>();
+        }
+        self.samples.truncate(count);
     }
 
     /// Ends the series message at `place` in the request, which may have any number of samples. Those
@@ -221,6 +287,9 @@ impl Batch {
         }
     }
 }
+
+/// A byte of a message may name a bucket, which takes eight, and twice as many as a list grows.
+const HISTOGRAM_GROWTH: usize = 16;
 
 /// Elements that a buffer has room for from the first one on.
 const ROOM_MIN: usize = 16;

@@ -9,6 +9,7 @@ use std::cell::Cell;
 use crate::model::key_table::Slot;
 use crate::model::{HeadSeriesRef, Timestamp};
 use crate::tsdb::head::Head;
+use crate::tsdb::head::metrics::HeadMetrics;
 use crate::tsdb::head_chunks::seal::{SealError, SealedFiles};
 
 /// Series looked at under one hold of the states' lock.
@@ -52,7 +53,8 @@ impl Head {
 
     /// Samples that were stored so far.
     pub fn samples_stored(&self) -> u64 {
-        self.metrics.samples_appended.value() as u64
+        let HeadMetrics { samples_appended, histograms_appended, .. } = &self.metrics;
+        (samples_appended.value() + histograms_appended.value()) as u64
     }
 
     /// What sealed files have.

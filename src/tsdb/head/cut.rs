@@ -8,10 +8,6 @@
 //! bytes a label of the head that is like no other, 24 a series in the block, and what the writer
 //! keeps, which is a byte or two a label of a series.
 
-use std::sync::Arc;
-
-use thin_vec::ThinVec;
-
 use crate::model::key_table::Slot;
 use crate::model::pairs::{PairId, Text};
 use crate::model::stop;
@@ -19,8 +15,7 @@ use crate::model::{TimeRange, Timestamp};
 use crate::tsdb::block::chunks::EncodedChunk;
 use crate::tsdb::block::writer::BlockWriter;
 use crate::tsdb::chunk_set::{ChunkSet, ChunkView};
-use crate::tsdb::chunkenc::ENCODING_XOR;
-use crate::tsdb::chunkenc::xor::{XorIterator, XorState};
+use crate::tsdb::chunkenc::samples::{Encoded, encode_if};
 use crate::tsdb::error::WriteError;
 use crate::tsdb::head::Head;
 use crate::tsdb::head::catalog::Catalog;
@@ -144,11 +139,7 @@ impl Head {
 enum Kept<'c> {
     Whole(ChunkView<'c>),
     /// The chunk goes beyond the span.
-    Part {
-        mint: Timestamp,
-        maxt: Timestamp,
-        bytes: Arc<[u8]>,
-    },
+    Part(Encoded),
 }
 
 impl<'c> Kept<'c> {
@@ -156,12 +147,9 @@ impl<'c> Kept<'c> {
         if span.start <= chunk.mint && chunk.maxt < span.end {
             return Some(Kept::Whole(chunk));
         }
-        let (mut xor, mut bytes) = (XorState::default(), ThinVec::new());
-        let samples = XorIterator::new(chunk.bytes).flatten();
-        let kept = samples.filter(|(t, _)| (span.start..span.end).contains(t));
-        kept.for_each(|(t, v)| xor.append(&mut bytes, t, v));
-        let mint = xor.first_time(&bytes);
-        (xor.count > 0).then(|| Kept::Part { mint, maxt: xor.t, bytes: xor.snapshot(&bytes) })
+        let is_kept = |t| (span.start..span.end).contains(&t);
+        let (kept, _) = encode_if(chunk.encoding, chunk.bytes, is_kept);
+        kept.map(|kept| Kept::Part(kept.finish()))
     }
 
     fn encoded(&self) -> EncodedChunk<'_> {
@@ -169,8 +157,8 @@ impl<'c> Kept<'c> {
             Kept::Whole(ChunkView { mint, maxt, encoding, bytes }) => {
                 EncodedChunk { mint, maxt, encoding, bytes }
             }
-            Kept::Part { mint, maxt, ref bytes } => {
-                EncodedChunk { mint, maxt, encoding: ENCODING_XOR, bytes }
+            Kept::Part(Encoded { mint, maxt, encoding, ref bytes }) => {
+                EncodedChunk { mint, maxt, encoding, bytes }
             }
         }
     }

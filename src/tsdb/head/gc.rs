@@ -139,7 +139,9 @@ impl Head {
         let mut bytes = Vec::new();
         for (slot, chunk) in chunks {
             match chunk.read(&mut bytes) {
-                Ok(()) => self.states.write().shorten(slot, &chunk, mint, &bytes),
+                Ok(encoding) => {
+                    self.states.write().shorten(slot, &chunk, mint, (encoding, &bytes));
+                }
                 Err(err) => tracing::warn!(%err, "a head chunk cannot be shortened"),
             }
         }

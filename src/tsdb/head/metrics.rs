@@ -3,6 +3,10 @@
 use crate::metrics::{Counter, CounterVec, Gauge, Registry};
 use crate::tsdb::head::append::Refusal;
 
+/// Values of the label `type`.
+const FLOAT: &str = "float";
+const HISTOGRAM: &str = "histogram";
+
 pub struct HeadMetrics {
     pub series: Gauge,
     pub series_created: Counter,
@@ -10,13 +14,15 @@ pub struct HeadMetrics {
     pub chunks: Gauge,
     pub chunks_created: Counter,
     pub chunks_removed: Counter,
+    /// Floats.
     pub samples_appended: Counter,
+    pub histograms_appended: Counter,
     pub min_time: Gauge,
     pub max_time: Gauge,
     pub lowest_timestamp: Gauge,
     pub replay_seconds: Gauge,
-    out_of_order: LazyCounter,
-    out_of_bounds: LazyCounter,
+    out_of_order: ByType,
+    out_of_bounds: ByType,
     too_far_in_future: LazyCounter,
     duplicate_for_timestamp: LazyCounter,
     too_many_series: LazyCounter,
@@ -30,9 +36,24 @@ struct LazyCounter {
     value: &'static str,
 }
 
+/// Of floats, and of histograms.
+struct ByType {
+    floats: LazyCounter,
+    histograms: LazyCounter,
+}
+
+impl ByType {
+    fn add(&self, floats: u64, histograms: u64) {
+        self.floats.add(floats);
+        self.histograms.add(histograms);
+    }
+}
+
 impl LazyCounter {
     fn add(&self, count: u64) {
-        self.family.with(&[&self.tenant, self.value]).add(count);
+        if count > 0 {
+            self.family.with(&[&self.tenant, self.value]).add(count);
+        }
     }
 }
 
@@ -41,11 +62,15 @@ impl HeadMetrics {
         let gauge = |name, help| registry.gauge_vec(name, help, &["tenant"]).with(&[tenant]);
         let counter = |name, help| registry.counter_vec(name, help, &["tenant"]).with(&[tenant]);
         let by_type = |name, help| registry.counter_vec(name, help, &["tenant", "type"]);
-        let lazy = |name, help| LazyCounter {
-            family: by_type(name, help),
-            tenant: tenant.into(),
-            value: "float",
+        let lazy = |name, help| {
+            let of =
+                |value| LazyCounter { family: by_type(name, help), tenant: tenant.into(), value };
+            ByType { floats: of(FLOAT), histograms: of(HISTOGRAM) }
         };
+        let appended = by_type(
+            "prometheus_tsdb_head_samples_appended_total",
+            "Total number of appended samples.",
+        );
         let refused = registry.counter_vec(
             "ringest_head_samples_refused_total",
             "Samples refused for reasons that Prometheus has no counters for: too_many_series means \
@@ -78,11 +103,8 @@ impl HeadMetrics {
                 "prometheus_tsdb_head_chunks_removed_total",
                 "Total number of chunks removed in the head.",
             ),
-            samples_appended: by_type(
-                "prometheus_tsdb_head_samples_appended_total",
-                "Total number of appended samples.",
-            )
-            .with(&[tenant, "float"]),
+            samples_appended: appended.with(&[tenant, FLOAT]),
+            histograms_appended: appended.with(&[tenant, HISTOGRAM]),
             min_time: gauge(
                 "prometheus_tsdb_head_min_time",
                 "Minimum time bound of the head block, in milliseconds.",
@@ -113,13 +135,14 @@ impl HeadMetrics {
         }
     }
 
-    pub fn count_refusals(&self, refusal: Refusal, count: u64) {
+    pub fn count_refusals(&self, refusal: Refusal, floats: u64, histograms: u64) {
+        let all = floats + histograms;
         match refusal {
-            Refusal::OutOfOrder => self.out_of_order.add(count),
-            Refusal::OutOfBounds => self.out_of_bounds.add(count),
-            Refusal::TooFarInFuture => self.too_far_in_future.add(count),
-            Refusal::DuplicateForTimestamp => self.duplicate_for_timestamp.add(count),
-            Refusal::TooManySeries => self.too_many_series.add(count),
+            Refusal::OutOfOrder => self.out_of_order.add(floats, histograms),
+            Refusal::OutOfBounds => self.out_of_bounds.add(floats, histograms),
+            Refusal::TooFarInFuture => self.too_far_in_future.add(all),
+            Refusal::DuplicateForTimestamp => self.duplicate_for_timestamp.add(all),
+            Refusal::TooManySeries => self.too_many_series.add(all),
         }
     }
 }

@@ -7,8 +7,8 @@
 //! Rules where logs are unusual: the first series record of a ref wins; two refs of one series feed
 //! that series; a sample not newer than its series' last is skipped; samples of unknown refs are
 //! counted; a tombstone over all time removes the series at its place in the log, as Prometheus 3.14
-//! means it, any other one hides its range of the whole log. Histograms, exemplars and metadata stay
-//! in the log and are not loaded by this version.
+//! means it, any other one hides its range of the whole log. Exemplars and metadata stay in the log and
+//! are not loaded by this version.
 //!
 //! A series begins with the chunks that files have of its ref ([`mapped`]), and what these cover is not
 //! built again. What the log has of the gaps between them fills these, in chunks of their own, and it
@@ -21,38 +21,37 @@ use std::io;
 use std::sync::{Arc, mpsc};
 use std::thread;
 
-use thin_vec::ThinVec;
-
 use crate::model::fingerprint::{Fingerprint, Fingerprinter};
+use crate::model::histogram::{AnyHistogram, Histogram};
 use crate::model::key_table::Slot;
 use crate::model::labels::{KeyBuilder, LabelIter};
-use crate::model::{HeadSeriesRef, Timestamp};
-use crate::tsdb::chunkenc::xor::XorState;
+use crate::model::{HeadSeriesRef, STALE_NAN_BITS, Timestamp};
+use crate::tsdb::chunkenc::samples::{OpenChunk, SAMPLES_PER_CHUNK, Value, value_in};
+use crate::tsdb::chunkenc::{ENCODING_FLOAT_HISTOGRAM, ENCODING_HISTOGRAM};
 use crate::tsdb::error::ReadError;
 use crate::tsdb::head::HeadContents;
 use crate::tsdb::head::append::RefSample;
 use crate::tsdb::head::catalog::Catalog;
 use crate::tsdb::head::chunk_list::Listed;
+use crate::tsdb::head::histograms::HistogramKind;
 use crate::tsdb::head::ref_map::RefMap;
-use crate::tsdb::head::replay::mapped::MappedChunks;
+use crate::tsdb::head::replay::mapped::{MappedChunks, MappedList};
 use crate::tsdb::head::series::{SERIES_MAX, SeriesState};
-use crate::tsdb::head::states::{States, value_in};
+use crate::tsdb::head::states::{HeadChunk, States};
 use crate::tsdb::head_chunks::HeadChunkFiles;
 use crate::tsdb::loading::Loading;
 use crate::tsdb::refs;
-use crate::tsdb::wal::record::{Record, RecordTombstone};
+use crate::tsdb::wal::record::{HistogramSample, HistogramsIter, Logged, Record, RecordTombstone};
 
 /// Samples handed over together.
 const BATCH_SAMPLES: usize = 8192;
+const BATCH_HISTOGRAM_BYTES: usize = 256 << 10;
 /// Batches under way between two of the threads.
 const QUEUE_BATCHES: usize = 16;
 /// Series handed to the postings together.
 const BATCH_SERIES: usize = 1024;
 /// States are touched this many at a time before they are used; see `append`.
 const TOUCHED_TOGETHER: usize = 16;
-
-/// Samples of a chunk that fills a gap (Prometheus' default).
-const SAMPLES_PER_GAP_CHUNK: u16 = 120;
 
 /// What a replay found besides the head's contents.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -70,8 +69,8 @@ pub struct ReplayReport {
     pub gaps_filled: u64,
     /// Samples and tombstones whose ref no series record names.
     pub unknown_refs: u64,
-    /// Histogram samples that this version leaves in the log.
-    pub histograms_left: u64,
+    /// Histogram samples whose spans do not name their buckets, or that are longer than any is to be.
+    pub histograms_unusable: u64,
     /// Refs of series beside the one that each is known by, and that one; the log may have samples of
     /// them.
     pub further_refs: Vec<(HeadSeriesRef, HeadSeriesRef)>,
@@ -80,7 +79,15 @@ pub struct ReplayReport {
 enum Step {
     Series(SeriesBatch),
     Samples(Vec<RefSample>),
+    Histograms(Vec<LoggedHistogram>),
     Tombstones(Vec<RecordTombstone>),
+}
+
+/// A histogram of the log.
+struct LoggedHistogram {
+    series_ref: HeadSeriesRef,
+    t: Timestamp,
+    histogram: Box<AnyHistogram>,
 }
 
 /// Canonical keys, one after another.
@@ -191,7 +198,7 @@ pub fn replay<T: Send>(
         Ok::<_, io::Error>(join(reader))
     })?;
     let mut report = builder.finish(sorted_out.max_ref).map_err(io::Error::other)?;
-    report.histograms_left = sorted_out.histograms;
+    report.histograms_unusable = sorted_out.histograms_unusable;
     let Builder { states, min_time, max_time, .. } = builder;
     let contents = HeadContents { catalog, states, min_time, max_time };
     Ok((read_result?, contents, report))
@@ -214,7 +221,7 @@ struct Sorter {
 #[derive(Default)]
 struct Found {
     max_ref: u64,
-    histograms: u64,
+    histograms_unusable: u64,
 }
 
 impl Sorter {
@@ -245,11 +252,11 @@ impl Sorter {
                 self.flush();
                 self.send(Step::Tombstones(tombstones.collect()));
             }
-            Record::Histograms(histograms) | Record::FloatHistograms(histograms) => {
-                for histogram in histograms {
-                    self.see_ref(histogram.series_ref);
-                    self.found.histograms += 1;
-                }
+            Record::Histograms(histograms) => {
+                self.take_histograms(histograms, AnyHistogram::Integer);
+            }
+            Record::FloatHistograms(histograms) => {
+                self.take_histograms(histograms, AnyHistogram::Float);
             }
             // Their refs are not given again, whether they are named or not.
             record @ (Record::Exemplars(_) | Record::MmapMarkers(_) | Record::Metadata(_)) => {
@@ -279,9 +286,31 @@ impl Sorter {
         }
     }
 
-    fn see_ref(&mut self, series_ref: HeadSeriesRef) {
-        if series_ref.0 < HeadSeriesRef::LIMIT {
-            self.found.max_ref = self.found.max_ref.max(series_ref.0);
+    fn take_histograms<N: Logged>(
+        &mut self,
+        samples: HistogramsIter<'_>,
+        of: impl Fn(Histogram<N>) -> AnyHistogram,
+    ) {
+        // A series' samples stay in their order.
+        self.flush();
+        let (mut batch, mut bytes) = (Vec::new(), 0);
+        for sample in samples {
+            let mut histogram = Histogram::default();
+            sample.histogram.read_into(&mut histogram);
+            if histogram.is_too_long() || !histogram.has_buckets_of_spans() {
+                self.found.histograms_unusable += 1;
+                continue;
+            }
+            bytes += size_of::<AnyHistogram>() + histogram.heap_bytes();
+            let HistogramSample { series_ref, t, .. } = sample;
+            batch.push(LoggedHistogram { series_ref, t, histogram: Box::new(of(histogram)) });
+            if bytes >= BATCH_HISTOGRAM_BYTES {
+                bytes = 0;
+                self.send(Step::Histograms(std::mem::take(&mut batch)));
+            }
+        }
+        if !batch.is_empty() {
+            self.send(Step::Histograms(batch));
         }
     }
 
@@ -318,7 +347,7 @@ struct Builder<'c> {
     /// Series that have chunks in files.
     with_mapped: Vec<Slot>,
     /// Chunks being made of samples of the log that lie between chunks in files.
-    gaps: HashMap<Slot, (XorState, ThinVec<u8>)>,
+    gaps: HashMap<Slot, OpenChunk>,
     made: MadeSeries,
     floor: Timestamp,
     block_range: i64,
@@ -339,6 +368,7 @@ impl Builder<'_> {
                 }
             }
             Step::Samples(samples) => self.add_samples(&samples),
+            Step::Histograms(histograms) => self.add_histograms(histograms),
             Step::Tombstones(tombstones) => {
                 tombstones.iter().for_each(|tombstone| self.add_tombstone(tombstone));
             }
@@ -414,7 +444,7 @@ impl Builder<'_> {
 
     /// Gives a series the chunks that files have of its ref.
     fn attach_mapped(&mut self, series_ref: HeadSeriesRef, slot: Slot) {
-        let chunks = self.mapped.take(series_ref);
+        let MappedList { chunks, last_encoding } = self.mapped.take(series_ref);
         // Of a second ref whose series has gone on already; the log has them, too.
         if chunks.is_empty() || self.states.get(slot).has_open_chunk() {
             return;
@@ -431,10 +461,21 @@ impl Builder<'_> {
                 self.max_time = self.max_time.max(maxt);
             }
         }
-        let state = self.states.get_mut(slot);
-        if let Some(last) = state.full.last() {
+        if let Some(last) = self.states.get(slot).full.last() {
             // The value is looked up at the end, if need be.
-            state.set_last(last.maxt, 0);
+            let is_of_these = chunks.last() == Some(last);
+            match last_encoding {
+                _ if !is_of_these => {}
+                ENCODING_HISTOGRAM => {
+                    let stale = HistogramKind::Integer.stale();
+                    self.states.set_last_histogram(slot, last.maxt, stale);
+                }
+                ENCODING_FLOAT_HISTOGRAM => {
+                    let stale = HistogramKind::Float.stale();
+                    self.states.set_last_histogram(slot, last.maxt, stale);
+                }
+                _ => self.states.set_last(slot, last.maxt, 0),
+            }
             self.with_mapped.push(slot);
         }
     }
@@ -462,19 +503,58 @@ impl Builder<'_> {
         }
     }
 
+    fn add_histograms(&mut self, histograms: Vec<LoggedHistogram>) {
+        for LoggedHistogram { series_ref, t, histogram } in histograms {
+            match self.refs.slot(series_ref) {
+                Some(slot) => self.add_value(slot, t, Value::Histogram(histogram)),
+                None => {
+                    self.see_ref(series_ref);
+                    self.report.unknown_refs += 1;
+                }
+            }
+        }
+    }
+
     #[inline]
     fn add_sample(&mut self, slot: Slot, t: Timestamp, v: u64) {
         let state = self.states.get(slot);
-        let is_late = state.last().is_some_and(|(last, _)| t <= last);
-        if is_late && !state.has_open_chunk() && t >= self.floor {
-            return self.add_sample_beside_mapped(slot, t, v);
+        if v == STALE_NAN_BITS {
+            return self.add_value(slot, t, Value::Float(v));
         }
-        if t < self.floor || is_late {
-            self.report.samples_skipped += 1;
-            return;
+        let is_late = state.last().is_some_and(|(last, _)| t <= last);
+        if is_late || t < self.floor {
+            return self.add_late(slot, t, Value::Float(v));
         }
         self.states.append(slot, t, v, self.block_range);
         self.count_sample(t);
+    }
+
+    /// As [`Self::add_sample`], of any sample.
+    fn add_value(&mut self, slot: Slot, t: Timestamp, value: Value) {
+        let is_late = self.states.get(slot).last().is_some_and(|(last, _)| t <= last);
+        if is_late || t < self.floor {
+            return self.add_late(slot, t, value);
+        }
+        match (value, self.states.histogram_kind(slot)) {
+            (Value::Histogram(histogram), _) => {
+                self.states.append_histogram(slot, t, &histogram, self.block_range);
+            }
+            // A marker goes to what it ends.
+            (Value::Float(STALE_NAN_BITS), Some(kind)) => {
+                self.states.append_histogram(slot, t, &kind.stale(), self.block_range);
+            }
+            (Value::Float(v), _) => {
+                self.states.append(slot, t, v, self.block_range);
+            }
+        }
+        self.count_sample(t);
+    }
+
+    fn add_late(&mut self, slot: Slot, t: Timestamp, value: Value) {
+        if !self.states.get(slot).has_open_chunk() && t >= self.floor {
+            return self.add_beside_mapped(slot, t, value);
+        }
+        self.report.samples_skipped += 1;
     }
 
     fn count_sample(&mut self, t: Timestamp) {
@@ -484,7 +564,7 @@ impl Builder<'_> {
     }
 
     /// A sample no later than the series' last chunk in a file.
-    fn add_sample_beside_mapped(&mut self, slot: Slot, t: Timestamp, v: u64) {
+    fn add_beside_mapped(&mut self, slot: Slot, t: Timestamp, value: Value) {
         let state = self.states.get_mut(slot);
         if t <= state.read_to() {
             self.report.samples_mapped += 1;
@@ -504,9 +584,15 @@ impl Builder<'_> {
                 if state.full.iter().any(|chunk| chunk.overlaps(before, t)) {
                     self.end_gap(slot);
                 }
-                let (xor, bytes) = self.gaps.entry(slot).or_default();
-                xor.append(bytes, t, v);
-                if xor.count >= SAMPLES_PER_GAP_CHUNK {
+                let begun = match self.gaps.get_mut(&slot) {
+                    Some(open) => open.append(t, &value),
+                    None => Some(OpenChunk::begin(t, &value)),
+                };
+                if let Some(begun) = begun {
+                    self.end_gap(slot);
+                    self.gaps.insert(slot, begun);
+                }
+                if self.gaps.get(&slot).is_some_and(|open| open.count() >= SAMPLES_PER_CHUNK) {
                     self.end_gap(slot);
                 }
                 self.count_sample(t);
@@ -534,14 +620,18 @@ impl Builder<'_> {
             let dropped = self.states.drop_before(slot, floor);
             if let Some(chunk) = dropped.to_shorten {
                 let mut bytes = Vec::new();
-                chunk.read(&mut bytes)?;
-                self.states.shorten(slot, &chunk, floor, &bytes);
+                let encoding = chunk.read(&mut bytes)?;
+                self.states.shorten(slot, &chunk, floor, (encoding, &bytes));
             }
             let state = self.states.get(slot);
             let Some((t, _)) = state.last().filter(|_| !state.has_open_chunk()) else { continue };
             if let Some(chunk) = self.states.chunk_at(slot, t) {
-                let v = value_in(&chunk.load()?.bytes, t).unwrap_or(0);
-                self.states.get_mut(slot).set_last(t, v);
+                let HeadChunk { encoding, bytes, .. } = chunk.load()?;
+                match value_in(encoding, &bytes, t) {
+                    Some(Value::Histogram(last)) => self.states.set_last_histogram(slot, t, *last),
+                    Some(Value::Float(v)) => self.states.set_last(slot, t, v),
+                    None => self.states.set_last(slot, t, 0),
+                }
             }
         }
         Ok(())
@@ -570,11 +660,13 @@ impl Builder<'_> {
                 |t: Timestamp| deleted.iter().any(|(mint, maxt)| (*mint..=*maxt).contains(&t));
             let last = self.states.get(slot).last();
             self.states.retain(slot, |t| !is_deleted(t))?;
-            let state = self.states.get_mut(slot);
+            let state = self.states.get(slot);
             match last {
                 // What comes is to be behind what files have, though it is deleted.
                 Some(_) if state.last().is_none() => self.begin_anew(slot),
-                Some((t, v)) if !state.has_open_chunk() => state.set_last(t, v),
+                Some((t, v)) if !state.has_open_chunk() && !state.is_histogram() => {
+                    self.states.set_last(slot, t, v);
+                }
                 _ => {}
             }
         }

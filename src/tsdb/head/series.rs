@@ -1,14 +1,13 @@
 //! A series of a head: the state that appending touches.
 
-use std::sync::Arc;
-
 use thin_vec::ThinVec;
 
 use crate::model::key_table::Slot;
 use crate::model::{HeadSeriesRef, Timestamp};
+use crate::tsdb::chunkenc::ENCODING_XOR;
+use crate::tsdb::chunkenc::samples::Encoded;
 use crate::tsdb::chunkenc::xor::XorState;
 use crate::tsdb::head::chunk_list::{ChunkList, Listed, Place, WaitingId};
-use crate::tsdb::head::states::encode_if;
 use crate::tsdb::head::waiting::WaitingChunk;
 
 /// Samples a chunk is meant to hold (Prometheus' default).
@@ -20,10 +19,12 @@ const CHUNK_BYTES_MAX: usize = 1024 - 19;
 /// Slots a head can have: one bit of a batch's series number is taken.
 pub const SERIES_MAX: usize = 1 << 31;
 
-/// What appending to a series touches: one cache line.
+/// What appending to a series touches: one cache line. Where the newest sample is a histogram, the open
+/// chunk is [beside it](super::histograms).
 #[repr(align(64))]
 pub struct SeriesState {
-    /// Encoder of the open chunk; holds the last sample.
+    /// Encoder of the open chunk; holds the last sample. Of one that is a histogram it holds the time,
+    /// and as the value that at which the open chunk begins, or [`NOTHING_OPEN`].
     xor: XorState,
     /// Time at which the open chunk is cut.
     next_at: Timestamp,
@@ -31,7 +32,8 @@ pub struct SeriesState {
     chunk: ThinVec<u8>,
     /// Chunks that are full.
     pub(super) full: ChunkList,
-    /// Bits 0 to 39 the ref, bit 40 [`UNLOGGED`], bits 42 to 63 the mark of the last batch.
+    /// Bits 0 to 39 the ref, bit 40 [`UNLOGGED`], bit 41 [`HISTOGRAM`], bits 42 to 63 the mark of the
+    /// last batch.
     ref_word: u64,
 }
 
@@ -40,20 +42,23 @@ const _: () = assert!(size_of::<SeriesState>() == 64, "a series' hot state is on
 const REF_MASK: u64 = HeadSeriesRef::LIMIT - 1;
 /// The series' record is not in the log yet.
 const UNLOGGED: u64 = 1 << 40;
+/// The newest sample is a histogram.
+const HISTOGRAM: u64 = 1 << 41;
 const MARK_SHIFT: u32 = 42;
+
+/// No sample has this time.
+const NOTHING_OPEN: Timestamp = Timestamp::MIN;
 
 /// A chunk that has become full.
 pub struct Filled {
     pub series_ref: HeadSeriesRef,
-    pub mint: Timestamp,
-    pub maxt: Timestamp,
-    pub bytes: ThinVec<u8>,
+    pub chunk: Encoded,
 }
 
 impl Filled {
     pub fn of(self, slot: Slot) -> WaitingChunk {
-        let Filled { series_ref, mint, maxt, bytes } = self;
-        WaitingChunk { slot, series_ref, mint, maxt, bytes, part_of: None }
+        let Filled { series_ref, chunk: Encoded { mint, maxt, encoding, bytes } } = self;
+        WaitingChunk { slot, series_ref, mint, maxt, encoding, bytes, part_of: None }
     }
 }
 
@@ -107,20 +112,53 @@ impl SeriesState {
         batch.wrapping_sub(before) & (u64::MAX >> MARK_SHIFT)
     }
 
-    /// Time and bits of the newest sample.
+    /// Time and bits of the newest sample. The bits of one that is [a histogram](Self::is_histogram)
+    /// say nothing of it.
     #[inline]
     pub fn last(&self) -> Option<(Timestamp, u64)> {
-        (self.xor.count > 0 || !self.full.is_empty()).then_some((self.xor.t, self.xor.v))
+        let has_samples = self.xor.count > 0 || !self.full.is_empty() || self.is_histogram();
+        has_samples.then_some((self.xor.t, self.xor.v))
     }
 
-    /// There is no open chunk, and this is the last sample of the full ones.
+    /// There is no open chunk, and this is the last sample of the full ones, a float.
     pub fn set_last(&mut self, t: Timestamp, v: u64) {
-        debug_assert!(self.xor.count == 0 && !self.full.is_empty());
+        debug_assert!(!self.has_open_chunk() && !self.full.is_empty());
+        self.ref_word &= !HISTOGRAM;
         (self.xor.t, self.xor.v) = (t, v);
     }
 
+    /// Whether the newest sample is a histogram.
+    #[inline]
+    pub fn is_histogram(&self) -> bool {
+        self.ref_word & HISTOGRAM != 0
+    }
+
+    /// The newest sample is a histogram at `maxt`, and the open chunk in which it is began at `mint`;
+    /// or there is none. The caller keeps the chunk, and has done with one of floats.
+    pub(super) fn set_histogram(&mut self, mint: Option<Timestamp>, maxt: Timestamp) {
+        debug_assert!(self.xor.count == 0);
+        self.ref_word |= HISTOGRAM;
+        self.xor.t = maxt;
+        self.xor.v = mint.unwrap_or(NOTHING_OPEN) as u64;
+    }
+
+    /// The caller has done with the chunk of histograms.
+    pub(super) fn end_histograms(&mut self) {
+        self.ref_word &= !HISTOGRAM;
+        self.xor = XorState::default();
+    }
+
     pub fn has_open_chunk(&self) -> bool {
-        self.xor.count > 0
+        self.open_range().is_some()
+    }
+
+    /// Where the open chunk of histograms is to be cut.
+    pub(super) fn next_at(&self) -> Timestamp {
+        self.next_at
+    }
+
+    pub(super) fn set_next_at(&mut self, t: Timestamp) {
+        self.next_at = t;
     }
 
     /// A byte near the end of the open chunk, to bring its line before it is written.
@@ -155,7 +193,7 @@ impl SeriesState {
             return self.append_to_new_chunk(t, v, block_range, keep);
         }
         if self.xor.count == SAMPLES_PER_CHUNK / 4 {
-            self.next_at = predicted_end(self.open_mint(), self.xor.t, self.next_at);
+            self.next_at = predicted_end(self.open_mint(), self.xor.t, self.next_at, 4.0);
         }
         if t >= self.next_at || self.xor.count >= SAMPLES_PER_CHUNK * 2 {
             return self.append_to_new_chunk(t, v, block_range, keep);
@@ -172,15 +210,26 @@ impl SeriesState {
         block_range: i64,
         keep: impl FnOnce(Filled) -> WaitingId,
     ) -> Cut {
-        let (mint, maxt) = (self.open_mint(), self.xor.t);
-        let mut bytes = std::mem::take(&mut self.chunk);
-        self.xor.finish(&mut bytes);
-        let id = keep(Filled { series_ref: self.series_ref(), mint, maxt, bytes });
-        self.full.push(Listed { mint, maxt, place: Place::Waiting(id) });
-        self.xor = XorState::default();
+        self.end_floats(keep);
         self.next_at = range_end(t, block_range);
         self.xor.append(&mut self.chunk, t, v);
         Cut::Began
+    }
+
+    /// The open chunk of floats, of which there is one, is full.
+    pub(super) fn end_floats(&mut self, keep: impl FnOnce(Filled) -> WaitingId) {
+        let (mint, maxt) = (self.open_mint(), self.xor.t);
+        let mut bytes = std::mem::take(&mut self.chunk);
+        self.xor.finish(&mut bytes);
+        self.xor = XorState::default();
+        self.push_full(Encoded { mint, maxt, encoding: ENCODING_XOR, bytes }, keep);
+    }
+
+    /// A chunk behind all others is full.
+    pub(super) fn push_full(&mut self, chunk: Encoded, keep: impl FnOnce(Filled) -> WaitingId) {
+        let Encoded { mint, maxt, .. } = chunk;
+        let id = keep(Filled { series_ref: self.series_ref(), chunk });
+        self.full.push(Listed { mint, maxt, place: Place::Waiting(id) });
     }
 
     /// Time of the open chunk's first sample; 0 while there is none.
@@ -190,17 +239,21 @@ impl SeriesState {
 
     /// Times of the open chunk's first and last sample.
     pub fn open_range(&self) -> Option<(Timestamp, Timestamp)> {
-        (self.xor.count > 0).then(|| (self.open_mint(), self.xor.t))
+        if self.xor.count > 0 {
+            return Some((self.open_mint(), self.xor.t));
+        }
+        let mint = self.xor.v as Timestamp;
+        (self.is_histogram() && mint != NOTHING_OPEN).then_some((mint, self.xor.t))
     }
 
-    /// A copy of the open chunk.
-    pub fn open_chunk(&self) -> Arc<[u8]> {
-        self.xor.snapshot(&self.chunk)
-    }
-
-    /// Appends a copy of the open chunk.
-    pub fn copy_open_chunk(&self, into: &mut Vec<u8>) {
+    /// Appends a copy of the open chunk, one of floats.
+    pub(super) fn copy_open_floats(&self, into: &mut Vec<u8>) {
         self.xor.copy_to(&self.chunk, into);
+    }
+
+    /// Puts another open chunk of floats in the place of this one.
+    pub(super) fn replace_open_floats(&mut self, xor: XorState, chunk: ThinVec<u8>) {
+        (self.xor, self.chunk) = (xor, chunk);
     }
 
     /// Whether any chunk overlaps the range, both ends included.
@@ -213,24 +266,11 @@ impl SeriesState {
             || self.open_range().is_some_and(|(first, last)| first <= maxt && mint <= last)
     }
 
-    /// Drops the open chunk's samples before `mint`.
-    pub fn drop_open_before(&mut self, mint: Timestamp) {
-        if self.open_range().is_some_and(|(first, _)| first < mint) {
-            self.retain_open(|t| t >= mint);
-        }
-    }
-
-    /// Drops the open chunk's samples whose time is not kept.
-    pub fn retain_open(&mut self, keep: impl Fn(Timestamp) -> bool) {
-        if self.xor.count > 0 {
-            (self.xor, self.chunk) = encode_if(&self.open_chunk(), keep);
-        }
-    }
-
-    /// Forgets all samples; the full chunks are the caller's to see to.
+    /// Forgets all samples; full chunks, and an open one of histograms, are the caller's to see to.
     pub fn clear(&mut self) {
         (self.xor, self.chunk) = (XorState::default(), ThinVec::new());
         self.full = ChunkList::default();
+        self.ref_word &= !HISTOGRAM;
     }
 
     /// Time of the oldest sample.
@@ -243,33 +283,38 @@ impl SeriesState {
 
     /// Full and open chunks.
     pub fn chunk_count(&self) -> usize {
-        self.full.count() + usize::from(self.xor.count > 0)
+        self.full.count() + usize::from(self.has_open_chunk())
     }
 
     /// While a log is read and there is no open chunk: up to where the full chunks have what the log
     /// said so far.
     pub fn read_to(&self) -> Timestamp {
-        debug_assert!(self.xor.count == 0);
+        debug_assert!(!self.has_open_chunk());
         self.next_at
     }
 
     /// See [`Self::read_to`].
     pub fn set_read_to(&mut self, t: Timestamp) {
-        debug_assert!(self.xor.count == 0);
+        debug_assert!(!self.has_open_chunk());
         self.next_at = t;
     }
 }
 
 /// End of the block range that `t` falls into. Division rounds to zero, as in Go.
-fn range_end(t: Timestamp, block_range: i64) -> Timestamp {
+pub(super) fn range_end(t: Timestamp, block_range: i64) -> Timestamp {
     (t / block_range).wrapping_mul(block_range).wrapping_add(block_range)
 }
 
-/// Where to cut so that the chunks of a range come out about equally full, judged by the first
-/// quarter of a chunk's samples.
-fn predicted_end(mint: Timestamp, last: Timestamp, next_at: Timestamp) -> Timestamp {
+/// Where to cut so that the chunks of a range come out about equally full, judged by the first part of
+/// a chunk: `parts` of these make it full.
+pub(super) fn predicted_end(
+    mint: Timestamp,
+    last: Timestamp,
+    next_at: Timestamp,
+    parts: f64,
+) -> Timestamp {
     let span = next_at.wrapping_sub(mint) as f64;
-    let chunks = span / (last.wrapping_sub(mint).wrapping_add(1) as f64 * 4.0);
+    let chunks = span / (last.wrapping_sub(mint).wrapping_add(1) as f64 * parts);
     if chunks <= 1.0 {
         return next_at;
     }

@@ -4,14 +4,17 @@ use std::sync::Arc;
 
 use thin_vec::ThinVec;
 
+use crate::model::histogram::AnyHistogram;
 use crate::model::key_table::Slot;
 use crate::model::{TimeRange, Timestamp};
 use crate::tsdb::chunk_set::ChunkSet;
 use crate::tsdb::chunkenc::ENCODING_XOR;
-use crate::tsdb::chunkenc::xor::{XorIterator, XorState};
+use crate::tsdb::chunkenc::samples::{Encoded, OpenChunk, SampleIterator, encode_if};
+use crate::tsdb::chunkenc::xor::XorState;
 use crate::tsdb::error::ReadError;
 use crate::tsdb::head::chunk_list::{Listed, Place, WaitingId};
-use crate::tsdb::head::series::{Cut, SeriesState};
+use crate::tsdb::head::histograms::{Appended, HistogramKind, Tail, Tails};
+use crate::tsdb::head::series::{Cut, Filled, SeriesState, range_end};
 use crate::tsdb::head::waiting::{Waiting, WaitingChunk};
 use crate::tsdb::head_chunks::seal::SealedFiles;
 use crate::tsdb::head_chunks::{ChunkInFile, ChunkPlace, FullChunk, HeadChunkFiles};
@@ -19,6 +22,8 @@ use crate::tsdb::head_chunks::{ChunkInFile, ChunkPlace, FullChunk, HeadChunkFile
 /// The states of all slots, in segments that never move.
 pub struct States {
     segments: Vec<Vec<SeriesState>>,
+    /// What series have beside their states whose newest sample is a histogram.
+    tails: Tails,
     waiting: Waiting,
     files: Arc<HeadChunkFiles>,
 }
@@ -26,12 +31,13 @@ pub struct States {
 const SEGMENT_BITS: u32 = 10;
 const SEGMENT_SLOTS: usize = 1 << SEGMENT_BITS;
 
-/// An encoded chunk of floats, whole.
+/// An encoded chunk, whole.
 #[derive(Clone, Debug)]
 pub struct HeadChunk {
     pub mint: Timestamp,
     /// Time of the last sample, included.
     pub maxt: Timestamp,
+    pub encoding: u8,
     pub bytes: Arc<[u8]>,
 }
 
@@ -56,20 +62,12 @@ impl FoundChunk {
             FoundChunk::Here(chunk) => Ok(chunk),
             FoundChunk::InFile(chunk) => {
                 let mut bytes = Vec::new();
-                chunk.read(&mut bytes)?;
-                Ok(HeadChunk { mint: chunk.mint, maxt: chunk.maxt, bytes: bytes.into() })
+                let encoding = chunk.read(&mut bytes)?;
+                let ChunkInFile { mint, maxt, .. } = chunk;
+                Ok(HeadChunk { mint, maxt, encoding, bytes: bytes.into() })
             }
         }
     }
-}
-
-/// Bits of the value at `t` in an encoded chunk, if there is one.
-pub fn value_in(chunk: &[u8], t: Timestamp) -> Option<u64> {
-    let at = |sample: Result<(Timestamp, u64), _>| match sample {
-        Ok((time, v)) if time == t => Some(v),
-        _ => None,
-    };
-    XorIterator::new(chunk).find_map(at)
 }
 
 /// What a series no longer has.
@@ -83,7 +81,8 @@ pub struct DroppedChunks {
 
 impl States {
     pub fn new(files: Arc<HeadChunkFiles>) -> States {
-        States { segments: Vec::new(), waiting: Waiting::default(), files }
+        let (tails, waiting) = (Tails::default(), Waiting::default());
+        States { segments: Vec::new(), tails, waiting, files }
     }
 
     pub fn files(&self) -> &Arc<HeadChunkFiles> {
@@ -135,7 +134,7 @@ impl States {
 
     #[inline]
     pub fn get_mut(&mut self, slot: Slot) -> &mut SeriesState {
-        &mut self.segments[(slot >> SEGMENT_BITS) as usize][slot as usize & (SEGMENT_SLOTS - 1)]
+        state_in(&mut self.segments, slot)
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &SeriesState> {
@@ -145,15 +144,95 @@ impl States {
     /// A series' state, and where its full chunks go.
     #[inline]
     fn parts(&mut self, slot: Slot) -> (&mut SeriesState, &mut Waiting, &HeadChunkFiles) {
-        let segment = &mut self.segments[(slot >> SEGMENT_BITS) as usize];
-        let state = &mut segment[slot as usize & (SEGMENT_SLOTS - 1)];
-        (state, &mut self.waiting, &self.files)
+        (state_in(&mut self.segments, slot), &mut self.waiting, &self.files)
     }
 
     /// Appends a sample later than the series' last one, cutting chunks where Prometheus does.
     #[inline]
     pub fn append(&mut self, slot: Slot, t: Timestamp, v: u64, block_range: i64) -> Cut {
         let (state, waiting, _) = self.parts(slot);
+        if state.is_histogram() {
+            return self.append_behind_histograms(slot, t, v, block_range);
+        }
+        state.append(t, v, block_range, |chunk| waiting.add(chunk.of(slot)))
+    }
+
+    /// The same with a histogram, whose spans name its buckets.
+    pub fn append_histogram(
+        &mut self,
+        slot: Slot,
+        t: Timestamp,
+        sample: &AnyHistogram,
+        block_range: i64,
+    ) -> Cut {
+        let States { segments, tails, waiting, .. } = self;
+        let state = state_in(segments, slot);
+        debug_assert!(state.last().is_none_or(|(last, _)| last < t));
+        let mut keep = |chunk: Filled| waiting.add(chunk.of(slot));
+        let mut next_at = state.next_at();
+        let appended = match tails.get_mut(&slot) {
+            Some(tail) => tail.append(t, sample, &mut next_at, block_range),
+            None => {
+                if state.has_open_chunk() {
+                    state.end_floats(&mut keep);
+                }
+                tails.insert(slot, Box::new(Tail::begin(t, sample)));
+                next_at = range_end(t, block_range);
+                Appended::Began(None)
+            }
+        };
+        state.set_next_at(next_at);
+        let Appended::Began(full) = appended else {
+            let mint = state.open_range().map(|(mint, _)| mint);
+            state.set_histogram(mint, t);
+            return Cut::No;
+        };
+        if let Some(full) = full {
+            state.push_full(full, keep);
+        }
+        state.set_histogram(Some(t), t);
+        Cut::Began
+    }
+
+    /// The end of a series whose newest sample is a histogram.
+    pub fn tail(&self, slot: Slot) -> Option<&Tail> {
+        // Most heads have none.
+        let tail = || self.tails.get(&slot);
+        self.get(slot).is_histogram().then(tail).flatten().map(|tail| &**tail)
+    }
+
+    /// The kind of a series' newest sample, if that is a histogram.
+    pub fn histogram_kind(&self, slot: Slot) -> Option<HistogramKind> {
+        self.tail(slot).map(Tail::kind)
+    }
+
+    /// There is no open chunk, and this is the last sample of the full ones.
+    pub fn set_last(&mut self, slot: Slot, t: Timestamp, v: u64) {
+        self.tails.remove(&slot);
+        self.get_mut(slot).set_last(t, v);
+    }
+
+    /// The same, if it is a histogram.
+    pub fn set_last_histogram(&mut self, slot: Slot, t: Timestamp, last: AnyHistogram) {
+        debug_assert!(!self.get(slot).has_open_chunk());
+        self.tails.insert(slot, Box::new(Tail::full(last)));
+        self.get_mut(slot).set_histogram(None, t);
+    }
+
+    #[cold]
+    fn append_behind_histograms(
+        &mut self,
+        slot: Slot,
+        t: Timestamp,
+        v: u64,
+        block_range: i64,
+    ) -> Cut {
+        let States { segments, tails, waiting, .. } = self;
+        let state = state_in(segments, slot);
+        state.end_histograms();
+        if let Some(full) = tails.remove(&slot).and_then(|tail| tail.finish()) {
+            state.push_full(full, |chunk| waiting.add(chunk.of(slot)));
+        }
         state.append(t, v, block_range, |chunk| waiting.add(chunk.of(slot)))
     }
 
@@ -173,7 +252,15 @@ impl States {
         let (state, waiting, files) = self.parts(slot);
         let count = state.chunk_count();
         state.full.iter().for_each(|chunk| let_go(waiting, files, chunk.place));
+        let is_histogram = state.is_histogram();
         state.clear();
+        if is_histogram {
+            self.tails.remove(&slot);
+            // What a head once had of them is not to be held for ever.
+            if self.tails.is_empty() {
+                self.tails = Tails::default();
+            }
+        }
         count
     }
 
@@ -185,14 +272,56 @@ impl States {
     ) -> Result<(), ReadError> {
         let chunks: Vec<_> = self.get(slot).full.iter().collect();
         for chunk in chunks {
-            let bytes = self.found(chunk).load()?.bytes;
-            let is_kept = |(t, _): &(Timestamp, u64)| keep(*t);
-            if !XorIterator::new(&bytes).flatten().all(|sample| is_kept(&sample)) {
-                self.replace(slot, chunk, encode_if(&bytes, &keep));
+            let HeadChunk { encoding, bytes, .. } = self.found(chunk).load()?;
+            if !SampleIterator::new(encoding, &bytes).flatten().all(|(t, _)| keep(t)) {
+                self.replace(slot, chunk, encode_if(encoding, &bytes, &keep).0);
             }
         }
-        self.get_mut(slot).retain_open(&keep);
+        self.retain_open(slot, &keep);
+        let state = self.get(slot);
+        if state.full.is_empty() && !state.has_open_chunk() {
+            self.clear(slot);
+        }
         Ok(())
+    }
+
+    /// Drops the open chunk's samples whose time is not kept.
+    fn retain_open(&mut self, slot: Slot, keep: impl Fn(Timestamp) -> bool) {
+        let Some((_, maxt)) = self.get(slot).open_range() else { return };
+        let mut bytes = Vec::new();
+        let encoding = self.copy_open_chunk(slot, &mut bytes);
+        let (kept, _) = encode_if(encoding, &bytes, keep);
+        let States { segments, tails, .. } = self;
+        let state = state_in(segments, slot);
+        let Some(tail) = tails.get_mut(&slot) else {
+            let (xor, bytes) = match kept {
+                Some(OpenChunk::Float { xor, bytes, .. }) => (xor, bytes),
+                _ => (XorState::default(), ThinVec::new()),
+            };
+            state.replace_open_floats(xor, bytes);
+            return;
+        };
+        match kept {
+            Some(kept) => tail.replace_open(kept),
+            // What comes is to be behind it.
+            None => **tail = Tail::full(tail.last()),
+        }
+        let open = tail.open_range();
+        state.set_histogram(open.map(|(mint, _)| mint), open.map_or(maxt, |(_, maxt)| maxt));
+    }
+
+    /// Appends a copy of the open chunk, of which there is one, and gives its encoding.
+    fn copy_open_chunk(&self, slot: Slot, into: &mut Vec<u8>) -> u8 {
+        match self.tail(slot).and_then(Tail::open_chunk) {
+            Some((encoding, bytes)) => {
+                into.extend_from_slice(bytes);
+                encoding
+            }
+            None => {
+                self.get(slot).copy_open_floats(into);
+                ENCODING_XOR
+            }
+        }
     }
 
     /// Brings what [`Self::chunks_in`] and [`SeriesState::overlaps`] look at of these series, all
@@ -220,8 +349,10 @@ impl States {
             && open_mint <= maxt
             && mint <= open_maxt
         {
-            let bytes = state.open_chunk();
-            each(FoundChunk::Here(HeadChunk { mint: open_mint, maxt: open_maxt, bytes }));
+            let mut bytes = Vec::new();
+            let encoding = self.copy_open_chunk(slot, &mut bytes);
+            let (mint, maxt, bytes) = (open_mint, open_maxt, bytes.into());
+            each(FoundChunk::Here(HeadChunk { mint, maxt, encoding, bytes }));
         }
     }
 
@@ -232,8 +363,8 @@ impl States {
             let Listed { mint, maxt, place } = chunk;
             match place {
                 Place::Waiting(id) => {
-                    let bytes = self.waiting.bytes(id).unwrap_or_default();
-                    chunks.push(mint, maxt, ENCODING_XOR, bytes);
+                    let (encoding, bytes) = self.waiting_chunk(id);
+                    chunks.push(mint, maxt, encoding, bytes);
                 }
                 Place::File(place) => self.files.gather(mint, maxt, place, chunks),
             }
@@ -241,15 +372,21 @@ impl States {
         if let Some((mint, maxt)) = state.open_range()
             && range.overlaps(mint, maxt)
         {
-            chunks.push_with(mint, maxt, ENCODING_XOR, |bytes| state.copy_open_chunk(bytes));
+            chunks.push_with(mint, maxt, |bytes| self.copy_open_chunk(slot, bytes));
         }
+    }
+
+    /// Encoding and bytes of a chunk in memory.
+    fn waiting_chunk(&self, id: WaitingId) -> (u8, &[u8]) {
+        self.waiting.chunk(id).unwrap_or((ENCODING_XOR, &[]))
     }
 
     fn found(&self, chunk: Listed) -> FoundChunk {
         let Listed { mint, maxt, place } = chunk;
         match place {
             Place::Waiting(id) => {
-                FoundChunk::Here(HeadChunk { mint, maxt, bytes: self.waiting.copy(id) })
+                let (encoding, bytes) = self.waiting_chunk(id);
+                FoundChunk::Here(HeadChunk { mint, maxt, encoding, bytes: bytes.into() })
             }
             Place::File(place) => FoundChunk::InFile(self.files.chunk(mint, maxt, place)),
         }
@@ -279,43 +416,52 @@ impl States {
             Some(first) if first.mint >= mint => {}
             Some(first) => match first.place {
                 Place::Waiting(id) => {
-                    let bytes = encode_from(mint, self.waiting.bytes(id).unwrap_or_default());
-                    self.replace(slot, first, bytes);
+                    let (encoding, bytes) = self.waiting_chunk(id);
+                    let (kept, _) = encode_if(encoding, bytes, |t| t >= mint);
+                    self.replace(slot, first, kept);
                 }
                 Place::File(place) => {
                     dropped.to_shorten = Some(files.chunk(first.mint, first.maxt, place));
                 }
             },
-            None => state.drop_open_before(mint),
+            None if state.open_range().is_some_and(|(first, _)| first < mint) => {
+                self.retain_open(slot, |t| t >= mint);
+            }
+            None => {}
         }
         dropped
     }
 
     /// Puts what a chunk in a file has from `mint` on in its place, if the series still has it. `bytes`
-    /// are the chunk's.
-    pub fn shorten(&mut self, slot: Slot, chunk: &ChunkInFile, mint: Timestamp, bytes: &[u8]) {
+    /// are the chunk's, and their encoding.
+    pub fn shorten(
+        &mut self,
+        slot: Slot,
+        chunk: &ChunkInFile,
+        mint: Timestamp,
+        (encoding, bytes): (u8, &[u8]),
+    ) {
         let (state, _, _) = self.parts(slot);
         let is_it = |first: &Listed| {
             let of_file = matches!(first.place, Place::File(_));
             of_file && (first.mint, first.maxt) == (chunk.mint, chunk.maxt)
         };
         if let Some(first) = state.full.first().filter(is_it) {
-            self.replace(slot, first, encode_from(mint, bytes));
+            self.replace(slot, first, encode_if(encoding, bytes, |t| t >= mint).0);
         }
     }
 
     /// Puts an encoded chunk in the place of one that has its samples; nothing, if it has none. One
     /// that waits keeps its turn: a program that finds a later chunk of the series in a file, and not
     /// this, takes it for lost.
-    fn replace(&mut self, slot: Slot, chunk: Listed, (xor, mut bytes): (XorState, ThinVec<u8>)) {
+    fn replace(&mut self, slot: Slot, chunk: Listed, by: Option<OpenChunk>) {
         let (state, waiting, files) = self.parts(slot);
         state.full.remove(chunk.place);
-        if xor.count == 0 {
+        let Some(by) = by else {
             let_go(waiting, files, chunk.place);
             return;
-        }
-        let (mint, maxt) = (xor.first_time(&bytes), xor.t);
-        xor.finish(&mut bytes);
+        };
+        let Encoded { mint, maxt, encoding, bytes } = by.finish();
         let id = match chunk.place {
             Place::Waiting(id) => {
                 if let Some(waits) = waiting.get_mut(id) {
@@ -325,7 +471,15 @@ impl States {
             }
             Place::File(place) => {
                 let (series_ref, part_of) = (state.series_ref(), Some(place));
-                waiting.keep(WaitingChunk { slot, series_ref, mint, maxt, bytes, part_of })
+                waiting.keep(WaitingChunk {
+                    slot,
+                    series_ref,
+                    mint,
+                    maxt,
+                    encoding,
+                    bytes,
+                    part_of,
+                })
             }
         };
         let inserted = state.full.insert(Listed { mint, maxt, place: Place::Waiting(id) });
@@ -334,20 +488,14 @@ impl States {
 
     /// Adds an encoded chunk between others; whether there was a gap for it. It waits to be written, or
     /// is kept in memory.
-    pub fn insert(
-        &mut self,
-        slot: Slot,
-        (xor, mut bytes): (XorState, ThinVec<u8>),
-        is_kept: bool,
-    ) -> bool {
-        let (mint, maxt) = (xor.first_time(&bytes), xor.t);
-        xor.finish(&mut bytes);
+    pub fn insert(&mut self, slot: Slot, chunk: OpenChunk, is_kept: bool) -> bool {
+        let Encoded { mint, maxt, encoding, bytes } = chunk.finish();
         let (state, waiting, _) = self.parts(slot);
         let place = Place::Waiting(waiting.end());
         let is_gap = state.full.insert(Listed { mint, maxt, place }).is_ok();
         if is_gap {
             let (series_ref, part_of) = (state.series_ref(), None);
-            let chunk = WaitingChunk { slot, series_ref, mint, maxt, bytes, part_of };
+            let chunk = WaitingChunk { slot, series_ref, mint, maxt, encoding, bytes, part_of };
             if is_kept {
                 waiting.keep(chunk)
             } else {
@@ -397,6 +545,11 @@ impl States {
     }
 }
 
+#[inline]
+fn state_in(segments: &mut [Vec<SeriesState>], slot: Slot) -> &mut SeriesState {
+    &mut segments[(slot >> SEGMENT_BITS) as usize][slot as usize & (SEGMENT_SLOTS - 1)]
+}
+
 fn let_go(waiting: &mut Waiting, files: &HeadChunkFiles, place: Place) {
     match place {
         Place::Waiting(id) => {
@@ -405,19 +558,6 @@ fn let_go(waiting: &mut Waiting, files: &HeadChunkFiles, place: Place) {
         }
         Place::File(place) => files.let_go(place),
     }
-}
-
-/// The samples of a chunk from `mint` on.
-fn encode_from(mint: Timestamp, chunk: &[u8]) -> (XorState, ThinVec<u8>) {
-    encode_if(chunk, |t| t >= mint)
-}
-
-/// The samples of a chunk whose time is kept.
-pub fn encode_if(chunk: &[u8], keep: impl Fn(Timestamp) -> bool) -> (XorState, ThinVec<u8>) {
-    let (mut xor, mut bytes) = (XorState::default(), ThinVec::new());
-    let kept = XorIterator::new(chunk).flatten().filter(|(t, _)| keep(*t));
-    kept.for_each(|(t, v)| xor.append(&mut bytes, t, v));
-    (xor, bytes)
 }
 
 #[cfg(test)]

@@ -1,7 +1,6 @@
 //! Full chunks that are in memory: those that wait to be written to a file, and the few that never are.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
 
 use thin_vec::ThinVec;
 
@@ -16,7 +15,8 @@ pub struct WaitingChunk {
     pub series_ref: HeadSeriesRef,
     pub mint: Timestamp,
     pub maxt: Timestamp,
-    /// As its encoding, XOR, has it.
+    pub encoding: u8,
+    /// As its encoding has it.
     pub bytes: ThinVec<u8>,
     /// The chunk in a file that it is a part of. That file stays as long as this does: a program that
     /// finds later chunks of the series, and not this, takes it for lost.
@@ -63,17 +63,14 @@ impl Waiting {
         WaitingId(self.next)
     }
 
-    pub fn bytes(&self, id: WaitingId) -> Option<&[u8]> {
-        self.chunks.get(&id).map(|chunk| &chunk.bytes[..])
+    /// Encoding and bytes of a chunk.
+    pub fn chunk(&self, id: WaitingId) -> Option<(u8, &[u8])> {
+        self.chunks.get(&id).map(|chunk| (chunk.encoding, &chunk.bytes[..]))
     }
 
     /// The chunk in a file that one in memory is a part of.
     pub fn part_of(&self, id: WaitingId) -> Option<ChunkPlace> {
         self.chunks.get(&id)?.part_of
-    }
-
-    pub fn copy(&self, id: WaitingId) -> Arc<[u8]> {
-        self.bytes(id).unwrap_or_default().into()
     }
 
     pub fn remove(&mut self, id: WaitingId) -> Option<WaitingChunk> {
@@ -85,8 +82,8 @@ impl Waiting {
         let next = self.queue.iter().take_while(|id| **id < end);
         let next = next.filter_map(|id| Some((*id, self.chunks.get(id)?)));
         let copy = |(id, chunk): (WaitingId, &WaitingChunk)| {
-            let &WaitingChunk { slot, series_ref, mint, maxt, ref bytes, .. } = chunk;
-            (id, slot, FullChunk { series_ref, mint, maxt, bytes: bytes.to_vec() })
+            let &WaitingChunk { slot, series_ref, mint, maxt, encoding, ref bytes, .. } = chunk;
+            (id, slot, FullChunk { series_ref, mint, maxt, encoding, bytes: bytes.to_vec() })
         };
         next.take(count).map(copy).collect()
     }

@@ -16,7 +16,7 @@ use super::seal::Seal;
 use super::{ChunkPlace, HeadChunkFile, HeadChunkFiles, file_name, format};
 use crate::disk::Disk;
 use crate::model::{HeadSeriesRef, Timestamp};
-use crate::tsdb::chunkenc::{ENCODING_FLOAT_HISTOGRAM, ENCODING_HISTOGRAM, ENCODING_XOR};
+use crate::tsdb::chunkenc::{is_float, is_known};
 use crate::tsdb::wal::repair::{DAMAGED_SUFFIX, REWRITE_SUFFIX, free_name};
 use crate::tsdb::window::Window;
 
@@ -26,12 +26,13 @@ const OUT_OF_ORDER: u8 = 0x80;
 /// Bytes copied at a time.
 const WRITE_BYTES: usize = 1 << 20;
 
-/// A chunk of floats in order of time.
+/// A chunk of samples in order of time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MappedChunk {
     pub series_ref: HeadSeriesRef,
     pub mint: Timestamp,
     pub maxt: Timestamp,
+    pub encoding: u8,
     pub place: ChunkPlace,
 }
 
@@ -40,9 +41,7 @@ pub struct MappedChunk {
 pub struct ScanReport {
     /// The highest ref of any chunk, 0 if there is none.
     pub highest_ref: u64,
-    /// Chunks of histograms, which this version does not read.
-    pub histograms: u64,
-    /// Chunks that this version does not read either: late samples, or encodings of later versions.
+    /// Chunks that this version does not read: late samples, or encodings of later versions.
     pub others: u64,
     /// Files with damage.
     pub damaged: u64,
@@ -65,7 +64,7 @@ pub(super) enum Damage {
 }
 
 impl HeadChunkFiles {
-    /// Looks through the files, and gives each chunk that a series of floats may take. What is below
+    /// Looks through the files, and gives each chunk that a series may take. What is below
     /// the floor is in blocks. An error is one that passes.
     pub fn open(
         &self,
@@ -139,23 +138,22 @@ impl HeadChunkFiles {
             return Err(io::Error::other("there are too many files"));
         };
         self.metrics.bytes.add(len as f64);
-        let others_before = report.histograms + report.others;
+        let others_before = report.others;
         for Walked { offset, head, is_sound } in walked.chunks {
             report.highest_ref = report.highest_ref.max(head.series_ref.0);
             match (head.encoding, ChunkPlace::new(place, offset)) {
-                (ENCODING_XOR, Some(place)) if is_sound => {
+                (encoding, Some(place)) if is_sound && is_known(encoding) => {
                     let format::Head { series_ref, mint, maxt, .. } = head;
-                    each(MappedChunk { series_ref, mint, maxt, place });
+                    each(MappedChunk { series_ref, mint, maxt, encoding, place });
                 }
                 // The log has it, too, and says more of it.
-                (ENCODING_XOR, _) => {}
+                (encoding, _) if is_known(encoding) => {}
                 // Blocks have it. Of late samples one may be of any time.
                 (encoding, _) if encoding & OUT_OF_ORDER == 0 && head.maxt < floor => {}
-                (ENCODING_HISTOGRAM | ENCODING_FLOAT_HISTOGRAM, _) => report.histograms += 1,
                 _ => report.others += 1,
             }
         }
-        if report.histograms + report.others > others_before {
+        if report.others > others_before {
             self.writer.lock().stay_from(number);
         }
         Ok(())
@@ -204,19 +202,23 @@ struct Walked {
 /// Of floats, which get a new chunk at a kilobyte; what is encoded anew is no longer than this.
 const FLOAT_CHUNK_BYTES_MAX: usize = 32 << 10;
 
-/// Whether a chunk may have as many samples as it says, and has any. Each takes two bits at least.
-fn has_samples(data: &[u8]) -> bool {
+/// Whether a chunk may have as many samples as it says, and has any. A float takes two bits at least,
+/// a histogram four.
+fn has_samples(encoding: u8, data: &[u8]) -> bool {
     let Some((count, stream)) = data.split_first_chunk::<2>() else { return false };
-    if stream.len() > FLOAT_CHUNK_BYTES_MAX {
-        return false;
-    }
-    (1..=stream.len() * 4).contains(&usize::from(u16::from_be_bytes(*count)))
+    let most = match is_float(encoding) {
+        true if stream.len() > FLOAT_CHUNK_BYTES_MAX => return false,
+        true => stream.len() * 4,
+        false => stream.len() * 2,
+    };
+    (1..=most).contains(&usize::from(u16::from_be_bytes(*count)))
 }
 
 fn walk(disk: &dyn Disk, path: &Path) -> io::Result<FoundInFile> {
     let mut chunks = Vec::new();
     let damage = walk_with(disk, path, |offset, head, data| {
-        chunks.push(Walked { offset, head, is_sound: head.mint <= head.maxt && has_samples(data) });
+        let is_sound = head.mint <= head.maxt && has_samples(head.encoding, data);
+        chunks.push(Walked { offset, head, is_sound });
     })?;
     Ok(FoundInFile { chunks, damage })
 }

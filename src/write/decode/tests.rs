@@ -51,7 +51,8 @@ fn encode(all: &[TestSeries]) -> Vec<u8> {
             push_bytes(&mut message, 0x1a, &[0x10, 1]);
         }
         for _ in 0..series.histograms {
-            push_bytes(&mut message, 0x22, &[0x18, 1]);
+            // Integers: a count without buckets.
+            push_bytes(&mut message, 0x22, &[0x08, 3]);
         }
         push_bytes(&mut request, 0x0a, &message);
     }
@@ -163,7 +164,7 @@ fn what_is_not_stored_is_counted() {
     for _ in 0..2 {
         let (decoded, outcome) = decode(&request, &mut known, Manners::Thanos).unwrap();
         assert_eq!(decoded.len(), 1);
-        assert_eq!(refused(&outcome), [(Reason::HistogramsNotStored, 2)]);
+        assert_eq!(refused(&outcome), [(Reason::InvalidHistogram, 2)]);
         assert_eq!((outcome.series, outcome.exemplars_dropped, outcome.metadata), (2, 3, 1));
     }
     assert_eq!(known.keys.len(), 1, "a series without a sample is not made");

@@ -3,20 +3,14 @@
 use std::cmp::Ordering;
 use std::vec;
 
-use thin_vec::ThinVec;
-
 use super::heap::GoHeap;
 use super::{EncodedChunk, Input};
 use crate::model::Timestamp;
-use crate::tsdb::chunkenc::xor::{XorIterator, XorState};
-use crate::tsdb::chunkenc::{ChunkError, ENCODING_XOR};
+use crate::tsdb::chunkenc::samples::{Encoded, SampleIterator, Value, encode};
+use crate::tsdb::chunkenc::{ChunkError, is_known};
 use crate::tsdb::error::ReadError;
 
-/// As many as Prometheus puts into a chunk of what it merges.
-const SAMPLES_PER_CHUNK: usize = 120;
-
-/// A sample: its time, and the bits of its value.
-type Sample = (Timestamp, u64);
+type Sample = (Timestamp, Value);
 
 /// A chunk that was read or made.
 #[derive(Debug)]
@@ -28,13 +22,9 @@ pub(super) struct OwnedChunk {
 }
 
 impl OwnedChunk {
-    /// A chunk of floats; of no samples there is none.
-    pub(super) fn of_samples(samples: &[Sample]) -> Option<OwnedChunk> {
-        let (mint, maxt) = (samples.first()?.0, samples.last()?.0);
-        let (mut state, mut bytes) = (XorState::default(), ThinVec::new());
-        samples.iter().for_each(|(t, v)| state.append(&mut bytes, *t, *v));
-        state.finish(&mut bytes);
-        Some(OwnedChunk { mint, maxt, encoding: ENCODING_XOR, bytes: bytes.to_vec() })
+    pub(super) fn of(chunk: Encoded) -> OwnedChunk {
+        let Encoded { mint, maxt, encoding, bytes } = chunk;
+        OwnedChunk { mint, maxt, encoding, bytes: bytes.to_vec() }
     }
 
     pub(super) fn as_encoded(&self) -> EncodedChunk<'_> {
@@ -136,14 +126,17 @@ impl<'i, 'b> Merged<'i, 'b> {
             return Ok(Some(first));
         }
         overlapping.push(first);
-        if overlapping.iter().any(|chunk| chunk.encoding != ENCODING_XOR) {
-            return Err(self.blamed.block.unsupported("native histograms that overlap others"));
+        if overlapping.iter().any(|chunk| !is_known(chunk.encoding)) {
+            return Err(self
+                .blamed
+                .block
+                .unsupported("chunks of Prometheus 3.14 that overlap others"));
         }
         let samples = chained(&overlapping).map_err(|ChunkError(what)| {
             self.blamed.block.damaged_chunk(&self.blamed.chunks[0], what)
         })?;
-        let chunks = samples.chunks(SAMPLES_PER_CHUNK).filter_map(OwnedChunk::of_samples);
-        let mut chunks = chunks.collect::<Vec<_>>().into_iter();
+        let chunks: Vec<_> = encode(samples).into_iter().map(OwnedChunk::of).collect();
+        let mut chunks = chunks.into_iter();
         let first = chunks.next();
         self.push(Rest::Encoded(chunks))?;
         Ok(first)
@@ -152,7 +145,7 @@ impl<'i, 'b> Merged<'i, 'b> {
 
 /// The samples of a chunk, and the one that was read last.
 struct Samples<'c> {
-    rest: XorIterator<'c>,
+    rest: SampleIterator<'c>,
     at: Sample,
 }
 
@@ -170,8 +163,10 @@ impl Samples<'_> {
 /// hangs on the places that the chunks have in a heap, as in Prometheus.
 fn chained(chunks: &[OwnedChunk]) -> Result<Vec<Sample>, ChunkError> {
     let is_earlier = |a: &Samples<'_>, b: &Samples<'_>| a.at.0 < b.at.0;
-    let mut begun =
-        chunks.iter().map(|chunk| Samples { rest: XorIterator::new(&chunk.bytes), at: (0, 0) });
+    let mut begun = chunks.iter().map(|chunk| {
+        let rest = SampleIterator::new(chunk.encoding, &chunk.bytes);
+        Samples { rest, at: (0, Value::Float(0)) }
+    });
     let mut chained: Vec<Sample> = Vec::new();
     let Some(mut current) = begun.next() else { return Ok(chained) };
     let mut others = GoHeap::default();
@@ -182,17 +177,17 @@ fn chained(chunks: &[OwnedChunk]) -> Result<Vec<Sample>, ChunkError> {
     }
     loop {
         let is_new =
-            |at: Sample, chained: &[Sample]| chained.last().is_none_or(|last| last.0 != at.0);
+            |at: &Sample, chained: &[Sample]| chained.last().is_none_or(|last| last.0 != at.0);
         if current.advance()? {
-            if !is_new(current.at, &chained) {
+            if !is_new(&current.at, &chained) {
                 continue;
             }
             let Some(next) = others.peek() else {
-                chained.push(current.at);
+                chained.push(current.at.clone());
                 continue;
             };
             if current.at.0.cmp(&next.at.0) == Ordering::Less {
-                chained.push(current.at);
+                chained.push(current.at.clone());
                 continue;
             }
             others.push(current, is_earlier);
@@ -201,8 +196,8 @@ fn chained(chunks: &[OwnedChunk]) -> Result<Vec<Sample>, ChunkError> {
             Some(next) => current = next,
             None => return Ok(chained),
         }
-        if is_new(current.at, &chained) {
-            chained.push(current.at);
+        if is_new(&current.at, &chained) {
+            chained.push(current.at.clone());
         }
     }
 }

@@ -125,13 +125,13 @@ fn is_written_and_read_as_recorded<N: Recorded>(text: &str) {
         let mut open: Option<OpenHistogramChunk<N>> = None;
         let mut events = Vec::new();
         for value in case["in"].as_array().unwrap() {
-            let (t, mut histogram) = sample::<N>(value);
+            let (t, histogram) = sample::<N>(value);
             let Some(chunk) = &mut open else {
                 open = Some(OpenHistogramChunk::begin(t, &histogram, None));
                 events.push("append");
                 continue;
             };
-            match chunk.append(t, &mut histogram) {
+            match chunk.append(t, &histogram) {
                 Taken::Appended => events.push("append"),
                 Taken::Recoded => events.push("recode"),
                 Taken::Begun(next) => {
@@ -276,7 +276,7 @@ proptest! {
             expected.push(counts_of(&histogram));
             let begun = match chunks.last_mut() {
                 None => OpenHistogramChunk::begin(t as i64, &histogram, None),
-                Some(open) => match open.append(t as i64, &mut histogram) {
+                Some(open) => match open.append(t as i64, &histogram) {
                     Taken::Begun(next) => *next,
                     _ => continue,
                 },

@@ -1,7 +1,9 @@
 //! What one write takes to the log.
 
 use crate::model::Timestamp;
+use crate::model::histogram::AnyHistogram;
 use crate::model::key_table::Slot;
+use crate::tsdb::head::histograms::HistogramKind;
 
 /// What one write takes to the log: batches that were checked and are neither logged nor applied.
 pub(super) struct Group {
@@ -31,8 +33,67 @@ pub(super) struct Mark {
 #[derive(Clone, Copy)]
 pub(super) struct AcceptedSample {
     pub(super) t: Timestamp,
+    /// Bits of a float; of a histogram its place in its batch, and above [`BATCH_SHIFT`] that of the
+    /// batch among those that are appended together.
     pub(super) v: u64,
     pub(super) slot: Slot,
+    pub(super) kind: AcceptedKind,
+}
+
+/// Places in a batch have fewer bits.
+pub(super) const BATCH_SHIFT: u32 = u32::BITS;
+
+/// What an accepted sample is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum AcceptedKind {
+    Float,
+    Histogram(RecordKind),
+    /// A float that is a staleness marker, behind histograms of this kind: it becomes one of them.
+    Stale(HistogramKind),
+}
+
+impl AcceptedKind {
+    /// The record into which it goes.
+    pub(super) fn record(self) -> RecordKind {
+        match self {
+            AcceptedKind::Float => RecordKind::Float,
+            AcceptedKind::Histogram(kind) => kind,
+            AcceptedKind::Stale(HistogramKind::Integer) => RecordKind::Integer,
+            AcceptedKind::Stale(HistogramKind::Float) => RecordKind::FloatHistogram,
+        }
+    }
+
+    /// That of histograms.
+    pub(super) fn histograms(self) -> Option<HistogramKind> {
+        match self.record() {
+            RecordKind::Float => None,
+            RecordKind::Integer | RecordKind::CustomInteger => Some(HistogramKind::Integer),
+            RecordKind::FloatHistogram | RecordKind::CustomFloatHistogram => {
+                Some(HistogramKind::Float)
+            }
+        }
+    }
+}
+
+/// The log has records of a type each for these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RecordKind {
+    Float,
+    Integer,
+    CustomInteger,
+    FloatHistogram,
+    CustomFloatHistogram,
+}
+
+impl RecordKind {
+    pub(super) fn of(histogram: &AnyHistogram) -> RecordKind {
+        match histogram {
+            AnyHistogram::Integer(one) if one.layout.is_custom() => RecordKind::CustomInteger,
+            AnyHistogram::Integer(_) => RecordKind::Integer,
+            AnyHistogram::Float(one) if one.layout.is_custom() => RecordKind::CustomFloatHistogram,
+            AnyHistogram::Float(_) => RecordKind::FloatHistogram,
+        }
+    }
 }
 
 impl Default for Group {

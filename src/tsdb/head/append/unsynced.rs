@@ -6,11 +6,13 @@
 
 use std::collections::VecDeque;
 
-use crate::model::Timestamp;
+use crate::model::histogram::AnyHistogram;
 use crate::model::key_table::Slot;
-use crate::tsdb::chunkenc::xor::XorIterator;
+use crate::model::{HeadSeriesRef, Timestamp};
+use crate::tsdb::chunkenc::samples::{SampleIterator, Value};
 use crate::tsdb::head::Head;
-use crate::tsdb::head::append::{LogSide, RefSample};
+use crate::tsdb::head::append::LogSide;
+use crate::tsdb::head::append::group::RecordKind;
 use crate::tsdb::head::states::FoundChunk;
 use crate::tsdb::wal::{LogPosition, Wal, WalError, record};
 
@@ -20,6 +22,7 @@ const NOTES_MAX: usize = 1024;
 const SERIES_TOGETHER: usize = 256;
 /// Samples of a record, more or less.
 const SAMPLES_TOGETHER: usize = 8192;
+const HISTOGRAMS_TOGETHER: usize = 64;
 
 /// Groups that were logged since the last good sync, in order of the log.
 #[derive(Default)]
@@ -105,11 +108,16 @@ impl Head {
         for first in (0..count).step_by(SERIES_TOGETHER) {
             self.samples_since(first..count.min(first + SERIES_TOGETHER), mint, &mut samples);
             if samples.len() >= SAMPLES_TOGETHER || first + SERIES_TOGETHER >= count {
-                for part in samples.chunks(SAMPLES_TOGETHER) {
-                    let mut bytes = Vec::new();
-                    let part = part.iter().map(|sample| (sample.series_ref, sample.t, sample.v));
-                    record::encode_samples(&mut bytes, part);
-                    let _ = wal.append(&[&bytes])?;
+                // Those of a kind that follow one another, so that a replay finds a series' samples in
+                // their order.
+                for same in samples.chunk_by(|a, b| kind(a) == kind(b)) {
+                    let together = match kind(&same[0]) {
+                        RecordKind::Float => SAMPLES_TOGETHER,
+                        _ => HISTOGRAMS_TOGETHER,
+                    };
+                    for part in same.chunks(together) {
+                        log(wal, part)?;
+                    }
                 }
                 samples.clear();
             }
@@ -123,7 +131,7 @@ impl Head {
         &self,
         slots: std::ops::Range<usize>,
         mint: Timestamp,
-        samples: &mut Vec<RefSample>,
+        samples: &mut Vec<Stored>,
     ) {
         let states = self.states.read();
         for slot in slots {
@@ -132,9 +140,48 @@ impl Head {
             let series_ref = states.get(slot).series_ref();
             states.chunks_in(slot, mint, Timestamp::MAX, |chunk| {
                 let FoundChunk::Here(chunk) = chunk else { return };
-                let stored = XorIterator::new(&chunk.bytes).flatten().filter(|(t, _)| *t >= mint);
-                samples.extend(stored.map(|(t, v)| RefSample { series_ref, t, v }));
+                let stored = SampleIterator::new(chunk.encoding, &chunk.bytes).flatten();
+                let stored = stored.filter(|(t, _)| *t >= mint);
+                samples.extend(stored.map(|(t, value)| (series_ref, t, value)));
             });
         }
     }
+}
+
+/// A sample of a series.
+type Stored = (HeadSeriesRef, Timestamp, Value);
+
+fn kind((.., value): &Stored) -> RecordKind {
+    match value {
+        Value::Float(_) => RecordKind::Float,
+        Value::Histogram(histogram) => RecordKind::of(histogram),
+    }
+}
+
+/// Logs samples that go into one record.
+fn log(wal: &mut Wal, samples: &[Stored]) -> Result<(), WalError> {
+    let mut floats = Vec::new();
+    let (mut integers, mut float_histograms) = (Vec::new(), Vec::new());
+    for (series_ref, t, value) in samples {
+        match value {
+            Value::Float(v) => floats.push((*series_ref, *t, *v)),
+            Value::Histogram(histogram) => match &**histogram {
+                AnyHistogram::Integer(histogram) => integers.push((*series_ref, *t, histogram)),
+                AnyHistogram::Float(histogram) => {
+                    float_histograms.push((*series_ref, *t, histogram));
+                }
+            },
+        }
+    }
+    let mut records = [const { Vec::new() }; 5];
+    let [samples, exponential, custom, float_exponential, float_custom] = &mut records;
+    if !floats.is_empty() {
+        record::encode_samples(samples, floats);
+    }
+    record::encode_histograms(exponential, custom, integers);
+    record::encode_histograms(float_exponential, float_custom, float_histograms);
+    for record in records.iter().filter(|record| !record.is_empty()) {
+        let _ = wal.append(&[record])?;
+    }
+    Ok(())
 }

@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use serde_json::Value;
-
 use super::*;
 use crate::disk::faulty::FaultyDisk;
 use crate::metrics::Registry;
 use crate::model::HeadSeriesRef;
+use crate::tsdb::chunkenc::samples::{Value, value_in};
+use crate::tsdb::chunkenc::xor::XorIterator;
 
 const RANGE: i64 = 7_200_000;
 
@@ -52,7 +52,7 @@ impl States {
 #[test]
 fn chunks_are_cut_where_prometheus_cuts() {
     let file = include_str!("../../../../tests/data/chunks/cuts.json");
-    let file: Value = serde_json::from_str(file).unwrap();
+    let file: serde_json::Value = serde_json::from_str(file).unwrap();
     for case in file["cases"].as_array().unwrap() {
         let number = |field: &str| case[field].as_i64().unwrap();
         let mut states = states();
@@ -74,7 +74,7 @@ fn chunks_are_cut_where_prometheus_cuts() {
                 let samples = XorIterator::new(&chunk.bytes).count();
                 serde_json::json!([chunk.mint, chunk.maxt, samples, chunk.bytes.len()])
             });
-            Value::from(chunks.collect::<Vec<_>>())
+            serde_json::Value::from(chunks.collect::<Vec<_>>())
         };
         assert_eq!(chunks(&states), case["chunks"], "{}", case["name"]);
         states.write(usize::MAX);
@@ -92,10 +92,10 @@ fn a_stored_value_is_found_in_its_chunk_wherever_that_is() {
         states.write(written);
         let value_at = |t| {
             let chunk = states.chunk_at(0, t)?.load().unwrap();
-            value_in(&chunk.bytes, t)
+            value_in(chunk.encoding, &chunk.bytes, t)
         };
-        assert_eq!(value_at(3000), Some(3));
-        assert_eq!(value_at(499_000), Some(499));
+        assert_eq!(value_at(3000), Some(Value::Float(3)));
+        assert_eq!(value_at(499_000), Some(Value::Float(499)));
         assert_eq!(value_at(3001), None);
         assert_eq!(value_at(500_000), None);
         let state = states.get(0);
@@ -121,9 +121,9 @@ fn what_is_before_a_time_is_dropped_and_nothing_else() {
             if let Some(chunk) = dropped.to_shorten {
                 let mut bytes = Vec::new();
                 chunk.read(&mut bytes).unwrap();
-                states.shorten(0, &chunk, mint, &bytes);
+                states.shorten(0, &chunk, mint, (ENCODING_XOR, &bytes));
                 // Once more does nothing.
-                states.shorten(0, &chunk, mint, &bytes);
+                states.shorten(0, &chunk, mint, (ENCODING_XOR, &bytes));
             }
             let mut kept: Vec<_> = all.into_iter().filter(|(t, _)| *t >= mint).collect();
             assert_eq!(states.samples(), kept, "{context}");
@@ -209,9 +209,11 @@ fn a_shortened_chunk_keeps_its_turn() {
 fn a_gap_is_filled_once() {
     let mut states = states();
     let chunk = |range: std::ops::Range<i64>| {
-        let (mut xor, mut bytes) = (XorState::default(), ThinVec::new());
-        range.for_each(|t| xor.append(&mut bytes, t, 1));
-        (xor, bytes)
+        let mut open = OpenChunk::begin(range.start, &Value::Float(1));
+        for t in range.skip(1) {
+            assert!(open.append(t, &Value::Float(1)).is_none());
+        }
+        open
     };
     assert!(states.insert(0, chunk(0..10), false));
     assert!(states.insert(0, chunk(20..30), false));
