@@ -27,7 +27,6 @@ use http::header::{
 };
 use http::{HeaderValue, Request, StatusCode};
 use prost::Message;
-use thin_vec::ThinVec;
 
 use crate::error::Stage;
 use crate::http::tenant::TenantRules;
@@ -45,9 +44,9 @@ use crate::store::sort::sort_by;
 use crate::store::source::{ReadTenant, SeriesReader, TenantSource};
 use crate::store::tsdb_store::shared_texts;
 use crate::tsdb::chunk_set::{ChunkSet, ChunkView};
-use crate::tsdb::chunkenc::ENCODING_XOR;
-use crate::tsdb::chunkenc::xor::{XorIterator, XorState};
+use crate::tsdb::chunkenc::samples::{Encoded, SampleIterator, Value, encode_if};
 use crate::tsdb::querier::SelectedSeries;
+use crate::wire::histogram::HistogramMessage;
 use crate::wire::proto::prometheus::read_request::ResponseType;
 use crate::wire::proto::prometheus::{
     Chunk, ChunkedReadResponse, ChunkedSeries, Label, LabelMatcher, Query, ReadRequest, Sample,
@@ -297,9 +296,11 @@ fn samples(
                 rest = others;
                 for (i, series) in loaded.iter().enumerate() {
                     let before = response.len() + result.len();
-                    let samples = samples_of(query, chunks.of(i), |bytes| charge(before + bytes))?;
-                    if !samples.is_empty() {
-                        let series = TimeSeries { labels: label_messages(&series.labels), samples };
+                    let (samples, histograms) =
+                        samples_of(query, chunks.of(i), |bytes| charge(before + bytes))?;
+                    if !(samples.is_empty() && histograms.is_empty()) {
+                        let labels = label_messages(&series.labels);
+                        let series = TimeSeries { labels, samples, histograms };
                         push_field_1(&mut result, &series);
                         charge(response.len() + result.len())?;
                     }
@@ -334,23 +335,35 @@ fn load(
     interrupted()
 }
 
-/// Samples of the chunks that lie in the query's range. Chunks of native histograms hold none.
+/// Floats of the chunks that lie in the query's range, and messages of the histograms.
 fn samples_of<'c>(
     query: &ParsedQuery,
     chunks: impl Iterator<Item = ChunkView<'c>>,
     mut charge: impl FnMut(usize) -> Result<(), QueryError>,
-) -> Result<Vec<Sample>, QueryError> {
-    let mut samples = Vec::new();
-    for chunk in chunks.filter(|chunk| chunk.encoding == ENCODING_XOR) {
-        for sample in XorIterator::new(chunk.bytes) {
-            let (timestamp, bits) = sample?;
-            if query.contains(timestamp) {
-                samples.push(Sample { value: f64::from_bits(bits), timestamp });
+) -> Result<(Vec<Sample>, Vec<Bytes>), QueryError> {
+    let (mut samples, mut histograms, mut histogram_bytes) = (Vec::new(), Vec::new(), 0);
+    for chunk in chunks {
+        for sample in SampleIterator::new(chunk.encoding, chunk.bytes) {
+            let (timestamp, value) = sample?;
+            if !query.contains(timestamp) {
+                continue;
+            }
+            match value {
+                Value::Float(bits) => {
+                    samples.push(Sample { value: f64::from_bits(bits), timestamp });
+                }
+                Value::Histogram(histogram) => {
+                    let mut message = Vec::new();
+                    HistogramMessage::of_model(timestamp, &histogram).push_protobuf(&mut message);
+                    histogram_bytes += size_of::<Bytes>() + message.len();
+                    histograms.push(message.into());
+                }
             }
         }
-        charge(samples.len().saturating_mul(size_of::<Sample>()))?;
+        let sample_bytes = samples.len().saturating_mul(size_of::<Sample>());
+        charge(sample_bytes.saturating_add(histogram_bytes))?;
     }
-    Ok(samples)
+    Ok((samples, histograms))
 }
 
 /// Appends a message as field 1 of the message that `out` is.
@@ -491,12 +504,11 @@ fn frame_of(message: &[u8]) -> Bytes {
     frame.into()
 }
 
-/// The chunk with its samples in the query's range; `None` if there are none. Chunks of native
-/// histograms are sent whole.
+/// The chunk with its samples in the query's range; `None` if there are none.
 fn cut(query: &ParsedQuery, chunk: &ChunkView<'_>) -> Result<Option<Chunk>, QueryError> {
     let encoding = i32::from(chunk.encoding);
     let is_inside = query.contains(chunk.mint) && query.contains(chunk.maxt);
-    if is_inside || chunk.encoding != ENCODING_XOR {
+    if is_inside {
         return Ok(Some(Chunk {
             min_time_ms: chunk.mint,
             max_time_ms: chunk.maxt,
@@ -504,21 +516,16 @@ fn cut(query: &ParsedQuery, chunk: &ChunkView<'_>) -> Result<Option<Chunk>, Quer
             data: Bytes::copy_from_slice(chunk.bytes),
         }));
     }
-    let mut state = XorState::default();
-    let mut bytes = ThinVec::new();
-    let mut mint = None;
-    for sample in XorIterator::new(chunk.bytes) {
-        let (t, bits) = sample?;
-        if query.contains(t) {
-            mint = mint.or(Some(t));
-            state.append(&mut bytes, t, bits);
+    let (inside, read) = encode_if(chunk.encoding, chunk.bytes, |t| query.contains(t));
+    read?;
+    Ok(inside.map(|inside| {
+        let Encoded { mint, maxt, bytes, .. } = inside.finish();
+        Chunk {
+            min_time_ms: mint,
+            max_time_ms: maxt,
+            r#type: encoding,
+            data: Bytes::copy_from_slice(&bytes),
         }
-    }
-    Ok(mint.map(|mint| Chunk {
-        min_time_ms: mint,
-        max_time_ms: state.t,
-        r#type: encoding,
-        data: Bytes::from_owner(state.snapshot(&bytes)),
     }))
 }
 

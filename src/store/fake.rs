@@ -94,13 +94,13 @@ impl FakeTenant {
     }
 
     /// Adds a series, `chunk_len` samples a chunk.
-    pub(crate) fn with(
-        mut self,
-        labels: Labels<'_>,
-        samples: &[(i64, f64)],
-        chunk_len: usize,
-    ) -> Self {
-        self.series.push((key(labels), samples.chunks(chunk_len).map(chunk).collect()));
+    pub(crate) fn with(self, labels: Labels<'_>, samples: &[(i64, f64)], chunk_len: usize) -> Self {
+        self.with_chunks(labels, samples.chunks(chunk_len).map(chunk).collect())
+    }
+
+    /// Adds a series of these chunks.
+    pub(crate) fn with_chunks(mut self, labels: Labels<'_>, chunks: Vec<ChunkData>) -> Self {
+        self.series.push((key(labels), chunks));
         self
     }
 }

@@ -20,7 +20,8 @@
 
 use crate::model::Timestamp;
 use crate::model::histogram::{
-    AnyHistogram, CUSTOM_BUCKETS_SCHEMA, FloatHistogram, IntegerHistogram, Layout, ResetHint, Span,
+    AnyHistogram, CUSTOM_BUCKETS_SCHEMA, FloatHistogram, Histogram, IntegerHistogram, Layout,
+    Numbers, ResetHint, Span,
 };
 use crate::model::varint::{push_varint, read_varint, unzigzag, zigzag};
 use crate::wire::remote_write_v1::{DecodeError, Value, WRONG_WIRE_TYPE, read_field};
@@ -99,7 +100,7 @@ impl HistogramMessage {
     }
 
     /// Appends the message.
-    pub(super) fn push_protobuf(&self, out: &mut Vec<u8>) {
+    pub fn push_protobuf(&self, out: &mut Vec<u8>) {
         match self.count {
             Count::Int(count) => push_varint_field(out, 1, count),
             Count::Float(count) => push_fixed_field(out, 2, count),
@@ -116,6 +117,52 @@ impl HistogramMessage {
         push_varint_field(out, 14, u64::from(self.reset_hint));
         push_varint_field(out, 15, self.timestamp as u64);
         push_floats(out, 16, &self.custom_bounds);
+    }
+
+    /// The message of a sample.
+    pub fn of_model(timestamp: Timestamp, sample: &AnyHistogram) -> HistogramMessage {
+        match sample {
+            AnyHistogram::Integer(histogram) => HistogramMessage {
+                count: Count::Int(histogram.count),
+                zero_count: Count::Int(histogram.zero_count),
+                positive: Buckets {
+                    deltas: histogram.positive.clone(),
+                    ..Buckets::of_spans(&histogram.layout.positive_spans)
+                },
+                negative: Buckets {
+                    deltas: histogram.negative.clone(),
+                    ..Buckets::of_spans(&histogram.layout.negative_spans)
+                },
+                ..HistogramMessage::of_rest(timestamp, histogram)
+            },
+            AnyHistogram::Float(histogram) => HistogramMessage {
+                count: Count::Float(histogram.count.to_bits()),
+                zero_count: Count::Float(histogram.zero_count.to_bits()),
+                positive: Buckets {
+                    counts: bits(&histogram.positive),
+                    ..Buckets::of_spans(&histogram.layout.positive_spans)
+                },
+                negative: Buckets {
+                    counts: bits(&histogram.negative),
+                    ..Buckets::of_spans(&histogram.layout.negative_spans)
+                },
+                ..HistogramMessage::of_rest(timestamp, histogram)
+            },
+        }
+    }
+
+    /// What is alike in both kinds.
+    fn of_rest<N: Numbers>(timestamp: Timestamp, histogram: &Histogram<N>) -> HistogramMessage {
+        let layout = &histogram.layout;
+        HistogramMessage {
+            sum: histogram.sum.to_bits(),
+            schema: layout.schema,
+            zero_threshold: layout.zero_threshold.to_bits(),
+            reset_hint: histogram.reset_hint as u16,
+            timestamp,
+            custom_bounds: bits(&layout.custom_bounds),
+            ..HistogramMessage::default()
+        }
     }
 
     /// The sample, and its time. Numbers of the other kind than the count's are left out, as
@@ -165,6 +212,10 @@ impl HistogramMessage {
 }
 
 impl Buckets {
+    fn of_spans(spans: &[Span]) -> Buckets {
+        Buckets { spans: spans.to_vec(), ..Buckets::default() }
+    }
+
     /// Takes the field of spans (0), deltas (1) or counts (2).
     fn read(&mut self, field: u32, value: Value<'_>) -> Result<(), DecodeError> {
         match (field, value) {
@@ -222,6 +273,10 @@ fn push_floats(out: &mut Vec<u8>, number: u8, floats: &[u64]) {
         let packed: Vec<u8> = floats.iter().flat_map(|float| float.to_le_bytes()).collect();
         push_bytes_field(out, number, &packed);
     }
+}
+
+fn bits(floats: &[f64]) -> Vec<u64> {
+    floats.iter().map(|float| float.to_bits()).collect()
 }
 
 fn floats(bits: Vec<u64>) -> Vec<f64> {
@@ -314,7 +369,9 @@ mod tests {
             positive: vec![3, -1],
             negative: vec![2],
         };
-        assert_eq!(message.clone().into_model(), (-7, AnyHistogram::Integer(expected)));
+        let expected = AnyHistogram::Integer(expected);
+        assert_eq!(message.clone().into_model(), (-7, expected.clone()));
+        assert_eq!(HistogramMessage::of_model(-7, &expected).into_model(), (-7, expected));
 
         let of_floats = HistogramMessage { count: Count::Float(4.5f64.to_bits()), ..message };
         let expected = FloatHistogram {
@@ -327,7 +384,9 @@ mod tests {
             positive: vec![8.0],
             negative: vec![],
         };
-        assert_eq!(round(&of_floats).into_model(), (-7, AnyHistogram::Float(expected)));
+        let expected = AnyHistogram::Float(expected);
+        assert_eq!(round(&of_floats).into_model(), (-7, expected.clone()));
+        assert_eq!(HistogramMessage::of_model(-7, &expected).into_model(), (-7, expected));
     }
 
     #[test]

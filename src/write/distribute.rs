@@ -325,8 +325,7 @@ impl<'a, 'r> Distributor<'a, 'r> {
         end: usize,
         in_order: bool,
     ) -> Result<(), DistributeError> {
-        self.outcome.samples_stored +=
-            u64::from(contents.samples) + u64::from(contents.histograms);
+        self.outcome.samples_stored += u64::from(contents.samples) + u64::from(contents.histograms);
         if self.outcome.samples_stored > samples_max(self.request.len()) as u64 {
             return Err(STORM.into());
         }

@@ -8,7 +8,7 @@ use regex_automata::meta;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::chunks::{self, Points};
+use crate::chunks::{self, Point, Points};
 use crate::grpc::Called;
 use crate::proto;
 use crate::suite::{self, Step};
@@ -257,10 +257,14 @@ type Series = (Value, Points);
 fn recorded_series(series: &Value) -> Series {
     let mut points = Points::new();
     for chunk in series["chunks"].as_array().expect("chunks") {
-        assert_eq!(chunk["type"], "XOR", "points of histograms are not compared yet");
+        let kind = chunk["type"].as_str().expect("a type");
         for point in chunk["points"].as_array().expect("points") {
+            if kind != "XOR" {
+                points.push(chunks::recorded_histogram(kind, point));
+                continue;
+            }
             let time = point[0].as_i64().expect("time");
-            points.push((time, proto::double_bits(&point[1])));
+            points.push((time, Point::Float(proto::double_bits(&point[1]))));
         }
     }
     (series["labels"].clone(), points)
@@ -277,10 +281,8 @@ fn stored(replies: &[Value]) -> Result<Vec<Series>, String> {
         let mut points = Points::new();
         for chunk in series["chunks"].as_array().into_iter().flatten() {
             let raw = &chunk["raw"];
-            if raw.get("type").is_some_and(|kind| kind != "XOR") {
-                return Err(format!("a chunk of type {}", raw["type"]));
-            }
-            points.extend(chunks::xor_points(raw["data"].as_str().unwrap_or_default())?);
+            let kind = raw["type"].as_str().unwrap_or("XOR");
+            points.extend(chunks::points(kind, raw["data"].as_str().unwrap_or_default())?);
         }
         match all.last_mut() {
             // A series too long for one frame goes on in the next.

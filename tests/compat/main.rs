@@ -53,6 +53,7 @@ suites! {
     ring_one_node_down: "ring-one-node-down",
     ring_two_nodes_one_down: "ring-two-nodes-one-down",
     rw1_future: "rw1-future",
+    rw1_histograms: "rw1-histograms",
     rw1_labels: "rw1-labels",
     rw1_replica_ingestor: "rw1-replica-ingestor",
     rw1_replica_routeringestor: "rw1-replica-routeringestor",

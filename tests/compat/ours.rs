@@ -27,10 +27,10 @@ use Instead::{Expect, NotCompared, WithoutTenants};
 const NO_OTLP: &str = "OTLP is not served yet";
 const NO_PROFILES: &str = "profiles are not served yet";
 const ONE_FORMAT: &str = "the metrics page is text whatever is asked for, which HTTP allows";
-const NO_HISTOGRAMS: &str = "native histograms are refused, not stored, until their storage lands";
 const LOWEST_TIME: &str = "a sample at the lowest time is refused alone, not everything after it";
+const CONTRADICTION: &str =
+    "a histogram that contradicts itself is refused by name, not without a word";
 const OTHER_WRITES: &str = "it holds what Thanos takes and we need not, and the reverse";
-const LIMITED: &str = "what a limit or a batch holds depends on the histograms that are not stored";
 
 const fn not_found(suite: &'static str, step: &'static str, reason: &'static str) -> Exception {
     let instead = Expect(r#"{"status": 404, "headers": {}, "found": null}"#);
@@ -44,23 +44,8 @@ const fn text_metrics(step: &'static str, found: &'static str) -> Exception {
 const NO_EXEMPLARS: &str = "exemplars are counted and dropped until their storage lands";
 const OTHER_VERSION: &str = "a body of which nothing is understood is not answered as stored";
 
-/// The series of a step of `rw2` that are no histograms.
-const fn without_histogram(step: &'static str, series: &'static str) -> Exception {
-    Exception { suite: "rw2", step, instead: Expect(series), reason: NO_HISTOGRAMS }
-}
-
-const fn refused_in_rw2(step: &'static str) -> Exception {
-    let instead = Expect(r#"{"status": 409, "headers": {}, "body": null}"#);
-    Exception { suite: "rw2", step, instead, reason: NO_HISTOGRAMS }
-}
-
 const fn not_compared(suite: &'static str, step: &'static str, reason: &'static str) -> Exception {
     Exception { suite, step, instead: NotCompared, reason }
-}
-
-const fn refused_histograms(suite: &'static str) -> Exception {
-    let instead = Expect(r#"{"status": 409}"#);
-    Exception { suite, step: "data/b", instead, reason: NO_HISTOGRAMS }
 }
 
 const NO_STATUS: &str = "TSDB statistics are not served over HTTP yet";
@@ -140,7 +125,7 @@ pub(crate) const EXCEPTIONS: &[Exception] = &[
         suite: "grpc-write-routeringestor",
         step: "invalid-histogram",
         instead: Expect(r#"{"code": 6, "replies": []}"#),
-        reason: NO_HISTOGRAMS,
+        reason: CONTRADICTION,
     },
     Exception {
         suite: "grpc-write-routeringestor",
@@ -161,7 +146,7 @@ pub(crate) const EXCEPTIONS: &[Exception] = &[
         suite: "grpc-write-ingestor",
         step: "invalid-histogram",
         instead: Expect(r#"{"code": 6, "replies": []}"#),
-        reason: NO_HISTOGRAMS,
+        reason: CONTRADICTION,
     },
     Exception {
         suite: "grpc-write-ingestor",
@@ -212,31 +197,6 @@ pub(crate) const EXCEPTIONS: &[Exception] = &[
         ]),
         reason: OTHER_WRITES,
     },
-    refused_in_rw2("histograms"),
-    without_histogram("histograms/read", r#"{"series": []}"#),
-    refused_in_rw2("histogram-start"),
-    without_histogram("histogram-start/read", r#"{"series": []}"#),
-    refused_in_rw2("histogram-custom"),
-    without_histogram("histogram-custom/read", r#"{"series": []}"#),
-    refused_in_rw2("samples-and-histograms"),
-    without_histogram(
-        "samples-and-histograms/read",
-        r#"{"series": [{
-            "labels": [["__name__", "h"], ["replica", "r0"], ["tenant_id", "samples-and-histograms"]],
-            "chunks": [{"type": "XOR", "points": [[1700000000000, 1.0]]}]
-        }]}"#,
-    ),
-    without_histogram(
-        "partial/read",
-        r#"{"series": [
-            {"labels": [["__name__", "m"], ["job", "x"], ["replica", "r0"], ["tenant_id", "partial"]],
-             "chunks": [{"type": "XOR", "points": [[1700000000000, 1.0]]}]},
-            {"labels": [["__name__", "n"], ["replica", "r0"], ["tenant_id", "partial"]],
-             "chunks": [{"type": "XOR", "points": [[1700000000000, 1.0]]}]},
-            {"labels": [["__name__", "new"], ["replica", "r0"], ["tenant_id", "partial"]],
-             "chunks": [{"type": "XOR", "points": [[1700000000000, 3.0]]}]}
-        ]}"#,
-    ),
     not_compared("rw2", "exemplars/exemplars", NO_EXEMPLARS),
     not_compared("rw2", "exemplar-too-long/exemplars", NO_EXEMPLARS),
     Exception {
@@ -270,33 +230,7 @@ pub(crate) const EXCEPTIONS: &[Exception] = &[
     text_metrics("metrics-accept-1", r##"{"headers": {}, "found": false}"##),
     text_metrics("metrics-accept-2", r#"{"headers": {}}"#),
     text_metrics("metrics-gzip", r#"{"headers": {}}"#),
-    refused_histograms("store-labels"),
-    refused_histograms("store-series"),
-    refused_histograms("store-info"),
-    not_compared("store-info", "status-limit-3", NO_HISTOGRAMS),
-    not_compared("store-info", "status-no-limit", NO_HISTOGRAMS),
-    not_compared("store-info", "status-match", NO_HISTOGRAMS),
-    not_compared("store-info", "status-match-re", NO_HISTOGRAMS),
-    not_compared("store-info", "status-match-neq", NO_HISTOGRAMS),
-    not_compared("store-info", "status-match-ext", NO_HISTOGRAMS),
-    not_compared("store-info", "status-large", NO_HISTOGRAMS),
-    not_compared("store-labels", "values/limit-2", LIMITED),
-    not_compared("store-labels", "values/limit-5", LIMITED),
-    not_compared("store-series", "histograms", NO_HISTOGRAMS),
-    not_compared("store-series", "limit-1", LIMITED),
-    not_compared("store-series", "limit-2", LIMITED),
-    not_compared("store-series", "limit-5", LIMITED),
-    not_compared("store-series", "limit-2-chunks", LIMITED),
-    not_compared("store-series", "batch-2", LIMITED),
-    not_compared("store-series", "batch-3", LIMITED),
-    not_compared("store-series", "batch-7", LIMITED),
-    not_compared("store-series", "batch-100", LIMITED),
-    not_compared("store-series", "batch-3-chunks", LIMITED),
 ];
-
-/// The metrics of these suites that are native histograms, and the job that only those have.
-const HISTOGRAMS: [&str; 2] = ["h", "fh"];
-const HISTOGRAM_JOB: &str = "x";
 
 /// Flags of suites that are not taken yet, and what they ask for is an exception of its steps.
 const FLAGS_MISSING: [&str; 1] = ["--tsdb.max-exemplars="];
@@ -313,11 +247,6 @@ pub(crate) fn is_own_file(path: &str) -> bool {
 
 /// Makes of a recorded step what we expect of ourselves.
 pub(crate) fn apply(suite: &str, step: &mut Step) {
-    if matches!(suite, "store-labels" | "store-series" | "store-info")
-        && let Some(replies) = step.0.pointer_mut("/expect/replies").and_then(Value::as_array_mut)
-    {
-        without_histograms(replies);
-    }
     if suite.starts_with("mode-") || suite.starts_with("not-ready-") {
         without_otlp(step);
     }
@@ -379,23 +308,5 @@ fn without_otlp(step: &mut Step) {
     }
     if let Some(calls) = step.0.pointer("/expect/calls").and_then(Value::as_array) {
         step.0["at_least"] = json!(calls.len());
-    }
-}
-
-/// Takes series and names of native histograms out of recorded replies.
-fn without_histograms(replies: &mut Vec<Value>) {
-    let has = |series: &Value, name: &str, is_meant: &dyn Fn(&Value) -> bool| {
-        let labels = series["labels"].as_array().map_or(&[][..], Vec::as_slice);
-        labels.iter().any(|label| label["name"] == name && is_meant(&label["value"]))
-    };
-    let is_metric = |value: &Value| HISTOGRAMS.iter().any(|histogram| value == histogram);
-    let is_job = |value: &Value| value == HISTOGRAM_JOB;
-    let is_histogram =
-        |series: &Value| has(series, "__name__", &is_metric) || has(series, "job", &is_job);
-    replies.retain(|reply| !reply.get("series").is_some_and(is_histogram));
-    for reply in replies {
-        if let Some(values) = reply.get_mut("values").and_then(Value::as_array_mut) {
-            values.retain(|value| !is_metric(value) && !is_job(value));
-        }
     }
 }

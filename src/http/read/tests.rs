@@ -5,10 +5,14 @@ use http_body_util::BodyExt as _;
 use tower::ServiceExt as _;
 
 use super::*;
+use crate::model::histogram::{AnyHistogram, Histogram, Layout, Span};
 use crate::model::tenant::TenantId;
 use crate::model::varint::split_len_prefixed;
 use crate::store::budget::READ_BYTES_MAX_DEFAULT;
 use crate::store::fake::{FakeSource, FakeTenant, Labels};
+use crate::tsdb::chunkenc::samples::encode;
+use crate::tsdb::chunkenc::xor::XorIterator;
+use crate::tsdb::querier::ChunkData;
 use crate::wire::proto::prometheus::ReadResponse;
 
 const UP: Labels<'_> = &[("__name__", "up"), ("job", "b")];
@@ -173,6 +177,85 @@ async fn streamed_chunks_are_cut_to_the_range() {
         let both = if expected.is_empty() { vec![] } else { vec![UP_TOO.to_vec(), UP.to_vec()] };
         assert_eq!(names, both, "{mint} to {maxt}");
         assert_eq!(second.len(), 2);
+    }
+}
+
+/// Histograms of both kinds, a second apart, and chunks of them.
+fn histograms() -> (Vec<(i64, AnyHistogram)>, Vec<ChunkData>) {
+    let sample = |i: i64| {
+        let layout = Layout {
+            positive_spans: vec![Span { offset: 2, length: 2 }],
+            zero_threshold: 0.5,
+            ..Layout::default()
+        };
+        let count = i as u64 * 3;
+        let histogram = match i < 40 {
+            true => AnyHistogram::Integer(Histogram {
+                layout,
+                count,
+                sum: i as f64,
+                positive: vec![i, i],
+                ..Histogram::default()
+            }),
+            false => AnyHistogram::Float(Histogram {
+                layout,
+                count: count as f64,
+                sum: i as f64,
+                positive: vec![i as f64, 2.0 * i as f64],
+                ..Histogram::default()
+            }),
+        };
+        (i * 1000, histogram)
+    };
+    let samples: Vec<_> = (0..80).map(sample).collect();
+    let values = samples.iter().map(|(t, h)| (*t, Value::Histogram(Box::new(h.clone()))));
+    let chunks = encode(values).into_iter().map(|Encoded { mint, maxt, encoding, bytes }| {
+        ChunkData { mint, maxt, encoding, bytes: bytes[..].into() }
+    });
+    (samples, chunks.collect())
+}
+
+/// In both kinds of an answer, for borders inside chunks, between them and beyond.
+#[tokio::test]
+async fn histograms_are_read_as_they_were_written() {
+    let (samples, chunks) = histograms();
+    for (mint, maxt) in [(0, 79_000), (i64::MIN, i64::MAX), (5500, 61_000), (39_000, 40_000)] {
+        let source = || {
+            let tenant = FakeTenant::new("t", &[]).with_chunks(UP, chunks.clone());
+            FakeSource::of(vec![Arc::new(tenant)])
+        };
+        let mut expected = samples.clone();
+        expected.retain(|(t, _)| (mint..=maxt).contains(t));
+        let assert_same = |read: Vec<(i64, AnyHistogram)>| {
+            assert_eq!(read.len(), expected.len(), "{mint} to {maxt}");
+            for ((t, read), (expected_t, expected)) in read.iter().zip(&expected) {
+                assert!(t == expected_t && read.tells_the_same(expected), "{mint} to {maxt}: {t}");
+            }
+        };
+
+        let request =
+            ReadRequest { queries: vec![query(mint, maxt)], accepted_response_types: vec![] };
+        let (response, body) =
+            post_bytes(source(), &[("x-scope", "t")], compressed(&request)).await;
+        assert_eq!(response.status(), StatusCode::OK);
+        let body = snap::raw::Decoder::new().decompress_vec(&body).unwrap();
+        let body = ReadResponse::decode(&body[..]).unwrap();
+        let [series] = &body.results[0].timeseries[..] else { panic!("one series") };
+        assert!(series.samples.is_empty());
+        let read = |message: &Bytes| HistogramMessage::read(message).unwrap().into_model();
+        assert_same(series.histograms.iter().map(read).collect());
+
+        let frames = read_chunks(source(), vec![query(mint, maxt)]).await;
+        let chunks = frames.iter().flat_map(|frame| &frame.chunked_series[0].chunks);
+        let mut read = Vec::new();
+        for chunk in chunks {
+            for sample in SampleIterator::new(chunk.r#type as u8, &chunk.data) {
+                let (t, Value::Histogram(histogram)) = sample.unwrap() else { panic!("a float") };
+                assert!((chunk.min_time_ms..=chunk.max_time_ms).contains(&t));
+                read.push((t, *histogram));
+            }
+        }
+        assert_same(read);
     }
 }
 
