@@ -90,7 +90,9 @@
 //! damaged ([`tsdb::wal::repair`] has the table of cases, [`tsdb::wal::names`] a second copy of what
 //! names series) and replays it into an empty head, from where
 //! the series' head chunks end ([`tsdb::head::replay`]). A tenant serves as soon as its own log is
-//! replayed. One that cannot be opened is quarantined: its writes are 503, it is tried again, and
+//! replayed. It takes writes before where a [look](tsdb::wal::look) at the log's end and the
+//! summaries of the rest tell enough ([`tsdb::opening`]): what is certainly later than all of the log
+//! is appended behind it and read with it, all else waits. One that cannot be opened is quarantined: its writes are 503, it is tried again, and
 //! the others do not notice. What cannot be read is never answered as absent ([`store::missing`]).
 //!
 //! # From the head into blocks

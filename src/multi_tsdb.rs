@@ -2,8 +2,9 @@
 //!
 //! At start the lock of every tenant's directory is taken at once, so that a second process ends
 //! with a clear error; the logs are replayed in the background, and each tenant serves as soon as
-//! its own is. A tenant that cannot be opened is quarantined: its writes are 503, it is tried again
-//! from time to time, and nobody else notices.
+//! its own is, and takes writes before that where a look at the log tells enough ([`opening`]). A
+//! tenant that cannot be opened is quarantined: its writes are 503, it is tried again from time to
+//! time, and nobody else notices.
 
 mod append_lane;
 mod cutter;
@@ -12,6 +13,7 @@ mod disk_threads;
 mod found;
 mod loading;
 mod merger;
+mod opening;
 mod periodic;
 mod pruning;
 mod reopening;
@@ -21,7 +23,6 @@ mod tenant;
 use std::cell::LazyCell;
 use std::collections::HashMap;
 use std::io;
-use std::panic::{self, AssertUnwindSafe};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -32,7 +33,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Semaphore, watch};
 
 use crate::clock::Clock;
-use crate::disk::{DirLock, Disk};
+use crate::disk::Disk;
 use crate::error::chain;
 use crate::hashring::{CurrentHashring, Hashring};
 use crate::metrics::{Counter, Gauge, Registry};
@@ -41,14 +42,11 @@ use crate::model::stop::{self, Stop, StopOnDrop};
 use crate::model::tenant::TenantId;
 use crate::multi_tsdb::append_lane::AppendMetrics;
 pub use crate::multi_tsdb::append_lane::{AppendError, AppendLane};
-use crate::multi_tsdb::cutter::CutTurns;
 use crate::multi_tsdb::data_dir::DataDir;
 use crate::multi_tsdb::disk_threads::{DiskThreads, DiskThreadsOptions};
-use crate::multi_tsdb::found::{Found, find_tenants, show_unserved_blocks};
+use crate::multi_tsdb::found::find_tenants;
 pub use crate::multi_tsdb::loading::StartStatus;
-use crate::multi_tsdb::merger::MergeTurns;
 use crate::multi_tsdb::periodic::Periodic;
-use crate::multi_tsdb::syncer::SyncLane;
 use crate::multi_tsdb::tenant::{ExternalLabels, OpenTenant};
 pub use crate::multi_tsdb::tenant::{LabelSet, Tenant};
 use crate::shipper::{self, ShippedTenant, Shipping, ShippingOptions};
@@ -108,7 +106,7 @@ pub struct MultiTsdb {
     options: MultiTsdbOptions,
     env: Env,
     tenants: RwLock<HashMap<TenantId, Entry>>,
-    /// Tenants found at start that are neither open nor quarantined yet.
+    /// Tenants found at start that neither take writes nor are quarantined yet.
     unopened: AtomicUsize,
     data_dir: DataDir,
     is_closed: AtomicBool,
@@ -135,7 +133,9 @@ pub struct MultiTsdb {
 #[derive(Clone)]
 enum Entry {
     Open(Arc<Tenant>),
-    /// Its log is being replayed.
+    /// Its log is being replayed, and it takes writes.
+    Loading(Arc<LoadingTenant>),
+    /// Its log is looked at or being replayed.
     Opening(Arc<Opening>),
     /// Its first write is making it, or it is being pruned; the receiver tells when that is done.
     Creating(watch::Receiver<()>),
@@ -145,6 +145,12 @@ enum Entry {
 /// A tenant that is being opened.
 struct Opening {
     external_labels: ExternalLabels,
+    loading: Arc<Loading>,
+}
+
+/// A tenant that takes writes, and that nothing else is done with until its log is read.
+struct LoadingTenant {
+    tenant: Arc<Tenant>,
     loading: Arc<Loading>,
 }
 
@@ -283,7 +289,8 @@ impl MultiTsdb {
         Ok(())
     }
 
-    /// Which of a tenant's blocks may be deleted: where they are shipped, those that are in the bucket.
+    /// Which of a tenant's blocks may be deleted: where they are shipped, those that are in the
+    /// bucket.
     fn may_go(&self, id: &TenantId) -> impl Fn(Ulid) -> bool {
         let is_shipped = self.shipping.get().is_some();
         let shipped = LazyCell::new(|| shipper::shipped(&*self.env.disk, &self.dir_of(id)));
@@ -349,8 +356,8 @@ impl MultiTsdb {
         });
     }
 
-    /// Whether every tenant found at start is open or quarantined, and the storage as a whole can be
-    /// used.
+    /// Whether every tenant found at start takes writes or is quarantined, and the storage as a
+    /// whole can be used.
     pub fn is_ready(&self) -> bool {
         self.why_not_ready().is_none()
     }
@@ -377,12 +384,24 @@ impl MultiTsdb {
         open
     }
 
+    /// The tenants that take writes, in order of their names: open or not yet.
+    fn written_tenants(&self) -> Vec<Arc<Tenant>> {
+        let mut written: Vec<_> =
+            self.tenants.read().values().filter_map(Entry::takes_writes).collect();
+        written.sort_by(|a, b| a.id.cmp(&b.id));
+        written
+    }
+
     /// The open tenants, and those that cannot be read though they have data.
     pub fn all_tenants(&self) -> AllTenants {
         let (mut open, mut unavailable) = (Vec::new(), Vec::new());
         for (id, entry) in &*self.tenants.read() {
             match entry {
                 Entry::Open(tenant) => open.push(tenant.clone()),
+                Entry::Loading(loading) => {
+                    let labels = &loading.tenant.external_labels;
+                    unavailable.push(unavailable_tenant(id, labels, TenantError::Opening));
+                }
                 Entry::Opening(opening) => {
                     let labels = &opening.external_labels;
                     unavailable.push(unavailable_tenant(id, labels, TenantError::Opening));
@@ -405,10 +424,11 @@ impl MultiTsdb {
         self.tenants.read().get(id)?.open()
     }
 
-    /// The tenant to write to or read; `None` if there is none yet.
+    /// The tenant to write to; `None` if there is none yet.
     pub fn find(&self, id: &TenantId) -> Result<Option<Arc<Tenant>>, TenantError> {
         match self.tenants.read().get(id) {
             Some(Entry::Open(tenant)) => Ok(Some(tenant.clone())),
+            Some(Entry::Loading(loading)) => Ok(Some(loading.tenant.clone())),
             Some(Entry::Opening(_)) => Err(TenantError::Opening),
             Some(Entry::Quarantined(quarantine)) => Err(quarantine.error()),
             Some(Entry::Creating(_)) | None => Ok(None),
@@ -450,15 +470,16 @@ impl MultiTsdb {
         }
     }
 
-    /// Stores the writes that wait, then flushes, syncs and closes every tenant. Writes that come later
-    /// fail.
+    /// Stores the writes that wait, then flushes, syncs and closes every tenant. Writes that come
+    /// later fail.
     pub fn close(&self) {
         self.is_closed.store(true, Ordering::Release);
         drop(self.end_background.lock().take());
         let periodic = std::mem::take(&mut *self.periodic.lock());
         // Waits for those that are at work.
         drop(periodic);
-        let tenants = self.tenants();
+        // Those whose logs are still being read, too.
+        let tenants = self.written_tenants();
         // One tenant's disk may be slow, and all have stopped taking writes before.
         tenants.iter().for_each(|tenant| tenant.appends.refuse());
         tenants.iter().for_each(|tenant| tenant.appends.drain());
@@ -487,6 +508,7 @@ impl MultiTsdb {
         let mut tenants = self.tenants.write();
         match tenants.get(id) {
             Some(Entry::Open(tenant)) => Ok(Claim::Open(tenant.clone())),
+            Some(Entry::Loading(loading)) => Ok(Claim::Open(loading.tenant.clone())),
             Some(Entry::Creating(created)) => Ok(Claim::Wait(created.clone())),
             Some(Entry::Opening(_)) => Err(TenantError::Opening),
             Some(Entry::Quarantined(quarantine)) => Err(quarantine.error()),
@@ -507,7 +529,7 @@ impl MultiTsdb {
         let claim = ClaimGuard { tenants: self, id, done: Some(done) };
         let dir = self.dir_of(id);
         let opened = Db::lock(&*self.env.disk, &dir, &self.options.db)
-            .and_then(|lock| self.open_tenant(id, lock, &Arc::default()));
+            .and_then(|lock| self.open_new(id, lock));
         let opened = opened.map_err(|err| {
             let err = chain(&err);
             tracing::error!(tenant = %id, err, "making the tenant failed");
@@ -534,100 +556,6 @@ impl MultiTsdb {
         drop(tenants);
         drop(claim);
         result
-    }
-
-    fn open_found(self: &Arc<Self>, found: Vec<Found>) {
-        let queue = Arc::new(Mutex::new(found));
-        for i in 0..REPLAYS_TOGETHER.min(queue.lock().len()) {
-            let (tenants, queue) = (self.clone(), queue.clone());
-            let replay = move || {
-                while !tenants.is_closed.load(Ordering::Acquire)
-                    && let Some(found) = next(&queue)
-                {
-                    tenants.settle(&found.id, found.lock);
-                    tenants.unopened.fetch_sub(1, Ordering::AcqRel);
-                }
-            };
-            let spawned = thread::Builder::new().name(format!("replay-{i}")).spawn(replay);
-            if let Err(err) = spawned {
-                // One thread suffices; without any, the process cannot do its work.
-                tracing::error!(%err, "starting a replay thread failed");
-            }
-        }
-    }
-
-    /// Opens a tenant found at start, or quarantines it.
-    fn settle(&self, id: &TenantId, lock: Result<Option<Box<dyn DirLock>>, OpenError>) {
-        let loading = match self.tenants.read().get(id) {
-            Some(Entry::Opening(opening)) => opening.loading.clone(),
-            _ => Arc::default(),
-        };
-        let entry = match lock.and_then(|lock| self.open_tenant(id, lock, &loading)) {
-            Ok(tenant) => Entry::Open(tenant),
-            Err(err) => Entry::Quarantined(Arc::new(Quarantine {
-                reason: chain(&err),
-                external_labels: ExternalLabels::new(&self.options, id),
-            })),
-        };
-        let quarantine = match &entry {
-            Entry::Quarantined(quarantine) => Some(quarantine.clone()),
-            _ => None,
-        };
-        let mut tenants = self.tenants.write();
-        if self.is_closed.load(Ordering::Acquire) {
-            drop(tenants);
-            return;
-        }
-        let before = tenants.insert(id.clone(), entry);
-        let is_quarantined = |entry: &&Entry| matches!(entry, Entry::Quarantined(_));
-        self.quarantined.set(tenants.values().filter(is_quarantined).count() as f64);
-        drop(tenants);
-        if let Some(Quarantine { reason: err, .. }) = quarantine.as_deref()
-            && !matches!(before, Some(Entry::Quarantined(before)) if before.reason == *err)
-        {
-            tracing::error!(tenant = %id, err, "tenant cannot be opened and is quarantined");
-        }
-    }
-
-    /// Tries quarantined tenants again.
-    fn retry_quarantined(&self) {
-        let quarantined: Vec<TenantId> = {
-            let tenants = self.tenants.read();
-            let ids = tenants.iter().filter(|(_, entry)| matches!(entry, Entry::Quarantined(_)));
-            ids.map(|(id, _)| id.clone()).collect()
-        };
-        for id in quarantined {
-            if self.is_closed.load(Ordering::Acquire) {
-                return;
-            }
-            self.open_retries.inc();
-            self.settle(&id, Db::lock(&*self.env.disk, &self.dir_of(&id), &self.options.db));
-        }
-    }
-
-    fn open_tenant(
-        &self,
-        id: &TenantId,
-        lock: Option<Box<dyn DirLock>>,
-        loading: &Loading,
-    ) -> Result<Arc<Tenant>, OpenError> {
-        let (dir, options) = (self.dir_of(id), self.options.db.clone());
-        let open = || Db::open_telling(&dir, lock, options, &self.env, id.as_str(), loading);
-        // What is on disk may have been written by anyone. Were it to meet a mistake of ours, it is
-        // to cost its own tenant, not the readiness of the node. Nothing of a database that did not
-        // open is used again.
-        let opened = panic::catch_unwind(AssertUnwindSafe(open))
-            .unwrap_or_else(|_| Err(OpenError::Panicked { dir: self.dir_of(id) }))?;
-        tenant::log_opened(id, &opened);
-        show_unserved_blocks(&self.env.registry, id.as_str(), opened.blocks_set_aside.len());
-        let external_labels = ExternalLabels::new(&self.options, id);
-        let db = Arc::new(opened.db);
-        let (threads, metrics) = (self.append_threads.clone(), self.append_metrics.clone());
-        let appends = AppendLane::new(id.clone(), db.clone(), threads, metrics);
-        let syncs = SyncLane::new(id.clone(), db.clone(), self.sync_threads.clone());
-        let cuts = CutTurns::new(self.cut_range());
-        let (id, merges) = (id.clone(), MergeTurns::default());
-        Ok(Arc::new(Tenant { id, db, appends, syncs, cuts, merges, external_labels }))
     }
 
     fn dir_of(&self, id: &TenantId) -> PathBuf {
@@ -675,6 +603,14 @@ impl Entry {
             _ => None,
         }
     }
+
+    fn takes_writes(&self) -> Option<Arc<Tenant>> {
+        match self {
+            Entry::Open(tenant) => Some(tenant.clone()),
+            Entry::Loading(loading) => Some(loading.tenant.clone()),
+            _ => None,
+        }
+    }
 }
 
 impl Quarantine {
@@ -712,10 +648,6 @@ fn show_appends(registry: &Registry, threads: &Arc<DiskThreads>, metrics: &Arc<A
         running.set(status.threads as f64);
         stuck.set(status.stuck as f64);
     });
-}
-
-fn next(queue: &Mutex<Vec<Found>>) -> Option<Found> {
-    queue.lock().pop()
 }
 
 #[cfg(test)]

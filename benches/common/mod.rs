@@ -139,7 +139,7 @@ pub(crate) fn shuffle<T>(items: &mut [T]) {
 }
 
 pub(crate) struct BenchDb {
-    pub(crate) db: Db,
+    pub(crate) db: Arc<Db>,
     pub(crate) dir: tempfile::TempDir,
 }
 
@@ -149,7 +149,7 @@ pub(crate) fn open(options: &DbOptions) -> BenchDb {
     BenchDb { db, dir }
 }
 
-pub(crate) fn open_in(dir: &std::path::Path, options: &DbOptions) -> Db {
+pub(crate) fn open_in(dir: &std::path::Path, options: &DbOptions) -> Arc<Db> {
     let lock = Db::lock(&SystemDisk, dir, options).expect("the lock");
     let env = Env::new(Arc::new(SystemDisk), Arc::new(SystemClock), Registry::new());
     Db::open(dir, lock, options.clone(), &env, "bench").expect("opens").db

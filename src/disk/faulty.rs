@@ -107,7 +107,8 @@ impl FaultyDisk {
         self.0.lock().refused.remove(dir);
     }
 
-    /// Lets every read of a file at or below `path` fail from now on, as of a medium that is worn out.
+    /// Lets every read of a file at or below `path` fail from now on, as of a medium that is worn
+    /// out.
     pub fn fail_reads(&self, path: &Path, kind: io::ErrorKind) {
         self.0.lock().unreadable.insert(path.to_owned(), kind);
     }
@@ -122,13 +123,14 @@ impl FaultyDisk {
         self.0.lock().failing_syncs = Some((count, how));
     }
 
-    /// Lets this happen when the next sync of the file system has done its work and has not returned
-    /// yet.
+    /// Lets this happen when the next sync of the file system has done its work and has not
+    /// returned yet.
     pub fn once_synced(&self, then: impl FnOnce() + Send + 'static) {
         self.0.lock().once_synced = Some(Box::new(then));
     }
 
-    /// Lets this happen when the next directory has its new name and the renaming has not returned yet.
+    /// Lets this happen when the next directory has its new name and the renaming has not returned
+    /// yet.
     pub fn once_renamed(&self, then: impl FnOnce() + Send + 'static) {
         self.0.lock().once_renamed = Some(Box::new(then));
     }
@@ -143,8 +145,8 @@ impl FaultyDisk {
         self.0.lock().has_no_descriptors = all;
     }
 
-    /// Lets writes and syncs of files below `dir`, and the making of such, wait from now on, as on a
-    /// disk that hangs.
+    /// Lets writes and syncs of files below `dir`, the making of such, and the removal of
+    /// directories, wait from now on, as on a disk that hangs.
     pub fn stall(&self, dir: &Path) {
         self.gate().state.lock().shut.insert(dir.to_owned());
     }
@@ -493,6 +495,7 @@ impl Disk for FaultyDisk {
     }
 
     fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
+        self.gate().pass(path);
         let mut state = self.0.lock();
         state.begin_whole(path)?;
         state.live.dirs.retain(|dir| !dir.starts_with(path));

@@ -2,6 +2,10 @@
 //!
 //! Batches are appended in the order in which they come here, by one of the [`DiskThreads`] at a
 //! time. Those that have gathered while it was at the disk go into the log with its next write.
+//!
+//! While the tenant's log is read, a batch that cannot be judged without is *parked*, and others
+//! pass it. When the log is read, those that are parked are the first to be stored, before anything
+//! that would have come to the same series.
 
 use std::collections::VecDeque;
 use std::panic::{self, AssertUnwindSafe};
@@ -87,6 +91,10 @@ struct Inner {
 struct State {
     /// In order of their numbers.
     queue: VecDeque<Job>,
+    /// Those that wait until the log is read, likewise.
+    parked: VecDeque<Job>,
+    /// Whether it is read, which nobody has seen to yet.
+    is_to_resume: bool,
     next_number: u64,
     /// Whether a thread serves the lane or will.
     is_scheduled: bool,
@@ -138,12 +146,27 @@ impl AppendLane {
 
     /// Whether batches wait.
     pub fn has_backlog(&self) -> bool {
-        !self.0.state.lock().queue.is_empty()
+        let state = self.0.state.lock();
+        !state.queue.is_empty() || !state.parked.is_empty()
     }
 
-    /// Takes no more batches.
+    /// Takes no more batches, and gives up those that wait for the log to be read.
     pub(super) fn refuse(&self) {
-        self.0.state.lock().is_closed = true;
+        let mut state = self.0.state.lock();
+        state.is_closed = true;
+        let parked = std::mem::take(&mut state.parked);
+        drop(state);
+        self.0.metrics.waiting.fetch_sub(parked.len(), Ordering::Relaxed);
+    }
+
+    /// The tenant's log is read: what waited for that is stored, and then all else as ever.
+    pub(super) fn resume(&self) {
+        let mut state = self.0.state.lock();
+        state.is_to_resume = true;
+        if !state.is_scheduled {
+            state.is_scheduled = true;
+            self.0.threads.schedule(self.0.clone());
+        }
     }
 
     /// Waits until the batches that are here are stored.
@@ -166,7 +189,7 @@ impl Inner {
         if state.is_closed {
             return Err(AppendError::Closed);
         }
-        if state.queue.len() >= QUEUED_MAX {
+        if state.queue.len() + state.parked.len() >= QUEUED_MAX {
             self.metrics.refused[0].inc();
             return Err(AppendError::QueueFull);
         }
@@ -189,6 +212,17 @@ impl Inner {
     fn next_group(&self) -> Vec<Job> {
         let mut state = self.state.lock();
         state.is_served = true;
+        if state.is_to_resume {
+            drop(state);
+            // Nothing is appended meanwhile: that is done in the lane's turns alone.
+            self.db.release_writes();
+            state = self.state.lock();
+            state.is_to_resume = false;
+            // They came before all that is in the queue.
+            let mut parked = std::mem::take(&mut state.parked);
+            parked.append(&mut state.queue);
+            state.queue = parked;
+        }
         let mut samples = 0;
         let fits = |(i, job): &(usize, &Job)| {
             samples += job.batch.samples.len();
@@ -197,6 +231,16 @@ impl Inner {
         let count = state.queue.iter().enumerate().take_while(fits).count();
         self.metrics.waiting.fetch_sub(count, Ordering::Relaxed);
         state.queue.drain(..count).collect()
+    }
+}
+
+impl Inner {
+    fn park(&self, job: Job) {
+        let mut state = self.state.lock();
+        if !state.is_closed {
+            state.parked.push_back(job);
+            self.metrics.waiting.fetch_add(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -212,6 +256,10 @@ impl Lane for Inner {
         let is_sound = results.is_ok();
         // Without a result the waiters learn that by their channels' end.
         for (job, result) in jobs.into_iter().zip(results.unwrap_or_default()) {
+            if let Err(WalError::StillRead) = result {
+                self.park(job);
+                continue;
+            }
             let Job { batch, _held: held, answer, .. } = job;
             drop(held);
             // Nobody may wait any more.
@@ -222,11 +270,13 @@ impl Lane for Inner {
             // What the head and the log then have in common is not known. A restart will find out.
             tracing::error!(tenant = %self.tenant, "an append panicked; the tenant takes no more");
             state.is_closed = true;
-            self.metrics.waiting.fetch_sub(state.queue.len(), Ordering::Relaxed);
+            let given_up = state.queue.len() + state.parked.len();
+            self.metrics.waiting.fetch_sub(given_up, Ordering::Relaxed);
             state.queue.clear();
+            state.parked.clear();
         }
         state.is_served = false;
-        state.is_scheduled = !state.queue.is_empty();
+        state.is_scheduled = !state.queue.is_empty() || state.is_to_resume;
         if !state.is_scheduled {
             self.drained.notify_all();
         }
@@ -247,8 +297,11 @@ impl Drop for Waiting<'_> {
             return;
         }
         let mut state = self.lane.state.lock();
-        let found = state.queue.binary_search_by_key(&self.number, |job| job.number);
-        let given_up = found.ok().and_then(|at| state.queue.remove(at));
+        let State { queue, parked, .. } = &mut *state;
+        let given_up = [queue, parked].into_iter().find_map(|jobs| {
+            let found = jobs.binary_search_by_key(&self.number, |job| job.number);
+            found.ok().and_then(|at| jobs.remove(at))
+        });
         drop(state);
         if given_up.is_some() {
             self.lane.metrics.waiting.fetch_sub(1, Ordering::Relaxed);

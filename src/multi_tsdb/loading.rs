@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::metrics::Registry;
+use crate::model::tenant::TenantId;
 use crate::multi_tsdb::{Entry, MultiTsdb};
-use crate::tsdb::loading::LoadingStatus;
+use crate::tsdb::loading::{Loading, LoadingStatus};
 
 /// How often it is told in the log.
 pub(super) const TELL_EVERY: Duration = Duration::from_secs(1);
@@ -56,15 +57,24 @@ impl std::fmt::Display for StartStatus {
     }
 }
 
+impl Entry {
+    /// How far the log is read, if it is being read.
+    fn loading(&self) -> Option<&Loading> {
+        match self {
+            Entry::Opening(opening) => Some(&opening.loading),
+            Entry::Loading(loading) => Some(&loading.loading),
+            Entry::Open(_) | Entry::Creating(_) | Entry::Quarantined(_) => None,
+        }
+    }
+}
+
 impl MultiTsdb {
     /// How far the opening has come; `None` once all tenants that were found are open or quarantined.
     pub fn start_status(&self) -> Option<StartStatus> {
         let mut status = StartStatus::default();
-        for entry in self.tenants.read().values() {
-            if let Entry::Opening(opening) = entry {
-                status.tenants_left += 1;
-                opening.loading.status().iter().for_each(|one| status.add(one));
-            }
+        for loading in self.tenants.read().values().filter_map(Entry::loading) {
+            status.tenants_left += 1;
+            loading.status().iter().for_each(|one| status.add(one));
         }
         (status.tenants_left > 0).then_some(status)
     }
@@ -73,11 +83,9 @@ impl MultiTsdb {
     pub(super) fn tell_loading(&self) {
         let loading: Vec<_> = {
             let tenants = self.tenants.read();
-            let opening = tenants.iter().filter_map(|(id, entry)| match entry {
-                Entry::Opening(opening) => Some((id.clone(), opening.loading.status()?)),
-                _ => None,
-            });
-            opening.collect()
+            let loading =
+                |(id, entry): (&TenantId, &Entry)| Some((id.clone(), entry.loading()?.status()?));
+            tenants.iter().filter_map(loading).collect()
         };
         for (tenant, status) in loading {
             let LoadingStatus { segments, segments_read, series, samples, .. } = status;

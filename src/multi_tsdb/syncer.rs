@@ -33,7 +33,7 @@ pub(super) fn sync_dirty_here(tenants: &MultiTsdb) {
 /// Under the policy that syncs full segments only: makes failed syncs good, or their logs would
 /// take no append any more.
 pub(super) fn mend_failed(tenants: &MultiTsdb) {
-    let mut failed = tenants.tenants();
+    let mut failed = tenants.written_tenants();
     failed.retain(|tenant| tenant.db.sync_handle().needs_rewrite());
     sync_each(failed);
 }
@@ -139,7 +139,7 @@ impl Lane for Inner {
 /// One sync of the file system for all logs that have something to sync, if they are many. Returns
 /// those that are still to be synced by themselves.
 fn sync_together(tenants: &MultiTsdb) -> Vec<Arc<Tenant>> {
-    let mut dirty = tenants.tenants();
+    let mut dirty = tenants.written_tenants();
     dirty.retain(|tenant| tenant.db.sync_handle().is_dirty());
     if dirty.len() <= SYNCED_ONE_BY_ONE {
         return dirty;
@@ -152,7 +152,10 @@ fn sync_together(tenants: &MultiTsdb) -> Vec<Arc<Tenant>> {
         tracing::error!(%err, "syncing the file system failed");
         if !was_not_tried(&err) {
             // Those that were written since are among what the kernel takes for clean now.
-            tenants.tenants().iter().for_each(|tenant| tenant.db.sync_handle().mark_sync_failed());
+            tenants
+                .written_tenants()
+                .iter()
+                .for_each(|tenant| tenant.db.sync_handle().mark_sync_failed());
         }
         return dirty;
     }

@@ -50,9 +50,16 @@ impl Storage {
 
     /// With the replays still going on.
     pub(super) fn start_without_waiting(disk: &FaultyDisk) -> Storage {
+        Storage::start_without_waiting_with(options(), disk)
+    }
+
+    pub(super) fn start_without_waiting_with(
+        options: MultiTsdbOptions,
+        disk: &FaultyDisk,
+    ) -> Storage {
         let (disk, registry) = (Arc::new(disk.clone()), Registry::new());
         let clock = Arc::new(ManualClock::at(NOW));
-        let tenants = MultiTsdb::open(options(), disk, clock, &registry).unwrap();
+        let tenants = MultiTsdb::open(options, disk, clock, &registry).unwrap();
         Storage { tenants, registry }
     }
 

@@ -185,7 +185,7 @@ impl ShippedDb for FakeDb {
 }
 
 /// A database that does what its shipper asks for.
-struct RealDb(Db);
+struct RealDb(Arc<Db>);
 
 impl RealDb {
     fn open(dir: &Path) -> Arc<RealDb> {

@@ -1,7 +1,8 @@
 //! The head: everything of a tenant that is in no block yet, in memory and in the log.
 //!
-//! A series has a *slot*, its index here, and a *ref*, which the log knows it by. A request finds the
-//! slots of its series without a lock, see [`catalog`]. Three locks are always taken in this order:
+//! A series has a *slot*, its index here, and a *ref*, which the log knows it by. A request finds
+//! the slots of its series without a lock, see [`catalog`]. Three locks are always taken in this
+//! order:
 //!
 //! 1. `log`: one request at a time is checked, logged and applied (see [`append`]);
 //! 2. the catalog's: what the series are called, by slot;
@@ -14,6 +15,7 @@ pub mod catalog;
 pub mod chunk_list;
 pub mod coverage;
 pub mod cut;
+pub mod early;
 pub mod gc;
 pub mod histograms;
 pub mod labels;
@@ -30,6 +32,7 @@ pub mod write_chunks;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use parking_lot::{Mutex, RwLock};
@@ -48,8 +51,8 @@ pub struct Head {
     options: DbOptions,
     clock: Arc<dyn Clock>,
     metrics: HeadMetrics,
-    /// Samples below belong to blocks and are out of bounds: [`Blocks::floor`]. Rises under the log's
-    /// lock, before what is below is cut into a block.
+    /// Samples below belong to blocks and are out of bounds: [`Blocks::floor`]. Rises under the
+    /// log's lock, before what is below is cut into a block.
     ///
     /// [`Blocks::floor`]: crate::tsdb::blocks::Blocks::floor
     floor: AtomicI64,
@@ -69,7 +72,7 @@ pub struct Head {
 
 /// What a head is made of before it has a log: replay fills it alone, without locks.
 pub struct HeadContents {
-    pub catalog: Catalog,
+    pub catalog: Arc<Catalog>,
     pub states: States,
     pub min_time: Timestamp,
     pub max_time: Timestamp,
@@ -78,7 +81,7 @@ pub struct HeadContents {
 impl HeadContents {
     pub fn new(fingerprinter: Fingerprinter, files: Arc<HeadChunkFiles>) -> HeadContents {
         HeadContents {
-            catalog: Catalog::new(fingerprinter),
+            catalog: Arc::new(Catalog::new(fingerprinter)),
             states: States::new(files),
             min_time: Timestamp::MAX,
             max_time: Timestamp::MIN,
@@ -109,13 +112,40 @@ impl Head {
             min_time: AtomicI64::new(contents.min_time),
             max_time: AtomicI64::new(contents.max_time),
             min_time_meanwhile: AtomicI64::new(Timestamp::MAX),
-            catalog: ArcSwap::from_pointee(contents.catalog),
+            catalog: ArcSwap::new(contents.catalog),
             files,
             log: Mutex::new(log),
             states: RwLock::new(contents.states),
         };
         head.show_time_range();
         head
+    }
+
+    /// Says how long it took to read the log.
+    pub fn note_replay(&self, took: Duration) {
+        self.metrics.replay_seconds.set(took.as_secs_f64());
+    }
+
+    /// Puts what was read of the log into a head that took writes meanwhile, which it has as well;
+    /// they were [held](Head::hold_writes) before the end was read. The next ref is at least
+    /// `next_ref`. False if it is not the log that these writes went by: then all are held for
+    /// good.
+    pub fn end_loading(&self, contents: HeadContents, next_ref: u64) -> bool {
+        let mut log = self.log.lock();
+        let HeadContents { catalog, states, min_time, max_time } = contents;
+        if !log.end_early(&states, next_ref) {
+            return false;
+        }
+        debug_assert!(Arc::ptr_eq(&catalog, &self.catalog.load()));
+        let chunk_count: usize = states.iter().map(|state| state.chunk_count()).sum();
+        self.metrics.series.set(catalog.series_count() as f64);
+        self.metrics.chunks.set(chunk_count as f64);
+        *self.states.write() = states;
+        self.min_time.store(min_time, Ordering::Relaxed);
+        self.max_time.store(max_time, Ordering::Relaxed);
+        drop(log);
+        self.show_time_range();
+        true
     }
 
     /// What the series are called now.

@@ -1,5 +1,6 @@
 //! One database on a disk in memory, opened and closed and cut off.
 
+mod early;
 mod model;
 
 use std::collections::BTreeMap;
@@ -14,8 +15,10 @@ use crate::metrics::Registry;
 use crate::tsdb::chunkenc::xor::XorIterator;
 use crate::tsdb::head::append::Refusal;
 use crate::tsdb::head::tests::{dump, push};
+use crate::tsdb::loading::Loading;
 use crate::tsdb::querier::tests::assert_gathered;
 use crate::tsdb::wal::Compression;
+use crate::tsdb::wal::WalMetrics;
 use crate::tsdb::wal::record::Record;
 use crate::tsdb::wal::repair::open_log;
 
@@ -29,15 +32,15 @@ fn options() -> DbOptions {
     DbOptions { wal_segment_bytes, wal_compression, ..DbOptions::default() }
 }
 
-fn open(disk: &FaultyDisk) -> Db {
+fn open(disk: &FaultyDisk) -> Arc<Db> {
     open_at(disk, NOW)
 }
 
-fn open_at(disk: &FaultyDisk, now: i64) -> Db {
+fn open_at(disk: &FaultyDisk, now: i64) -> Arc<Db> {
     open_with(disk, now, options())
 }
 
-fn open_with(disk: &FaultyDisk, now: i64, options: DbOptions) -> Db {
+fn open_with(disk: &FaultyDisk, now: i64, options: DbOptions) -> Arc<Db> {
     let lock = Db::lock(disk, Path::new(DIR), &options).unwrap();
     try_open(disk, lock, now, options).unwrap().db
 }
@@ -183,7 +186,7 @@ fn append_long(db: &Db, series: u64, t: i64) -> Result<AppendReport, WalError> {
 
 /// A database whose log lost its end with the records of so many series, on a disk that forgets what
 /// it could not write.
-fn with_lost_end(series: u64) -> (FaultyDisk, Db) {
+fn with_lost_end(series: u64) -> (FaultyDisk, Arc<Db>) {
     let disk = FaultyDisk::new();
     let options = DbOptions { wal_segment_bytes: 2 << 20, ..options() };
     let db = open_with(&disk, NOW, options);
@@ -380,7 +383,7 @@ fn open_dir(dir: &Path) -> Opened {
     Db::open(dir, None, options(), &env(SystemDisk, NOW), "t").unwrap()
 }
 
-fn open_recorded(name: &str) -> (tempfile::TempDir, Db) {
+fn open_recorded(name: &str) -> (tempfile::TempDir, Arc<Db>) {
     let dir = recorded_copy(name);
     let Opened { db, blocks_set_aside, .. } = open_dir(dir.path());
     assert!(blocks_set_aside.is_empty(), "{blocks_set_aside:?}");

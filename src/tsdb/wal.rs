@@ -13,6 +13,8 @@
 #![cfg_attr(not(test), warn(clippy::cast_possible_truncation))]
 
 pub mod checkpoint;
+pub mod follow;
+pub mod look;
 pub mod metrics;
 pub mod names;
 mod pack;
@@ -28,6 +30,8 @@ use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use crate::disk::Disk;
 use crate::metrics::Counter;
@@ -88,6 +92,9 @@ pub enum WalError {
     /// A sync failed, and what it should have made durable has not been written again yet.
     #[error("the log could not be synced")]
     SyncFailed,
+    /// What the log has is not known yet, and the batch cannot be judged without. It waits.
+    #[error("the log is still being read")]
+    StillRead,
     #[error("record of {bytes} bytes is longer than the {max} allowed", max = RECORD_BYTES_MAX)]
     RecordTooLong { bytes: usize },
 }
@@ -233,7 +240,7 @@ impl Wal {
     }
 
     /// Writes each series record a second time from now on. Nothing was appended before.
-    pub fn keep_names(&mut self, names: NamesWriter) {
+    pub fn keep_names(&mut self, names: Arc<Mutex<NamesWriter>>) {
         self.sync.keep_names(names);
     }
 

@@ -39,6 +39,10 @@ impl Window {
         Ok(Window { bears_unreadable: true, ..Window::open(disk, path)? })
     }
 
+    pub(super) fn file(&self) -> &dyn DiskFile {
+        &*self.file
+    }
+
     /// At most `count` bytes from `offset` on: fewer where the file ends, or beyond
     /// [`WINDOW_BYTES`].
     pub(super) fn read(&mut self, offset: u64, count: usize) -> io::Result<&[u8]> {

@@ -235,7 +235,9 @@ fn not_appended(id: &TenantId, cause: AppendError) -> WriteError {
         | AppendError::DiskStuck
         | AppendError::Closed => Unavailable::Append { tenant, cause }.into(),
         // Other tenants' logs may be on another disk.
-        AppendError::QueueFull | AppendError::Interrupted => {
+        AppendError::QueueFull
+        | AppendError::Interrupted
+        | AppendError::Log(WalError::StillRead) => {
             WriteError::TenantNotReady { tenant, cause: cause.into() }
         }
     }

@@ -8,9 +8,11 @@ use crate::disk::faulty::FaultyDisk;
 use crate::disk::{Disk, SystemDisk};
 use crate::model::HeadSeriesRef;
 use crate::model::varint::push_varint;
+use crate::tsdb::Begun;
 use crate::tsdb::env::Env;
 use crate::tsdb::head::batch::Batch;
 use crate::tsdb::head::tests::{Series, dump, push};
+use crate::tsdb::loading::Loading;
 use crate::tsdb::retention::Retention;
 use crate::tsdb::wal::record::{self, Record};
 use crate::tsdb::wal::repair::open_log;
@@ -26,7 +28,7 @@ pub(crate) struct Life {
     pub clock: ManualClock,
     pub options: DbOptions,
     dir: std::path::PathBuf,
-    db: Option<Db>,
+    db: Option<Arc<Db>>,
 }
 
 impl Life {
@@ -44,6 +46,24 @@ impl Life {
         let env = Env::new(self.disk.clone(), Arc::new(self.clock.clone()), Registry::new());
         let lock = Db::lock(&*self.disk, &self.dir, &self.options).unwrap();
         self.db = Some(Db::open(&self.dir, lock, self.options.clone(), &env, "t").unwrap().db);
+    }
+
+    /// Ends, and begins to open what is on another disk. If it takes writes before its log is read,
+    /// it does so from now on.
+    pub(crate) fn begin_on(&mut self, disk: Arc<dyn Disk>) -> Begun {
+        (self.disk, self.db) = (disk, None);
+        let env = Env::new(self.disk.clone(), Arc::new(self.clock.clone()), Registry::new());
+        let lock = Db::lock(&*self.disk, &self.dir, &self.options).unwrap();
+        let begun = Db::begin_opening(&self.dir, lock, self.options.clone(), &env, "t").unwrap();
+        self.db = begun.early();
+        begun
+    }
+
+    /// Reads its log.
+    pub(crate) fn load(&mut self, begun: Begun) {
+        let opened = begun.load(&Loading::default()).unwrap();
+        opened.db.release_writes();
+        self.db = Some(opened.db);
     }
 
     /// Ends, and goes on with what is on another disk.
@@ -364,8 +384,8 @@ fn series_come_in_order_whatever_their_labels() {
     in_temp(|life| {
         let now = life.clock.now();
         let mut batch = Batch::default();
-        // Of seven labels each is there with one of two values or not: many begin alike, some with all
-        // of another's labels. Not in their order.
+        // Of seven labels each is there with one of two values or not: many begin alike, some with
+        // all of another's labels. Not in their order.
         let count = 3usize.pow(7);
         for i in (0..count).map(|i| i * 1000 % count) {
             let digits = (0..7).map(|at| (at, i / 3usize.pow(at) % 3));

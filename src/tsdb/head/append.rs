@@ -10,6 +10,7 @@
 //! is success even if newer ones exist; the bound follows the smaller of the newest sample and the
 //! wall clock; what one request says twice is judged against what it said before.
 
+mod early;
 mod group;
 mod judge;
 mod records;
@@ -36,6 +37,7 @@ use crate::tsdb::head::append::records::RefHistogram;
 use crate::tsdb::head::append::unsynced::Unsynced;
 use crate::tsdb::head::batch::{Batch, BatchSample, NEW_BIT, NewSeries, SampleKind};
 use crate::tsdb::head::catalog::Catalog;
+use crate::tsdb::head::early::EarlyWrites;
 use crate::tsdb::head::series::{Cut, SeriesState};
 use crate::tsdb::head::slots::FreeSlots;
 use crate::tsdb::head::states::States;
@@ -127,6 +129,8 @@ pub struct LogSide {
     /// Number of the batch, for marks.
     request: u64,
     pub(super) unsynced: Unsynced,
+    /// While the log is read that is written here.
+    early: Option<Box<EarlyWrites>>,
     group: Group,
     scratch: Scratch,
 }
@@ -204,6 +208,7 @@ impl LogSide {
             has_refused_series: false,
             request: 0,
             unsynced: Unsynced::default(),
+            early: None,
             group: Group::default(),
             scratch: Scratch::default(),
         }
@@ -238,6 +243,9 @@ impl Head {
     pub fn append_group(&self, batches: &[&Batch]) -> AppendResults {
         let mut results = AppendResults::with_capacity(batches.len());
         let log = &mut *self.log.lock();
+        if log.early.is_some() {
+            return self.append_early(log, batches);
+        }
         // Where in the results the group begins.
         let mut begun_at = 0;
         (log.group, log.scratch) = BUFFERS.take();
@@ -404,8 +412,8 @@ impl Head {
         Some(Bounds { mint: mint.max(lowest), maxt })
     }
 
-    /// Finds the slots of series that were forgotten since the batch was looked up. They are made anew
-    /// if they have a sample to hold.
+    /// Finds the slots of series that were forgotten since the batch was looked up. They are made
+    /// anew if they have a sample to hold.
     fn resolve_forgotten(
         &self,
         log: &mut LogSide,
@@ -531,9 +539,9 @@ impl Head {
         self.metrics.series.add(slots.len() as f64);
     }
 
-    /// Judges each sample and adds the accepted ones to the group, and gives those for which a chunk on
-    /// disk must be looked into. What it has added before it finds a shared series is for the caller to
-    /// take back.
+    /// Judges each sample and adds the accepted ones to the group, and gives those for which a
+    /// chunk on disk must be looked into. What it has added before it finds a shared series is for
+    /// the caller to take back.
     fn check(
         &self,
         log: &mut LogSide,
@@ -724,6 +732,26 @@ fn touch(states: &States, slots: impl Iterator<Item = Slot>) {
 }
 
 impl LogSide {
+    /// Writes are judged by this until the log is read.
+    pub fn with_early(self, early: EarlyWrites) -> LogSide {
+        LogSide { early: Some(Box::new(early)), ..self }
+    }
+
+    /// The log is read, and these are its series; whether they are those that early writes went by.
+    /// All writes wait on.
+    pub(super) fn end_early(&mut self, states: &States, next_ref: u64) -> bool {
+        let Some(early) = &mut self.early else { return false };
+        let mut refs = early.known_refs().zip(states.iter());
+        if !refs.all(|(series_ref, state)| state.series_ref() == series_ref) {
+            return false;
+        }
+        drop(refs);
+        early.forget();
+        self.next_ref = self.next_ref.max(next_ref);
+        self.slots.begin_behind(states.len());
+        true
+    }
+
     pub(super) fn cut_segment(&mut self) -> Result<LogPosition, WalError> {
         match &mut self.wal {
             Some(wal) => wal.cut_segment(),
@@ -753,7 +781,8 @@ impl LogSide {
         self.group.first_request = self.request + 1;
     }
 
-    /// Leaves the buffers to the next group of this thread, but for those that only a large one needs.
+    /// Leaves the buffers to the next group of this thread, but for those that only a large one
+    /// needs.
     fn give_back_buffers(&mut self) {
         let (group, scratch) = (std::mem::take(&mut self.group), std::mem::take(&mut self.scratch));
         if group.capacity_bytes() + scratch.capacity_bytes() <= BUFFER_BYTES_KEPT {

@@ -10,9 +10,9 @@
 //! means it, any other one hides its range of the whole log. Exemplars and metadata stay in the log and
 //! are not loaded by this version.
 //!
-//! A series begins with the chunks that files have of its ref ([`mapped`]), and what these cover is not
-//! built again. What the log has of the gaps between them fills these, in chunks of their own, and it
-//! goes on behind them.
+//! A series begins with the chunks that files have of its ref ([`mapped`]), and what these cover is
+//! not built again. What the log has of the gaps between them fills these, in chunks of their own,
+//! and it goes on behind them.
 
 pub mod mapped;
 
@@ -135,6 +135,9 @@ pub struct BesideLog<'l> {
     pub keeps_gaps: bool,
     /// Who is told how far it has come.
     pub loading: &'l Loading,
+    /// If the log is written while it is read: its series, by a look at it, and those that came
+    /// since.
+    pub known: Option<Arc<Catalog>>,
 }
 
 /// Fills a head from the records that `read` passes on, in order of the log.
@@ -142,16 +145,19 @@ pub fn replay<T: Send>(
     fingerprinter: Fingerprinter,
     floor: Timestamp,
     block_range: i64,
-    BesideLog { files, mapped, keeps_gaps, loading }: BesideLog<'_>,
+    BesideLog { files, mapped, keeps_gaps, loading, known }: BesideLog<'_>,
     read: impl FnOnce(&mut dyn FnMut(Record<'_>)) -> io::Result<T> + Send,
 ) -> io::Result<(T, HeadContents, ReplayReport)> {
-    let contents = HeadContents::new(fingerprinter.clone(), files);
+    let met = known.as_ref().map(|_| Vec::new());
+    let mut contents = HeadContents::new(fingerprinter.clone(), files);
+    contents.catalog = known.unwrap_or(contents.catalog);
     let (steps_in, steps_out) = mpsc::sync_channel(QUEUE_BATCHES);
     let (made_in, made_out) = mpsc::sync_channel::<MadeSeries>(QUEUE_BATCHES);
     let HeadContents { catalog, states, min_time, max_time } = contents;
     let mut builder = Builder {
         catalog: &catalog,
         states,
+        met,
         min_time,
         max_time,
         refs: RefMap::default(),
@@ -197,11 +203,16 @@ pub fn replay<T: Send>(
         join(indexer);
         Ok::<_, io::Error>(join(reader))
     })?;
+    let read_result = read_result?;
+    if !builder.has_met_all() {
+        let what = "the log does not have all series that were noted of it";
+        return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+    }
     let mut report = builder.finish(sorted_out.max_ref).map_err(io::Error::other)?;
     report.histograms_unusable = sorted_out.histograms_unusable;
     let Builder { states, min_time, max_time, .. } = builder;
     let contents = HeadContents { catalog, states, min_time, max_time };
-    Ok((read_result?, contents, report))
+    Ok((read_result, contents, report))
 }
 
 /// The value of a thread, or its panic.
@@ -231,7 +242,7 @@ impl Sorter {
                 self.flush();
                 let mut batch = SeriesBatch::default();
                 for (series_ref, labels) in series {
-                    self.build_key(labels);
+                    build_key(&mut self.key, labels);
                     let key = self.key.as_bytes();
                     batch.keys.extend_from_slice(key);
                     let (fingerprint, key_end) = (self.fingerprinter.of(key), batch.keys.len());
@@ -263,26 +274,6 @@ impl Sorter {
                 self.found.max_ref = self.found.max_ref.max(refs::highest_in(record));
             }
             Record::Unknown(_) => {}
-        }
-    }
-
-    /// Labels in a log are sorted and not empty, unless somebody else wrote it.
-    fn build_key<'r>(&mut self, labels: impl Iterator<Item = (&'r [u8], &'r [u8])> + Clone) {
-        self.key.clear();
-        let is_canonical = labels
-            .clone()
-            .try_fold(&[][..], |before, (name, value)| {
-                ((before < name || name.is_empty()) && !value.is_empty()).then_some(name)
-            })
-            .is_some();
-        if is_canonical {
-            labels.for_each(|(name, value)| self.key.push(name, value));
-            return;
-        }
-        let mut sorted: Vec<_> = labels.filter(|(_, value)| !value.is_empty()).collect();
-        sorted.sort_by(|a, b| a.0.cmp(b.0));
-        for (name, value) in sorted {
-            self.key.push(name, value);
         }
     }
 
@@ -329,11 +320,37 @@ impl Sorter {
     }
 }
 
+/// The canonical key of labels. Those in a log are sorted and not empty, unless somebody else wrote
+/// it.
+pub(super) fn build_key<'r>(
+    key: &mut KeyBuilder,
+    labels: impl Iterator<Item = (&'r [u8], &'r [u8])> + Clone,
+) {
+    key.clear();
+    let is_canonical = labels
+        .clone()
+        .try_fold(&[][..], |before, (name, value)| {
+            ((before < name || name.is_empty()) && !value.is_empty()).then_some(name)
+        })
+        .is_some();
+    if is_canonical {
+        labels.for_each(|(name, value)| key.push(name, value));
+        return;
+    }
+    let mut sorted: Vec<_> = labels.filter(|(_, value)| !value.is_empty()).collect();
+    sorted.sort_by(|a, b| a.0.cmp(b.0));
+    for (name, value) in sorted {
+        key.push(name, value);
+    }
+}
+
 /// The building thread's half.
 struct Builder<'c> {
     /// Another thread gives the series their labels.
     catalog: &'c Catalog,
     states: States,
+    /// By slot, where series are known before: whether the log has named it by now.
+    met: Option<Vec<bool>>,
     min_time: Timestamp,
     max_time: Timestamp,
     refs: RefMap,
@@ -421,6 +438,11 @@ impl Builder<'_> {
         };
         let mut known = self.catalog.known.adder();
         let slot = match known.find_canonical(fingerprint) {
+            Some(slot) if self.meet(slot) => {
+                self.begin(slot, logged_state());
+                self.made.push(slot, key);
+                slot
+            }
             Some(slot) => {
                 if self.removed.remove(&slot) {
                     *self.states.get_mut(slot) = logged_state();
@@ -433,13 +455,41 @@ impl Builder<'_> {
             None => {
                 let slot = known.series_count() as Slot;
                 known.add(fingerprint, slot);
-                self.states.push(logged_state());
+                self.meet(slot);
+                self.begin(slot, logged_state());
                 self.made.push(slot, key);
                 slot
             }
         };
         self.refs.insert(series_ref, slot);
         self.attach_mapped(series_ref, slot);
+    }
+
+    /// Whether this is the first that the log says of a slot that was given before.
+    fn meet(&mut self, slot: Slot) -> bool {
+        let Some(met) = &mut self.met else { return false };
+        if met.len() <= slot as usize {
+            met.resize(slot as usize + 1, false);
+        }
+        !std::mem::replace(&mut met[slot as usize], true)
+    }
+
+    /// Gives a slot its state. Those of slots before it may come later.
+    fn begin(&mut self, slot: Slot, state: SeriesState) {
+        while self.states.len() < slot as usize {
+            self.states.push(SeriesState::new(HeadSeriesRef(0)));
+        }
+        match (slot as usize) < self.states.len() {
+            true => *self.states.get_mut(slot) = state,
+            false => self.states.push(state),
+        }
+    }
+
+    /// Whether the log named all series that were known before.
+    fn has_met_all(&self) -> bool {
+        let count = self.catalog.known.adder().series_count();
+        let met = |met: &Vec<bool>| met.len() == count && met.iter().all(|met| *met);
+        self.met.as_ref().is_none_or(met)
     }
 
     /// Gives a series the chunks that files have of its ref.
@@ -612,8 +662,8 @@ impl Builder<'_> {
         slots.into_iter().for_each(|slot| self.end_gap(slot));
     }
 
-    /// Sees to what only a look into the files tells: samples below the floor in their chunks, and the
-    /// last value of a series that has nothing else.
+    /// Sees to what only a look into the files tells: samples below the floor in their chunks, and
+    /// the last value of a series that has nothing else.
     fn look_into_mapped(&mut self) -> Result<(), ReadError> {
         let floor = self.floor;
         for slot in std::mem::take(&mut self.with_mapped) {
@@ -637,8 +687,8 @@ impl Builder<'_> {
         Ok(())
     }
 
-    /// A series that has nothing left gets a new ref: samples of the old one would be lost at the next
-    /// replay, which takes them out again, or finds them before what files have of it.
+    /// A series that has nothing left gets a new ref: samples of the old one would be lost at the
+    /// next replay, which takes them out again, or finds them before what files have of it.
     fn begin_anew(&mut self, slot: Slot) {
         let next_ref = &mut self.report.next_ref;
         if *next_ref < HeadSeriesRef::LIMIT {
@@ -694,6 +744,7 @@ mod tests {
             mapped: MappedChunks::default(),
             keeps_gaps: false,
             loading,
+            known: None,
         }
     }
 

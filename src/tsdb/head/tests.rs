@@ -26,7 +26,7 @@ use crate::tsdb::wal::WalError;
 /// A database in a directory of its own, whose clock stands far behind the recorded times' end.
 pub(crate) struct TestDb {
     pub dir: tempfile::TempDir,
-    pub db: Db,
+    pub db: Arc<Db>,
     options: DbOptions,
 }
 
@@ -60,11 +60,11 @@ impl TestDb {
     }
 }
 
-pub(crate) fn open(dir: &Path, options: &DbOptions) -> Db {
+pub(crate) fn open(dir: &Path, options: &DbOptions) -> Arc<Db> {
     open_in(dir, SystemDisk, options)
 }
 
-fn open_in(dir: &Path, disk: impl Disk + 'static, options: &DbOptions) -> Db {
+fn open_in(dir: &Path, disk: impl Disk + 'static, options: &DbOptions) -> Arc<Db> {
     let lock = Db::lock(&disk, dir, options).unwrap();
     let clock = Arc::new(ManualClock::at(LATER_THAN_ALL));
     let env = Env::new(Arc::new(disk), clock, Registry::new());
@@ -429,6 +429,6 @@ fn batches_without_common_series_are_one_write() {
     assert!(positions.windows(2).all(|pair| pair[0] == pair[1]), "{positions:?}");
 }
 
-pub(crate) fn open_on(disk: &FaultyDisk, options: &DbOptions) -> Db {
+pub(crate) fn open_on(disk: &FaultyDisk, options: &DbOptions) -> Arc<Db> {
     open_in(Path::new("/data/t"), disk.clone(), options)
 }

@@ -43,6 +43,7 @@
 //!
 //! A damaged entry costs itself: the next one begins with the next `RNGE` whose checksum is right.
 
+mod copies;
 mod entry;
 mod stretch;
 mod writer;
@@ -50,8 +51,10 @@ mod writer;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use self::entry::{
     HEAD_BYTES, Head, Place, TAG_BEGUN, TAG_LENGTH, TAG_SERIES, TAG_STRETCH, next_magic,
@@ -66,6 +69,7 @@ use crate::tsdb::wal::segment::{RECORD_BYTES_MAX, SegmentIndex};
 use crate::tsdb::wal::{WalMetrics, segment_path};
 use crate::tsdb::window::Window;
 
+pub(in crate::tsdb::wal) use self::copies::Copies;
 pub use self::entry::LogFile;
 pub(in crate::tsdb::wal) use self::entry::push_series;
 pub use self::stretch::Gist;
@@ -116,7 +120,11 @@ struct Noted {
 
 /// The file while the log is read.
 pub struct Names {
-    writer: NamesWriter,
+    disk: Arc<dyn Disk>,
+    path: PathBuf,
+    /// The log's writer has it, too, once it is [shared](Names::share).
+    writer: Arc<Mutex<NamesWriter>>,
+    is_shared: bool,
     noted: Noted,
     /// Entries to be written.
     fresh: Vec<u8>,
@@ -151,6 +159,7 @@ impl Names {
             }
         });
         let failed = metrics.names_failed.clone();
+        let (disk_of_file, path_of_file) = (disk.clone(), path.clone());
         let (noted, writer) = match noted {
             Ok(noted) => {
                 let (end, is_failing, is_off) = (noted.end, false, false);
@@ -170,7 +179,10 @@ impl Names {
             }
         };
         Names {
-            writer,
+            disk: disk_of_file,
+            path: path_of_file,
+            writer: Arc::new(Mutex::new(writer)),
+            is_shared: false,
             noted,
             fresh: Vec::new(),
             is_foreign: false,
@@ -181,6 +193,24 @@ impl Names {
             growing: None,
             noted_to: (LogFile::NONE, 0),
         }
+    }
+
+    /// Has the log written on while it is read, with what it is written on with.
+    pub fn share(&mut self) -> Arc<Mutex<NamesWriter>> {
+        self.is_shared = true;
+        self.writer.clone()
+    }
+
+    /// What is noted of a file of the log, in order.
+    pub(in crate::tsdb::wal) fn stretches(&self, file: LogFile) -> impl Iterator<Item = &Stretch> {
+        let of_file = self.noted.stretches.range((file, 0)..=(file, u64::MAX));
+        of_file.map(|(_, stretch)| stretch)
+    }
+
+    /// Whether there is a copy of each series record of a stretch.
+    pub(in crate::tsdb::wal) fn has_copies(&self, file: LogFile, stretch: &Stretch) -> bool {
+        let copies = self.noted.copies.range((file, stretch.start)..(file, stretch.end));
+        copies.count() == stretch.series_records as usize
     }
 
     /// Looks at a record of the log, and keeps a copy if it is one of series and there is none.
@@ -247,13 +277,13 @@ impl Names {
         if copies.is_empty() {
             return Vec::new();
         }
-        let names = self.writer.disk.open(&self.writer.path);
+        let names = self.disk.open(&self.path);
         let records: Vec<_> = names.map_or_else(
             |_| Vec::new(),
             |names| copies.iter().filter_map(|copy| copy.read(&*names)).collect(),
         );
         let (copies, restored) = (copies.len(), records.len());
-        let path = self.writer.path.display();
+        let path = self.path.display();
         tracing::warn!(?file, copies, restored, %path, "damaged series records are taken from their copies");
         records
     }
@@ -269,7 +299,7 @@ impl Names {
         Head::note(TAG_BEGUN, file, 0).push(&mut self.fresh);
         self.noted.begin(file);
         self.noted_to = (LogFile::NONE, 0);
-        let disk = self.writer.disk.clone();
+        let disk = self.disk.clone();
         let mut reader = SegmentReader::open(&*disk, path)?;
         while let Some(found) = reader.read_next()? {
             if let Found::Record(found) = found {
@@ -279,14 +309,25 @@ impl Names {
         Ok(())
     }
 
-    /// Makes the file say all of the log, which is durable and not written any more. What it is
-    /// written on with, and the highest ref that only it knows.
-    pub fn finish(mut self, wal_dir: &Path) -> io::Result<(NamesWriter, u64)> {
+    /// Makes the file say all of the log, which is durable and not written any more, but for the
+    /// segments from `end` on. What it is written on with, and the highest ref that only it knows.
+    pub fn finish(
+        mut self,
+        wal_dir: &Path,
+        end: Option<SegmentIndex>,
+    ) -> io::Result<(Arc<Mutex<NamesWriter>>, u64)> {
+        if self.is_foreign && self.is_shared {
+            // What was written meanwhile went by it.
+            self.writer.lock().give_up("it is not of this log");
+            let what = "the log is not the one that the names of its series were noted of";
+            return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+        }
         if self.is_foreign {
             self = self.make_anew(wal_dir)?;
         }
         self.end_stretch();
-        let log = LogDir::list(&*self.writer.disk, wal_dir)?;
+        let mut log = LogDir::list(&*self.disk, wal_dir)?;
+        end.into_iter().for_each(|end| log.end_before(end));
         for (number, _) in &log.checkpoints {
             let file = LogFile::checkpoint(*number);
             if !self.noted.begun.contains(&file) {
@@ -306,10 +347,14 @@ impl Names {
 
     /// Of a log that another program wrote, which was found out while it was read.
     fn make_anew(self, wal_dir: &Path) -> io::Result<Names> {
-        let Names { mut writer, restored, snappy, stretch_bytes, .. } = self;
+        let Names { disk, path, writer, restored, snappy, stretch_bytes, .. } = self;
+        let mut writer = writer.lock();
         writer.set_aside("it is not of this log");
         let mut names = Names {
-            writer: writer.begin_again(),
+            disk: disk.clone(),
+            path,
+            writer: Arc::new(Mutex::new(writer.begin_again())),
+            is_shared: false,
             noted: Noted::default(),
             fresh: Vec::new(),
             is_foreign: false,
@@ -320,7 +365,6 @@ impl Names {
             growing: None,
             noted_to: (LogFile::NONE, 0),
         };
-        let disk = names.writer.disk.clone();
         let log = LogDir::list(&*disk, wal_dir)?;
         for (number, name) in &log.checkpoints {
             let checkpoint = wal_dir.join(name);
@@ -341,7 +385,7 @@ impl Names {
         if beside.peek().is_none() {
             return Ok(0);
         }
-        let names = self.writer.disk.open(&self.writer.path)?;
+        let names = self.disk.open(&self.path)?;
         let records = beside.filter_map(|copy| copy.read(&*names));
         let refs = records.filter_map(|bytes| Some(refs::highest_in(Record::parse(&bytes).ok()?)));
         Ok(refs.max().unwrap_or(0))
@@ -350,7 +394,7 @@ impl Names {
     fn flush(&mut self) {
         if !self.fresh.is_empty() {
             // A stretch of which copies are missing then is known by their number.
-            let _ = self.writer.append(&self.fresh);
+            let _ = self.writer.lock().append(&self.fresh);
             self.fresh.clear();
         }
     }
@@ -370,19 +414,24 @@ impl Copy {
                 _ => return None,
             }
         }
+        self.unpack(&stored)
+    }
+
+    /// The same from what is stored.
+    fn unpack(&self, stored: &[u8]) -> Option<Vec<u8>> {
         let record = match self.is_compressed {
             true => {
-                let bytes = snap::raw::decompress_len(&stored).ok()?;
+                let bytes = snap::raw::decompress_len(stored).ok()?;
                 // Snappy's densest element gives 64 bytes for 3.
                 if bytes > RECORD_BYTES_MAX || bytes / 22 > stored.len() {
                     return None;
                 }
                 let mut record = vec![0; bytes];
-                let written = snap::raw::Decoder::new().decompress(&stored, &mut record).ok()?;
+                let written = snap::raw::Decoder::new().decompress(stored, &mut record).ok()?;
                 record.truncate(written);
                 record
             }
-            false => stored,
+            false => stored.to_vec(),
         };
         let is_whole = crc32c::crc32c(&record) == self.record_checksum;
         (is_whole && matches!(Record::parse(&record), Ok(Record::Series(_)))).then_some(record)

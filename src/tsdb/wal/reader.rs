@@ -141,12 +141,17 @@ struct Fragment {
 
 impl SegmentReader {
     pub fn open(disk: &dyn Disk, path: &Path) -> io::Result<SegmentReader> {
+        SegmentReader::open_part(disk, path, 0..u64::MAX)
+    }
+
+    /// The same for a part of it, from the begin of a record to the end of one, or of the file.
+    pub fn open_part(disk: &dyn Disk, path: &Path, part: Range<u64>) -> io::Result<SegmentReader> {
         let file = disk.open(path)?;
-        let file_bytes = file.len()?;
+        let file_bytes = file.len()?.min(part.end);
         Ok(SegmentReader {
             file,
             file_bytes,
-            offset: 0,
+            offset: part.start,
             block: Vec::new(),
             block_start: 0,
             pending: None,
@@ -158,7 +163,7 @@ impl SegmentReader {
         })
     }
 
-    /// Length of the file when it was opened.
+    /// Length of the file when it was opened, or where the part ends.
     pub fn file_bytes(&self) -> u64 {
         self.file_bytes
     }

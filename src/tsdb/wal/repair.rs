@@ -6,7 +6,8 @@
 //! temporary files. What we rename gets a name that is no number and does not start with
 //! `checkpoint`, since Prometheus takes both for its own.
 //!
-//! What is found and what is done is told by [`RepairCase`] and, of checkpoints, [`CHECKPOINT_CASES`].
+//! What is found and what is done is told by [`RepairCase`] and, of checkpoints,
+//! [`CHECKPOINT_CASES`].
 
 mod cases;
 mod checkpoint;
@@ -94,20 +95,22 @@ pub fn open_log(
     metrics: &WalMetrics,
     on_record: impl FnMut(LogRecord<'_>),
 ) -> io::Result<LogContents> {
-    open_log_with_names(disk, dir, metrics, None, on_record)
+    open_log_with_names(disk, dir, metrics, None, None, on_record)
 }
 
 /// The same for a log of whose series records there may be copies: those that are damaged are taken
-/// from there, given in their place, and put back into the log.
+/// from there, given in their place, and put back into the log. From the segment `end` on it is
+/// being written, and that is left alone.
 pub fn open_log_with_names(
     disk: &dyn Disk,
     dir: &Path,
     metrics: &WalMetrics,
     mut names: Option<&mut Names>,
+    end: Option<SegmentIndex>,
     mut on_record: impl FnMut(LogRecord<'_>),
 ) -> io::Result<LogContents> {
     let mut contents = LogContents::default();
-    let Some(log) = settle_names(disk, dir, &mut contents)? else {
+    let Some(log) = settle_names(disk, dir, end, &mut contents)? else {
         return Ok(contents);
     };
     let plan = checkpoint::plan(disk, dir, &log)?;
@@ -171,7 +174,10 @@ pub fn open_log_with_names(
         contents.restored += restored;
         contents.rewritten.push(path);
     }
-    write_unsynced_again(disk, dir, &log, &repairs, &mut contents)?;
+    // A mark that is made meanwhile is the writer's.
+    if end.is_none() {
+        write_unsynced_again(disk, dir, &log, &repairs, &mut contents)?;
+    }
     if let Some((number, name)) = plan.checkpoints.last()
         && let Some(case) = RepairCase::of_checkpoint(is_checkpoint_damaged, plan.is_merged)
     {
@@ -276,7 +282,22 @@ impl LogDir {
         self.checkpoints.last().is_some_and(|(number, _)| segment <= *number)
     }
 
-    /// Whether `segment` goes on where `before` ends, or where a checkpoint does that stands for it.
+    /// Leaves out what is from this segment on, which is being written.
+    pub(super) fn end_before(&mut self, end: SegmentIndex) {
+        self.segments.retain(|(segment, _)| *segment < end);
+        self.rewrites.retain(|segment| *segment < end);
+    }
+
+    /// Whether there are names about which something is to be decided, but for those of checkpoints
+    /// that were being made or deleted.
+    pub(super) fn needs_settling(&self) -> bool {
+        !self.strangers.is_empty()
+            || !self.rewrites.is_empty()
+            || !self.checkpoint_rewrites.is_empty()
+    }
+
+    /// Whether `segment` goes on where `before` ends, or where a checkpoint does that stands for
+    /// it.
     fn follows(&self, segment: SegmentIndex, before: SegmentIndex) -> bool {
         before.next() == segment || self.checkpoints.iter().any(|(last, _)| last.next() == segment)
     }
@@ -296,9 +317,16 @@ fn segment_named(name: &str) -> Option<SegmentIndex> {
 fn settle_names(
     disk: &dyn Disk,
     dir: &Path,
+    end: Option<SegmentIndex>,
     contents: &mut LogContents,
 ) -> io::Result<Option<LogDir>> {
-    let found = match LogDir::list(disk, dir) {
+    let list = || {
+        LogDir::list(disk, dir).map(|mut log| {
+            end.into_iter().for_each(|end| log.end_before(end));
+            log
+        })
+    };
+    let found = match list() {
         Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(None),
         found => found?,
     };
@@ -337,7 +365,7 @@ fn settle_names(
     if !found.rewrites.is_empty() || !found.checkpoint_rewrites.is_empty() {
         disk.sync_dir(dir)?;
     }
-    LogDir::list(disk, dir).map(Some)
+    list().map(Some)
 }
 
 /// Renames an entry of `dir`, to a name that is not taken.
@@ -455,6 +483,13 @@ impl SegmentDamage {
 }
 
 impl LogContents {
+    /// Adds what a look at the log cut off, before it was read.
+    pub(in crate::tsdb) fn note_cut(&mut self, cut: (PathBuf, Damage), metrics: &WalMetrics) {
+        self.note(RepairCase::TornEnd, &cut.0);
+        metrics.repairs(RepairCase::TornEnd.label()).inc();
+        self.cut = Some(cut);
+    }
+
     /// Tells of a repair, before it is made.
     fn note(&mut self, case: RepairCase, path: &Path) {
         let (case_label, file) = (case.label(), path.display());

@@ -90,7 +90,7 @@ struct Shared {
     unsynced_from: AtomicU64,
     /// Where series records are written a second time, and the path of the file, which is to be
     /// synced with the first bytes of each segment.
-    names: OnceLock<(PathBuf, Mutex<NamesWriter>)>,
+    names: OnceLock<(PathBuf, Arc<Mutex<NamesWriter>>)>,
     /// Held while an append writes, and otherwise for moments. Taken by [`Shared::lock`] only.
     log: Mutex<LogState>,
 }
@@ -352,12 +352,13 @@ impl SyncHandle {
 
     /// Series records are written a second time from now on. It is no part of the log, whose syncs do
     /// not fail with it.
-    pub(super) fn keep_names(&self, names: NamesWriter) {
-        let _ = self.0.names.set((names.path().to_owned(), Mutex::new(names)));
+    pub(super) fn keep_names(&self, names: Arc<Mutex<NamesWriter>>) {
+        let path = names.lock().path().to_owned();
+        let _ = self.0.names.set((path, names));
     }
 
     pub(super) fn names(&self) -> Option<&Mutex<NamesWriter>> {
-        self.0.names.get().map(|(_, names)| names)
+        self.0.names.get().map(|(_, names)| &**names)
     }
 
     /// While this is held nobody syncs. Taken before the log's state.

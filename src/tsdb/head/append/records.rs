@@ -101,7 +101,7 @@ impl Head {
 }
 
 /// Appends the records of histograms of a batch, and where each ends.
-fn encode_histograms(
+pub(super) fn encode_histograms(
     records: &mut Vec<u8>,
     ends: &mut Vec<usize>,
     batch: &Batch,

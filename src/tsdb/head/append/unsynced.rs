@@ -37,7 +37,13 @@ struct Note {
 }
 
 impl Unsynced {
-    fn note(&mut self, synced: LogPosition, end: LogPosition, mint: Timestamp, series: &[Slot]) {
+    pub(super) fn note(
+        &mut self,
+        synced: LogPosition,
+        end: LogPosition,
+        mint: Timestamp,
+        series: &[Slot],
+    ) {
         while self.0.front().is_some_and(|note| note.end <= synced) {
             self.0.pop_front();
         }
@@ -69,8 +75,12 @@ impl LogSide {
 impl Head {
     /// See [`Db::replace_lost_end`](crate::tsdb::Db::replace_lost_end).
     pub fn replace_lost_end(&self) -> Result<bool, WalError> {
-        let LogSide { wal, unsynced, .. } = &mut *self.log.lock();
+        let LogSide { wal, unsynced, early, .. } = &mut *self.log.lock();
         let Some(wal) = wal else { return Ok(false) };
+        if early.is_some() {
+            // The head does not have it yet.
+            return Err(WalError::StillRead);
+        }
         wal.replace_lost_end(|wal| {
             self.log_series_again(wal, unsynced)?;
             self.log_samples_again(wal, unsynced)

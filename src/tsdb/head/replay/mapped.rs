@@ -1,7 +1,7 @@
 //! The chunks that head chunk files have, by ref, until the log names their series.
 
-use crate::model::HeadSeriesRef;
 use crate::model::key_table::Slot;
+use crate::model::{HeadSeriesRef, Timestamp};
 use crate::tsdb::head::chunk_list::{ChunkList, Listed, Place};
 use crate::tsdb::head::ref_map::RefMap;
 use crate::tsdb::head_chunks::HeadChunkFiles;
@@ -22,6 +22,7 @@ pub struct MappedChunks {
     lists: Vec<MappedList>,
     /// Chunks that overlap others, and are not used.
     contested: u64,
+    newest: Option<Timestamp>,
 }
 
 impl MappedChunks {
@@ -29,6 +30,7 @@ impl MappedChunks {
     /// the log may have lost its samples since, and has those of the other.
     pub fn add(&mut self, files: &HeadChunkFiles, chunk: MappedChunk) {
         let MappedChunk { series_ref, mint, maxt, encoding, place } = chunk;
+        self.newest = self.newest.max(Some(maxt));
         let at = match self.refs.slot(series_ref) {
             Some(at) => at,
             None => {
@@ -55,6 +57,17 @@ impl MappedChunks {
     /// Chunks that are not used since they overlap others.
     pub fn contested(&self) -> u64 {
         self.contested
+    }
+
+    /// Time of the newest sample in any chunk; [`Timestamp::MIN`] if there is none.
+    pub fn newest(&self) -> Timestamp {
+        self.newest.unwrap_or(Timestamp::MIN)
+    }
+
+    /// Time of the newest sample that a ref has here.
+    pub fn last_of(&self, series_ref: HeadSeriesRef) -> Option<Timestamp> {
+        let list = self.lists.get(self.refs.slot(series_ref)? as usize)?;
+        list.chunks.last().map(|last| last.maxt)
     }
 
     /// The chunks of a ref, which are its series' from now on.

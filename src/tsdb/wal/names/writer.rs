@@ -44,8 +44,9 @@ impl NamesWriter {
     }
 
     /// A new file once the old one was set aside.
-    pub(super) fn begin_again(self) -> NamesWriter {
+    pub(super) fn begin_again(&self) -> NamesWriter {
         let NamesWriter { disk, path, failed, is_off, .. } = self;
+        let (disk, path, failed, is_off) = (disk.clone(), path.clone(), failed.clone(), *is_off);
         match is_off {
             true => NamesWriter { disk, path, end: 0, failed, is_failing: true, is_off },
             false => NamesWriter::begin(disk, path, failed),
@@ -63,6 +64,12 @@ impl NamesWriter {
         });
         self.is_off |= renamed.is_err();
         self.note(renamed);
+    }
+
+    /// Renames the file, and goes on without until the next opening.
+    pub(super) fn give_up(&mut self, why: &str) {
+        self.set_aside(why);
+        self.is_off = true;
     }
 
     /// Says that a segment of the log is about to get its first record.
