@@ -36,6 +36,11 @@ pub enum Stage {
     /// That of a question.
     Body,
     Snappy,
+    /// A body in any other encoding.
+    Inflate,
+    Json,
+    /// OTLP to series.
+    Translate,
     Version,
     ReplicaHeader,
     /// A write's bytes.
@@ -57,6 +62,9 @@ impl fmt::Display for Stage {
             Stage::Read => "read",
             Stage::Body => "body",
             Stage::Snappy => "snappy",
+            Stage::Inflate => "inflate",
+            Stage::Json => "decode",
+            Stage::Translate => "translate",
             Stage::Version => "version",
             Stage::ReplicaHeader => "replica header",
             Stage::Decode => "decode protobuf",

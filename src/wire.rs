@@ -8,6 +8,8 @@ pub mod grpc;
 pub mod histogram;
 pub mod hpack;
 pub mod http2;
+pub mod inflate;
+pub mod otlp;
 pub mod peer_write;
 pub mod proto;
 pub mod refused;

@@ -247,6 +247,7 @@ fn write_endpoints<S: WriteSink>(
             inflight_bytes_max: config.remote_write.inflight_bytes_max,
             body_read_timeout: config.remote_write.body_read_timeout,
         },
+        otlp: config.remote_write.otlp.clone(),
     };
     let probe = Probe::new(has_ring(node));
     let admission = node.admission.at_door(registry, "http");

@@ -258,8 +258,8 @@ pub static FLAGS: &[Flag] = &[
     flag("receive.limits-config-file", Kind::Path, NONE, "File with tenants' limits (YAML); watched.").hidden().not_yet(),
     flag("receive.limits-config", Kind::Content, NONE, "Tenants' limits (YAML), instead of the file.").hidden().not_yet(),
     flag("receive.limits-config-reload-timer", Kind::DurationGo, "1s", "How often the limits file is looked at.").hidden().not_yet(),
-    switch("receive.otlp-enable-target-info", ON, "Make target_info series of OTLP resources.").not_yet(),
-    flag("receive.otlp-promote-resource-attributes", Kind::Text, NONE, "OTLP resource attribute copied to labels.").repeatable().not_yet(),
+    switch("receive.otlp-enable-target-info", ON, "Make target_info series of OTLP resources."),
+    flag("receive.otlp-promote-resource-attributes", Kind::Text, NONE, "OTLP resource attribute copied to labels.").repeatable(),
     flag("enable-feature", Kind::Text, NONE, "Feature to switch on; this version has none.").repeatable(),
     flag("receive.lazy-retrieval-max-buffered-responses", Kind::Int, "20", "Frames read ahead per tenant in a Series call.").awaited(BYTES_NOT_FRAMES),
 
@@ -275,6 +275,7 @@ pub static FLAGS: &[Flag] = &[
     // be told to send more, but hardly to send this much.
     flag("receive.request-bytes-max", Kind::Bytes, "64MB", "Size of a write request as sent; larger ones answer 413.").own(),
     flag("receive.decoded-bytes-max", Kind::Bytes, "256MB", "Size of a write request when decompressed; larger ones answer 413.").own(),
+    flag("receive.otlp-decoded-bytes-max", Kind::Bytes, "32MB", "Size of an OTLP request when decompressed; larger ones answer 413.").own(),
     flag("receive.inflight-bytes-max", Kind::Bytes, "640MB", "Memory for the bytes of all write requests being served, decompressed ones included; writes beyond it answer 503.").own(),
     flag("receive.forward.inflight-bytes-max", Kind::Bytes, "256MB", "Memory for all forwards under way to other nodes. Half of it is divided among the nodes, the other half is there for all of them; a forward beyond it is not made.").own(),
     flag("receive.forward.calls-max", Kind::Uint, "1024", "Forwards under way to one other node; further ones are not made.").own(),

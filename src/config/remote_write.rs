@@ -6,7 +6,9 @@ use crate::config::error::ConfigError;
 use crate::config::listen::ListenAddress;
 use crate::config::settings::Settings;
 use crate::config::tls;
+use crate::http::remote_write::OtlpOptions;
 use crate::tls::server::ServerTlsOptions;
+use crate::wire::otlp::Settings as OtlpSettings;
 
 /// Remote write over HTTP, and what one request may cost.
 #[derive(Clone, Debug)]
@@ -24,6 +26,8 @@ pub struct RemoteWriteConfig {
     pub inflight_bytes_max: u64,
     /// Time that a client has to send a body.
     pub body_read_timeout: Duration,
+    /// What series are made of OTLP.
+    pub otlp: OtlpOptions,
     pub series_labels_max: usize,
     /// Bytes of names and values of a series' labels together.
     pub label_bytes_max: usize,
@@ -37,6 +41,10 @@ impl RemoteWriteConfig {
         let decoded_bytes_max = settings.positive_int("receive.decoded-bytes-max");
         let inflight_bytes_max = settings.positive_int("receive.inflight-bytes-max");
         let body_read_timeout = settings.positive_int("receive.body-read-timeout");
+        let promoted = settings.values.texts("receive.otlp-promote-resource-attributes");
+        let otlp_decoded_bytes_max = settings.positive_int("receive.otlp-decoded-bytes-max");
+        let otlp_settings =
+            OtlpSettings::new(settings.values.switch("receive.otlp-enable-target-info"), promoted);
         let series_labels_max = settings.positive_count("receive.series-labels-max");
         let label_bytes_max = settings.positive_size("receive.label-bytes-max");
         let config = RemoteWriteConfig {
@@ -46,6 +54,10 @@ impl RemoteWriteConfig {
             decoded_bytes_max: decoded_bytes_max?,
             inflight_bytes_max: inflight_bytes_max?,
             body_read_timeout: Duration::from_nanos(body_read_timeout?),
+            otlp: OtlpOptions {
+                settings: otlp_settings,
+                decoded_bytes_max: otlp_decoded_bytes_max?,
+            },
             series_labels_max: series_labels_max?,
             label_bytes_max: label_bytes_max?,
         };

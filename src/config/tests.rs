@@ -58,6 +58,10 @@ fn settings_arrive_where_they_are_used() {
         "--receive.tenant-header=X-Tenant",
         "--receive.label-bytes-max=1KB",
         "--receive.body-read-timeout=1.5s",
+        "--no-receive.otlp-enable-target-info",
+        "--receive.otlp-promote-resource-attributes=b,c",
+        "--receive.otlp-promote-resource-attributes=a",
+        "--receive.otlp-decoded-bytes-max=1MB",
         "--log.level=debug",
         "--log.format=json",
         "--debug.name=n",
@@ -78,6 +82,11 @@ fn settings_arrive_where_they_are_used() {
     assert_eq!(config.remote_write.label_bytes_max, 1024);
     assert_eq!(config.query_inflight_bytes_max, 512 << 20);
     assert_eq!(config.remote_write.body_read_timeout, Duration::from_millis(1500));
+    let otlp = config.remote_write.otlp;
+    // Commas are part of a name.
+    let promoted = ["b,c", "a"].map(str::to_owned);
+    assert_eq!(otlp.settings, crate::wire::otlp::Settings::new(false, promoted));
+    assert_eq!(otlp.decoded_bytes_max, 1 << 20);
     assert_eq!(config.log.level, LogLevel::Debug);
     assert_eq!(config.log.format, LogFormat::Json);
     assert_eq!(config.log.debug_name.as_deref(), Some("n"));

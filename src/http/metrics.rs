@@ -24,7 +24,23 @@ const INVALID_TENANT: &str = "/invalid";
 /// Of those whose tenant has nothing that was stored or forwarded.
 const UNKNOWN_TENANT: &str = "/unknown";
 
-const HANDLER: &str = "receive";
+/// Whose requests are measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Handler {
+    Receive,
+    Otlp,
+}
+
+impl Handler {
+    const ALL: [Handler; 2] = [Handler::Receive, Handler::Otlp];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Handler::Receive => "receive",
+            Handler::Otlp => "otlp",
+        }
+    }
+}
 
 /// The answers that [`respond`](crate::http::respond) gives to a write.
 const STATUSES: [StatusCode; 8] = [
@@ -79,7 +95,13 @@ pub(super) struct TenantEntry {
 pub(super) struct TenantMetrics {
     families: Arc<Families>,
     tenant: Box<str>,
-    inflight: Gauge,
+    by_handler: [HandlerMetrics; Handler::ALL.len()],
+}
+
+#[derive(Default)]
+struct HandlerMetrics {
+    /// Made by the first request, as the others are.
+    inflight: OnceLock<Gauge>,
     by_status: [OnceLock<StatusMetrics>; STATUSES.len()],
 }
 
@@ -131,6 +153,7 @@ fn was_taken(result: &Result<WriteOutcome, RequestError>) -> bool {
 
 /// One finished request.
 pub(super) struct Observation {
+    pub(super) handler: Handler,
     pub(super) status: StatusCode,
     pub(super) duration: Duration,
     /// Head and declared body, in bytes.
@@ -237,26 +260,37 @@ impl TenantMetrics {
         TenantMetrics {
             families: families.clone(),
             tenant: tenant.into(),
-            // Upper case here and lower case in the others, as Thanos has it.
-            inflight: families.inflight.with(&[HANDLER, "POST", tenant]),
-            by_status: Default::default(),
+            by_handler: Default::default(),
         }
     }
 
-    pub(super) fn begin(&self) -> InflightRequest {
-        self.inflight.add(1.0);
-        InflightRequest(self.inflight.clone())
+    pub(super) fn begin(&self, handler: Handler) -> InflightRequest {
+        let [receive, otlp] = &self.by_handler;
+        let metrics = match handler {
+            Handler::Receive => receive,
+            Handler::Otlp => otlp,
+        };
+        // Upper case here and lower case in the others, as Thanos has it.
+        let labels = [handler.as_str(), "POST", &*self.tenant];
+        let inflight = metrics.inflight.get_or_init(|| self.families.inflight.with(&labels));
+        inflight.add(1.0);
+        InflightRequest(inflight.clone())
     }
 
     /// `written` is there when the request reached the storage.
     pub(super) fn observe(&self, observation: &Observation, written: Option<Written>) {
-        let status = observation.status;
+        let Observation { handler, status, .. } = *observation;
+        let [receive, otlp] = &self.by_handler;
+        let by_status = match handler {
+            Handler::Receive => &receive.by_status,
+            Handler::Otlp => &otlp.by_status,
+        };
         let slot = STATUSES.iter().position(|known| *known == status);
-        let Some(metrics) = slot.and_then(|i| self.by_status.get(i)) else {
+        let Some(metrics) = slot.and_then(|i| by_status.get(i)) else {
             debug_assert!(false, "status {status} has no metrics");
             return;
         };
-        let metrics = metrics.get_or_init(|| self.of_status(status));
+        let metrics = metrics.get_or_init(|| self.of_status(handler, status));
         metrics.requests.inc();
         metrics.duration.observe(observation.duration.as_secs_f64());
         metrics.request_size.observe(observation.request_size as f64);
@@ -271,8 +305,8 @@ impl TenantMetrics {
         }
     }
 
-    fn of_status(&self, status: StatusCode) -> StatusMetrics {
-        let labels = [status.as_str(), HANDLER, "post", &*self.tenant];
+    fn of_status(&self, handler: Handler, status: StatusCode) -> StatusMetrics {
+        let labels = [status.as_str(), handler.as_str(), "post", &*self.tenant];
         StatusMetrics {
             requests: self.families.requests.with(&labels),
             duration: self.families.duration.with(&labels),
@@ -296,7 +330,8 @@ mod tests {
 
     fn observation(status: StatusCode) -> Observation {
         let duration = Duration::from_millis(3);
-        Observation { status, duration, request_size: 700, response_size: 0 }
+        let handler = Handler::Receive;
+        Observation { handler, status, duration, request_size: 700, response_size: 0 }
     }
 
     #[test]
@@ -305,7 +340,7 @@ mod tests {
         let metrics = WriteMetrics::new(&registry);
         metrics.of_finished(&metrics.tenant(b"a").unwrap(), &stored(1));
         let tenant = metrics.tenant(b"a").unwrap();
-        let inflight = tenant.metrics.begin();
+        let inflight = tenant.metrics.begin(Handler::Receive);
         let written = Written { series: 20, samples: 30 };
         tenant.metrics.observe(&observation(StatusCode::OK), Some(written));
         tenant.metrics.observe(&observation(StatusCode::CONFLICT), None);

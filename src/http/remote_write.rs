@@ -1,11 +1,13 @@
 //! The remote-write endpoints: the stages of one write request, in order.
 //!
 //! `POST /api/v1/receive` has the manners of Thanos, `POST /api/v1/write` those of Prometheus' own
-//! receiver. Both take remote write 1.0 and 2.0. A request of 2.0 is made one of 1.0 here, and what is
-//! behind does not know which it was; its sender is told what was written, whatever the answer.
+//! receiver. Both take remote write 1.0 and 2.0. A request of 2.0 is made one of 1.0 here, and what
+//! is behind does not know which it was; its sender is told what was written, whatever the answer.
+//! OTLP metrics are taken on two more paths, and become such a request as well.
 
 mod body;
 mod negotiation;
+mod otlp;
 mod resolve;
 
 use std::mem::Discriminant;
@@ -22,12 +24,13 @@ use http::request::Parts;
 use http_body::Body as _;
 use tokio::time::Instant;
 
-use crate::http::metrics::{Observation, TenantEntry, WriteMetrics, Written};
+use crate::http::metrics::{Handler, Observation, TenantEntry, WriteMetrics, Written};
 use crate::http::path::{self, Resolved, Tolerance};
 use crate::http::remote_write::body::REQUEST_BYTES_MIN;
 use crate::http::remote_write::negotiation::{
     Version, check_media_type, check_version, replica, speaks_version_2,
 };
+use crate::http::remote_write::otlp::OtlpPath;
 use crate::http::remote_write::resolve::Symbolic;
 use crate::http::respond::RequestError;
 use crate::http::tenant::TenantRules;
@@ -35,6 +38,7 @@ use crate::http::{Probe, respond, status};
 use crate::log::throttle::Throttle;
 use crate::metrics::Registry;
 use crate::model::tenant::TenantNameError;
+use crate::wire::otlp::Untranslated;
 use crate::wire::remote_write_v1::DecodeError;
 use crate::wire::snappy::{self, BufferPool, SnappyError};
 use crate::write::admission::{Admission, share};
@@ -43,10 +47,15 @@ use crate::write::sink::{Sender, WriteSink};
 use crate::write::{Manners, WriteOutcome, heavy};
 
 pub use crate::http::remote_write::body::RequestLimits;
+pub use crate::http::remote_write::otlp::OtlpOptions;
 
 pub const RECEIVE_PATH: &str = "/api/v1/receive";
 pub const WRITE_PATH: &str = "/api/v1/write";
-const PATHS: &[&str] = &[RECEIVE_PATH, WRITE_PATH];
+/// OTLP metrics, as Thanos takes them.
+pub const OTLP_PATH: &str = "/api/v1/otlp";
+/// The same where exporters append their own path, as to Prometheus.
+pub const OTLP_METRICS_PATH: &str = "/api/v1/otlp/v1/metrics";
+const PATHS: &[&str] = &[RECEIVE_PATH, WRITE_PATH, OTLP_PATH, OTLP_METRICS_PATH];
 
 /// A body of which nothing is understood is not answered as if it had been stored.
 const NO_KNOWN_FIELD: DecodeError = DecodeError {
@@ -65,6 +74,7 @@ pub struct RemoteWriteOptions {
     /// `--receive.replica-header`
     pub replica_header: HeaderName,
     pub limits: RequestLimits,
+    pub otlp: OtlpOptions,
 }
 
 impl RemoteWriteOptions {
@@ -74,7 +84,32 @@ impl RemoteWriteOptions {
         limits: RequestLimits,
     ) -> Result<RemoteWriteOptions, InvalidHeaderName> {
         let replica_header = HeaderName::from_bytes(replica_header.as_bytes())?;
-        Ok(RemoteWriteOptions { tenants, replica_header, limits })
+        Ok(RemoteWriteOptions { tenants, replica_header, limits, otlp: OtlpOptions::default() })
+    }
+}
+
+/// What a path takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Endpoint {
+    Write(Manners),
+    Otlp(OtlpPath),
+}
+
+impl Endpoint {
+    fn of(path: &str) -> Endpoint {
+        match path {
+            RECEIVE_PATH => Endpoint::Write(Manners::Thanos),
+            OTLP_PATH => Endpoint::Otlp(OtlpPath::Thanos),
+            OTLP_METRICS_PATH => Endpoint::Otlp(OtlpPath::Exporters),
+            _ => Endpoint::Write(Manners::Prometheus),
+        }
+    }
+
+    fn handler(self) -> Handler {
+        match self {
+            Endpoint::Write(_) => Handler::Receive,
+            Endpoint::Otlp(_) => Handler::Otlp,
+        }
     }
 }
 
@@ -222,7 +257,7 @@ impl<S: WriteSink> WriteService<S> {
     }
 
     /// Serves one request to a path that takes only POST, and measures it.
-    async fn serve(&self, request: Request, manners: Manners) -> Response {
+    async fn serve(&self, request: Request, endpoint: Endpoint) -> Response {
         match *request.method() {
             Method::POST => {}
             Method::OPTIONS => return respond::options(),
@@ -237,20 +272,39 @@ impl<S: WriteSink> WriteService<S> {
             Ok(tenant) => &tenant.metrics,
             Err(_) => self.metrics.invalid(),
         };
-        let _inflight = metrics.begin();
+        let _inflight = metrics.begin(endpoint.handler());
 
         let named = tenant.as_deref().map_err(|error| *error);
-        let result = self.write(named, &head, body, manners).await;
-        let mut response = match &tenant {
-            Ok(tenant) => respond::to_write(&result, tenant.id.as_str(), manners),
-            Err(_) => respond::to_write(&result, &String::from_utf8_lossy(name), manners),
+        let shown = match &tenant {
+            Ok(tenant) => tenant.id.as_str().into(),
+            Err(_) => String::from_utf8_lossy(name),
         };
-        if speaks_version_2(&head.headers) {
-            respond::tell_written(&result, &mut response);
-        }
+        let (result, response) = match endpoint {
+            Endpoint::Write(manners) => {
+                let result = self.write(named, &head, body, manners).await;
+                let mut response = respond::to_write(&result, &shown, manners);
+                if speaks_version_2(&head.headers) {
+                    respond::tell_written(&result, &mut response);
+                }
+                (result, response)
+            }
+            Endpoint::Otlp(path) => {
+                let mut untranslated = Untranslated::default();
+                let result = self.export(named, &head, body, path, &mut untranslated).await;
+                let response = match path {
+                    OtlpPath::Thanos => respond::to_write(&result, &shown, Manners::Thanos),
+                    OtlpPath::Exporters => {
+                        let is_json = otlp::is_json(&head.headers);
+                        respond::to_export(&result, &untranslated, &shown, is_json)
+                    }
+                };
+                (result, response)
+            }
+        };
         self.log_failure(&result, name);
 
         let observation = Observation {
+            handler: endpoint.handler(),
             status: response.status(),
             duration: started.elapsed(),
             request_size,
@@ -300,6 +354,8 @@ pub fn remote_write_router<S: WriteSink>(service: Arc<WriteService<S>>) -> Route
     Router::new()
         .route(RECEIVE_PATH, any(receive::<S>))
         .route(WRITE_PATH, any(write::<S>))
+        .route(OTLP_PATH, any(otlp::<S>))
+        .route(OTLP_METRICS_PATH, any(otlp_metrics::<S>))
         .fallback(other_path::<S>)
         .with_state(service)
 }
@@ -308,14 +364,28 @@ async fn receive<S: WriteSink>(
     State(service): State<Arc<WriteService<S>>>,
     request: Request,
 ) -> Response {
-    service.serve(request, Manners::Thanos).await
+    service.serve(request, Endpoint::of(RECEIVE_PATH)).await
 }
 
 async fn write<S: WriteSink>(
     State(service): State<Arc<WriteService<S>>>,
     request: Request,
 ) -> Response {
-    service.serve(request, Manners::Prometheus).await
+    service.serve(request, Endpoint::of(WRITE_PATH)).await
+}
+
+async fn otlp<S: WriteSink>(
+    State(service): State<Arc<WriteService<S>>>,
+    request: Request,
+) -> Response {
+    service.serve(request, Endpoint::of(OTLP_PATH)).await
+}
+
+async fn otlp_metrics<S: WriteSink>(
+    State(service): State<Arc<WriteService<S>>>,
+    request: Request,
+) -> Response {
+    service.serve(request, Endpoint::of(OTLP_METRICS_PATH)).await
 }
 
 async fn other_path<S: WriteSink>(
@@ -323,8 +393,7 @@ async fn other_path<S: WriteSink>(
     request: Request,
 ) -> Response {
     match path::resolve(request.uri().path(), PATHS, Tolerance::Generous) {
-        Resolved::Known(RECEIVE_PATH) => service.serve(request, Manners::Thanos).await,
-        Resolved::Known(_) => service.serve(request, Manners::Prometheus).await,
+        Resolved::Known(path) => service.serve(request, Endpoint::of(path)).await,
         Resolved::Meant(path) => status::redirect(path, &request),
         Resolved::Unknown => respond::not_found(),
     }

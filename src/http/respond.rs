@@ -13,6 +13,10 @@
 //! | no ring, no place in it, no quorum | 503, `Retry-After` | 503, `Retry-After` |
 //! | head over a cap | 431 | 431 |
 //!
+//! OTLP is answered as `/api/v1/receive` on Thanos' path, `/api/v1/otlp`. On
+//! `/api/v1/otlp/v1/metrics` what is refused while the rest is stored is told in a 200, as its
+//! protocol wants it.
+//!
 //! Overload is never 429: Prometheus drops a batch on 429 by default.
 
 use std::fmt::Write as _;
@@ -21,14 +25,19 @@ use axum::body::Body;
 use axum::response::Response;
 use http::header::{ALLOW, CONTENT_TYPE, HeaderName, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderValue, StatusCode};
+use serde_json::json;
 
 use crate::door::heads::HeadError;
 use crate::error::Stage;
+use crate::model::varint::push_varint;
+use crate::wire::otlp::Untranslated;
 use crate::write::error::{Class, Refusals, WriteError};
 use crate::write::{Manners, WriteOutcome, WrittenCounts};
 
 /// What Go's `http.Error` sends, and so Thanos.
 pub const TEXT_PLAIN: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const PROTOBUF: HeaderValue = HeaderValue::from_static("application/x-protobuf");
 const NOSNIFF: HeaderValue = HeaderValue::from_static("nosniff");
 const ALLOW_POST: HeaderValue = HeaderValue::from_static("OPTIONS, POST");
 
@@ -85,6 +94,52 @@ pub fn to_write(
             response
         }
     }
+}
+
+/// The answer to OTLP on the path that its own senders append: with what could not be stored in the
+/// success, as its protocol has it, in the form that the request had.
+pub fn to_export(
+    result: &Result<WriteOutcome, RequestError>,
+    untranslated: &Untranslated,
+    tenant: &str,
+    is_json: bool,
+) -> Response {
+    let Ok(outcome) = result else { return to_write(result, tenant, Manners::Thanos) };
+    let rejected = outcome.refusals.total() + untranslated.points;
+    let mut message = untranslated.to_string();
+    if !outcome.refusals.is_empty() {
+        let separator = if message.is_empty() { "" } else { "; " };
+        message = format!("{message}{separator}{}", refusal_text(&outcome.refusals, tenant));
+    }
+    let is_partial = rejected > 0 || !message.is_empty();
+    match is_json {
+        true => {
+            let partly = json!({"partialSuccess": {
+                "rejectedDataPoints": rejected.to_string(),
+                "errorMessage": message,
+            }});
+            let body = if is_partial { partly.to_string() } else { "{}".to_owned() };
+            with_headers(StatusCode::OK, [(CONTENT_TYPE, JSON)], body)
+        }
+        false => {
+            let body = if is_partial { partial_success(rejected, &message) } else { Vec::new() };
+            with_headers(StatusCode::OK, [(CONTENT_TYPE, PROTOBUF)], body)
+        }
+    }
+}
+
+/// `ExportMetricsServiceResponse { 1 partial success { 1 rejected data points   2 error message }
+/// }`
+fn partial_success(rejected: u64, message: &str) -> Vec<u8> {
+    let mut partly = vec![1 << 3];
+    push_varint(&mut partly, rejected);
+    partly.push(2 << 3 | 2);
+    push_varint(&mut partly, message.len() as u64);
+    partly.extend_from_slice(message.as_bytes());
+    let mut response = vec![1 << 3 | 2];
+    push_varint(&mut response, partly.len() as u64);
+    response.extend_from_slice(&partly);
+    response
 }
 
 /// Tells a sender of remote write 2.0 what was written, which it wants to hear in every answer.

@@ -6,7 +6,7 @@
 //! ```
 
 use std::cell::RefCell;
-use std::io::{Read as _, Write as _};
+use std::io::Write as _;
 use std::time::Duration;
 
 use flate2::Compression;
@@ -14,6 +14,7 @@ use flate2::read::MultiGzDecoder;
 use flate2::write::GzEncoder;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
+use crate::wire::inflate::{self, StreamError};
 use crate::wire::snappy::SnappyError;
 use crate::wire::snappy::framed::{self, Deflater};
 
@@ -54,9 +55,6 @@ pub const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 /// Flag and length before each message.
 pub const HEAD_BYTES: usize = 5;
-
-/// A message inflates in steps of this many bytes where it does not say how long it gets.
-const STEP_BYTES: usize = 256 << 10;
 
 /// The best that deflate can do: 258 bytes of two bits.
 const GZIP_INFLATION_MAX: usize = 1032;
@@ -229,30 +227,18 @@ fn inflate_gzip<'a, E: From<MessageError>>(
     message: &[u8],
     max: u64,
     buffer: &'a mut Vec<u8>,
-    mut admit: impl FnMut(u64) -> Result<(), E>,
+    admit: impl FnMut(u64) -> Result<(), E>,
 ) -> Result<&'a [u8], E> {
-    let mut decoder = MultiGzDecoder::new(message);
-    let mut len = 0;
-    loop {
-        if len == buffer.len() {
-            let longer = len.saturating_add(len.max(STEP_BYTES));
-            // One byte more than the cap, so that a message that fills it is seen to end there.
-            let longer = longer.min(usize::try_from(max.saturating_add(1)).unwrap_or(usize::MAX));
-            admit(longer as u64)?;
-            buffer.resize(longer, 0);
-        }
-        let read = decoder
-            .read(buffer.get_mut(len..).unwrap_or_default())
-            .map_err(|_| MessageError::Corrupt("gzip: corrupt input"))?;
-        if read == 0 {
-            break;
-        }
-        len += read;
-        if len as u64 > max {
-            return Err(MessageError::TooLarge { len: len as u64, max }.into());
-        }
-    }
-    Ok(buffer.get(..len).unwrap_or_default())
+    inflate::from_stream(
+        MultiGzDecoder::new(message),
+        max,
+        buffer,
+        admit,
+        |failure| match failure {
+            StreamError::Corrupt => MessageError::Corrupt("gzip: corrupt input").into(),
+            StreamError::TooLarge { len, max } => MessageError::TooLarge { len, max }.into(),
+        },
+    )
 }
 
 impl From<SnappyError> for MessageError {
@@ -267,6 +253,7 @@ impl From<SnappyError> for MessageError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::inflate::STEP_BYTES;
 
     fn inflate(encoding: Encoding, message: &[u8], max: u64) -> Result<Vec<u8>, MessageError> {
         let mut buffer = Vec::new();

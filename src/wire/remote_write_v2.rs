@@ -1,4 +1,5 @@
-//! Remote write 2.0, `io.prometheus.write.v2.Request`, into the form of 1.0 that all the rest reads.
+//! Remote write 2.0, `io.prometheus.write.v2.Request`, into the form of 1.0 that all the rest
+//! reads.
 //!
 //! ```text
 //! Request     4 symbols*       5 timeseries*                (1 to 3 are reserved: they are 1.0's)
@@ -10,16 +11,17 @@
 //! ```
 //!
 //! Texts stand once in the table of symbols, the first of which is empty. Labels are pairs of
-//! references to it, packed or not. From <https://prometheus.io/docs/specs/prw/remote_write_spec_2_0/>.
+//! references to it, packed or not. From
+//! <https://prometheus.io/docs/specs/prw/remote_write_spec_2_0/>.
 //!
-//! Every series is read once. Its labels are put in from the table, samples and histograms are copied
-//! without their start timestamps, which nobody keeps, and metadata is checked and counted. What comes
-//! out is judged by its length before it takes memory: a reference of one byte may stand for a symbol
-//! of many.
+//! Every series is read once. Its labels are put in from the table, samples and histograms are
+//! copied without their start timestamps, which nobody keeps, and metadata is checked and counted.
+//! What comes out is judged by its length before it takes memory: a reference of one byte may stand
+//! for a symbol of many.
 
 use crate::model::varint::{read_varint, split_len_prefixed};
 use crate::wire::remote_write_v1::{DecodeError, Value, WRONG_WIRE_TYPE, read_field, read_sample};
-use crate::wire::request_builder::{RequestBuilder, Text, TooLong};
+use crate::wire::request_builder::{RequestBuilder, Stop, Text, TooLong};
 
 const REQUEST: &str = "remote write 2.0 request";
 const SERIES: &str = "timeseries";
@@ -71,24 +73,6 @@ pub fn resolve<E: From<ResolveError>>(
         Ok(()) => Ok(Resolved { len: resolver.builder.finish(), metadata: resolver.metadata }),
         Err(Stop::Told(error)) => Err(error),
         Err(Stop::Found(error)) => Err(error.into()),
-    }
-}
-
-/// Why the work ends: what was found in the request, or what the caller said.
-enum Stop<E> {
-    Found(ResolveError),
-    Told(E),
-}
-
-impl<E> From<DecodeError> for Stop<E> {
-    fn from(error: DecodeError) -> Stop<E> {
-        Stop::Found(error.into())
-    }
-}
-
-impl<E> From<TooLong> for Stop<E> {
-    fn from(error: TooLong) -> Stop<E> {
-        Stop::Found(error.into())
     }
 }
 
@@ -169,10 +153,10 @@ struct Resolver<'r, 'b, A> {
 
 impl<'r, A, E> Resolver<'r, '_, A>
 where
-    A: FnMut(u64) -> Result<(), Stop<E>>,
+    A: FnMut(u64) -> Result<(), Stop<ResolveError, E>>,
 {
     /// Takes all series. The request's fields were walked over before.
-    fn take_all(&mut self, request: &'r [u8]) -> Result<(), Stop<E>> {
+    fn take_all(&mut self, request: &'r [u8]) -> Result<(), Stop<ResolveError, E>> {
         let mut rest = request;
         while !rest.is_empty() {
             let series;
@@ -191,7 +175,7 @@ where
         Ok(())
     }
 
-    fn take_series(&mut self, mut message: &'r [u8]) -> Result<(), Stop<E>> {
+    fn take_series(&mut self, mut message: &'r [u8]) -> Result<(), Stop<ResolveError, E>> {
         let open = self.builder.open_series()?;
         let mut labels = Labels::default();
         while !message.is_empty() {
@@ -213,7 +197,11 @@ where
     }
 
     /// Puts in the labels that a field of references names.
-    fn take_refs(&mut self, labels: &mut Labels<'r>, value: Value<'r>) -> Result<(), Stop<E>> {
+    fn take_refs(
+        &mut self,
+        labels: &mut Labels<'r>,
+        value: Value<'r>,
+    ) -> Result<(), Stop<ResolveError, E>> {
         let mut packed = match value {
             Value::Bytes(packed) => packed,
             Value::Varint(reference) => return self.take_ref(labels, reference),
@@ -229,7 +217,11 @@ where
     }
 
     #[inline]
-    fn take_ref(&mut self, labels: &mut Labels<'r>, reference: u64) -> Result<(), Stop<E>> {
+    fn take_ref(
+        &mut self,
+        labels: &mut Labels<'r>,
+        reference: u64,
+    ) -> Result<(), Stop<ResolveError, E>> {
         let text = self.symbols.get(reference).ok_or(OUT_OF_TABLE)?;
         match labels.name.take() {
             None => labels.name = Some(text),
@@ -240,7 +232,7 @@ where
 
     /// `field` is the sample with its tag and length.
     #[inline]
-    fn take_sample(&mut self, field: &[u8], sample: &[u8]) -> Result<(), Stop<E>> {
+    fn take_sample(&mut self, field: &[u8], sample: &[u8]) -> Result<(), Stop<ResolveError, E>> {
         debug_assert!(field.ends_with(sample), "it is its field's content");
         let (t, v) = match sample {
             // As nearly all are: without a start.
@@ -258,7 +250,7 @@ where
         self.builder.sample(t, v)
     }
 
-    fn take_histogram(&mut self, histogram: &[u8]) -> Result<(), Stop<E>> {
+    fn take_histogram(&mut self, histogram: &[u8]) -> Result<(), Stop<ResolveError, E>> {
         let (mut before, mut rest) = (0, histogram);
         let mut start = None;
         while !rest.is_empty() {
@@ -280,7 +272,7 @@ where
         self.builder.histogram(head.into_iter().chain(tail))
     }
 
-    fn take_exemplar(&mut self, mut message: &'r [u8]) -> Result<(), Stop<E>> {
+    fn take_exemplar(&mut self, mut message: &'r [u8]) -> Result<(), Stop<ResolveError, E>> {
         let open = self.builder.open_exemplar()?;
         let mut labels = Labels::default();
         let (mut t, mut v) = (0, 0);
@@ -300,7 +292,7 @@ where
         self.builder.close_exemplar(open)
     }
 
-    fn take_metadata(&mut self, mut message: &[u8]) -> Result<(), Stop<E>> {
+    fn take_metadata(&mut self, mut message: &[u8]) -> Result<(), Stop<ResolveError, E>> {
         // Prometheus writes an empty one where there is none.
         self.metadata += u64::from(!message.is_empty());
         while !message.is_empty() {

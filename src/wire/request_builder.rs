@@ -1,12 +1,13 @@
 //! A `prometheus.WriteRequest` of version 1.0, made piece by piece from what came in another form.
 //!
-//! Labels are written in the encoding that senders normally use, and so are samples: what a series is
-//! known by is the same bytes whichever way it came. The buffer is one that is used again. It grows
-//! only by what was admitted before, and never beyond a cap, since a few bytes in another form may
-//! stand for as many as one likes in this one.
+//! Labels are written in the encoding that senders normally use, and so are samples: what a series
+//! is known by is the same bytes whichever way it came. The buffer is one that is used again. It
+//! grows only by what was admitted before, and never beyond a cap, since a few bytes in another
+//! form may stand for as many as one likes in this one.
 
 use crate::model::labels::{TAG_FIELD_1, TAG_FIELD_2};
 use crate::model::varint::{varint_bytes, varint_len};
+use crate::wire::remote_write_v1::DecodeError;
 
 /// Tags of a `TimeSeries`' fields, which hold messages, beside those of labels.
 const SAMPLE: u8 = 0x12;
@@ -34,6 +35,25 @@ const STEP_BYTES: usize = 64 << 10;
 #[error("more than the cap of {max} bytes once its labels are written out")]
 pub struct TooLong {
     pub max: u64,
+}
+
+/// Why the work on a request ends: for what was found in it, or for what the caller said.
+#[derive(Debug)]
+pub enum Stop<F, E> {
+    Found(F),
+    Told(E),
+}
+
+impl<F: From<TooLong>, E> From<TooLong> for Stop<F, E> {
+    fn from(error: TooLong) -> Stop<F, E> {
+        Stop::Found(error.into())
+    }
+}
+
+impl<F: From<DecodeError>, E> From<DecodeError> for Stop<F, E> {
+    fn from(error: DecodeError) -> Stop<F, E> {
+        Stop::Found(error.into())
+    }
 }
 
 /// Bytes of a text, and whatever follows them where they came from.

@@ -11,6 +11,8 @@ use crate::model::tenant::{TenantId, TenantNameError};
 use crate::multi_tsdb::{AppendError, TenantError};
 use crate::peer::ForwardError;
 use crate::tsdb::wal::SyncError;
+use crate::wire::inflate::StreamError;
+use crate::wire::otlp::json::JsonError;
 use crate::wire::remote_write_v1::DecodeError;
 use crate::wire::request_builder::TooLong;
 use crate::wire::snappy::SnappyError;
@@ -76,6 +78,15 @@ pub enum Invalid {
     Snappy(SnappyError),
     #[error(transparent)]
     Decode(#[from] DecodeError),
+    #[error("content encoding {0:?}: send gzip, zstd, snappy or identity")]
+    ContentEncoding(String),
+    #[error("{0}")]
+    Inflate(#[source] StreamError),
+    #[error(transparent)]
+    Json(JsonError),
+    /// Points of OTLP, where all of them are to be taken or none.
+    #[error("{0}")]
+    Untranslated(String),
 }
 
 /// What of a request is over its cap. Sizes are in bytes.
@@ -87,7 +98,9 @@ pub enum TooLarge {
     Read { bytes: u64, max: u64 },
     #[error(transparent)]
     Inflated(SnappyError),
-    /// Of a request of remote write 2.0 with the labels of each series written out.
+    #[error(transparent)]
+    Unpacked(StreamError),
+    /// Of a request of remote write 2.0 or of OTLP with the labels of each series written out.
     #[error(transparent)]
     Resolved(TooLong),
     #[error(transparent)]
@@ -172,6 +185,10 @@ impl Invalid {
             Invalid::ReplicaNumber(_) => Stage::ReplicaHeader,
             Invalid::Snappy(_) => Stage::Snappy,
             Invalid::Decode(_) => Stage::Decode,
+            Invalid::ContentEncoding(_) => Stage::MediaType,
+            Invalid::Inflate(_) => Stage::Inflate,
+            Invalid::Json(_) => Stage::Json,
+            Invalid::Untranslated(_) => Stage::Translate,
         }
     }
 }
@@ -182,6 +199,7 @@ impl TooLarge {
             TooLarge::Declared { .. } => Stage::Size,
             TooLarge::Read { .. } => Stage::Read,
             TooLarge::Inflated(_) => Stage::Snappy,
+            TooLarge::Unpacked(_) => Stage::Inflate,
             TooLarge::Placed(_) => Stage::Place,
             TooLarge::Resolved(_) | TooLarge::Decoded { .. } => Stage::Decode,
             TooLarge::Record { .. } => Stage::Log,

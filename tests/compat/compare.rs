@@ -128,6 +128,9 @@ pub(crate) fn grpc(step: &Step, called: &Called) -> Differences {
 /// Paths are written from the step's `expect` on.
 fn reply_path(path: &Value) -> Vec<&str> {
     let path = path.as_str().expect("a path");
+    if path == "replies" {
+        return Vec::new();
+    }
     path.strip_prefix("replies.").expect("a path of replies").split('.').collect()
 }
 

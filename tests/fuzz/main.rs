@@ -16,6 +16,8 @@ mod head_chunks;
 mod histogram_chunk;
 #[path = "../../fuzz/targets/index.rs"]
 mod index;
+#[path = "../../fuzz/targets/otlp.rs"]
+mod otlp;
 #[path = "../../fuzz/targets/peer_message.rs"]
 mod peer_message;
 #[path = "../../fuzz/targets/regex.rs"]
@@ -123,6 +125,11 @@ fn hashrings_files() {
 #[test]
 fn messages_of_peers() {
     replay("peer_message", peer_message::seeds(), peer_message::run);
+}
+
+#[test]
+fn exports_of_otlp() {
+    replay("otlp", otlp::seeds(), otlp::run);
 }
 
 #[test]

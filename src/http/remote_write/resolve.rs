@@ -1,5 +1,5 @@
-//! A request of remote write 2.0 on its way into the form of 1.0: how much memory that may take, and on
-//! which thread.
+//! A request of remote write 2.0 on its way into the form of 1.0: how much memory that may take,
+//! and on which thread.
 
 use bytes::Bytes;
 

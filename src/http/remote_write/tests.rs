@@ -455,3 +455,130 @@ async fn a_body_of_which_nothing_is_understood_is_refused() {
         assert_eq!(response.status().as_u16(), 400);
     }
 }
+
+/// One gauge with a sample, of a resource that is named.
+const GAUGE: &str = "{\"resourceMetrics\": [{\"scopeMetrics\": [{\"metrics\": [{\"name\": \"g\", \
+    \"gauge\": {\"dataPoints\": [{\"timeUnixNano\": \"5000000\", \"asInt\": \"1\"}]}}]}]}]}";
+/// The same with another metric, whose points are differences.
+const WITH_DELTA: &str = "{\"resourceMetrics\": [{\"scopeMetrics\": [{\"metrics\": [{\"name\": \"g\", \
+    \"gauge\": {\"dataPoints\": [{\"timeUnixNano\": \"5000000\", \"asInt\": \"1\"}]}}, \
+    {\"name\": \"d\", \"sum\": {\"aggregationTemporality\": 1, \"dataPoints\": [{}, {}]}}]}]}]}";
+/// `{__name__="g"}` with that sample, in version 1.0.
+const GAUGE_1: &[u8] =
+    b"\x0a\x1c\x0a\x0d\x0a\x08__name__\x12\x01g\x12\x0b\x09\0\0\0\0\0\0\xf0\x3f\x10\x05";
+
+const JSON: (&str, &str) = ("content-type", "application/json");
+
+#[tokio::test]
+async fn otlp_reaches_the_sink_as_a_request_of_1_0() {
+    let node = node(Probe::new(|| true));
+    let gzip = crate::wire::grpc::Encoding::Gzip.deflate(GAUGE.as_bytes());
+    let zstd = zstd::stream::encode_all(GAUGE.as_bytes(), 1).unwrap();
+    let bodies = [
+        ("", GAUGE.as_bytes().to_vec()),
+        ("identity", GAUGE.as_bytes().to_vec()),
+        ("GZIP", gzip),
+        ("zstd", zstd),
+        ("Snappy", block(GAUGE.as_bytes())),
+    ];
+    for (encoding, body) in bodies {
+        let headers = [JSON, ("content-encoding", encoding), ("thanos-tenant", "team")];
+        let answer = ask(&node, OTLP_PATH, &headers, body.clone()).await;
+        assert_eq!(answer, (200, String::new()), "{encoding}");
+        let answer = ask(&node, OTLP_METRICS_PATH, &headers, body).await;
+        assert_eq!(answer, (200, "{}".to_owned()), "{encoding}");
+    }
+    let expected = vec![("team".to_owned(), GAUGE_1.to_vec()); 10];
+    assert_eq!(*node.sink.0.lock(), expected);
+    assert_eq!(node.service.admission.inflight_bytes(), 0, "everything was given back");
+    let line =
+        "http_requests_total{code=\"200\",handler=\"otlp\",method=\"post\",tenant=\"team\"} 10";
+    assert!(node.registry.expose().lines().any(|other| other == line), "{line}");
+}
+
+#[tokio::test]
+async fn what_otlp_cannot_be_stored_as_is_told_in_the_manner_of_its_path() {
+    let node = node(Probe::new(|| true));
+    let (status, text) = ask(&node, OTLP_PATH, &[JSON], WITH_DELTA).await;
+    assert_eq!(status, 400, "{text}");
+    assert!(text.starts_with("translate: invalid temporality for metric \"d\""), "{text}");
+    assert!(node.sink.0.lock().is_empty(), "all of it is refused");
+    let (status, text) = ask(&node, OTLP_METRICS_PATH, &[JSON], WITH_DELTA).await;
+    assert_eq!(status, 200, "{text}");
+    let answer: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(answer["partialSuccess"]["rejectedDataPoints"], "2");
+    assert!(text.contains("temporality"), "{text}");
+    assert_eq!(node.sink.0.lock().len(), 1, "the rest is stored");
+    // In protobuf: rejected points, and a message.
+    let protobuf = [("content-type", "application/x-protobuf")];
+    let delta = b"\x0a\x0e\x12\x0c\x12\x0a\x0a\x01d\x3a\x05\x0a\x00\x10\x01\x10".to_vec();
+    let (status, _) = ask(&node, OTLP_METRICS_PATH, &protobuf, delta).await;
+    assert_eq!(status, 400, "cut short");
+    let delta = b"\x0a\x0d\x12\x0b\x12\x09\x0a\x01d\x3a\x04\x0a\x00\x10\x01".to_vec();
+    let (status, text) = ask(&node, OTLP_METRICS_PATH, &protobuf, delta).await;
+    assert_eq!(status, 200);
+    assert!(text.starts_with("\n") && text[2..].starts_with("\u{8}\u{1}\u{12}"), "{text:?}");
+    assert!(text.contains("temporality"), "{text}");
+    // Nothing at all.
+    let (status, text) = ask(&node, OTLP_METRICS_PATH, &[JSON], "{}").await;
+    assert_eq!((status, text.as_str()), (200, "{}"));
+}
+
+#[tokio::test]
+async fn otlp_that_is_none_is_refused_by_its_stage() {
+    let node = node(Probe::new(|| true));
+    let limits = RequestLimits {
+        request_bytes_max: 100_000,
+        decoded_bytes_max: 5000,
+        inflight_bytes_max: 200_000,
+        ..LIMITS
+    };
+    let small = node_with(Probe::new(|| true), limits);
+    let bomb = crate::wire::grpc::Encoding::Gzip.deflate(&[b' '; 6000]);
+    let gzip = ("content-encoding", "gzip");
+    type Headers = Vec<(&'static str, &'static str)>;
+    let cases: Vec<(&str, &Node, Headers, Vec<u8>, u16)> = vec![
+        ("media type", &node, vec![], GAUGE.into(), 415),
+        ("media type", &node, vec![("content-type", "text/plain")], GAUGE.into(), 415),
+        ("media type", &node, vec![JSON, ("content-encoding", "br")], GAUGE.into(), 400),
+        ("size", &node, vec![JSON], vec![b' '; 1001], 413),
+        ("inflate", &node, vec![JSON, gzip], GAUGE.into(), 400),
+        ("inflate", &small, vec![JSON, gzip], bomb, 413),
+        ("decode", &node, vec![JSON], b"{".to_vec(), 400),
+        ("replica header", &node, vec![JSON, ("thanos-replica", "x")], GAUGE.into(), 400),
+        ("tenant", &node, vec![JSON, ("thanos-tenant", "a/b")], GAUGE.into(), 400),
+    ];
+    for (stage, node, headers, body, expected) in cases {
+        for path in [OTLP_PATH, OTLP_METRICS_PATH] {
+            let (status, text) = ask(node, path, &headers, body.clone()).await;
+            assert_eq!(status, expected, "{stage}: {text}");
+            assert!(text.starts_with(&format!("{stage}: ")), "{stage}: {text}");
+        }
+    }
+    assert!(node.sink.0.lock().is_empty() && small.sink.0.lock().is_empty());
+    assert_eq!(small.service.admission.inflight_bytes(), 0, "everything was given back");
+}
+
+#[tokio::test]
+async fn a_large_export_is_made_elsewhere() {
+    let bytes_max = 32 << 20;
+    let limits = RequestLimits {
+        request_bytes_max: bytes_max,
+        decoded_bytes_max: bytes_max,
+        inflight_bytes_max: 8 * bytes_max,
+        ..LIMITS
+    };
+    let node = node_with(Probe::new(|| true), limits);
+    // A body of a few bytes that inflates to many.
+    let spaces = [GAUGE.as_bytes(), &vec![b' '; 2 * heavy::LARGE_BYTES]].concat();
+    let body = crate::wire::grpc::Encoding::Gzip.deflate(&spaces);
+    assert!(body.len() < 10_000, "{}", body.len());
+    let places = heavy::take_all_places().await;
+    let headers = [JSON, ("content-encoding", "gzip")];
+    let mut waiting = std::pin::pin!(ask(&node, OTLP_PATH, &headers, body));
+    assert!(futures::poll!(&mut waiting).is_pending());
+    drop(places);
+    assert_eq!(waiting.await.0, 200);
+    assert_eq!(node.sink.0.lock()[0].1, GAUGE_1);
+    assert_eq!(node.service.admission.inflight_bytes(), 0);
+}
