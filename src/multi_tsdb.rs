@@ -424,6 +424,16 @@ impl MultiTsdb {
         self.tenants.read().get(id)?.open()
     }
 
+    /// The tenant to read; `None` if there is none.
+    pub fn find_to_read(&self, id: &TenantId) -> Result<Option<Arc<Tenant>>, TenantError> {
+        match self.tenants.read().get(id) {
+            Some(Entry::Open(tenant)) => Ok(Some(tenant.clone())),
+            Some(Entry::Opening(_) | Entry::Loading(_)) => Err(TenantError::Opening),
+            Some(Entry::Quarantined(quarantine)) => Err(quarantine.error()),
+            Some(Entry::Creating(_)) | None => Ok(None),
+        }
+    }
+
     /// The tenant to write to; `None` if there is none yet.
     pub fn find(&self, id: &TenantId) -> Result<Option<Arc<Tenant>>, TenantError> {
         match self.tenants.read().get(id) {

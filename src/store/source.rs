@@ -69,7 +69,7 @@ impl TenantSource for MultiTsdb {
     }
 
     fn tenant(&self, id: &TenantId) -> Result<Option<Arc<dyn ReadTenant>>, QueryError> {
-        match self.find(id) {
+        match self.find_to_read(id) {
             Ok(tenant) => Ok(tenant.map(ReadableTenant::of)),
             Err(reason) => Err(QueryError::Unavailable { tenant: id.clone(), reason }),
         }

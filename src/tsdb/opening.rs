@@ -11,6 +11,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
@@ -20,6 +21,7 @@ use tokio::time::Instant;
 use crate::disk::{DirLock, Disk};
 use crate::error::chain;
 use crate::model::Timestamp;
+use crate::model::fingerprint::Fingerprinter;
 use crate::tsdb::block::Block;
 use crate::tsdb::block::removal::remove_leftovers;
 use crate::tsdb::blocks::{Blocks, Replaced, View};
@@ -150,10 +152,24 @@ impl Db {
         disk.create_dir_all(&wal_dir).map_err(OpenError::io("making", &wal_dir))?;
         let wal_metrics = WalMetrics::new(&registry, tenant);
         let files = HeadChunkFiles::new(disk.clone(), dir, FILE_BYTES, &registry, tenant);
+        let names = Names::open(disk.clone(), dir, options.wal_segment_bytes, &wal_metrics);
         let mut mapped = MappedChunks::default();
-        let head_chunks = files
-            .open(floor, &mut |chunk| mapped.add(&files, chunk))
-            .map_err(OpenError::io("looking for head chunks in", dir))?;
+        // Both take long where there is much, and the look only reads.
+        let read_min = options.wal_segment_bytes / LOOKED_AT_PER_SEGMENT;
+        let (head_chunks, looked) = thread::scope(|scope| {
+            let look = || look_at_series(&*disk, &wal_dir, &names, read_min, &env.fingerprinter);
+            let look = names
+                .has_stretches()
+                .then(|| thread::Builder::new().name("wal-look".into()).spawn_scoped(scope, look));
+            let head_chunks = files.open(floor, &mut |chunk| mapped.add(&files, chunk));
+            let looked = look.transpose()?.map_or(Ok(None), |look| {
+                look.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            });
+            Ok((head_chunks, looked))
+        })
+        .map_err(OpenError::io("starting a thread for", dir))?;
+        let head_chunks = head_chunks.map_err(OpenError::io("looking for head chunks in", dir))?;
+        let looked = looked.map_err(OpenError::io("looking at the log in", &wal_dir))?;
         if mapped.contested() > 0 {
             let (dir, chunks) = (dir.display(), mapped.contested());
             tracing::warn!(%dir, chunks, "head chunks overlap earlier ones and are not used");
@@ -163,7 +179,6 @@ impl Db {
         if is_marked {
             files.doubt_found();
         }
-        let names = Names::open(disk, dir, options.wal_segment_bytes, &wal_metrics);
         let dir = dir.to_owned();
         let (env, tenant) = (env.clone(), tenant.to_owned());
         let mut begun = Begun {
@@ -184,8 +199,10 @@ impl Db {
             || begun.mapped.contested() > 0
             || begun.has_foreign_chunks
             || begun.out_of_order_log_bytes > 0;
-        if !is_doubtful {
-            begun.take_writes()?;
+        if let Some((looked, series)) = looked
+            && !is_doubtful
+        {
+            begun.take_writes(looked, series)?;
         }
         Ok(begun)
     }
@@ -197,16 +214,12 @@ impl Begun {
         self.early.as_ref().map(|early| early.db.clone())
     }
 
-    /// Looks at the log, and lets writes in if that tells enough.
-    fn take_writes(&mut self) -> Result<(), OpenError> {
-        let Parts { dir, env, options, .. } = &self.parts;
+    /// Lets writes in.
+    fn take_writes(&mut self, looked: Looked, series: SeriesOfLog) -> Result<(), OpenError> {
+        let Parts { dir, env, .. } = &self.parts;
         let disk = &*env.disk;
         let wal_dir = dir.join("wal");
-        let read_min = options.wal_segment_bytes / LOOKED_AT_PER_SEGMENT;
-        let mut series = SeriesOfLog::new(env.fingerprinter.clone(), &self.mapped);
-        let looked = look(disk, &wal_dir, &self.names, read_min, &mut |record| series.take(record));
-        let looked = looked.map_err(OpenError::io("looking at the log in", &wal_dir))?;
-        let Some(looked) = looked else { return Ok(()) };
+        looked.cut_torn(disk).map_err(OpenError::io("cutting the log in", &wal_dir))?;
         // What is there is answered as stored from here on.
         sync_log(disk, &wal_dir).map_err(OpenError::io("syncing the log in", &wal_dir))?;
         let highest_ref = self.parts.highest_ref_beside_log()?;
@@ -214,7 +227,7 @@ impl Begun {
         let mut wal = self.parts.open_log(&self.wal_metrics)?;
         wal.keep_names(self.names.share());
         let (start, sync) = (wal.end(), wal.sync_handle());
-        let (catalog, writes) = series.finish(&looked, start);
+        let (catalog, writes) = series.finish(&looked, &self.mapped, start);
         // What the head has, as far as it is known.
         let (min_time, max_time) = match writes.newest() {
             Timestamp::MIN => (Timestamp::MAX, Timestamp::MIN),
@@ -272,7 +285,7 @@ impl Begun {
             Some(Early { db, start, looked }) => {
                 let names = self.names.finish(&wal_dir, Some(start.segment));
                 names.map_err(OpenError::io("writing the names of series in", &dir))?;
-                if let Some(cut) = looked.cut {
+                if let Some(cut) = looked.torn {
                     log.note_cut(cut, &self.wal_metrics);
                 }
                 if !db.head.end_loading(contents, report.next_ref) {
@@ -393,6 +406,19 @@ impl Parts {
             lock: Mutex::new(lock.take()),
         }
     }
+}
+
+/// A look at the log, and the series that it gave.
+fn look_at_series(
+    disk: &dyn Disk,
+    wal_dir: &Path,
+    names: &Names,
+    read_min: u64,
+    fingerprinter: &Fingerprinter,
+) -> io::Result<Option<(Looked, SeriesOfLog)>> {
+    let mut series = SeriesOfLog::new(fingerprinter.clone());
+    let looked = look(disk, wal_dir, names, read_min, &mut |record| series.take(record))?;
+    Ok(looked.map(|looked| (looked, series)))
 }
 
 /// Makes a log that was read durable, and the names that lead to it. A process that was killed may

@@ -8,6 +8,7 @@ mod blocks;
 mod checkpoints;
 mod crash;
 mod directories;
+mod early;
 mod head_chunks;
 mod programs;
 mod receiver_rules;

@@ -81,6 +81,7 @@ async fn a_tenant_takes_writes_and_nothing_else_until_its_log_is_read() {
     let all = storage.tenants.all_tenants();
     assert!(all.open.iter().all(|tenant| tenant.id != id("a")));
     assert!(matches!(all.unavailable[..], [ref one] if matches!(one.reason, TenantError::Opening)));
+    assert!(matches!(storage.tenants.find_to_read(&id("a")), Err(TenantError::Opening)));
     let tenant = storage.tenants.find(&id("a")).unwrap().expect("it takes writes");
     assert!(Arc::ptr_eq(&storage.tenants.create(&id("a")).await.unwrap(), &tenant));
     let stored = |report: Result<AppendReport, AppendError>| report.unwrap().stored;

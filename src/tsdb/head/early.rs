@@ -139,8 +139,7 @@ impl EarlySeries {
 }
 
 /// Gathers what a look at the log gives.
-pub struct SeriesOfLog<'m> {
-    mapped: &'m MappedChunks,
+pub struct SeriesOfLog {
     catalog: Catalog,
     fingerprinter: Fingerprinter,
     refs: RefMap,
@@ -148,11 +147,9 @@ pub struct SeriesOfLog<'m> {
     key: KeyBuilder,
 }
 
-impl<'m> SeriesOfLog<'m> {
-    /// `mapped` is what files have of them.
-    pub fn new(fingerprinter: Fingerprinter, mapped: &'m MappedChunks) -> SeriesOfLog<'m> {
+impl SeriesOfLog {
+    pub fn new(fingerprinter: Fingerprinter) -> SeriesOfLog {
         SeriesOfLog {
-            mapped,
             catalog: Catalog::new(fingerprinter.clone()),
             fingerprinter,
             refs: RefMap::default(),
@@ -205,11 +202,6 @@ impl<'m> SeriesOfLog<'m> {
             }
         };
         self.refs.insert(series_ref, slot);
-        let series = &mut self.series[slot as usize];
-        let in_files = self.mapped.last_of(series_ref).unwrap_or(Timestamp::MIN);
-        if in_files > series.last_t {
-            *series = EarlySeries::of(series.series_ref(), in_files);
-        }
     }
 
     #[inline]
@@ -222,8 +214,21 @@ impl<'m> SeriesOfLog<'m> {
     }
 
     /// What writes are judged by until the log is read, and what its series are called by then.
-    pub fn finish(self, looked: &Looked, end: LogPosition) -> (Arc<Catalog>, EarlyWrites) {
-        let SeriesOfLog { mapped, catalog, series, .. } = self;
+    /// `mapped` is what files have of them, and the log ends at `end`.
+    pub fn finish(
+        self,
+        looked: &Looked,
+        mapped: &MappedChunks,
+        end: LogPosition,
+    ) -> (Arc<Catalog>, EarlyWrites) {
+        let SeriesOfLog { catalog, refs, mut series, .. } = self;
+        for (series_ref, in_files) in mapped.last_times() {
+            let Some(slot) = refs.slot(series_ref) else { continue };
+            let series = &mut series[slot as usize];
+            if in_files > series.last_t {
+                *series = EarlySeries::of(series.series_ref(), in_files);
+            }
+        }
         let writes = EarlyWrites {
             known: series.len(),
             series,

@@ -4,9 +4,9 @@
 //! beside the log. Everything else is, and so is the log's end, even where it is noted: who was
 //! being written when the process ended has its last sample there.
 //!
-//! The look is there to save time, and no repair: where anything is not as a Ringest that was
-//! killed leaves it, there is none, and all of the log is read before it is written again. What it
-//! does repair is a record that was being written, without which nothing may be appended.
+//! The look is there to save time, and changes nothing: where anything is not as a Ringest that was
+//! killed leaves it, there is none, and all of the log is read before it is written again. A record
+//! that was being written is no reason.
 
 use std::io;
 use std::ops::Range;
@@ -30,8 +30,18 @@ pub struct Looked {
     pub newest: Timestamp,
     /// No record of the log has a higher ref, and no series that only its copies name.
     pub highest_ref: u64,
-    /// Where a record was cut off that was being written when the process died.
-    pub cut: Option<(PathBuf, Damage)>,
+    /// A record that was being written when the process died. It is to be cut off before the log is
+    /// written.
+    pub torn: Option<(PathBuf, Damage)>,
+}
+
+impl Looked {
+    pub fn cut_torn(&self, disk: &dyn Disk) -> io::Result<()> {
+        let Some((path, torn)) = &self.torn else { return Ok(()) };
+        let file = disk.open_write(path)?;
+        file.truncate(torn.start)?;
+        file.sync()
+    }
 }
 
 /// A part of a file of the log, from the begin of a record to the end of one, or of the file.
@@ -102,16 +112,11 @@ pub fn look(
     }
     let Some(highest_beside) = reading.copies.highest_ref_of_rest()? else { return Ok(None) };
     let Reading { newest_unread, gist, torn, .. } = reading;
-    if let Some((path, torn)) = &torn {
-        let file = disk.open_write(path)?;
-        file.truncate(torn.start)?;
-        file.sync()?;
-    }
     Ok(Some(Looked {
         newest_unread,
         newest: gist.newest,
         highest_ref: gist.highest_ref.max(highest_beside),
-        cut: torn,
+        torn,
     }))
 }
 

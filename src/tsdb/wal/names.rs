@@ -201,6 +201,11 @@ impl Names {
         self.writer.clone()
     }
 
+    /// Whether anything is noted of the log.
+    pub fn has_stretches(&self) -> bool {
+        !self.noted.stretches.is_empty()
+    }
+
     /// What is noted of a file of the log, in order.
     pub(in crate::tsdb::wal) fn stretches(&self, file: LogFile) -> impl Iterator<Item = &Stretch> {
         let of_file = self.noted.stretches.range((file, 0)..=(file, u64::MAX));

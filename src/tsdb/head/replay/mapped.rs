@@ -20,6 +20,8 @@ pub struct MappedChunks {
     /// Ref to place in `lists`.
     refs: RefMap,
     lists: Vec<MappedList>,
+    /// The ref of each list.
+    list_refs: Vec<HeadSeriesRef>,
     /// Chunks that overlap others, and are not used.
     contested: u64,
     newest: Option<Timestamp>,
@@ -38,6 +40,7 @@ impl MappedChunks {
                 let at = self.lists.len() as Slot;
                 self.refs.insert(series_ref, at);
                 self.lists.push(MappedList::default());
+                self.list_refs.push(series_ref);
                 at
             }
         };
@@ -64,10 +67,10 @@ impl MappedChunks {
         self.newest.unwrap_or(Timestamp::MIN)
     }
 
-    /// Time of the newest sample that a ref has here.
-    pub fn last_of(&self, series_ref: HeadSeriesRef) -> Option<Timestamp> {
-        let list = self.lists.get(self.refs.slot(series_ref)? as usize)?;
-        list.chunks.last().map(|last| last.maxt)
+    /// Time of the newest sample that each ref has here.
+    pub fn last_times(&self) -> impl Iterator<Item = (HeadSeriesRef, Timestamp)> {
+        let lists = self.list_refs.iter().zip(&self.lists);
+        lists.filter_map(|(series_ref, list)| Some((*series_ref, list.chunks.last()?.maxt)))
     }
 
     /// The chunks of a ref, which are its series' from now on.
