@@ -145,8 +145,7 @@
 //! # Left out
 //!
 //! On purpose: no `unsafe`; no pluggable storage; no query language. For now, and said where it
-//! shows: histograms are refused and exemplars dropped,
-//! each counted. The README keeps the whole list.
+//! shows: exemplars are dropped and counted. The README keeps the whole list.
 //!
 //! [`AppendLane`]: multi_tsdb::AppendLane
 //! [`Appended`]: tsdb::wal::Appended

@@ -10,8 +10,8 @@ use ringest::write::Manners;
 use ringest::write::decode::decode_request;
 use ringest::write::label_rules::LabelCaps;
 
-/// Samples as (key, time, bits), and what was refused; `None` for a broken request.
-type Meaning = Option<(Vec<(Vec<u8>, i64, u64)>, Vec<(&'static str, u64)>)>;
+/// Samples as (key, time, value as text), and what was refused; `None` for a broken request.
+type Meaning = Option<(Vec<(Vec<u8>, i64, String)>, Vec<(&'static str, u64)>)>;
 
 /// Series as a head knows them: their keys by slot.
 struct Known {
@@ -48,7 +48,7 @@ fn decode(request: &[u8], known: &mut Known, manners: Manners) -> Meaning {
     }
     let samples = batch.samples.iter().map(|sample| {
         let slot = Batch::slot_of(sample.series, &slots).expect("a sample has a series");
-        (known.keys[slot as usize].clone(), sample.t, sample.v)
+        (known.keys[slot as usize].clone(), sample.t, format!("{:?}", batch.value(sample)))
     });
     let refused = outcome.refusals.iter().map(|(reason, count, _)| (reason.as_str(), count));
     Some((samples.collect(), refused.collect()))
@@ -75,13 +75,25 @@ pub(crate) fn run(input: &[u8]) {
     }
 }
 
-/// Inputs to begin with: one and two series, labels in order and not.
+/// Inputs to begin with: one and two series, labels in order and not; histograms, one of which is none.
 pub(crate) fn seeds() -> Vec<Vec<u8>> {
     let field = |number: u8, body: &[u8]| [&[number << 3 | 2, body.len() as u8][..], body].concat();
     let label = |name: &[u8], value: &[u8]| field(1, &[field(1, name), field(2, value)].concat());
     let sample = field(2, b"\x09\0\0\0\0\0\0\xf0\x3f\x10\x80\x08");
     let up = field(1, &[label(b"__name__", b"up"), label(b"job", b"a"), sample.clone()].concat());
     let mixed = field(1, &[label(b"z", b"1"), label(b"a", b""), sample.clone(), sample].concat());
+    // Two buckets of one observation each, and a count beside them.
+    let buckets =
+        |count: u8| [&[0x08, count, 0x5a, 2, 0x10, 2, 0x62, 2, 2, 0, 0x78, 9][..]].concat();
+    let floats = b"\x11\0\0\0\0\0\0\xf0\x3f\x5a\x02\x10\x01\x6a\x08\0\0\0\0\0\0\xf0\x3f\x78\x09";
+    let histograms = [field(4, &buckets(2)), field(4, &buckets(3)), field(4, floats)].concat();
+    let histograms = field(1, &[label(b"__name__", b"h"), histograms].concat());
     let input = |manners: u8, request: &[u8]| [&[manners][..], request].concat();
-    vec![input(0, &up), input(1, &up), input(0, &[up, mixed.clone()].concat()), input(1, &mixed)]
+    vec![
+        input(0, &up),
+        input(1, &up),
+        input(0, &[up, mixed.clone()].concat()),
+        input(1, &mixed),
+        input(0, &histograms),
+    ]
 }

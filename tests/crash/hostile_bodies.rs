@@ -89,12 +89,17 @@ fn rich_request(random: &mut Random) -> Vec<u8> {
         let samples: Vec<(i64, f64)> = (0..random.below(4) as i64).map(|i| (t + i, 1.0)).collect();
         request = request.with(&labels, &samples);
     }
-    // An exemplar and, now and then, a histogram, which is refused; metadata; a field nobody knows.
+    // An exemplar and, now and then, histograms; metadata; a field nobody knows.
     let mut bytes = request.0;
     let label = [&[0x0a, 13, 0x0a, 8][..], b"__name__", &[0x12, 1, b'b']].concat();
     bytes.extend([&[0x0a, 17][..], &label, &[0x1a, 0]].concat());
     if random.below(3) == 0 {
+        // One that contradicts itself, and one of two buckets.
         bytes.extend([&[0x0a, 19][..], &label, &[0x22, 2, 0x08, 1]].concat());
+        let mut histogram = vec![0x08, 3, 0x5a, 2, 0x10, 2, 0x62, 2, 2, 2, 0x78];
+        push_varint(&mut histogram, t as u64);
+        let field = [&[0x22, histogram.len() as u8][..], &histogram].concat();
+        bytes.extend([&[0x0a, (label.len() + field.len()) as u8][..], &label, &field].concat());
     }
     bytes.extend_from_slice(&[0x1a, 4, 0x08, 1, 0x12, 0, 0x3a, 1, b'?']);
     bytes

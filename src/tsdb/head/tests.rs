@@ -10,8 +10,9 @@ use crate::disk::faulty::FaultyDisk;
 use crate::disk::{Disk, SystemDisk};
 use crate::error::chain;
 use crate::metrics::Registry;
-use crate::model::histogram::AnyHistogram;
+use crate::model::STALE_NAN_BITS;
 use crate::model::histogram::recorded::{digest, histogram};
+use crate::model::histogram::{AnyHistogram, CUSTOM_BUCKETS_SCHEMA, Histogram, Layout};
 use crate::model::labels::KeyBuilder;
 use crate::tsdb::Db;
 use crate::tsdb::chunkenc::sample_count;
@@ -119,7 +120,7 @@ pub(crate) fn push(db: &Db, batch: &mut Batch, labels: &Value, t: i64, v: u64) {
     batch.push(series, t, v);
 }
 
-fn number_of_series(db: &Db, batch: &mut Batch, labels: &Value) -> u32 {
+pub(crate) fn number_of_series(db: &Db, batch: &mut Batch, labels: &Value) -> u32 {
     let mut key = KeyBuilder::default();
     for pair in labels.as_array().unwrap() {
         key.push(pair[0].as_str().unwrap().as_bytes(), pair[1].as_str().unwrap().as_bytes());
@@ -313,7 +314,22 @@ fn small_batch(db: &Db, random: &mut impl FnMut(u64) -> u64) -> Batch {
         let mut key = KeyBuilder::default();
         key.push(b"series", random(12).to_string().as_bytes());
         let series = series_number(db, &mut batch, key.as_bytes());
-        batch.push(series, 1_000_000 + random(30) as i64 * 1_000_000, random(2));
+        let t = 1_000_000 + random(30) as i64 * 1_000_000;
+        match random(6) {
+            0 => batch.push(series, t, STALE_NAN_BITS),
+            1 => {
+                let (count, zero_count) = (random(2), 0);
+                let histogram = Histogram { count, zero_count, ..Histogram::default() };
+                batch.push_histogram(series, t, AnyHistogram::Integer(histogram));
+            }
+            2 => {
+                let layout = Layout { schema: CUSTOM_BUCKETS_SCHEMA, ..Layout::default() };
+                let histogram =
+                    Histogram { count: random(2) as f64, layout, ..Histogram::default() };
+                batch.push_histogram(series, t, AnyHistogram::Float(histogram));
+            }
+            _ => batch.push(series, t, random(2)),
+        }
     }
     batch
 }
@@ -362,7 +378,12 @@ fn renamed(batch: &Batch, to: &Db) -> Batch {
             _ => batch.key(&batch.new_series[(sample.series & !NEW_BIT) as usize]).to_vec(),
         };
         let series = series_number(to, &mut renamed, &key);
-        renamed.push(series, sample.t, sample.v);
+        match batch.value(sample) {
+            samples::ValueRef::Float(v) => renamed.push(series, sample.t, v),
+            samples::ValueRef::Histogram(histogram) => {
+                renamed.push_histogram(series, sample.t, histogram.clone());
+            }
+        }
     }
     renamed
 }

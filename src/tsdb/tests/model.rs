@@ -1,7 +1,7 @@
-//! A life of a database by chance, against a map: writes and late repeats, full chunks into files,
-//! cuts, deletions, blocks made of blocks, operations that fail, kills and power cuts; in every
-//! second one the log loses what sealed files have, and starts take writes before they have read
-//! the log. What was acknowledged is there, and nothing else.
+//! A life of a database by chance, against a map: writes of floats, histograms and markers, late
+//! repeats, full chunks into files, cuts, deletions, blocks made of blocks, operations that fail, kills
+//! and power cuts; in every second one the log loses what sealed files have, and starts take writes
+//! before they have read the log. What was acknowledged is there, and nothing else.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -11,14 +11,18 @@ use serde_json::json;
 
 use crate::clock::Clock as _;
 use crate::disk::faulty::FaultyDisk;
+use crate::model::STALE_NAN_BITS;
 use crate::model::TimeRange;
+use crate::model::histogram::recorded::digest;
+use crate::model::histogram::{AnyHistogram, Histogram, Layout, ResetHint, Span};
 use crate::model::matcher::{MatchOp, Matcher};
+use crate::tsdb::Db;
 use crate::tsdb::block::merge::MergeError;
 use crate::tsdb::block::meta::BlockMeta;
 use crate::tsdb::block::tombstones::Tombstones;
 use crate::tsdb::cut::tests::{HOUR, Life};
 use crate::tsdb::head::batch::Batch;
-use crate::tsdb::head::tests::{Series, dump, push};
+use crate::tsdb::head::tests::{Series, dump, number_of_series, push};
 use crate::tsdb::source::Source as _;
 
 /// Numbers that depend on their seed alone.
@@ -36,10 +40,72 @@ struct Model {
     life: Life,
     disk: FaultyDisk,
     numbers: Numbers,
-    /// By series, time to value.
-    samples: BTreeMap<u64, BTreeMap<i64, u64>>,
+    /// By series, time to sample.
+    samples: BTreeMap<u64, BTreeMap<i64, Sample>>,
     /// Batches that were stored before the log was read.
     early: u64,
+}
+
+/// What was written: everything else follows from its time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Sample {
+    kind: u64,
+    v: u64,
+}
+
+/// Kinds of samples; series of floats are the most.
+const KINDS: u64 = 7;
+
+impl Sample {
+    fn histogram(self, t: i64) -> Option<AnyHistogram> {
+        let Sample { kind, v } = self;
+        // Counts rise, but where buckets come and go.
+        let count = (t / 1000) as u64 % 100_000;
+        let layout = Layout {
+            positive_spans: vec![Span { offset: v as i32, length: 2 }],
+            ..Layout::default()
+        };
+        let sum = v as f64;
+        let reset_hint = if kind == 2 { ResetHint::Gauge } else { ResetHint::Unknown };
+        match kind {
+            0..3 => Some(AnyHistogram::Integer(Histogram {
+                reset_hint,
+                layout,
+                count,
+                sum,
+                positive: vec![count as i64, -(count as i64)],
+                ..Histogram::default()
+            })),
+            3 => Some(AnyHistogram::Float(Histogram {
+                layout,
+                count: count as f64,
+                sum,
+                positive: vec![0.0, count as f64],
+                ..Histogram::default()
+            })),
+            _ => None,
+        }
+    }
+
+    /// Bits of a float.
+    fn bits(self) -> u64 {
+        if self.kind == 4 { STALE_NAN_BITS } else { self.v }
+    }
+
+    fn push(self, db: &Db, batch: &mut Batch, series: u64, t: i64) {
+        match self.histogram(t) {
+            Some(histogram) => {
+                let number = number_of_series(db, batch, &Model::labels(series));
+                batch.push_histogram(number, t, histogram);
+            }
+            None => push(db, batch, &Model::labels(series), t, self.bits()),
+        }
+    }
+
+    /// As a dump has it.
+    fn number(self, t: i64) -> u64 {
+        self.histogram(t).map_or_else(|| self.bits(), |histogram| digest(&histogram))
+    }
 }
 
 impl Model {
@@ -59,6 +125,7 @@ impl Model {
     fn write(&mut self) {
         let step = [1_000, 15_000, 60_000, HOUR * 2][self.numbers.below(4) as usize];
         let rounds = if step == HOUR * 2 { 2 } else { self.numbers.below(200) as i64 };
+        let kinds = [(); 5].map(|()| self.numbers.below(KINDS));
         for _ in 0..rounds {
             let now = self.life.clock.now() + step;
             self.life.clock.set(now);
@@ -67,15 +134,20 @@ impl Model {
             for series in 0..5 {
                 if self.numbers.below(4) > 0 {
                     let v = self.numbers.below(3);
-                    push(self.life.db(), &mut batch, &Self::labels(series), now, v);
-                    written.push((series, v));
+                    let kind = match self.numbers.below(20) {
+                        0 => self.numbers.below(KINDS),
+                        _ => kinds[series as usize],
+                    };
+                    let sample = Sample { kind, v };
+                    sample.push(self.life.db(), &mut batch, series, now);
+                    written.push((series, sample));
                 }
             }
             // A disk that fails takes none of it.
             if let Ok(report) = self.life.db().append(&batch) {
                 assert_eq!(report.stored, written.len() as u64, "{report:?}");
-                for (series, v) in written {
-                    self.samples.entry(series).or_default().insert(now, v);
+                for (series, sample) in written {
+                    self.samples.entry(series).or_default().insert(now, sample);
                 }
             }
         }
@@ -88,12 +160,18 @@ impl Model {
             return;
         };
         let at = self.numbers.below(samples.len() as u64) as usize;
-        let (t, v) = samples.iter().nth(at).map(|(t, v)| (*t, *v)).unwrap();
+        let (t, sample) = samples.iter().nth(at).map(|(t, sample)| (*t, *sample)).unwrap();
         // Below the floor it may be found: while a cut that failed could not be taken back.
         let in_head = t >= self.life.db().head.floor();
-        for (sent, stored) in [(v, u64::from(in_head)..=1), (v + 1, 0..=0)] {
+        let other = match sample.kind {
+            4 => Sample { kind: 5, v: 1 },
+            kind => Sample { kind, v: sample.v + 1 },
+        };
+        let of_other_kind = Sample { kind: if sample.kind < 3 { 3 } else { 1 }, ..sample };
+        let all = [(sample, u64::from(in_head)..=1), (other, 0..=0), (of_other_kind, 0..=0)];
+        for (sent, stored) in all {
             let mut batch = Batch::default();
-            push(self.life.db(), &mut batch, &Self::labels(series), t, sent);
+            sent.push(self.life.db(), &mut batch, series, t);
             if let Ok(report) = self.life.db().append(&batch) {
                 assert!(stored.contains(&report.stored), "{series} at {t}: {report:?}");
             }
@@ -212,8 +290,9 @@ impl Model {
             .collect();
         for (series, samples) in &self.samples {
             let of_series = found.get(series).cloned().unwrap_or_default();
-            let lost: Vec<_> =
-                samples.iter().filter(|(t, v)| of_series.get(t) != Some(v)).collect();
+            let is_lost =
+                |(t, sample): &(&i64, &Sample)| of_series.get(*t) != Some(&sample.number(**t));
+            let lost: Vec<_> = samples.iter().filter(is_lost).collect();
             assert!(
                 lost.is_empty(),
                 "{context}: {series} lacks {} from {:?}",
@@ -221,7 +300,10 @@ impl Model {
                 lost.first()
             );
         }
-        assert!(found == self.samples, "{context}: there is more than was written");
+        let count = |held: usize, more: usize| held + more;
+        let held = self.samples.values().map(BTreeMap::len).fold(0, count);
+        let found = found.values().map(BTreeMap::len).fold(0, count);
+        assert_eq!(found, held, "{context}: there is more than was written");
     }
 }
 

@@ -1,5 +1,7 @@
 //! Requests against the rules of both endpoints, and the fast path against the full one.
 
+mod histograms;
+
 use proptest::prelude::*;
 
 use super::*;
