@@ -17,7 +17,7 @@ use ringest::tsdb::options::DbOptions;
 use ringest::tsdb::querier::Querier;
 use ringest::tsdb::{Db, Opened};
 
-use crate::recorded::digest;
+use crate::histograms::digest;
 
 /// Later than every recorded time, so that the wall clock bounds nothing.
 const NOW: i64 = i64::MAX / 2;

@@ -4,5 +4,7 @@
 
 mod damaged;
 mod database;
+#[path = "../support/histograms.rs"]
+mod histograms;
 mod recorded;
 mod whole;

@@ -6,6 +6,7 @@
 
 pub(crate) mod certificates;
 pub(crate) mod grpc;
+pub(crate) mod histograms;
 pub(crate) mod http;
 pub(crate) mod load;
 pub(crate) mod messages;

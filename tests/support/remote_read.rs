@@ -4,11 +4,14 @@ use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
 use prost::Message;
+use ringest::tsdb::chunkenc::samples::{SampleIterator, Value};
+use ringest::wire::histogram::HistogramMessage;
 
+use crate::support::histograms::digest;
 use crate::support::http::{self, Answer, Request};
 use crate::support::messages::compressed;
 
-/// Time and bits of the value.
+/// Time and bits of the value, or the [digest] of a histogram.
 pub(crate) type Samples = Vec<(i64, u64)>;
 /// Samples by label set.
 pub(crate) type Content = BTreeMap<Vec<(String, String)>, Samples>;
@@ -25,6 +28,32 @@ const END: i64 = 7_258_118_399_999;
 struct ReadRequest {
     #[prost(message, repeated, tag = "1")]
     queries: Vec<Query>,
+    /// 1 for chunks that are streamed.
+    #[prost(int32, repeated, tag = "2")]
+    accepted: Vec<i32>,
+}
+
+/// A message of a streamed answer.
+#[derive(Clone, PartialEq, Message)]
+struct ChunkedReadResponse {
+    #[prost(message, repeated, tag = "1")]
+    series: Vec<ChunkedSeries>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct ChunkedSeries {
+    #[prost(message, repeated, tag = "1")]
+    labels: Vec<Label>,
+    #[prost(message, repeated, tag = "2")]
+    chunks: Vec<Chunk>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Chunk {
+    #[prost(int32, tag = "3")]
+    encoding: i32,
+    #[prost(bytes = "vec", tag = "4")]
+    data: Vec<u8>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -66,6 +95,8 @@ struct Series {
     labels: Vec<Label>,
     #[prost(message, repeated, tag = "2")]
     samples: Vec<Sample>,
+    #[prost(bytes = "vec", repeated, tag = "4")]
+    histograms: Vec<Vec<u8>>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -86,9 +117,18 @@ struct Sample {
 
 /// Asks for everything between two times in metrics whose name matches `names`.
 pub(crate) fn request(tenant: Option<&str>, names: &str, times: RangeInclusive<i64>) -> Request {
+    request_of(tenant, names, times, Vec::new())
+}
+
+fn request_of(
+    tenant: Option<&str>,
+    names: &str,
+    times: RangeInclusive<i64>,
+    accepted: Vec<i32>,
+) -> Request {
     let name = Matcher { kind: 2, name: "__name__".into(), value: names.into() };
     let query = Query { mint: *times.start(), maxt: *times.end(), matchers: vec![name] };
-    let message = ReadRequest { queries: vec![query] }.encode_to_vec();
+    let message = ReadRequest { queries: vec![query], accepted }.encode_to_vec();
     let request = Request::new("POST", "/api/v1/read")
         .header("Content-Type", "application/x-protobuf")
         .header("Content-Encoding", "snappy")
@@ -109,7 +149,14 @@ pub(crate) fn content(answer: &Answer) -> Content {
     for series in &result.series {
         let labels = series.labels.iter().map(|label| (text(&label.name), text(&label.value)));
         let samples = series.samples.iter().map(|sample| (sample.time, sample.value.to_bits()));
-        assert!(content.insert(labels.collect(), samples.collect()).is_none(), "each series once");
+        let histograms = series.histograms.iter().map(|message| {
+            let message = HistogramMessage::read(message).expect("a histogram");
+            let (t, histogram) = message.into_model();
+            (t, digest(&histogram))
+        });
+        let mut samples: Samples = samples.chain(histograms).collect();
+        samples.sort_unstable();
+        assert!(content.insert(labels.collect(), samples).is_none(), "each series once");
     }
     content
 }
@@ -143,6 +190,37 @@ pub(crate) fn read(address: &str, tenant: Option<&str>, names: &str) -> Content 
     let answer = http::ask(address, &request(tenant, names, 0..=END));
     assert_eq!(answer.status, 200, "remote read of {address}: {}", answer.text());
     content(&answer)
+}
+
+/// The same of the default tenant, by chunks that are streamed.
+pub(crate) fn read_chunks(address: &str, names: &str) -> Content {
+    let answer = http::ask(address, &request_of(None, names, 0..=END, vec![1]));
+    assert_eq!(answer.status, 200, "remote read of {address}: {}", answer.text());
+    let mut content = Content::new();
+    let mut rest = &answer.body[..];
+    while !rest.is_empty() {
+        // A length, and a checksum of four bytes.
+        let len = prost::decode_length_delimiter(&mut rest).expect("a length");
+        let (message, behind) = rest[4..].split_at(len);
+        rest = behind;
+        let message = ChunkedReadResponse::decode(message).expect("a message of the answer");
+        for series in message.series {
+            let labels = series.labels.iter().map(|label| (text(&label.name), text(&label.value)));
+            let samples = content.entry(labels.collect()).or_default();
+            for chunk in &series.chunks {
+                let encoding = u8::try_from(chunk.encoding).expect("an encoding");
+                for sample in SampleIterator::new(encoding, &chunk.data) {
+                    let (t, value) = sample.expect("a sample");
+                    let number = match value {
+                        Value::Float(bits) => bits,
+                        Value::Histogram(histogram) => digest(&histogram),
+                    };
+                    samples.push((t, number));
+                }
+            }
+        }
+    }
+    content
 }
 
 /// Everything of the default tenant.

@@ -10,6 +10,7 @@ mod crash;
 mod directories;
 mod early;
 mod head_chunks;
+mod histograms;
 mod programs;
 mod receiver_rules;
 mod senders;
