@@ -136,7 +136,7 @@ impl Services {
             .max_encoding_message_size(usize::MAX);
         let info =
             InfoServer::new(InfoService::new(source.clone())).max_decoding_message_size(usize::MAX);
-        let exemplars = ExemplarsServer::new(ExemplarsService::new(source.clone()))
+        let exemplars = ExemplarsServer::new(ExemplarsService::new(source.clone(), budget.clone()))
             .max_decoding_message_size(usize::MAX);
         let status = StatusServer::new(StatusService::new(source, budget.clone()))
             .max_decoding_message_size(usize::MAX);

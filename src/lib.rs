@@ -145,7 +145,7 @@
 //! # Left out
 //!
 //! On purpose: no `unsafe`; no pluggable storage; no query language. For now, and said where it
-//! shows: exemplars are dropped and counted. The README keeps the whole list.
+//! shows: metadata is dropped and counted. The README keeps the whole list.
 //!
 //! [`AppendLane`]: multi_tsdb::AppendLane
 //! [`Appended`]: tsdb::wal::Appended

@@ -356,6 +356,11 @@ impl MultiTsdb {
         });
     }
 
+    /// Whether exemplars are stored, not counted and dropped.
+    pub fn keeps_exemplars(&self) -> bool {
+        self.options.db.exemplars_max > 0
+    }
+
     /// Whether every tenant found at start takes writes or is quarantined, and the storage as a
     /// whole can be used.
     pub fn is_ready(&self) -> bool {

@@ -7,12 +7,14 @@
 
 pub mod budget;
 pub mod error;
+pub mod exemplars;
 pub mod frames;
 pub mod info;
 pub mod matchers;
 pub mod merge;
 pub mod missing;
 pub mod pieces;
+pub mod selectors;
 pub mod slices;
 pub(crate) mod sort;
 pub mod source;

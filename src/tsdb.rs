@@ -20,6 +20,7 @@ pub mod compact;
 pub mod cut;
 pub mod env;
 pub mod error;
+pub mod exemplars;
 pub mod file;
 pub mod head;
 pub mod head_chunks;
@@ -53,6 +54,7 @@ use crate::tsdb::compact::Merging;
 use crate::tsdb::cut::Cutting;
 use crate::tsdb::env::Env;
 use crate::tsdb::error::{ReadError, WriteError};
+use crate::tsdb::exemplars::Exemplars;
 use crate::tsdb::head::Head;
 use crate::tsdb::head::append::{AppendReport, AppendResults};
 use crate::tsdb::head::batch::Batch;
@@ -185,6 +187,10 @@ impl Db {
         // The view first: what is cut meanwhile is still in the head for who has an older one.
         let view = self.view.load_full();
         Querier::new(HeadReader::new(self.head.clone()), view, mint, maxt)
+    }
+
+    pub fn exemplars(&self) -> &Exemplars {
+        self.head.exemplars()
     }
 
     /// A reader of the head alone, over all times.

@@ -4,6 +4,7 @@
 #![cfg_attr(not(test), warn(clippy::cast_possible_truncation))]
 
 pub mod capnproto;
+pub mod exemplar;
 pub mod grpc;
 pub mod histogram;
 pub mod hpack;

@@ -16,8 +16,7 @@ use ringest::tsdb::env::Env;
 use ringest::tsdb::head::batch::Batch;
 use ringest::tsdb::options::DbOptions;
 use ringest::write::Manners;
-use ringest::write::decode::decode_request;
-use ringest::write::label_rules::LabelCaps;
+use ringest::write::decode::{DecodeOptions, decode_request};
 
 /// Series in a request, as senders batch by default.
 pub(crate) const REQUEST_SERIES: usize = 2_000;
@@ -158,7 +157,7 @@ pub(crate) fn open_in(dir: &std::path::Path, options: &DbOptions) -> Arc<Db> {
 /// Decodes a request against what the database knows.
 pub(crate) fn decode(db: &Db, request: &[u8], batch: &mut Batch) {
     batch.clear();
-    decode_request(request, &db.lookup(batch), Manners::Thanos, LabelCaps::default(), batch)
+    decode_request(request, &db.lookup(batch), DecodeOptions::new(Manners::Thanos), batch)
         .expect("a good request");
 }
 

@@ -7,8 +7,7 @@ use ringest::model::fingerprint::Fingerprinter;
 use ringest::model::key_table::{KeyTable, Slot};
 use ringest::tsdb::head::batch::Batch;
 use ringest::write::Manners;
-use ringest::write::decode::decode_request;
-use ringest::write::label_rules::LabelCaps;
+use ringest::write::decode::{DecodeOptions, decode_request};
 
 /// Samples as (key, time, value as text), and what was refused; `None` for a broken request.
 type Meaning = Option<(Vec<(Vec<u8>, i64, String)>, Vec<(&'static str, u64)>)>;
@@ -29,8 +28,7 @@ impl Known {
 fn decode(request: &[u8], known: &mut Known, manners: Manners) -> Meaning {
     let mut batch = Batch::default();
     let lookup = known.table.lookup();
-    let outcome =
-        decode_request(request, &lookup, manners, LabelCaps::default(), &mut batch).ok()?;
+    let outcome = decode_request(request, &lookup, DecodeOptions::new(manners), &mut batch).ok()?;
     let mut slots = Vec::new();
     let mut adder = known.table.adder();
     for new in &batch.new_series {

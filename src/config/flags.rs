@@ -244,7 +244,7 @@ pub static FLAGS: &[Flag] = &[
     switch("tsdb.no-lockfile", OFF, "Make no lock file in tenants' directories."),
     flag("tsdb.head.expanded-postings-cache-size", Kind::Uint, "0", "Bytes of postings cache per head; 0 for none.").awaited(NO_CACHE),
     flag("tsdb.block.expanded-postings-cache-size", Kind::Uint, "0", "Bytes of postings cache per block; 0 for none.").awaited(NO_CACHE),
-    flag("tsdb.max-exemplars", Kind::Int, "0", "Exemplars kept per tenant; 0 for none.").not_yet(),
+    flag("tsdb.max-exemplars", Kind::Int, "0", "Exemplars kept per tenant; 0 for none."),
     flag("tsdb.write-queue-size", Kind::Int, "0", "Accepted; there is no such queue.").hidden().no_meaning("there is no queue before the head's chunk files"),
     switch("tsdb.memory-snapshot-on-shutdown", OFF, "Write a snapshot of the head on shutdown.").hidden().awaited(NO_SNAPSHOT),
     switch("tsdb.enable-native-histograms", ON, "Accepted; has no effect.").no_meaning(NO_EFFECT_IN_THANOS),

@@ -95,6 +95,7 @@ fn db_options(settings: &mut Settings<'_>) -> Option<DbOptions> {
         no_lockfile: values.switch("tsdb.no-lockfile"),
         too_far_in_future: settings.duration("tsdb.too-far-in-future.time-window"),
         series_max: series_max?,
+        exemplars_max: usize::try_from(values.int("tsdb.max-exemplars")).unwrap_or(0),
         ..DbOptions::default()
     })
 }

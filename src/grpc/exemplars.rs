@@ -1,8 +1,4 @@
 //! Thanos' Exemplars API.
-//!
-//! No exemplars are stored by this version, as with `--tsdb.max-exemplars=0`, which is the default:
-//! a query finds none, and asks no tenant. It asks in PromQL, which is not read here either, so that
-//! every tenant that cannot be read counts as one that it may have meant.
 
 use std::sync::Arc;
 use std::vec;
@@ -11,7 +7,9 @@ use futures::stream::{self, Iter};
 use tonic::{Request, Response, Status};
 
 use crate::grpc::respond;
-use crate::store::missing::{self, Missing};
+use crate::store::budget::{HeldAnswer, ReadBudget};
+use crate::store::exemplars::exemplars;
+use crate::store::pieces::blocking;
 use crate::store::source::TenantSource;
 use crate::wire::proto::thanos::exemplars_response::Result as Part;
 use crate::wire::proto::thanos::exemplars_server::Exemplars;
@@ -20,11 +18,12 @@ use crate::wire::proto::thanos::{ExemplarsRequest, ExemplarsResponse};
 /// The service behind `thanos.Exemplars`.
 pub struct ExemplarsService {
     source: Arc<dyn TenantSource>,
+    budget: ReadBudget,
 }
 
 impl ExemplarsService {
-    pub fn new(source: Arc<dyn TenantSource>) -> ExemplarsService {
-        ExemplarsService { source }
+    pub fn new(source: Arc<dyn TenantSource>, budget: ReadBudget) -> ExemplarsService {
+        ExemplarsService { source, budget }
     }
 }
 
@@ -36,15 +35,18 @@ impl Exemplars for ExemplarsService {
         &self,
         request: Request<ExemplarsRequest>,
     ) -> Result<Response<Self::ExemplarsStream>, Status> {
-        let warnings = missing::warnings(self.source.tenants().unavailable.iter());
-        let strategy = request.get_ref().partial_response_strategy;
-        let warnings = Missing::of_request(false, strategy)
-            .settle(warnings)
-            .map_err(|error| respond::query(&error))?;
-        let messages: Vec<_> = warnings
-            .into_iter()
-            .map(|text| Ok(ExemplarsResponse { result: Some(Part::Warning(text)) }))
-            .collect();
-        Ok(Response::new(stream::iter(messages)))
+        let (source, mut held) = (self.source.clone(), self.budget.begin());
+        let request = request.into_inner();
+        let found = blocking(move || {
+            let found = exemplars(&source.tenants(), &request, &mut held)?;
+            Ok((found, held))
+        });
+        let ((data, warnings), held) = found.await.map_err(|error| respond::query(&error))?;
+        let parts = warnings.into_iter().map(Part::Warning).chain(data.into_iter().map(Part::Data));
+        let messages: Vec<_> =
+            parts.map(|part| Ok(ExemplarsResponse { result: Some(part) })).collect();
+        let mut response = Response::new(stream::iter(messages));
+        response.extensions_mut().insert(HeldAnswer::new(held));
+        Ok(response)
     }
 }

@@ -22,14 +22,15 @@ pub fn query(error: &QueryError) -> Status {
         | QueryError::NegativeBatchSize(_)
         | QueryError::NegativeLimit(_)
         | QueryError::Invalid { .. } => Code::InvalidArgument,
-        QueryError::Partial(_) => Code::Aborted,
+        QueryError::Partial(_) | QueryError::NoSelectors { .. } => Code::Aborted,
         QueryError::TooLarge { .. } | QueryError::Overloaded => Code::ResourceExhausted,
         QueryError::Unavailable { .. } | QueryError::Unreadable(_) => Code::Unavailable,
         QueryError::Slow(_) | QueryError::DeadlineExceeded | QueryError::NotTaken(_) => {
             Code::DeadlineExceeded
         }
         QueryError::Damaged(_) => Code::DataLoss,
-        QueryError::Interrupted => Code::Internal,
+        // So answers Thanos, whoever's fault it is.
+        QueryError::Expression(_) | QueryError::Interrupted => Code::Internal,
     };
     Status::new(code, error.to_string())
 }

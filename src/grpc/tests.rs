@@ -182,7 +182,8 @@ async fn a_node_that_is_opening_says_so() {
         call(server.addr, "/thanos.Status/TSDBStatistics", frame(&request), &[])
     };
     let exemplars = |partial_response_strategy| {
-        let request = ExemplarsRequest { partial_response_strategy, ..Default::default() };
+        let query = "m".into();
+        let request = ExemplarsRequest { query, partial_response_strategy, ..Default::default() };
         call(server.addr, "/thanos.Exemplars/Exemplars", frame(&request), &[])
     };
     let warning = "tenant z cannot be read now: its log is being replayed";

@@ -6,6 +6,7 @@ use crate::error::Stage;
 use crate::model::matcher::RegexError;
 use crate::model::tenant::TenantId;
 use crate::multi_tsdb::TenantError;
+use crate::store::selectors::ExpressionError;
 use crate::tsdb::chunkenc::ChunkError;
 use crate::tsdb::error::ReadError;
 
@@ -16,6 +17,12 @@ pub enum QueryError {
     /// The sender's fault: the query selects everything.
     #[error("no matchers specified")]
     NoMatchers,
+    /// A query for exemplars names series by external labels alone.
+    #[error("get exemplars for tenant {tenant}: no matchers specified (excluding external labels)")]
+    NoSelectors { tenant: String },
+    /// An expression whose selectors are asked for is none.
+    #[error("{0}")]
+    Expression(#[from] ExpressionError),
     #[error("unrecognized label matcher type {0}")]
     UnknownMatcherType(i32),
     #[error("{count} matchers exceed the {limit} that one query may have")]

@@ -10,6 +10,7 @@ use prost::Message as _;
 use serde_json::Value;
 use thin_vec::ThinVec;
 
+use crate::metrics::Registry;
 use crate::model::Timestamp;
 use crate::model::matcher::Matcher;
 use crate::model::pairs::SeriesLabels;
@@ -23,6 +24,7 @@ use crate::tsdb::chunk_set::ChunkSet;
 use crate::tsdb::chunkenc::ENCODING_XOR;
 use crate::tsdb::chunkenc::xor::XorState;
 use crate::tsdb::error::{Corruption, ReadError};
+use crate::tsdb::exemplars::Exemplars;
 use crate::tsdb::querier::{ChunkData, SelectedSeries};
 use crate::wire::proto::prometheus::QueryResult;
 
@@ -54,6 +56,7 @@ pub(crate) struct FakeTenant {
     series: Vec<(SeriesLabels, Vec<ChunkData>)>,
     /// Series whose chunks were [gathered](SeriesReader::gather).
     pub(crate) chunk_reads: AtomicUsize,
+    exemplars: Exemplars,
     /// Whether every read fails, as that of a damaged block.
     fails: bool,
     /// Is told when a selection begins and when it ends, which it does not before it is asked to.
@@ -75,6 +78,7 @@ impl FakeTenant {
             external: external.iter().map(|(n, v)| (owned(n), owned(v))).collect(),
             series: Vec::new(),
             chunk_reads: AtomicUsize::new(0),
+            exemplars: Exemplars::new(0, 0, &Registry::new(), id),
             fails: false,
             working: None,
         }
@@ -160,6 +164,10 @@ impl ReadTenant for Arc<FakeTenant> {
 
     fn head_time_range(&self) -> Option<(Timestamp, Timestamp)> {
         self.time_range()
+    }
+
+    fn exemplars(&self) -> &Exemplars {
+        &self.exemplars
     }
 
     fn head_reader(&self) -> Box<dyn SeriesReader> {

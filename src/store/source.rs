@@ -9,6 +9,7 @@ use crate::multi_tsdb::{LabelSet, MultiTsdb, StartStatus, Tenant, UnavailableTen
 use crate::store::error::QueryError;
 use crate::tsdb::chunk_set::ChunkSet;
 use crate::tsdb::error::ReadError;
+use crate::tsdb::exemplars::Exemplars;
 use crate::tsdb::querier::{Querier, SelectedSeries};
 
 /// The tenants of this node.
@@ -44,6 +45,8 @@ pub trait ReadTenant: Send + Sync {
     fn head_time_range(&self) -> Option<(Timestamp, Timestamp)>;
     /// A reader of what is in no block yet.
     fn head_reader(&self) -> Box<dyn SeriesReader>;
+    /// What is kept of exemplars.
+    fn exemplars(&self) -> &Exemplars;
     /// A reader over `[mint, maxt]`, both included.
     fn reader(&self, mint: Timestamp, maxt: Timestamp) -> Box<dyn SeriesReader>;
 }
@@ -133,6 +136,10 @@ impl ReadTenant for ReadableTenant {
 
     fn head_reader(&self) -> Box<dyn SeriesReader> {
         Box::new(self.tenant.db.head_querier())
+    }
+
+    fn exemplars(&self) -> &Exemplars {
+        self.tenant.db.exemplars()
     }
 
     fn reader(&self, mint: Timestamp, maxt: Timestamp) -> Box<dyn SeriesReader> {

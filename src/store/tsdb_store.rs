@@ -47,7 +47,15 @@ impl FinalLabels {
 
     /// Names and values in order of names.
     pub fn of<'a>(&'a self, labels: &'a SeriesLabels) -> FinalLabelIter<'a> {
-        self.resume(labels.iter(), &self.external)
+        self.over(labels.iter())
+    }
+
+    /// The same of stored labels, given in order of names.
+    pub fn over<'a, S>(&'a self, stored: S) -> FinalLabelIter<'a, S>
+    where
+        S: Iterator<Item = (&'a [u8], &'a [u8])>,
+    {
+        self.resume(stored, &self.external)
     }
 
     /// Order of two series of this tenant by the labels they are seen under. Most series differ
@@ -77,11 +85,11 @@ impl FinalLabels {
         is_external || self.removed.iter().any(|removed| removed == name)
     }
 
-    fn resume<'a>(
+    fn resume<'a, S>(
         &'a self,
-        stored: LabelPairs<'a>,
+        stored: S,
         external: &'a [(Vec<u8>, Vec<u8>)],
-    ) -> FinalLabelIter<'a> {
+    ) -> FinalLabelIter<'a, S> {
         FinalLabelIter { stored, next_stored: None, external, removed: &self.removed }
     }
 }
@@ -103,15 +111,18 @@ pub fn shared_texts<'a>(
 
 /// See [`FinalLabels::of`].
 #[derive(Clone)]
-pub struct FinalLabelIter<'a> {
-    stored: LabelPairs<'a>,
+pub struct FinalLabelIter<'a, S = LabelPairs<'a>> {
+    stored: S,
     /// Taken from `stored`, not yet given out.
     next_stored: Option<(&'a [u8], &'a [u8])>,
     external: &'a [(Vec<u8>, Vec<u8>)],
     removed: &'a [Bytes],
 }
 
-impl<'a> Iterator for FinalLabelIter<'a> {
+impl<'a, S> Iterator for FinalLabelIter<'a, S>
+where
+    S: Iterator<Item = (&'a [u8], &'a [u8])>,
+{
     type Item = (&'a [u8], &'a [u8]);
 
     fn next(&mut self) -> Option<Self::Item> {

@@ -30,6 +30,7 @@ pub mod states;
 pub mod waiting;
 pub mod write_chunks;
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
@@ -38,8 +39,10 @@ use arc_swap::ArcSwap;
 use parking_lot::{Mutex, RwLock};
 
 use crate::clock::Clock;
-use crate::model::Timestamp;
 use crate::model::fingerprint::Fingerprinter;
+use crate::model::key_table::Slot;
+use crate::model::{HeadSeriesRef, Timestamp};
+use crate::tsdb::exemplars::{Exemplar, Exemplars};
 use crate::tsdb::head::append::LogSide;
 use crate::tsdb::head::catalog::Catalog;
 use crate::tsdb::head::metrics::HeadMetrics;
@@ -65,6 +68,7 @@ pub struct Head {
 
     /// Where full chunks go.
     files: Arc<HeadChunkFiles>,
+    exemplars: Exemplars,
 
     log: Mutex<LogSide>,
     states: RwLock<States>,
@@ -76,6 +80,8 @@ pub struct HeadContents {
     pub states: States,
     pub min_time: Timestamp,
     pub max_time: Timestamp,
+    /// The last of the log, of series by their slots.
+    pub exemplars: VecDeque<(Slot, Exemplar)>,
 }
 
 impl HeadContents {
@@ -85,7 +91,15 @@ impl HeadContents {
             states: States::new(files),
             min_time: Timestamp::MAX,
             max_time: Timestamp::MIN,
+            exemplars: VecDeque::new(),
         }
+    }
+
+    /// The exemplars, taken out, with the refs of their series.
+    fn loaded_exemplars(&mut self) -> Vec<(HeadSeriesRef, Slot, Exemplar)> {
+        let exemplars = std::mem::take(&mut self.exemplars).into_iter();
+        let of_series = |(slot, exemplar)| (self.states.get(slot).series_ref(), slot, exemplar);
+        exemplars.map(of_series).collect()
     }
 }
 
@@ -95,7 +109,8 @@ impl Head {
         clock: Arc<dyn Clock>,
         metrics: HeadMetrics,
         floor: Timestamp,
-        contents: HeadContents,
+        mut contents: HeadContents,
+        exemplars: Exemplars,
         mut log: LogSide,
     ) -> Head {
         metrics.series.set(contents.catalog.series_count() as f64);
@@ -104,6 +119,7 @@ impl Head {
         let chunk_count: usize = contents.states.iter().map(|state| state.chunk_count()).sum();
         metrics.chunks.set(chunk_count as f64);
         let files = contents.states.files().clone();
+        exemplars.add(contents.loaded_exemplars(), |slot| contents.catalog.key_of(slot));
         let head = Head {
             options,
             clock,
@@ -114,6 +130,7 @@ impl Head {
             min_time_meanwhile: AtomicI64::new(Timestamp::MAX),
             catalog: ArcSwap::new(contents.catalog),
             files,
+            exemplars,
             log: Mutex::new(log),
             states: RwLock::new(contents.states),
         };
@@ -130,9 +147,10 @@ impl Head {
     /// they were [held](Head::hold_writes) before the end was read. The next ref is at least
     /// `next_ref`. False if it is not the log that these writes went by: then all are held for
     /// good.
-    pub fn end_loading(&self, contents: HeadContents, next_ref: u64) -> bool {
+    pub fn end_loading(&self, mut contents: HeadContents, next_ref: u64) -> bool {
         let mut log = self.log.lock();
-        let HeadContents { catalog, states, min_time, max_time } = contents;
+        let exemplars = contents.loaded_exemplars();
+        let HeadContents { catalog, states, min_time, max_time, .. } = contents;
         if !log.end_early(&states, next_ref) {
             return false;
         }
@@ -140,12 +158,17 @@ impl Head {
         let chunk_count: usize = states.iter().map(|state| state.chunk_count()).sum();
         self.metrics.series.set(catalog.series_count() as f64);
         self.metrics.chunks.set(chunk_count as f64);
+        self.exemplars.add(exemplars, |slot| catalog.key_of(slot));
         *self.states.write() = states;
         self.min_time.store(min_time, Ordering::Relaxed);
         self.max_time.store(max_time, Ordering::Relaxed);
         drop(log);
         self.show_time_range();
         true
+    }
+
+    pub fn exemplars(&self) -> &Exemplars {
+        &self.exemplars
     }
 
     /// What the series are called now.

@@ -8,6 +8,7 @@
 //! what it would be had all of it been there before. Nothing but appends and syncs goes on until
 //! then: no block is cut, the log is not shortened, and nobody reads.
 
+use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -29,6 +30,7 @@ use crate::tsdb::compact::Merging;
 use crate::tsdb::cut::Cutting;
 use crate::tsdb::env::Env;
 use crate::tsdb::error::ReadError;
+use crate::tsdb::exemplars::Exemplars;
 use crate::tsdb::head::append::LogSide;
 use crate::tsdb::head::early::SeriesOfLog;
 use crate::tsdb::head::metrics::HeadMetrics;
@@ -52,6 +54,9 @@ use crate::tsdb::{Db, OpenError, bytes_below, refs};
 /// A part of a segment: at least so much of the log's end is looked at before writes are taken. By
 /// default it is 32 MiB, and a million series have their last samples there.
 const LOOKED_AT_PER_SEGMENT: u64 = 4;
+
+/// Exemplars are taken in order only, as samples are.
+const NO_WINDOW: i64 = 0;
 
 /// How often the log is read up to where it is written by then, at most, before writes are held.
 const ROUNDS_MAX: usize = 8;
@@ -234,7 +239,8 @@ impl Begun {
             newest => (newest, newest),
         };
         let states = States::new(self.files.clone());
-        let contents = HeadContents { catalog, states, min_time, max_time };
+        let exemplars = VecDeque::new();
+        let contents = HeadContents { catalog, states, min_time, max_time, exemplars };
         let log_side = LogSide::new(wal, highest_ref + 1).with_early(writes);
         let db = Arc::new(self.parts.assemble(contents, log_side, sync));
         self.early = Some(Early { db, start, looked });
@@ -261,6 +267,7 @@ impl Begun {
             files: self.files.clone(),
             mapped: std::mem::take(&mut self.mapped),
             keeps_gaps: options.wal_by_coverage,
+            exemplars_max: options.exemplars_max,
             loading,
             known: early.as_ref().map(|early| early.db.head.catalog()),
         };
@@ -390,7 +397,8 @@ impl Parts {
         let retention = options.retention;
         let cutting = Cutting::new(options, &registry, tenant, blocks.len());
         let merging = Merging::new(options, &registry, tenant, replaced);
-        let head = Head::new(options.clone(), clock, metrics, floor, contents, log);
+        let exemplars = Exemplars::new(options.exemplars_max, NO_WINDOW, &registry, tenant);
+        let head = Head::new(options.clone(), clock, metrics, floor, contents, exemplars, log);
         Db {
             dir: dir.clone(),
             env: env.clone(),

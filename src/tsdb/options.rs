@@ -27,6 +27,8 @@ pub struct DbOptions {
     pub too_far_in_future: Duration,
     /// Series a head takes; further ones are refused.
     pub series_max: usize,
+    /// `--tsdb.max-exemplars`: how many are kept; none are stored at 0.
+    pub exemplars_max: usize,
 }
 
 impl Default for DbOptions {
@@ -44,6 +46,7 @@ impl Default for DbOptions {
             no_lockfile: false,
             too_far_in_future: Duration::ZERO,
             series_max: 50_000_000,
+            exemplars_max: 0,
         }
     }
 }

@@ -12,7 +12,9 @@ use crate::clock::ManualClock;
 use crate::disk::SystemDisk;
 use crate::disk::faulty::{FailedSync, FaultyDisk};
 use crate::metrics::Registry;
+use crate::model::HeadSeriesRef;
 use crate::tsdb::chunkenc::xor::XorIterator;
+use crate::tsdb::exemplars::Exemplar;
 use crate::tsdb::head::append::Refusal;
 use crate::tsdb::head::tests::{dump, push};
 use crate::tsdb::loading::Loading;
@@ -176,20 +178,31 @@ fn a_log_that_was_opened_after_a_failed_sync_is_on_the_medium() {
     assert!(dump(&open(&killed.after_power_cut())) == dump(&db));
 }
 
-/// Names so long that the bytes that are not synced are more than are kept in memory.
+/// Names so long that the bytes that are not synced are more than are kept in memory. With an exemplar.
 fn append_long(db: &Db, series: u64, t: i64) -> Result<AppendReport, WalError> {
     let mut batch = Batch::default();
     let name = format!("{series:050000}");
     push(db, &mut batch, &json!([["__name__", "m"], ["n", name]]), t, series);
+    batch.push_exemplar(0, (t, series), b"");
+    batch.end_exemplars(0, batch.samples[0].series, 0);
     db.append(&batch)
+}
+
+/// All of them, in the order in which they came.
+fn exemplars(db: &Db) -> Vec<(HeadSeriesRef, Exemplar)> {
+    db.exemplars().in_order_of_arrival(0, usize::MAX)
+}
+
+fn open_long(disk: &FaultyDisk) -> Arc<Db> {
+    let options = DbOptions { wal_segment_bytes: 2 << 20, exemplars_max: 50, ..options() };
+    open_with(disk, NOW, options)
 }
 
 /// A database whose log lost its end with the records of so many series, on a disk that forgets what
 /// it could not write.
 fn with_lost_end(series: u64) -> (FaultyDisk, Arc<Db>) {
     let disk = FaultyDisk::new();
-    let options = DbOptions { wal_segment_bytes: 2 << 20, ..options() };
-    let db = open_with(&disk, NOW, options);
+    let db = open_long(&disk);
     for series in 0..3 {
         append_long(&db, series, NOW).unwrap();
     }
@@ -215,6 +228,8 @@ fn a_lost_end_of_the_log_is_logged_again_from_memory() {
     assert!(!db.sync_handle().is_dirty());
     assert!(dump(&db) == before);
     assert!(reopened(&disk.after_power_cut()) == before);
+    let kept = exemplars(&open_long(&disk.after_power_cut()));
+    assert_eq!((kept.len(), kept), (50, exemplars(&db)));
     assert!(!db.replace_lost_end().unwrap(), "there is nothing more to do");
     append_long(&db, 1, NOW + 5000).unwrap();
     append_long(&db, 77, NOW + 5000).unwrap();

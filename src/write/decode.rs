@@ -13,6 +13,7 @@ use crate::model::key_table::{Lookup, Rules, RulesMark, Slot};
 use crate::model::labels::{KeyBuilder, label_len, split_label};
 use crate::model::varint::split_len_prefixed;
 use crate::tsdb::head::batch::Batch;
+use crate::wire::exemplar::ExemplarMessage;
 use crate::wire::histogram::HistogramMessage;
 use crate::wire::remote_write_v1::{
     DecodeError, RequestField, RequestFields, SeriesField, SeriesFields, check_message,
@@ -53,19 +54,35 @@ pub enum NotDecoded {
     Overloaded(#[from] Overloaded),
 }
 
+/// What becomes of series that can be read.
+#[derive(Clone, Copy, Debug)]
+pub struct DecodeOptions {
+    /// By whose rules labels are judged.
+    pub manners: Manners,
+    pub caps: LabelCaps,
+    /// Exemplars are stored. Otherwise they are counted and dropped.
+    pub keeps_exemplars: bool,
+}
+
+impl DecodeOptions {
+    /// With the usual caps, and exemplars.
+    pub fn new(manners: Manners) -> DecodeOptions {
+        DecodeOptions { manners, caps: LabelCaps::default(), keeps_exemplars: true }
+    }
+}
+
 /// Decodes a remote write 1.0 request into `batch`, looking series up in `known`. Series that the
 /// label rules refuse are counted in the outcome, their samples are not in the batch. No budget
 /// bounds it.
 pub fn decode_request(
     request: &[u8],
     known: &Lookup,
-    manners: Manners,
-    caps: LabelCaps,
+    options: DecodeOptions,
     batch: &mut Batch,
 ) -> Result<WriteOutcome, NotDecoded> {
     let mut held = Admission::new(u64::MAX).hold(0);
     let fields = RequestFields::new(request);
-    decode_fields(fields, request.len(), known, manners, caps, batch, &mut held)
+    decode_fields(fields, request.len(), known, options, batch, &mut held)
 }
 
 /// As [`decode_request`], for any fields that carry series as those of a write request do, of
@@ -74,11 +91,11 @@ pub fn decode_fields<'r>(
     fields: impl IntoIterator<Item = Result<RequestField<'r>, DecodeError>>,
     bytes: usize,
     known: &Lookup,
-    manners: Manners,
-    caps: LabelCaps,
+    options: DecodeOptions,
     batch: &mut Batch,
     held: &mut InflightGuard,
 ) -> Result<WriteOutcome, NotDecoded> {
+    let DecodeOptions { manners, caps, keeps_exemplars } = options;
     let mut decoder = Decoder {
         known,
         rules: known.mark(rules(manners)),
@@ -92,6 +109,8 @@ pub fn decode_fields<'r>(
         labels: Vec::new(),
         label_count: 0,
         key: KeyBuilder::default(),
+        keeps_exemplars,
+        exemplar_labels: Vec::new(),
         guess: 0,
         is_in_order: false,
     };
@@ -149,6 +168,10 @@ struct Decoder<'r, 'k> {
     labels: Vec<(&'r [u8], &'r [u8])>,
     label_count: usize,
     key: KeyBuilder,
+    /// Exemplars are stored, not counted and dropped.
+    keeps_exemplars: bool,
+    /// Labels of the exemplar at hand, reused.
+    exemplar_labels: Vec<u8>,
     /// The slot that the first series of the window at hand is guessed to have.
     guess: Slot,
     /// Most guesses were right in the window before.
@@ -253,6 +276,7 @@ impl<'r> Decoder<'r, '_> {
         let key = self.known.fingerprint(raw);
         if let Some(slot) = self.known.find(key, self.rules) {
             let first_sample = self.batch.samples.len();
+            let first_exemplar = self.batch.exemplars.len();
             let mut fields = SeriesFields::new(rest);
             let mut others = Others::default();
             while let Some(field) = fields.next_field()? {
@@ -264,11 +288,13 @@ impl<'r> Decoder<'r, '_> {
                     SeriesField::Label { .. } => {
                         // Labels behind samples: the bytes before do not name the series.
                         self.batch.truncate(first_sample);
+                        self.batch.exemplars.truncate(first_exemplar);
                         return self.decode_fully(series, key, raw);
                     }
-                    SeriesField::Exemplar(message) => others.count_exemplar(message)?,
+                    SeriesField::Exemplar(message) => self.push_exemplar(message, &mut others)?,
                 }
             }
+            self.batch.end_exemplars(first_exemplar, slot, first_sample);
             others.add_to(&mut self.outcome, self.place, || labels_of(raw));
             return Ok(());
         }
@@ -302,6 +328,27 @@ impl<'r> Decoder<'r, '_> {
         }
         self.batch.reserve_sample(|bytes| hold_batch(self.held, bytes))?;
         self.batch.push_histogram(series, t, histogram);
+        Ok(())
+    }
+
+    /// Reads an exemplar, or counts it where none are kept.
+    fn push_exemplar(&mut self, message: &[u8], others: &mut Others) -> Result<(), NotDecoded> {
+        if !self.keeps_exemplars {
+            return Ok(others.count_exemplar(message)?);
+        }
+        // It takes more here than the shortest takes in a request, as a sample does.
+        if self.batch.exemplars.len() >= self.samples_max {
+            return Err(STORM.into());
+        }
+        let ExemplarMessage { t, v, is_too_long } =
+            ExemplarMessage::read(message, &mut self.exemplar_labels)?;
+        if is_too_long {
+            others.too_long += 1;
+            return Ok(());
+        }
+        let labels = self.exemplar_labels.len();
+        self.batch.reserve_exemplar(labels, |bytes| hold_batch(self.held, bytes))?;
+        self.batch.push_exemplar(self.place, (t, v), &self.exemplar_labels);
         Ok(())
     }
 
@@ -372,6 +419,7 @@ impl<'r> Decoder<'r, '_> {
         self.labels.clear();
         self.label_count = 0;
         let first_sample = self.batch.samples.len();
+        let first_exemplar = self.batch.exemplars.len();
         let mut others = Others::default();
         let mut fields = SeriesFields::new(series);
         while let Some(field) = fields.next_field()? {
@@ -385,11 +433,12 @@ impl<'r> Decoder<'r, '_> {
                 }
                 SeriesField::Sample { t, v } => self.push_sample(0, t, v)?,
                 SeriesField::Histogram(message) => self.push_histogram(0, message, &mut others)?,
-                SeriesField::Exemplar(message) => others.count_exemplar(message)?,
+                SeriesField::Exemplar(message) => self.push_exemplar(message, &mut others)?,
             }
         }
         if let Err(reason) = judge_labels(&mut self.labels, self.manners, self.caps) {
             self.batch.truncate(first_sample);
+            self.batch.exemplars.truncate(first_exemplar);
             self.refuse(reason);
             return Ok(());
         }
@@ -398,10 +447,15 @@ impl<'r> Decoder<'r, '_> {
             self.key.push(name, value);
         }
         others.add_to(&mut self.outcome, self.place, || self.labels.clone());
+        let key = self.key.as_bytes();
         if self.batch.samples.len() == first_sample {
+            // An exemplar makes no series.
+            match self.known.find(self.known.fingerprint(key), self.rules) {
+                Some(slot) => self.batch.end_exemplars(first_exemplar, slot, first_sample),
+                None => self.batch.exemplars.truncate(first_exemplar),
+            }
             return Ok(());
         }
-        let key = self.key.as_bytes();
         // An alias is no longer than two keys.
         self.batch.reserve_series(3 * key.len(), |bytes| hold_batch(self.held, bytes))?;
         let number = if key == raw {
@@ -417,6 +471,7 @@ impl<'r> Decoder<'r, '_> {
         for sample in &mut self.batch.samples[first_sample..] {
             sample.series = number;
         }
+        self.batch.end_exemplars(first_exemplar, number, first_sample);
         Ok(())
     }
 
@@ -435,6 +490,8 @@ impl<'r> Decoder<'r, '_> {
 #[derive(Default)]
 struct Others {
     exemplars: u64,
+    /// Exemplars whose labels are too long.
+    too_long: u64,
     /// Histograms that are none.
     invalid: u64,
     /// What is wrong with the first.
@@ -452,10 +509,16 @@ impl Others {
         self,
         outcome: &mut WriteOutcome,
         place: u32,
-        labels: impl FnOnce() -> Vec<(&'l [u8], &'l [u8])>,
+        labels: impl Fn() -> Vec<(&'l [u8], &'l [u8])>,
     ) {
         outcome.exemplars_dropped += self.exemplars;
         outcome.written.exemplars += self.exemplars;
+        if self.too_long > 0 {
+            let labels = labels();
+            let example = || display(&labels, labels.len());
+            outcome.refusals.add(Reason::ExemplarTooLong, self.too_long, example);
+            outcome.refused_series.push(place, Reason::ExemplarTooLong.code());
+        }
         if let Some(fault) = self.fault {
             let example = || {
                 let labels = labels();

@@ -276,6 +276,10 @@ pub enum Reason {
     TooManyLabels,
     /// A native histogram that contradicts itself, or is longer than any is to be.
     InvalidHistogram,
+    /// An exemplar older than the newest one of its series.
+    ExemplarOutOfOrder,
+    /// An exemplar whose labels have more characters than they may.
+    ExemplarTooLong,
     /// The tenant or node is at its cap of series.
     TooManySeries,
     /// A histogram with custom buckets that a peer sent over Cap'n Proto, where it has no bounds.
@@ -284,7 +288,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, in the order in which an answer lists them.
-    pub const ALL: [Reason; 13] = [
+    pub const ALL: [Reason; 15] = [
         Reason::OutOfOrder,
         Reason::OutOfBounds,
         Reason::TooFarInFuture,
@@ -296,6 +300,8 @@ impl Reason {
         Reason::InvalidLabels,
         Reason::TooManyLabels,
         Reason::InvalidHistogram,
+        Reason::ExemplarOutOfOrder,
+        Reason::ExemplarTooLong,
         Reason::TooManySeries,
         Reason::CustomBoundsLost,
     ];
@@ -315,6 +321,8 @@ impl Reason {
             Reason::TooManyLabels => 10,
             // 11 was that of histograms when they were not stored.
             Reason::InvalidHistogram => 14,
+            Reason::ExemplarOutOfOrder => 15,
+            Reason::ExemplarTooLong => 16,
             Reason::TooManySeries => 12,
             Reason::CustomBoundsLost => 13,
         }
@@ -333,6 +341,8 @@ impl Reason {
             Reason::InvalidLabels => "invalid metric name or labels",
             Reason::TooManyLabels => "labels over the cap",
             Reason::InvalidHistogram => "invalid native histogram",
+            Reason::ExemplarOutOfOrder => "out of order exemplar",
+            Reason::ExemplarTooLong => "exemplar labels of more than 128 characters",
             Reason::TooManySeries => "series over the cap",
             Reason::CustomBoundsLost => "histogram buckets whose bounds Cap'n Proto has lost",
         }

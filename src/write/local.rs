@@ -16,7 +16,7 @@ use crate::tsdb::wal::{SyncPolicy, WalError};
 use crate::wire::refused::RefusedSeries;
 use crate::wire::remote_write_v1::{DecodeError, RequestField, RequestFields};
 use crate::write::admission::{Admission, InflightGuard};
-use crate::write::decode::{NotDecoded, decode_fields};
+use crate::write::decode::{DecodeOptions, NotDecoded, decode_fields};
 use crate::write::distribute::PlacedSeries;
 use crate::write::error::{Invalid, NotReady, Reason, TooLarge, Unavailable, WriteError};
 use crate::write::heavy::in_place;
@@ -29,6 +29,9 @@ const BATCHES_KEPT: usize = 16;
 
 /// What a sample takes on its way into the log beside the batch: judged, encoded, and to be applied.
 const LOGGED_SAMPLE_BYTES: usize = 72;
+
+/// The same of an exemplar, its record included: its labels have 128 characters at most.
+const LOGGED_EXEMPLAR_BYTES: usize = 256;
 
 /// A write that is not stored by then is given up: no sender waits so long. The disk is stuck.
 const STORE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -125,17 +128,22 @@ impl LocalWriter {
                 Some(tenant) => &tenant.db.lookup(batch),
                 None => &self.nothing_known,
             };
-            decode_fields(request, bytes, known, manners, self.caps, batch, &mut held)
+            let keeps_exemplars = self.tenants.keeps_exemplars();
+            let options = DecodeOptions { manners, caps: self.caps, keeps_exemplars };
+            decode_fields(request, bytes, known, options, batch, &mut held)
         };
         let decoded = in_place(bytes, decode).await;
         let mut outcome = decoded.map_err(|error| not_decoded(error, bytes, &held))?;
-        if batch.samples.is_empty() {
+        // An exemplar belongs to a series that has samples.
+        if batch.samples.is_empty() && (batch.exemplars.is_empty() || existing.is_none()) {
             return Ok(outcome);
         }
         // Only those take it whose turn has come, so it is let in.
         let logged = batch.samples.len().saturating_mul(LOGGED_SAMPLE_BYTES);
         // A histogram's record is no longer than it is.
         let logged = logged.saturating_add(batch.histogram_bytes());
+        let exemplars = batch.exemplars.len().saturating_mul(LOGGED_EXEMPLAR_BYTES);
+        let logged = logged.saturating_add(exemplars);
         held.resize_in_any_case(batch.allocated_bytes().saturating_add(logged) as u64);
         // The log lets go of it, but the batch comes back, and there may be a sync to wait for.
         let held = Arc::new(held);
@@ -145,6 +153,7 @@ impl LocalWriter {
         outcome.samples_stored = report.stored;
         outcome.written.samples = report.stored - report.histograms_stored;
         outcome.written.histograms = report.histograms_stored;
+        outcome.written.exemplars += report.exemplars_stored;
         in_place(bytes, || add_refusals(&mut outcome, &report, batch)).await;
         Ok(outcome)
     }
@@ -254,14 +263,23 @@ fn add_refusals(outcome: &mut WriteOutcome, report: &AppendReport, batch: &Batch
             outcome.refusals.add(reason_of(refusal), *count, || format!("{key:?}"));
         }
     }
-    if report.refused_samples.is_empty() {
+    if let Some(key) = &report.refused_exemplar {
+        let count = report.refused_exemplars.len() as u64;
+        outcome.refusals.add(Reason::ExemplarOutOfOrder, count, || format!("{key:?}"));
+    }
+    if report.refused_samples.is_empty() && report.refused_exemplars.is_empty() {
         return;
     }
-    // Those of the labels, and those of the samples.
+    // Those of the labels, those of the samples, and those of the exemplars.
     let of_samples = report.refused_samples.iter();
     let of_samples =
         of_samples.map(|(sample, refusal)| (batch.place_of(*sample), reason_of(*refusal).code()));
-    let mut places: Vec<_> = outcome.refused_series.iter().chain(of_samples).collect();
+    let of_exemplars = report.refused_exemplars.iter().map(|exemplar| {
+        let place = batch.exemplars[*exemplar as usize].place;
+        (place, Reason::ExemplarOutOfOrder.code())
+    });
+    let others = of_samples.chain(of_exemplars);
+    let mut places: Vec<_> = outcome.refused_series.iter().chain(others).collect();
     places.sort_unstable();
     outcome.refused_series = RefusedSeries::default();
     places.into_iter().for_each(|(place, reason)| outcome.refused_series.push(place, reason));

@@ -128,10 +128,8 @@ pub(crate) fn grpc(step: &Step, called: &Called) -> Differences {
 /// Paths are written from the step's `expect` on.
 fn reply_path(path: &Value) -> Vec<&str> {
     let path = path.as_str().expect("a path");
-    if path == "replies" {
-        return Vec::new();
-    }
-    path.strip_prefix("replies.").expect("a path of replies").split('.').collect()
+    let path = path.strip_prefix("replies").expect("a path of replies");
+    path.split('.').skip(1).collect()
 }
 
 fn at_path(value: &mut Value, path: &[&str], change: &mut impl FnMut(&mut Value)) {

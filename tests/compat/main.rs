@@ -56,6 +56,8 @@ suites! {
     ring_no_tenant: "ring-no-tenant",
     ring_one_node_down: "ring-one-node-down",
     ring_two_nodes_one_down: "ring-two-nodes-one-down",
+    rw1_exemplars_off: "rw1-exemplars-off",
+    rw1_exemplars_on: "rw1-exemplars-on",
     rw1_future: "rw1-future",
     rw1_histograms: "rw1-histograms",
     rw1_labels: "rw1-labels",

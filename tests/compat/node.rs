@@ -11,7 +11,7 @@ use rustix::process::Signal;
 use crate::support::node::Node;
 use crate::support::ports;
 use crate::support::process::wait_for;
-use crate::{ours, runner, suite};
+use crate::{runner, suite};
 
 pub(crate) struct Server {
     root: tempfile::TempDir,
@@ -52,7 +52,6 @@ impl Server {
         let mut node = server
             .args
             .iter()
-            .filter(|arg| !runner::is_ours() || ours::is_taken(arg))
             .fold(Node::bare("the server", addresses, &dir), |node, arg| {
                 node.with_arg(&suite::fill_text(arg, &places))
             })

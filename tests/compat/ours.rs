@@ -18,11 +18,9 @@ pub(crate) enum Instead {
     Expect(&'static str),
     /// The series of these tenants are neither asked for nor expected.
     WithoutTenants(&'static [&'static str]),
-    /// The step is played, its answer is not looked at.
-    NotCompared,
 }
 
-use Instead::{Expect, NotCompared, WithoutTenants};
+use Instead::{Expect, WithoutTenants};
 
 const TOLD: &str = "what cannot be stored is told, not dropped in silence";
 const EMPTY_VALUES: &str = "a label without a value is left out, and its series is stored";
@@ -42,7 +40,6 @@ const fn text_metrics(step: &'static str, found: &'static str) -> Exception {
     Exception { suite: "ops-port", step, instead: Expect(found), reason: ONE_FORMAT }
 }
 
-const NO_EXEMPLARS: &str = "exemplars are counted and dropped until their storage lands";
 const OTHER_VERSION: &str = "a body of which nothing is understood is not answered as stored";
 
 const fn told(step: &'static str) -> Exception {
@@ -56,10 +53,6 @@ const fn without_empty(
     instead: &'static str,
 ) -> Exception {
     Exception { suite, step, instead: Expect(instead), reason: EMPTY_VALUES }
-}
-
-const fn not_compared(suite: &'static str, step: &'static str, reason: &'static str) -> Exception {
-    Exception { suite, step, instead: NotCompared, reason }
 }
 
 const NO_STATUS: &str = "TSDB statistics are not served over HTTP yet";
@@ -212,9 +205,6 @@ pub(crate) const EXCEPTIONS: &[Exception] = &[
     told("gauge-duplicate-points"),
     told("exp-histogram-count-mismatch"),
     told("two-resources-same-job"),
-    not_compared("otlp", "sum-exemplars/exemplars", NO_EXEMPLARS),
-    not_compared("otlp", "histogram-exemplars/exemplars", NO_EXEMPLARS),
-    not_compared("otlp", "exp-histogram-exemplars/exemplars", NO_EXEMPLARS),
     without_empty("otlp", "resource-08", r#"{"status": 200, "headers": {}, "body": ""}"#),
     without_empty(
         "otlp",
@@ -237,14 +227,6 @@ pub(crate) const EXCEPTIONS: &[Exception] = &[
              "chunks": [{"type": "XOR", "points": [[1700000000000, 1.0]]}]}
         ]}"#,
     ),
-    not_compared("rw2", "exemplars/exemplars", NO_EXEMPLARS),
-    not_compared("rw2", "exemplar-too-long/exemplars", NO_EXEMPLARS),
-    Exception {
-        suite: "rw2",
-        step: "exemplar-too-long",
-        instead: Expect(r#"{"status": 200, "headers": {}, "body": null}"#),
-        reason: NO_EXEMPLARS,
-    },
     Exception {
         suite: "rw2",
         step: "type-09",
@@ -272,14 +254,6 @@ pub(crate) const EXCEPTIONS: &[Exception] = &[
     text_metrics("metrics-gzip", r#"{"headers": {}}"#),
 ];
 
-/// Flags of suites that are not taken yet, and what they ask for is an exception of its steps.
-const FLAGS_MISSING: [&str; 1] = ["--tsdb.max-exemplars="];
-
-/// Whether a suite's server is started with this flag.
-pub(crate) fn is_taken(arg: &str) -> bool {
-    !FLAGS_MISSING.iter().any(|flag| arg.starts_with(flag))
-}
-
 /// Whether only we have such a file, in tenants' directories.
 pub(crate) fn is_own_file(path: &str) -> bool {
     path.ends_with("/ringest.names")
@@ -298,7 +272,6 @@ pub(crate) fn apply(suite: &str, step: &mut Step) {
     }
     let Some(exception) = known_exception(suite, step) else { return };
     match exception.instead {
-        NotCompared => step.0["soft"] = json!(true),
         WithoutTenants(tenants) => {
             for tenant in tenants {
                 let matcher = json!({"type": "NEQ", "name": "tenant_id", "value": tenant});

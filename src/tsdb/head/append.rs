@@ -11,6 +11,7 @@
 //! wall clock; what one request says twice is judged against what it said before.
 
 mod early;
+mod exemplars;
 mod group;
 mod judge;
 mod records;
@@ -82,6 +83,11 @@ pub struct AppendReport {
     pub closed_segment: bool,
     /// Which samples of the batch were refused, by their places in it, not in order.
     pub refused_samples: Vec<(u32, Refusal)>,
+    /// Exemplars that are stored now, those that were there before included.
+    pub exemplars_stored: u64,
+    /// Those that are out of order, by their places in the batch, and the key of one series.
+    pub refused_exemplars: Vec<u32>,
+    pub refused_exemplar: Option<SeriesKey>,
 }
 
 /// What became of each batch of a group, in their order.
@@ -295,7 +301,9 @@ impl Head {
             return Ok(Err(unread));
         }
         self.count_refusals(batch, &report);
-        if log.group.accepted.len() == mark.accepted {
+        self.check_exemplars(log, catalog, (batch, number), &mut report);
+        let Group { accepted, exemplars, .. } = &log.group;
+        if accepted.len() == mark.accepted && exemplars.len() == mark.exemplars {
             return Ok(Ok(report));
         }
         if let Err(too_long) = self.encode(log, catalog, batch, &mark) {
@@ -357,6 +365,7 @@ impl Head {
             }
         }
         group.accepted.truncate(mark.accepted);
+        group.exemplars.truncate(mark.exemplars);
         group.records.truncate(mark.records);
         group.ends.truncate(mark.ends);
         (group.mint, group.maxt) = (mark.mint, mark.maxt);
@@ -388,9 +397,9 @@ impl Head {
         Some(behind.max(self.floor()))
     }
 
-    /// As if the group were applied; `None` for a batch without samples.
+    /// As if the group were applied; `None` for a batch without samples and exemplars.
     fn bounds_of(&self, batch: &Batch, group: &Group) -> Option<Bounds> {
-        if batch.samples.is_empty() {
+        if batch.samples.is_empty() && batch.exemplars.is_empty() {
             return None;
         }
         let now = self.clock.now();
@@ -446,6 +455,11 @@ impl Head {
             // Nobody else got its slot: the batch holds the catalog in which it was its.
             if labels.get(sample.series).is_none() {
                 *forgotten.entry(sample.series).or_default() |= bounds.take(sample.t);
+            }
+        }
+        for exemplar in batch.exemplars.iter().filter(|exemplar| exemplar.series & NEW_BIT == 0) {
+            if labels.get(exemplar.series).is_none() {
+                forgotten.entry(exemplar.series).or_default();
             }
         }
         drop(labels);
@@ -669,6 +683,7 @@ impl Head {
             }
         }
         drop(states);
+        self.apply_exemplars(group, batches);
         self.extend_time_range(group.mint, group.maxt);
         self.metrics.samples_appended.add(group.accepted.len() as u64 - histograms);
         self.metrics.histograms_appended.add(histograms);

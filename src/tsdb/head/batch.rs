@@ -29,6 +29,22 @@ pub enum SampleKind {
 
 const _: () = assert!(size_of::<BatchSample>() == 24, "the kind fills a gap");
 
+/// An exemplar of a series of the batch.
+#[derive(Clone, Copy, Debug)]
+pub struct BatchExemplar {
+    pub t: Timestamp,
+    /// Bits of the value.
+    pub v: u64,
+    /// As in [`BatchSample::series`].
+    pub series: u32,
+    /// The last sample of the series message that it came in, if there is one: without that it is
+    /// not stored.
+    pub sample: Option<u32>,
+    /// The place of that message in the request.
+    pub place: u32,
+    labels: (u32, u32),
+}
+
 /// Set in [`BatchSample::series`] of series that the look-up did not know.
 pub const NEW_BIT: u32 = 1 << 31;
 
@@ -56,7 +72,8 @@ pub struct Batch {
     /// Those that samples name, in their order, and what they take beside themselves.
     histograms: Vec<AnyHistogram>,
     histogram_bytes: usize,
-    /// Keys of new series and raw bytes of aliases.
+    pub exemplars: Vec<BatchExemplar>,
+    /// Keys of new series, raw bytes of aliases and labels of exemplars.
     bytes: Vec<u8>,
     /// Series messages with another number of samples than one, in order.
     uneven: Vec<Uneven>,
@@ -82,7 +99,8 @@ impl Batch {
             + self.uneven.capacity() * size_of::<Uneven>()
             + self.new_series.capacity() * size_of::<NewSeries>()
             + self.aliases.capacity() * size_of::<NewAlias>()
-            + self.histograms.capacity() * size_of::<AnyHistogram>();
+            + self.histograms.capacity() * size_of::<AnyHistogram>()
+            + self.exemplars.capacity() * size_of::<BatchExemplar>();
         if kept_bytes > KEPT_BYTES_MAX || self.samples.capacity() > KEPT_SAMPLES_MAX {
             *self = Batch::default();
             return;
@@ -91,6 +109,7 @@ impl Batch {
         self.samples.clear();
         self.histograms.clear();
         self.histogram_bytes = 0;
+        self.exemplars.clear();
         self.new_series.clear();
         self.aliases.clear();
         self.bytes.clear();
@@ -116,6 +135,7 @@ impl Batch {
             + self.uneven.capacity() * size_of::<Uneven>()
             + self.histograms.capacity() * size_of::<AnyHistogram>()
             + self.histogram_bytes
+            + self.exemplars.capacity() * size_of::<BatchExemplar>()
             + self.bytes.capacity()
     }
 
@@ -172,6 +192,18 @@ impl Batch {
         grow(&mut self.histograms, 1, allocated, admit)
     }
 
+    /// The same for an exemplar with labels of so many bytes.
+    pub fn reserve_exemplar<E>(
+        &mut self,
+        label_bytes: usize,
+        mut admit: impl FnMut(usize) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let allocated = self.allocated_bytes();
+        grow(&mut self.exemplars, 1, allocated, &mut admit)?;
+        let allocated = self.allocated_bytes();
+        grow(&mut self.bytes, label_bytes, allocated, admit)
+    }
+
     #[inline]
     pub fn push(&mut self, series: u32, t: Timestamp, v: u64) {
         self.samples.push(BatchSample { t, v, series, kind: SampleKind::Float });
@@ -182,6 +214,29 @@ impl Batch {
         self.histogram_bytes += histogram.heap_bytes();
         self.histograms.push(histogram);
         self.samples.push(BatchSample { t, v: place, series, kind: SampleKind::Histogram });
+    }
+
+    /// Adds an exemplar of the series message at `place` in the request. Which series that is, and
+    /// which sample it goes with, is told [at its end](Self::end_exemplars).
+    pub fn push_exemplar(&mut self, place: u32, (t, v): (Timestamp, u64), labels: &[u8]) {
+        let labels = self.keep(labels);
+        self.exemplars.push(BatchExemplar { t, v, series: 0, sample: None, place, labels });
+    }
+
+    /// Tells the exemplars behind the first `first` whose they are: those of a series message whose
+    /// samples are behind the first `first_sample`.
+    pub fn end_exemplars(&mut self, first: usize, series: u32, first_sample: usize) {
+        let has_samples = self.samples.len() > first_sample;
+        // Samples are bounded by the bytes of a request.
+        let sample = has_samples.then(|| self.samples.len() as u32 - 1);
+        for exemplar in &mut self.exemplars[first..] {
+            (exemplar.series, exemplar.sample) = (series, sample);
+        }
+    }
+
+    /// The labels of an exemplar, in the encoding of a key, but in the order in which they were sent.
+    pub fn exemplar_labels(&self, exemplar: &BatchExemplar) -> &[u8] {
+        &self.bytes[exemplar.labels.0 as usize..exemplar.labels.1 as usize]
     }
 
     /// The histogram that a sample names.

@@ -274,6 +274,12 @@ impl EarlyWrites {
         self.series.get(..self.known).unwrap_or_default().iter().map(|series| series.series_ref())
     }
 
+    /// The ref of a series; `None` if it is not known.
+    pub(super) fn ref_of(&self, slot: Slot) -> Option<HeadSeriesRef> {
+        let series_ref = self.series.get(slot as usize)?.series_ref();
+        (series_ref.0 != 0).then_some(series_ref)
+    }
+
     /// Nothing is judged any more.
     pub(super) fn forget(&mut self) {
         (self.series, self.blocked_new, self.is_over) = (Vec::new(), HashSet::new(), true);

@@ -7,8 +7,8 @@
 //! Rules where logs are unusual: the first series record of a ref wins; two refs of one series feed
 //! that series; a sample not newer than its series' last is skipped; samples of unknown refs are
 //! counted; a tombstone over all time removes the series at its place in the log, as Prometheus 3.14
-//! means it, any other one hides its range of the whole log. Exemplars and metadata stay in the log and
-//! are not loaded by this version.
+//! means it, any other one hides its range of the whole log. Of exemplars the last ones are loaded, as
+//! many as are kept. Metadata stays in the log and is not loaded by this version.
 //!
 //! A series begins with the chunks that files have of its ref ([`mapped`]), and what these cover is
 //! not built again. What the log has of the gaps between them fills these, in chunks of their own,
@@ -16,7 +16,7 @@
 
 pub mod mapped;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
 use std::sync::{Arc, mpsc};
 use std::thread;
@@ -24,11 +24,12 @@ use std::thread;
 use crate::model::fingerprint::{Fingerprint, Fingerprinter};
 use crate::model::histogram::{AnyHistogram, Histogram};
 use crate::model::key_table::Slot;
-use crate::model::labels::{KeyBuilder, LabelIter};
+use crate::model::labels::{KeyBuilder, LabelIter, TAG_FIELD_1, push_label};
 use crate::model::{HeadSeriesRef, STALE_NAN_BITS, Timestamp};
 use crate::tsdb::chunkenc::samples::{OpenChunk, SAMPLES_PER_CHUNK, Value, value_in};
 use crate::tsdb::chunkenc::{ENCODING_FLOAT_HISTOGRAM, ENCODING_HISTOGRAM};
 use crate::tsdb::error::ReadError;
+use crate::tsdb::exemplars::Exemplar;
 use crate::tsdb::head::HeadContents;
 use crate::tsdb::head::append::RefSample;
 use crate::tsdb::head::catalog::Catalog;
@@ -41,7 +42,9 @@ use crate::tsdb::head::states::{HeadChunk, States};
 use crate::tsdb::head_chunks::HeadChunkFiles;
 use crate::tsdb::loading::Loading;
 use crate::tsdb::refs;
-use crate::tsdb::wal::record::{HistogramSample, HistogramsIter, Logged, Record, RecordTombstone};
+use crate::tsdb::wal::record::{
+    ExemplarsIter, HistogramSample, HistogramsIter, Logged, Record, RecordExemplar, RecordTombstone,
+};
 
 /// Samples handed over together.
 const BATCH_SAMPLES: usize = 8192;
@@ -80,6 +83,7 @@ enum Step {
     Series(SeriesBatch),
     Samples(Vec<RefSample>),
     Histograms(Vec<LoggedHistogram>),
+    Exemplars(Vec<(HeadSeriesRef, Exemplar)>),
     Tombstones(Vec<RecordTombstone>),
 }
 
@@ -133,6 +137,8 @@ pub struct BesideLog<'l> {
     /// Chunks that fill gaps between those in files stay in memory: the log is to keep their
     /// samples, and a Prometheus that finds them behind later ones would leave all files.
     pub keeps_gaps: bool,
+    /// How many exemplars are kept.
+    pub exemplars_max: usize,
     /// Who is told how far it has come.
     pub loading: &'l Loading,
     /// If the log is written while it is read: its series, by a look at it, and those that came
@@ -145,7 +151,7 @@ pub fn replay<T: Send>(
     fingerprinter: Fingerprinter,
     floor: Timestamp,
     block_range: i64,
-    BesideLog { files, mapped, keeps_gaps, loading, known }: BesideLog<'_>,
+    BesideLog { files, mapped, keeps_gaps, exemplars_max, loading, known }: BesideLog<'_>,
     read: impl FnOnce(&mut dyn FnMut(Record<'_>)) -> io::Result<T> + Send,
 ) -> io::Result<(T, HeadContents, ReplayReport)> {
     let met = known.as_ref().map(|_| Vec::new());
@@ -153,7 +159,7 @@ pub fn replay<T: Send>(
     contents.catalog = known.unwrap_or(contents.catalog);
     let (steps_in, steps_out) = mpsc::sync_channel(QUEUE_BATCHES);
     let (made_in, made_out) = mpsc::sync_channel::<MadeSeries>(QUEUE_BATCHES);
-    let HeadContents { catalog, states, min_time, max_time } = contents;
+    let HeadContents { catalog, states, min_time, max_time, .. } = contents;
     let mut builder = Builder {
         catalog: &catalog,
         states,
@@ -168,6 +174,8 @@ pub fn replay<T: Send>(
         keeps_gaps,
         with_mapped: Vec::new(),
         gaps: HashMap::new(),
+        exemplars_max,
+        exemplars: VecDeque::new(),
         made: MadeSeries::default(),
         floor,
         block_range,
@@ -180,6 +188,7 @@ pub fn replay<T: Send>(
                 fingerprinter,
                 key: KeyBuilder::default(),
                 samples: Vec::new(),
+                keeps_exemplars: exemplars_max > 0,
                 found: Found::default(),
             };
             let result = read(&mut |record| sorter.take(record));
@@ -210,8 +219,9 @@ pub fn replay<T: Send>(
     }
     let mut report = builder.finish(sorted_out.max_ref).map_err(io::Error::other)?;
     report.histograms_unusable = sorted_out.histograms_unusable;
+    let exemplars = builder.take_exemplars();
     let Builder { states, min_time, max_time, .. } = builder;
-    let contents = HeadContents { catalog, states, min_time, max_time };
+    let contents = HeadContents { catalog, states, min_time, max_time, exemplars };
     Ok((read_result, contents, report))
 }
 
@@ -226,6 +236,7 @@ struct Sorter {
     fingerprinter: Fingerprinter,
     key: KeyBuilder,
     samples: Vec<RefSample>,
+    keeps_exemplars: bool,
     found: Found,
 }
 
@@ -269,6 +280,7 @@ impl Sorter {
             Record::FloatHistograms(histograms) => {
                 self.take_histograms(histograms, AnyHistogram::Float);
             }
+            Record::Exemplars(exemplars) if self.keeps_exemplars => self.take_exemplars(exemplars),
             // Their refs are not given again, whether they are named or not.
             record @ (Record::Exemplars(_) | Record::MmapMarkers(_) | Record::Metadata(_)) => {
                 self.found.max_ref = self.found.max_ref.max(refs::highest_in(record));
@@ -303,6 +315,18 @@ impl Sorter {
         if !batch.is_empty() {
             self.send(Step::Histograms(batch));
         }
+    }
+
+    /// A record is no longer than a request that was taken.
+    fn take_exemplars(&mut self, exemplars: ExemplarsIter<'_>) {
+        self.flush();
+        let mut batch = Vec::new();
+        for RecordExemplar { series_ref, t, value_bits, labels } in exemplars {
+            let mut bytes = Vec::new();
+            labels.for_each(|(name, value)| push_label(&mut bytes, TAG_FIELD_1, name, value));
+            batch.push((series_ref, Exemplar { t, v: value_bits, labels: bytes.into() }));
+        }
+        self.send(Step::Exemplars(batch));
     }
 
     fn flush(&mut self) {
@@ -365,6 +389,9 @@ struct Builder<'c> {
     with_mapped: Vec<Slot>,
     /// Chunks being made of samples of the log that lie between chunks in files.
     gaps: HashMap<Slot, OpenChunk>,
+    exemplars_max: usize,
+    /// The last ones, with the ref by which the log knows their series.
+    exemplars: VecDeque<(HeadSeriesRef, Slot, Exemplar)>,
     made: MadeSeries,
     floor: Timestamp,
     block_range: i64,
@@ -386,6 +413,7 @@ impl Builder<'_> {
             }
             Step::Samples(samples) => self.add_samples(&samples),
             Step::Histograms(histograms) => self.add_histograms(histograms),
+            Step::Exemplars(exemplars) => self.add_exemplars(exemplars),
             Step::Tombstones(tombstones) => {
                 tombstones.iter().for_each(|tombstone| self.add_tombstone(tombstone));
             }
@@ -563,6 +591,27 @@ impl Builder<'_> {
                 }
             }
         }
+    }
+
+    fn add_exemplars(&mut self, exemplars: Vec<(HeadSeriesRef, Exemplar)>) {
+        for (series_ref, exemplar) in exemplars {
+            let Some(slot) = self.refs.slot(series_ref) else {
+                self.see_ref(series_ref);
+                self.report.unknown_refs += 1;
+                continue;
+            };
+            if self.exemplars.len() == self.exemplars_max {
+                self.exemplars.pop_front();
+            }
+            self.exemplars.push_back((series_ref, slot, exemplar));
+        }
+    }
+
+    /// Without those of series that were removed meanwhile.
+    fn take_exemplars(&mut self) -> VecDeque<(Slot, Exemplar)> {
+        let found = std::mem::take(&mut self.exemplars).into_iter();
+        let left = found.filter(|(series_ref, slot, _)| self.refs.slot(*series_ref) == Some(*slot));
+        left.map(|(_, slot, exemplar)| (slot, exemplar)).collect()
     }
 
     #[inline]
@@ -743,6 +792,7 @@ mod tests {
             files: Arc::new(files),
             mapped: MappedChunks::default(),
             keeps_gaps: false,
+            exemplars_max: 3,
             loading,
             known: None,
         }

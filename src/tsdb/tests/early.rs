@@ -449,3 +449,37 @@ fn a_load_that_fails_leaves_a_log_that_has_all() {
     assert!(db.close().is_ok());
     assert!(found(&open(&disk.after_kill())).ge(&stored));
 }
+
+#[test]
+fn exemplars_are_taken_before_the_log_is_read_and_judged_when_it_is() {
+    let options = || DbOptions { exemplars_max: 10, ..options() };
+    let disk = FaultyDisk::new();
+    let send = |db: &Db, series: u64, t: i64| {
+        let mut batch = Batch::default();
+        push(db, &mut batch, &json!([["__name__", "m"], ["n", series.to_string()]]), t, 1);
+        batch.push_exemplar(0, (t, 1), b"");
+        // Older than the one of the log, whatever that is.
+        batch.push_exemplar(0, (0, 1), b"");
+        batch.end_exemplars(0, batch.samples[0].series, 0);
+        db.append(&batch).map(|report| report.exemplars_stored)
+    };
+    let times = |db: &Db| exemplars(db).iter().map(|(_, one)| one.t).collect::<Vec<_>>();
+    let db = open_with(&disk, NOW, options());
+    (0..2000).for_each(|i| assert_eq!(send(&db, 1, NOW + i).unwrap(), 1));
+    let disk = disk.after_kill();
+    let begin = |disk: &FaultyDisk| {
+        let lock = Db::lock(disk, Path::new(DIR), &options()).unwrap();
+        Db::begin_opening(Path::new(DIR), lock, options(), &env(disk.clone(), NOW), "t").unwrap()
+    };
+    let begun = begin(&disk);
+    let db = begun.early().expect("a look is enough");
+    for series in [1, 2] {
+        assert_eq!(send(&db, series, NOW + 3000).unwrap(), 2, "none is refused by now");
+    }
+    assert_eq!(times(&db), [0; 0]);
+    load(begun).unwrap();
+    // The last ten of the log are loaded, of which two are out of order.
+    let before: Vec<_> = (NOW + 1994..NOW + 2000).chain([NOW + 3000; 2]).collect();
+    assert_eq!(times(&db), before);
+    assert_eq!(times(&load(begin(&disk.after_kill())).unwrap().db), before);
+}

@@ -77,8 +77,8 @@ fn decode(
     manners: Manners,
 ) -> Result<(Vec<Decoded>, WriteOutcome), NotDecoded> {
     let mut batch = Batch::default();
-    let caps = LabelCaps::default();
-    let outcome = decode_request(request, &known.table.lookup(), manners, caps, &mut batch)?;
+    let options = DecodeOptions { keeps_exemplars: false, ..DecodeOptions::new(manners) };
+    let outcome = decode_request(request, &known.table.lookup(), options, &mut batch)?;
     let mut slots = Vec::new();
     let mut adder = known.table.adder();
     for new in &batch.new_series {
@@ -214,13 +214,8 @@ fn a_request_has_no_more_samples_than_its_length_allows_in_earnest() {
     };
     let mut batch = Batch::default();
     let decode = |request: &[u8], batch: &mut Batch| {
-        decode_request(
-            request,
-            &nothing().table.lookup(),
-            Manners::Thanos,
-            LabelCaps::default(),
-            batch,
-        )
+        let options = DecodeOptions::new(Manners::Thanos);
+        decode_request(request, &nothing().table.lookup(), options, batch)
     };
     let error = decode(&storm(1_000_000), &mut batch).unwrap_err();
     assert_eq!(error, STORM.into());
@@ -326,12 +321,61 @@ proptest! {
     #[test]
     fn any_bytes_are_decoded_without_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
         let mut batch = Batch::default();
-        let _ = decode_request(
-            &bytes, &nothing().table.lookup(), Manners::Prometheus, LabelCaps::default(), &mut batch,
-        );
+        let options = DecodeOptions::new(Manners::Prometheus);
+        let _ = decode_request(&bytes, &nothing().table.lookup(), options, &mut batch);
         for sample in &batch.samples {
             let series = (sample.series & !NEW_BIT) as usize;
             prop_assert!(sample.series & NEW_BIT != 0 && series < batch.new_series.len());
         }
     }
+}
+
+#[test]
+fn exemplars_go_with_their_series() {
+    let exemplar = |trace: &str, t: u8| {
+        let mut message = Vec::new();
+        push_label(&mut message, TAG_FIELD_1, b"trace_id", trace.as_bytes());
+        message.extend([3 << 3, t]);
+        let mut field = Vec::new();
+        push_bytes(&mut field, 3 << 3 | 2, &message);
+        field
+    };
+    let message = |name: &str, samples: usize, exemplars: &[Vec<u8>]| {
+        let mut message = Vec::new();
+        push_label(&mut message, TAG_FIELD_1, b"__name__", name.as_bytes());
+        message.extend([0x12, 2, 0x10, 1].repeat(samples));
+        exemplars.iter().for_each(|exemplar| message.extend(exemplar));
+        message
+    };
+    let long = exemplar(&"x".repeat(121), 1);
+    let series = [
+        message("a", 1, &[]),
+        message("b", 2, &[exemplar("x", 7), exemplar("y", 8)]),
+        message("unknown", 0, &[exemplar("x", 1)]),
+        message("c", 1, &[long, exemplar("z", 9)]),
+        message("", 1, &[exemplar("x", 1)]),
+    ];
+    let mut request = Vec::new();
+    series.iter().for_each(|series| push_bytes(&mut request, TAG_FIELD_1, series));
+    let known = nothing();
+    let mut batch = Batch::default();
+    let options = DecodeOptions::new(Manners::Thanos);
+    let outcome = decode_request(&request, &known.table.lookup(), options, &mut batch).unwrap();
+    let found: Vec<_> = batch
+        .exemplars
+        .iter()
+        .map(|one| {
+            let labels = crate::model::labels::DisplayLabels(batch.exemplar_labels(one));
+            (one.place, one.series & !NEW_BIT, one.sample, one.t, labels.to_string())
+        })
+        .collect();
+    let label = |trace: &str| format!("{{trace_id={trace:?}}}");
+    let expected = [
+        (1, 1, Some(2), 7, label("x")),
+        (1, 1, Some(2), 8, label("y")),
+        (3, 2, Some(3), 9, label("z")),
+    ];
+    assert_eq!(found, expected);
+    assert_eq!(refused(&outcome), [(Reason::EmptyLabel, 1), (Reason::ExemplarTooLong, 1)]);
+    assert_eq!((outcome.exemplars_dropped, outcome.written.exemplars), (0, 0));
 }

@@ -16,7 +16,7 @@ use crate::model::labels::LabelIter;
 use crate::model::{HeadSeriesRef, key_table::Adder};
 use crate::tsdb::head::Head;
 use crate::tsdb::head::append::group::{AcceptedKind, Group, RecordKind};
-use crate::tsdb::head::append::records::{RefHistogram, encode_histograms};
+use crate::tsdb::head::append::records::{RefHistogram, encode_exemplars, encode_histograms};
 use crate::tsdb::head::append::{
     AppendReport, AppendResults, Bounds, LOG_CLOSED, LogSide, RefSample,
 };
@@ -50,6 +50,9 @@ struct Judged {
     new: Vec<NewSeries>,
     samples: Vec<RefSample>,
     histograms: Vec<RefHistogram>,
+    /// Exemplars by their places in the batch. Whether they are in order is found when the log is
+    /// read; one that is not is passed over then.
+    exemplars: Vec<(HeadSeriesRef, usize)>,
     /// Floats that are stored already.
     repeats: u64,
     mint: Timestamp,
@@ -88,7 +91,8 @@ impl Head {
             [judged.samples.len(), judged.histograms.len()].map(|count| count as u64);
         report.histograms_stored = histograms;
         report.stored = floats + histograms + judged.repeats;
-        if floats + histograms == 0 {
+        report.exemplars_stored = judged.exemplars.len() as u64;
+        if floats + histograms + report.exemplars_stored == 0 {
             return Ok(report);
         }
         let (records, ends) = encode(batch, &judged);
@@ -153,6 +157,7 @@ impl EarlyWrites {
             new: Vec::new(),
             samples: Vec::with_capacity(batch.samples.len()),
             histograms: Vec::new(),
+            exemplars: Vec::new(),
             repeats: 0,
             mint: Timestamp::MAX,
             maxt: Timestamp::MIN,
@@ -217,6 +222,17 @@ impl EarlyWrites {
                 Early::IsStored => judged.repeats += 1,
                 Early::Waits => return None,
             }
+        }
+        for (place, exemplar) in batch.exemplars.iter().enumerate() {
+            let series_ref = match judged.resolved_of(exemplar.series) {
+                Resolved::Known(slot) => self.ref_of(slot)?,
+                Resolved::New(new) => match judged.new.get(new)? {
+                    NewSeries { state, has_samples: true, .. } => state.series_ref(),
+                    // As elsewhere nothing makes a series of an exemplar alone.
+                    _ => continue,
+                },
+            };
+            judged.exemplars.push((series_ref, place));
         }
         Some(judged)
     }
@@ -285,5 +301,10 @@ fn encode(batch: &Batch, judged: &Judged) -> (Vec<u8>, Vec<usize>) {
         ends.push(records.len());
     }
     encode_histograms(&mut records, &mut ends, batch, &judged.histograms);
+    if !judged.exemplars.is_empty() {
+        let exemplars = judged.exemplars.iter();
+        encode_exemplars(&mut records, batch, exemplars.copied());
+        ends.push(records.len());
+    }
     (records, ends)
 }

@@ -1,8 +1,8 @@
 //! What one write takes to the log.
 
-use crate::model::Timestamp;
 use crate::model::histogram::AnyHistogram;
 use crate::model::key_table::Slot;
+use crate::model::{HeadSeriesRef, Timestamp};
 use crate::tsdb::head::histograms::HistogramKind;
 
 /// What one write takes to the log: batches that were checked and are neither logged nor applied.
@@ -10,6 +10,7 @@ pub(super) struct Group {
     /// Number of its first batch, for marks.
     pub(super) first_request: u64,
     pub(super) accepted: Vec<AcceptedSample>,
+    pub(super) exemplars: Vec<AcceptedExemplar>,
     /// Series whose record is among `records`.
     pub(super) unlogged: Vec<Slot>,
     /// Records one after another, and where each ends.
@@ -23,6 +24,7 @@ pub(super) struct Group {
 /// What the group was before a batch that is taken out again.
 pub(super) struct Mark {
     pub(super) accepted: usize,
+    pub(super) exemplars: usize,
     pub(super) unlogged: usize,
     pub(super) records: usize,
     pub(super) ends: usize,
@@ -38,6 +40,16 @@ pub(super) struct AcceptedSample {
     pub(super) v: u64,
     pub(super) slot: Slot,
     pub(super) kind: AcceptedKind,
+}
+
+/// An exemplar that goes to the log.
+#[derive(Clone, Copy)]
+pub(super) struct AcceptedExemplar {
+    pub(super) series_ref: HeadSeriesRef,
+    pub(super) slot: Slot,
+    /// The place of its batch among those that are appended together, and its own in that.
+    pub(super) batch: usize,
+    pub(super) place: u32,
 }
 
 /// Places in a batch have fewer bits.
@@ -101,6 +113,7 @@ impl Default for Group {
         Group {
             first_request: 0,
             accepted: Vec::new(),
+            exemplars: Vec::new(),
             unlogged: Vec::new(),
             records: Vec::new(),
             ends: Vec::new(),
@@ -113,6 +126,7 @@ impl Default for Group {
 impl Group {
     pub(super) fn clear(&mut self) {
         self.accepted.clear();
+        self.exemplars.clear();
         self.unlogged.clear();
         self.records.clear();
         self.ends.clear();
@@ -122,6 +136,7 @@ impl Group {
     pub(super) fn mark(&self) -> Mark {
         Mark {
             accepted: self.accepted.len(),
+            exemplars: self.exemplars.len(),
             unlogged: self.unlogged.len(),
             records: self.records.len(),
             ends: self.ends.len(),
@@ -142,6 +157,7 @@ impl Group {
 
     pub(super) fn capacity_bytes(&self) -> usize {
         self.accepted.capacity() * size_of::<AcceptedSample>()
+            + self.exemplars.capacity() * size_of::<AcceptedExemplar>()
             + self.unlogged.capacity() * size_of::<Slot>()
             + self.records.capacity()
             + self.ends.capacity() * size_of::<usize>()
@@ -152,6 +168,7 @@ impl Mark {
     /// Of a group without batches.
     pub(super) const START: Mark = Mark {
         accepted: 0,
+        exemplars: 0,
         unlogged: 0,
         records: 0,
         ends: 0,

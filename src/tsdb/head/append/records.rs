@@ -52,7 +52,7 @@ impl Head {
         batch: &Batch,
         mark: &Mark,
     ) -> Result<(), WalError> {
-        let Group { unlogged, records, ends, .. } = &mut log.group;
+        let Group { unlogged, exemplars, records, ends, .. } = &mut log.group;
         let unlogged = &unlogged[mark.unlogged..];
         if !unlogged.is_empty() {
             let mut made = MadeKeys { batch, made: &log.scratch.made, next: 0 };
@@ -90,6 +90,13 @@ impl Head {
             encode_histograms(records, ends, batch, &record_histograms[begun.1..end.1]);
             begun = end;
         }
+        let exemplars = &exemplars[mark.exemplars..];
+        if !exemplars.is_empty() {
+            let exemplars = exemplars.iter();
+            let exemplars = exemplars.map(|one| (one.series_ref, one.place as usize));
+            encode_exemplars(records, batch, exemplars);
+            ends.push(records.len());
+        }
         // One that is too long is its own batch's fault, not the group's.
         let mut start = mark.records;
         for end in &ends[mark.ends..] {
@@ -98,6 +105,20 @@ impl Head {
         }
         Ok(())
     }
+}
+
+/// Appends the record of exemplars of a batch, given by their series and their places in it.
+pub(super) fn encode_exemplars(
+    records: &mut Vec<u8>,
+    batch: &Batch,
+    exemplars: impl Iterator<Item = (HeadSeriesRef, usize)>,
+) {
+    let logged = exemplars.map(|(series_ref, place)| {
+        let sent = &batch.exemplars[place];
+        let labels = LabelIter::of_canonical(batch.exemplar_labels(sent));
+        (series_ref, sent.t, sent.v, labels)
+    });
+    record::encode_exemplars(records, logged);
 }
 
 /// Appends the records of histograms of a batch, and where each ends.

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 
 use crate::model::histogram::AnyHistogram;
 use crate::model::key_table::Slot;
+use crate::model::labels::LabelIter;
 use crate::model::{HeadSeriesRef, Timestamp};
 use crate::tsdb::chunkenc::samples::{SampleIterator, Value};
 use crate::tsdb::head::Head;
@@ -23,6 +24,7 @@ const SERIES_TOGETHER: usize = 256;
 /// Samples of a record, more or less.
 const SAMPLES_TOGETHER: usize = 8192;
 const HISTOGRAMS_TOGETHER: usize = 64;
+const EXEMPLARS_TOGETHER: usize = 1024;
 
 /// Groups that were logged since the last good sync, in order of the log.
 #[derive(Default)]
@@ -83,7 +85,8 @@ impl Head {
         }
         wal.replace_lost_end(|wal| {
             self.log_series_again(wal, unsynced)?;
-            self.log_samples_again(wal, unsynced)
+            self.log_samples_again(wal, unsynced)?;
+            self.log_exemplars_again(wal)
         })
     }
 
@@ -133,6 +136,24 @@ impl Head {
             }
         }
         Ok(())
+    }
+
+    /// All that are kept. A replay passes over those that it has.
+    fn log_exemplars_again(&self, wal: &mut Wal) -> Result<(), WalError> {
+        let mut first = 0;
+        loop {
+            let exemplars = self.exemplars.in_order_of_arrival(first, EXEMPLARS_TOGETHER);
+            if exemplars.is_empty() {
+                return Ok(());
+            }
+            first += exemplars.len();
+            let logged = exemplars.iter().map(|(series_ref, one)| {
+                (*series_ref, one.t, one.v, LabelIter::of_canonical(&one.labels))
+            });
+            let mut bytes = Vec::new();
+            record::encode_exemplars(&mut bytes, logged);
+            let _ = wal.append(&[&bytes])?;
+        }
     }
 
     /// Samples of these slots from `mint` on, each series' in order. What is in files was durable in

@@ -59,8 +59,8 @@ fn of_histograms(labels: &[(&str, &str)], histograms: &[AnyHistogram]) -> Vec<u8
 }
 
 fn decoded(request: &[u8], batch: &mut Batch) -> Result<WriteOutcome, NotDecoded> {
-    let caps = LabelCaps::default();
-    decode_request(request, &nothing().table.lookup(), Manners::Thanos, caps, batch)
+    let options = DecodeOptions::new(Manners::Thanos);
+    decode_request(request, &nothing().table.lookup(), options, batch)
 }
 
 #[test]
@@ -191,8 +191,7 @@ fn memory_is_asked_for_before_histograms_take_it() {
                 RequestFields::new(&request),
                 request.len(),
                 &nothing().table.lookup(),
-                Manners::Thanos,
-                LabelCaps::default(),
+                DecodeOptions::new(Manners::Thanos),
                 &mut batch,
                 &mut held,
             );
