@@ -51,7 +51,8 @@
 //! # The path of a write
 //!
 //! 1. [`http::remote_write`] holds the stages of a request in their order: tenant, admission by
-//!    bytes, size caps, body, snappy, version. Writes of peers come through [`grpc`] or
+//!    bytes, size caps, body, snappy, version. [Remote write 2.0](wire::remote_write_v2) and
+//!    [OTLP](wire::otlp) become a request of 1.0 here, and nobody behind knows the difference. Writes of peers come through [`grpc`] or
 //!    [`capnproto`] and [`write::peer_writes`] and join here: all go into one [`write::sink`].
 //!    In a ring, [`write::distribute`] then gives each series its endpoints, and [`write::fanout`]
 //!    hands batches to this node and to [`peer`]s, and answers once [`write::quorum`] has a verdict.

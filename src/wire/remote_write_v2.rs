@@ -16,12 +16,13 @@
 //!
 //! Every series is read once. Its labels are put in from the table, samples and histograms are
 //! copied without their start timestamps, which nobody keeps, and metadata is checked and counted.
-//! What comes out is judged by its length before it takes memory: a reference of one byte may stand
-//! for a symbol of many.
+//! A label that was written before is copied as a whole, from where it is: most series of a request
+//! have most of their labels in common with one before. What comes out is judged by its length before
+//! it takes memory: a reference of one byte may stand for a symbol of many.
 
 use crate::model::varint::{read_varint, split_len_prefixed};
 use crate::wire::remote_write_v1::{DecodeError, Value, WRONG_WIRE_TYPE, read_field, read_sample};
-use crate::wire::request_builder::{RequestBuilder, Stop, Text, TooLong};
+use crate::wire::request_builder::{RequestBuilder, Stop, Text, TooLong, WrittenLabel};
 
 const REQUEST: &str = "remote write 2.0 request";
 const SERIES: &str = "timeseries";
@@ -37,6 +38,12 @@ const START_TIMESTAMP: u32 = 17;
 
 /// A symbol takes two bytes of a request at least; so many does one of a usual request.
 const SYMBOL_BYTES_USUAL: usize = 32;
+
+/// Labels of one series that are remembered to be copied.
+const FRESH_MAX: usize = 1024;
+
+/// No reference: the table has fewer symbols than its request has bytes.
+const NO_NAME: u32 = u32::MAX;
 
 /// Why a request is not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -68,7 +75,7 @@ pub fn resolve<E: From<ResolveError>>(
     let (symbols, table_bytes) = Symbols::read(request, &mut admit)?;
     let admit = |bytes: u64| admit(bytes.saturating_add(table_bytes)).map_err(Stop::Told);
     let builder = RequestBuilder::new(out, max, admit);
-    let mut resolver = Resolver { symbols, builder, metadata: 0 };
+    let mut resolver = Resolver { symbols, builder, fresh: Vec::new(), metadata: 0 };
     match resolver.take_all(request) {
         Ok(()) => Ok(Resolved { len: resolver.builder.finish(), metadata: resolver.metadata }),
         Err(Stop::Told(error)) => Err(error),
@@ -76,11 +83,20 @@ pub fn resolve<E: From<ResolveError>>(
     }
 }
 
-/// The table of symbols: where in the request each is.
+/// The table of symbols.
 struct Symbols<'r> {
     request: &'r [u8],
-    /// Start and length.
-    places: Vec<(u32, u32)>,
+    symbols: Vec<Symbol>,
+}
+
+/// Where in the request a symbol is, and the last label that was written with it as its value.
+#[derive(Clone, Copy)]
+struct Symbol {
+    start: u32,
+    len: u32,
+    /// The reference to that label's name.
+    name: u32,
+    label: WrittenLabel,
 }
 
 impl<'r> Symbols<'r> {
@@ -94,7 +110,7 @@ impl<'r> Symbols<'r> {
         if u32::try_from(request.len()).is_err() {
             return Err(malformed("longer than 4 GiB"));
         }
-        let mut places: Vec<(u32, u32)> = Vec::new();
+        let mut symbols: Vec<Symbol> = Vec::new();
         let mut table_bytes = 0;
         let (mut has_known, mut rest) = (false, request);
         while !rest.is_empty() {
@@ -110,21 +126,22 @@ impl<'r> Symbols<'r> {
             match (number, value) {
                 (4, Value::Bytes(symbol)) => {
                     has_known = true;
-                    if places.is_empty() && !symbol.is_empty() {
+                    if symbols.is_empty() && !symbol.is_empty() {
                         return Err(malformed("the first symbol is not empty"));
                     }
-                    if places.len() == places.capacity() {
+                    if symbols.len() == symbols.capacity() {
                         let usual = request.len() / SYMBOL_BYTES_USUAL;
-                        let more = places.len().max(usual).max(64);
-                        table_bytes = ((places.len() + more) * size_of::<(u32, u32)>()) as u64;
+                        let more = symbols.len().max(usual).max(64);
+                        table_bytes = ((symbols.len() + more) * size_of::<Symbol>()) as u64;
                         admit(table_bytes)?;
-                        places.reserve_exact(more);
+                        symbols.reserve_exact(more);
                     }
                     // Both are at most the request's length, and that is below 2^32.
                     let start = request.len() - after.len() - symbol.len();
                     let place = (u32::try_from(start), u32::try_from(symbol.len()));
                     let (Ok(start), Ok(len)) = place else { continue };
-                    places.push((start, len));
+                    let label = WrittenLabel::NONE;
+                    symbols.push(Symbol { start, len, name: NO_NAME, label });
                 }
                 // Looked at when it is its turn.
                 (5, Value::Bytes(_)) => has_known = true,
@@ -135,19 +152,26 @@ impl<'r> Symbols<'r> {
         if !has_known && !request.is_empty() {
             return Err(malformed("neither symbols nor series, but other fields"));
         }
-        Ok((Symbols { request, places }, table_bytes))
+        Ok((Symbols { request, symbols }, table_bytes))
     }
 
     #[inline]
     fn get(&self, reference: u64) -> Option<Text<'r>> {
-        let (start, len) = *self.places.get(usize::try_from(reference).ok()?)?;
+        let Symbol { start, len, .. } = *self.symbols.get(usize::try_from(reference).ok()?)?;
         Text::within(self.request, start as usize, len as usize)
+    }
+
+    #[inline]
+    fn get_mut(&mut self, reference: u64) -> Option<&mut Symbol> {
+        self.symbols.get_mut(usize::try_from(reference).ok()?)
     }
 }
 
 struct Resolver<'r, 'b, A> {
     symbols: Symbols<'r>,
     builder: RequestBuilder<'b, A>,
+    /// Values of labels that were first written in the series at hand.
+    fresh: Vec<u64>,
     metadata: u64,
 }
 
@@ -193,13 +217,26 @@ where
             }
         }
         labels.end()?;
-        self.builder.close_series(open)
+        if self.builder.close_series(open)? {
+            self.forget_fresh();
+        }
+        self.fresh.clear();
+        Ok(())
+    }
+
+    /// What was written in the series at hand was moved.
+    fn forget_fresh(&mut self) {
+        for value in self.fresh.drain(..) {
+            if let Some(symbol) = self.symbols.get_mut(value) {
+                symbol.name = NO_NAME;
+            }
+        }
     }
 
     /// Puts in the labels that a field of references names.
     fn take_refs(
         &mut self,
-        labels: &mut Labels<'r>,
+        labels: &mut Labels,
         value: Value<'r>,
     ) -> Result<(), Stop<ResolveError, E>> {
         let mut packed = match value {
@@ -219,13 +256,31 @@ where
     #[inline]
     fn take_ref(
         &mut self,
-        labels: &mut Labels<'r>,
+        labels: &mut Labels,
         reference: u64,
     ) -> Result<(), Stop<ResolveError, E>> {
-        let text = self.symbols.get(reference).ok_or(OUT_OF_TABLE)?;
-        match labels.name.take() {
-            None => labels.name = Some(text),
-            Some(name) => self.builder.label(name, text)?,
+        let Some(name) = labels.name.take() else {
+            labels.name = Some(reference);
+            return Ok(());
+        };
+        let symbol = self.symbols.get_mut(reference).ok_or(OUT_OF_TABLE)?;
+        // The name was in the table when the label was written.
+        match u64::from(symbol.name) == name && name != u64::from(NO_NAME) {
+            true => self.builder.label_again(symbol.label),
+            false => self.take_new_label(name, reference),
+        }
+    }
+
+    fn take_new_label(&mut self, name: u64, value: u64) -> Result<(), Stop<ResolveError, E>> {
+        let texts = (self.symbols.get(name), self.symbols.get(value));
+        let (Some(name_text), Some(value_text)) = texts else { return Err(OUT_OF_TABLE.into()) };
+        let label = self.builder.label_to_copy(name_text, value_text)?;
+        if self.fresh.len() < FRESH_MAX
+            && let Ok(name) = u32::try_from(name)
+            && let Some(symbol) = self.symbols.get_mut(value)
+        {
+            self.fresh.push(value);
+            (symbol.name, symbol.label) = (name, label);
         }
         Ok(())
     }
@@ -289,7 +344,10 @@ where
         }
         labels.end()?;
         self.builder.exemplar_value(t, v)?;
-        self.builder.close_exemplar(open)
+        if self.builder.close_exemplar(open)? {
+            self.forget_fresh();
+        }
+        Ok(())
     }
 
     fn take_metadata(&mut self, mut message: &[u8]) -> Result<(), Stop<ResolveError, E>> {
@@ -317,12 +375,12 @@ const OUT_OF_TABLE: DecodeError = DecodeError { field: REQUEST, what: "no such s
 
 /// Labels of a series or of an exemplar, as far as they were read.
 #[derive(Default)]
-struct Labels<'r> {
-    /// A name whose value is still to come.
-    name: Option<Text<'r>>,
+struct Labels {
+    /// The reference to a name whose value is still to come.
+    name: Option<u64>,
 }
 
-impl Labels<'_> {
+impl Labels {
     fn end(self) -> Result<(), DecodeError> {
         match self.name {
             None => Ok(()),

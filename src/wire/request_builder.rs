@@ -20,12 +20,13 @@ const SAMPLE_TIME: u8 = 0x10;
 const EXEMPLAR_VALUE: u8 = 0x11;
 const EXEMPLAR_TIME: u8 = 0x18;
 
-/// Short texts are copied as so many bytes, whatever follows them.
+/// Short texts, and short labels, are copied as so many bytes, whatever follows them.
 const SHORT: usize = 32;
+const SHORT_LABEL: usize = 64;
 
-/// Beyond what is asked for there is always room for a short text, and for the length of a message
+/// Beyond what is asked for there is always room for a short label, and for the length of a message
 /// that takes more bytes than was guessed.
-const SLACK: usize = SHORT + 10;
+const SLACK: usize = SHORT_LABEL + 10;
 
 /// What is admitted first.
 const STEP_BYTES: usize = 64 << 10;
@@ -73,6 +74,20 @@ pub struct RequestBuilder<'b, A> {
     admitted: usize,
     max: usize,
     admit: A,
+    /// Bytes of the last series' length: a guess at the next one's.
+    series_len_bytes: usize,
+}
+
+/// A label that was written, as its field's bytes: where they are, and how many. It is there as long
+/// as no message around it is moved.
+#[derive(Clone, Copy, Debug)]
+pub struct WrittenLabel {
+    at: u32,
+    len: u32,
+}
+
+impl WrittenLabel {
+    pub const NONE: WrittenLabel = WrittenLabel { at: 0, len: 0 };
 }
 
 /// A message whose length is not known yet.
@@ -81,6 +96,7 @@ pub struct Open {
     body: usize,
     /// Bytes that were left for its length.
     len_bytes: usize,
+    is_series: bool,
 }
 
 impl<'r> From<&'r [u8]> for Text<'r> {
@@ -112,7 +128,8 @@ where
     pub fn new(out: &'b mut Vec<u8>, max: u64, admit: A) -> RequestBuilder<'b, A> {
         // A request is shorter than 4 GiB, or it would not be taken anywhere.
         let max = usize::try_from(max.min(u64::from(u32::MAX))).unwrap_or(usize::MAX);
-        RequestBuilder { out, at: 0, admitted: 0, max, admit }
+        // Most series are of 128 bytes to 16 KiB.
+        RequestBuilder { out, at: 0, admitted: 0, max, admit, series_len_bytes: 2 }
     }
 
     /// Bytes written.
@@ -135,17 +152,16 @@ where
     }
 
     pub fn open_series(&mut self) -> Result<Open, E> {
-        // Most are of 128 bytes to 16 KiB.
-        self.open(TAG_FIELD_1, 2)
+        self.open(TAG_FIELD_1, self.series_len_bytes)
     }
 
-    /// Ends the series.
+    /// Ends the series, and says whether it had to be moved for its length.
     #[inline]
-    pub fn close_series(&mut self, open: Open) -> Result<(), E> {
-        self.close(open)?;
+    pub fn close_series(&mut self, open: Open) -> Result<bool, E> {
+        let was_moved = self.close(open)?;
         // What is over the cap by a little less than was asked for is seen here.
         match self.at <= self.max {
-            true => Ok(()),
+            true => Ok(was_moved),
             false => Err(TooLong { max: self.max as u64 }.into()),
         }
     }
@@ -154,32 +170,42 @@ where
         self.open(EXEMPLAR, 1)
     }
 
-    /// Ends the exemplar, and goes on with its series.
-    pub fn close_exemplar(&mut self, open: Open) -> Result<(), E> {
+    /// Ends the exemplar, and goes on with its series. Says whether it had to be moved.
+    pub fn close_exemplar(&mut self, open: Open) -> Result<bool, E> {
         self.close(open)
     }
 
     /// Writes the message's length.
     #[inline]
-    fn close(&mut self, open: Open) -> Result<(), E> {
+    fn close(&mut self, open: Open) -> Result<bool, E> {
         let len = self.at.saturating_sub(open.body);
         let (bytes, len_bytes) = varint_bytes(len as u64);
-        if len_bytes != open.len_bytes {
+        let is_moved = len_bytes != open.len_bytes;
+        if is_moved {
             self.room(len_bytes)?;
             let body = open.body - open.len_bytes + len_bytes;
             self.out.copy_within(open.body..self.at, body);
             self.at = body + len;
         }
+        if open.is_series {
+            self.series_len_bytes = len_bytes;
+        }
         let at = open.body - open.len_bytes;
         if let Some(place) = self.out.get_mut(at..at + len_bytes) {
             place.copy_from_slice(bytes.get(..len_bytes).unwrap_or_default());
         }
-        Ok(())
+        Ok(is_moved)
     }
 
     /// A label of the series or exemplar that is open.
-    #[inline]
     pub fn label(&mut self, name: Text<'_>, value: Text<'_>) -> Result<(), E> {
+        self.label_to_copy(name, value).map(|_| ())
+    }
+
+    /// The same, and where it is.
+    #[inline]
+    pub fn label_to_copy(&mut self, name: Text<'_>, value: Text<'_>) -> Result<WrittenLabel, E> {
+        let start = self.at;
         let text = |text: Text<'_>| 1 + varint_len(text.len as u64) + text.len;
         let body = text(name) + text(value);
         self.room(1 + varint_len(body as u64) + body)?;
@@ -188,6 +214,27 @@ where
         self.text(name);
         self.head(TAG_FIELD_2, value.len);
         self.text(value);
+        // A request is shorter than 4 GiB.
+        let (at, len) = (u32::try_from(start), u32::try_from(self.at - start));
+        Ok(at.and_then(|at| len.map(|len| WrittenLabel { at, len })).unwrap_or(WrittenLabel::NONE))
+    }
+
+    /// The same label once more: mostly a copy of fixed length.
+    #[inline]
+    pub fn label_again(&mut self, label: WrittenLabel) -> Result<(), E> {
+        let (start, len) = (label.at as usize, label.len as usize);
+        self.room(len)?;
+        if len <= SHORT_LABEL
+            && let Some(bytes) = self.out.get(start..)
+            && let Some(bytes) = bytes.first_chunk::<SHORT_LABEL>().copied()
+            && let Some(place) = self.out.get_mut(self.at..)
+            && let Some(place) = place.first_chunk_mut()
+        {
+            *place = bytes;
+        } else {
+            self.out.copy_within(start..start + len, self.at);
+        }
+        self.at += len;
         Ok(())
     }
 
@@ -224,9 +271,9 @@ where
 
     fn open(&mut self, tag: u8, len_bytes: usize) -> Result<Open, E> {
         self.room(1 + len_bytes)?;
-        self.array([tag, 0, 0]);
-        self.at = self.at - 2 + len_bytes;
-        Ok(Open { body: self.at, len_bytes })
+        self.array([tag]);
+        self.at += len_bytes;
+        Ok(Open { body: self.at, len_bytes, is_series: tag == TAG_FIELD_1 })
     }
 
     /// Zeros are left out, as proto3 has it; -0.0 is not, which it has otherwise.

@@ -20,3 +20,4 @@ mod stand_in;
 #[path = "../support/mod.rs"]
 mod support;
 mod tls;
+mod versions;

@@ -23,8 +23,8 @@ use crate::write::error::{Invalid, TooLarge, Unavailable, WriteError};
 use crate::write::sink::{Sender, WriteSink};
 use crate::write::{Manners, WriteOutcome, heavy};
 
-/// What is inflated, and made of it, on a thread that serves sockets: what is longer is begun anew
-/// elsewhere.
+/// What is inflated, and made of it, on a thread that serves sockets: of a small body, unless it turns
+/// out to stand for more. Then it is begun anew elsewhere.
 const HERE_MAX: u64 = heavy::LARGE_BYTES as u64;
 
 /// Which path an export came by.
@@ -187,10 +187,11 @@ impl Export {
     async fn make(mut self, inflated: &BufferPool, made: &BufferPool) -> Result<Made, WriteError> {
         let (mut inflated, mut out) = (inflated.take(), made.take());
         let mut parsed = made.take();
-        let here = self.make_into(&mut inflated, &mut parsed, &mut out, HERE_MAX);
-        match here {
-            Err(NotMade::Longer) => {}
-            here => return self.finish(out, here),
+        if self.block.as_slice().len() <= heavy::LARGE_MESSAGE_BYTES {
+            let here = self.make_into(&mut inflated, &mut parsed, &mut out, HERE_MAX);
+            if !matches!(here, Err(NotMade::Longer)) {
+                return self.finish(out, here);
+            }
         }
         let work = move || {
             let made = self.make_into(&mut inflated, &mut parsed, &mut out, u64::MAX);
@@ -213,10 +214,6 @@ impl Export {
             NotMade::Write(WriteError::TooLarge(_)) if max > here_max => NotMade::Longer,
             other => other,
         };
-        if block.len() as u64 > here_max {
-            return Err(NotMade::Longer);
-        }
-
         let max = self.inflated_bytes_max;
         let hold =
             |bytes: u64| inflight.resize(held.saturating_add(bytes)).map_err(NotMade::Overloaded);

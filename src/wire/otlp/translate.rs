@@ -354,7 +354,8 @@ where
         for i in 0..if has_exemplars { self.point.exemplars.len() } else { 0 } {
             self.write_exemplar(i)?;
         }
-        self.builder.close_series(open)
+        self.builder.close_series(open)?;
+        Ok(())
     }
 
     /// A classic histogram, as series of its sum, its count and its buckets.
@@ -435,7 +436,8 @@ where
         self.labels.write(&mut self.builder, name, false, more)?;
         let value = self.value(value);
         self.builder.sample(self.point.time_ms(), value)?;
-        self.builder.close_series(open)
+        self.builder.close_series(open)?;
+        Ok(())
     }
 
     /// The bits of a value of the point at hand.
@@ -471,7 +473,8 @@ where
         for i in 0..self.point.exemplars.len() {
             self.write_exemplar(i)?;
         }
-        self.builder.close_series(open)
+        self.builder.close_series(open)?;
+        Ok(())
     }
 
     /// Writes the exemplar of this number of the point at hand into the series that is open.
@@ -509,7 +512,8 @@ where
             }
         }
         self.builder.exemplar_value(to_ms(time), value)?;
-        self.builder.close_exemplar(open)
+        self.builder.close_exemplar(open)?;
+        Ok(())
     }
 
     /// Writes the series about a resource itself, if there is anything to say: it has attributes
@@ -543,7 +547,8 @@ where
         let open = self.builder.open_series()?;
         self.labels.write(&mut self.builder, "target_info", true, None)?;
         self.builder.sample(time, 1f64.to_bits())?;
-        self.builder.close_series(open)
+        self.builder.close_series(open)?;
+        Ok(())
     }
 }
 
