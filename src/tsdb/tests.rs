@@ -13,10 +13,12 @@ use crate::disk::SystemDisk;
 use crate::disk::faulty::{FailedSync, FaultyDisk};
 use crate::metrics::Registry;
 use crate::model::HeadSeriesRef;
+use crate::model::STALE_NAN_BITS;
+use crate::model::histogram::{AnyHistogram, CUSTOM_BUCKETS_SCHEMA, Histogram, Layout};
 use crate::tsdb::chunkenc::xor::XorIterator;
 use crate::tsdb::exemplars::Exemplar;
 use crate::tsdb::head::append::Refusal;
-use crate::tsdb::head::tests::{dump, push};
+use crate::tsdb::head::tests::{dump, number_of_series, push};
 use crate::tsdb::loading::Loading;
 use crate::tsdb::querier::tests::assert_gathered;
 use crate::tsdb::wal::Compression;
@@ -216,6 +218,56 @@ fn with_lost_end(series: u64) -> (FaultyDisk, Arc<Db>) {
     assert!(matches!(lost, Err(SyncError::TailLost)), "{lost:?}");
     assert!(matches!(append_long(&db, 1, NOW + 5000), Err(WalError::SyncFailed)));
     (disk, db)
+}
+
+/// A series whose samples change from kind to kind, so that no order of records but that of the
+/// samples gives them all back.
+#[test]
+fn a_lost_end_is_logged_again_whatever_kinds_of_samples_it_had() {
+    let disk = FaultyDisk::new();
+    let db = open_with(&disk, NOW, DbOptions { wal_segment_bytes: 2 << 20, ..options() });
+    let append = |t: i64| {
+        // What is short is kept and written again as it was.
+        append_long(&db, t as u64, NOW + t).unwrap();
+        let mut batch = Batch::default();
+        for series in 0..3 {
+            let labels = json!([["__name__", "m"], ["n", series.to_string()]]);
+            let number = number_of_series(&db, &mut batch, &labels);
+            let custom = Layout {
+                schema: CUSTOM_BUCKETS_SCHEMA,
+                custom_bounds: vec![1.0],
+                ..Layout::default()
+            };
+            match (t / 5 + series) % 5 {
+                0 => batch.push_histogram(
+                    number,
+                    NOW + t,
+                    AnyHistogram::Integer(Histogram::default()),
+                ),
+                1 => {
+                    batch.push_histogram(number, NOW + t, AnyHistogram::Float(Histogram::default()))
+                }
+                2 => {
+                    let histogram = Histogram { layout: custom, ..Histogram::default() };
+                    batch.push_histogram(number, NOW + t, AnyHistogram::Integer(histogram));
+                }
+                3 => batch.push(number, NOW + t, STALE_NAN_BITS),
+                _ => batch.push(number, NOW + t, t as u64),
+            }
+        }
+        assert_eq!(db.append(&batch).unwrap().stored, 3);
+    };
+    append(0);
+    db.sync_handle().sync().unwrap();
+    (1..200).for_each(append);
+    let before = dump(&db);
+    disk.fail_syncs(1, FailedSync::DropsBytes);
+    assert!(db.sync_handle().sync().is_err());
+    let reopened = |disk: &FaultyDisk| dump(&open(disk));
+    assert!(reopened(&disk.after_power_cut()) != before, "it is lost indeed");
+    assert!(db.replace_lost_end().unwrap());
+    assert!(dump(&db) == before);
+    assert!(reopened(&disk.after_power_cut()) == before);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //!
 //! The block is what Prometheus would make of the same samples: the symbols are all of the head's, as
 //! they are when the cut begins; chunks are taken as they lie, but for those with samples on both sides
-//! of the span's end.
+//! of the span's end. One that is open keeps what it says of counter resets, which Prometheus loses.
 //!
 //! It is made a few hundred series at a time, and appends and queries go on between. What it takes: 12
 //! bytes a label of the head that is like no other, 24 a series in the block, and what the writer

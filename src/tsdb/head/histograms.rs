@@ -261,3 +261,6 @@ fn finished<N: Kind>(chunk: &OpenHistogramChunk<N>) -> Encoded {
         bytes: chunk.bytes().into(),
     }
 }
+
+#[cfg(test)]
+mod tests;

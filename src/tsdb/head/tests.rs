@@ -142,7 +142,7 @@ fn without_needless_bounds(sample: &Value) -> Option<AnyHistogram> {
 }
 
 /// Adds a recorded sample of any kind.
-fn push_recorded(db: &Db, batch: &mut Batch, labels: &Value, sample: &Value) {
+pub(crate) fn push_recorded(db: &Db, batch: &mut Batch, labels: &Value, sample: &Value) {
     let t = sample[0].as_i64().unwrap();
     let series = number_of_series(db, batch, labels);
     match without_needless_bounds(sample) {
