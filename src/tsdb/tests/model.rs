@@ -123,9 +123,24 @@ impl Model {
 
     /// Some rounds, each a step later, of some series.
     fn write(&mut self) {
+        let kinds = [(); 5].map(|()| self.numbers.below(KINDS));
+        self.write_kinds(kinds, 20);
+    }
+
+    /// What series have: another kind would wait until the log is read.
+    fn kinds(&self) -> [u64; 5] {
+        [0, 1, 2, 3, 4].map(|series| {
+            let samples = self.samples.get(&series);
+            // A marker is of the kind of what it ends.
+            let mut kinds = samples.into_iter().flatten().rev().map(|(_, sample)| sample.kind);
+            kinds.find(|kind| *kind != 4).unwrap_or(5)
+        })
+    }
+
+    /// One in `others_in` is of another kind.
+    fn write_kinds(&mut self, kinds: [u64; 5], others_in: u64) {
         let step = [1_000, 15_000, 60_000, HOUR * 2][self.numbers.below(4) as usize];
         let rounds = if step == HOUR * 2 { 2 } else { self.numbers.below(200) as i64 };
-        let kinds = [(); 5].map(|()| self.numbers.below(KINDS));
         for _ in 0..rounds {
             let now = self.life.clock.now() + step;
             self.life.clock.set(now);
@@ -134,7 +149,7 @@ impl Model {
             for series in 0..5 {
                 if self.numbers.below(4) > 0 {
                     let v = self.numbers.below(3);
-                    let kind = match self.numbers.below(20) {
+                    let kind = match self.numbers.below(others_in) {
                         0 => self.numbers.below(KINDS),
                         _ => kinds[series as usize],
                     };
@@ -269,7 +284,7 @@ impl Model {
             let before: usize = self.samples.values().map(BTreeMap::len).sum();
             match self.numbers.below(3) {
                 0 => self.repeat(),
-                _ => self.write(),
+                _ => self.write_kinds(self.kinds(), 500),
             }
             let after: usize = self.samples.values().map(BTreeMap::len).sum();
             self.early += u64::from(after > before);
