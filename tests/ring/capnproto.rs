@@ -6,17 +6,21 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ringest::metrics::Registry;
+use ringest::model::histogram::{AnyHistogram, CUSTOM_BUCKETS_SCHEMA, Histogram, Layout, Span};
 use ringest::peer::message::{ForwardMessage, Protocol};
 use ringest::peer::{PeerOptions, PeerPool};
 use ringest::wire::capnproto::encode::SeriesTable;
 use ringest::wire::capnproto::rpc::WriteError;
+use ringest::wire::histogram::HistogramMessage;
 
 use crate::load::Load;
 use crate::node::{self, Node, Ring, new_node};
 use crate::released::{self, Released, Write};
+use crate::support::histograms::digest;
 use crate::support::messages::{WriteRequest, field};
 use crate::support::now;
 use crate::support::process::wait_for;
+use crate::support::remote_read;
 
 #[test]
 fn every_copy_arrives_and_a_killed_node_is_used_again() {
@@ -119,29 +123,54 @@ fn a_verdict_is_per_series() {
 }
 
 #[test]
-fn custom_buckets_go_over_grpc() {
+fn histograms_arrive_as_they_were_sent_and_custom_buckets_over_grpc() {
     let ring = Ring::start_with(3, 3, Node::with_capnproto);
     let mut router =
         new_node(ring.root.path(), "router").with_ring(&ring.hashrings, 3).with_capnproto();
     router.start();
     router.wait_others();
-    assert_eq!(router.send(&node::write_request(0, 1)).status, 200);
+    let send = |name: &str, histogram: &AnyHistogram| {
+        let mut message = Vec::new();
+        // At the time of the other samples.
+        HistogramMessage::of_model(1_000_001, histogram).push_protobuf(&mut message);
+        let label = field(1, &[field(1, b"__name__"), field(2, name.as_bytes())].concat());
+        let series = field(1, &[label, field(4, &message)].concat());
+        let answer = router.send(&[series, node::write_request(0, 1)].concat());
+        assert_eq!(answer.status, 200, "{}", String::from_utf8_lossy(&answer.body));
+    };
+    let spans = |length| vec![Span { offset: 1, length }];
+    let exponential = AnyHistogram::Integer(Histogram {
+        layout: Layout { schema: 3, negative_spans: spans(2), ..Layout::default() },
+        count: 7,
+        sum: -1.5,
+        negative: vec![3, 1],
+        ..Histogram::default()
+    });
+    send("exponential", &exponential);
     assert_eq!(router.metric("grpc_client_started_total"), 0.0);
-    // Schema -53 and two bounds, at the time of the other samples.
-    let mut histogram = vec![0x20, 105, 0x78, 0xc1, 0x84, 0x3d, 0x82, 0x01, 16];
-    histogram.extend_from_slice(&[1.0f64.to_le_bytes(), 2.0f64.to_le_bytes()].concat());
-    let label = field(1, &[field(1, b"__name__"), field(2, b"h")].concat());
-    let series = [label, field(4, &histogram)].concat();
-    let request = [field(1, &series), node::write_request(1, 1)].concat();
-    let answer = router.send(&request);
-    let said = String::from_utf8_lossy(&answer.body);
-    assert_eq!(answer.status, 200, "{said}");
+    let custom = AnyHistogram::Float(Histogram {
+        layout: Layout {
+            schema: CUSTOM_BUCKETS_SCHEMA,
+            positive_spans: spans(1),
+            custom_bounds: vec![1.0, 2.5],
+            ..Layout::default()
+        },
+        count: 2.5,
+        positive: vec![2.5],
+        ..Histogram::default()
+    });
+    send("custom", &custom);
     // The verdict does not wait for the third.
     let has_sent_all = || (router.metric("grpc_client_started_total") >= 3.0).then_some(());
     wait_for(has_sent_all).expect("a call to each node");
     for node in &ring.nodes {
         let has_all = || (node.metric("prometheus_tsdb_head_series") == 3.0).then_some(());
         wait_for(has_all).expect("a copy on each node");
+        for (name, sent) in [("exponential", &exponential), ("custom", &custom)] {
+            let stored = remote_read::read(&node.http, None, name);
+            let stored: Vec<_> = stored.into_values().flatten().collect();
+            assert_eq!(stored, [(1_000_001, digest(sent))], "{name}");
+        }
     }
 }
 

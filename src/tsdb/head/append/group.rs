@@ -52,6 +52,8 @@ pub(super) struct AcceptedExemplar {
     pub(super) place: u32,
 }
 
+const _: () = assert!(size_of::<AcceptedSample>() == 24, "the kind fills a gap");
+
 /// Places in a batch have fewer bits.
 pub(super) const BATCH_SHIFT: u32 = u32::BITS;
 
