@@ -120,9 +120,8 @@ pub struct WriteService<S> {
     options: RemoteWriteOptions,
     admission: Arc<Admission>,
     bodies: BufferPool,
+    /// For what comes in another form than 1.0, and what is made of it, too.
     inflated: BufferPool,
-    /// For requests of 2.0 as those of 1.0.
-    resolved: BufferPool,
     metrics: WriteMetrics,
     /// Of the lines on writes that this node failed.
     told: Throttle<Discriminant<WriteError>>,
@@ -146,7 +145,6 @@ impl<S: WriteSink> WriteService<S> {
             options,
             bodies: pool("http_bodies"),
             inflated: pool("http_inflated"),
-            resolved: pool("http_resolved"),
             metrics: WriteMetrics::new(registry),
             told: Throttle::default(),
         }
@@ -237,7 +235,7 @@ impl<S: WriteSink> WriteService<S> {
             Version::V1 => (share(inflated, 0..request_bytes, inflight), 0),
             Version::V2 => {
                 let symbolic = Symbolic { inflated, bytes: request_bytes, inflight };
-                symbolic.resolve(&self.resolved, limits).await?
+                symbolic.resolve(&self.inflated, limits).await?
             }
         };
         if request.is_empty() {

@@ -357,10 +357,14 @@ where
         }
         let doubled = self.admitted.saturating_mul(2).max(STEP_BYTES).min(self.max);
         let admitted = doubled.max(needed).saturating_add(SLACK);
+        if self.out.capacity() < admitted {
+            // While it is copied it is there twice.
+            (self.admit)(admitted.saturating_add(self.admitted) as u64)?;
+            // By as much as was admitted, and not to twice as much.
+            self.out.reserve_exact(admitted.saturating_sub(self.out.len()));
+        }
         (self.admit)(admitted as u64)?;
         if self.out.len() < admitted {
-            // By as much as was admitted, and not to twice as much.
-            self.out.reserve_exact(admitted - self.out.len());
             self.out.resize(admitted, 0);
         }
         self.admitted = admitted;

@@ -3,7 +3,9 @@
 use std::io::Write as _;
 
 use crate::support::http::{Request, ask, connect, read_answer};
-use crate::support::messages::{WriteRequest, push_varint, write_request};
+use crate::support::messages::{
+    VERSION_2, WriteRequest, compressed, field, push_field, push_varint, write_request,
+};
 use crate::support::node::Node;
 use crate::support::now;
 use crate::support::random::{Random, seed};
@@ -77,6 +79,72 @@ fn bombs_are_refused_by_what_they_inflate_to() {
     node.assert_alive();
     let peak = node.resident_bytes_peak();
     assert!(peak < 220 * MIB, "{peak} bytes under a budget of 100 MB");
+}
+
+/// A request of 2.0 of `series` series, each of which names a symbol of a MiB so often.
+fn symbol_bomb(series: usize, refs: usize) -> Vec<u8> {
+    let mut request = field(4, b"");
+    push_field(&mut request, 4, &vec![b'x'; MIB as usize]);
+    let message = field(1, &vec![1; refs]);
+    (0..series).for_each(|_| push_field(&mut request, 5, &message));
+    compressed(&request)
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+#[test]
+fn bombs_of_other_forms_are_refused_by_what_they_stand_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let args = ["--receive.decoded-bytes-max=32MB", "--receive.inflight-bytes-max=100MB"];
+    let node = Node::start_ready(dir.path(), &args);
+    let post = |path: &str, content_type: &str, encoding: &str, body: &[u8]| {
+        let request = Request::new("POST", path).header("Content-Type", content_type);
+        ask(&node.remote_write, &request.header("Content-Encoding", encoding).body(body))
+    };
+    let spaces = vec![b' '; 40 * MIB as usize];
+    let deep = "[".repeat(100_000);
+    let deep = format!("{{\"resourceMetrics\": {deep}");
+    let attributes = vec!["{}"; 500_000].join(",");
+    let attributes = format!(
+        "{{\"resourceMetrics\": [{{\"scopeMetrics\": [{{\"metrics\": [{{\"name\": \"g\", \"gauge\": \
+         {{\"dataPoints\": [{{\"attributes\": [{attributes}]}}]}}}}]}}]}}]}}"
+    );
+    let json = "application/json";
+    let cases = [
+        ("/api/v1/receive", VERSION_2, "snappy", symbol_bomb(1, 80), 413),
+        ("/api/v1/write", VERSION_2, "snappy", symbol_bomb(100_000, 2), 413),
+        ("/api/v1/otlp", json, "gzip", gzip(&spaces), 413),
+        ("/api/v1/otlp", json, "zstd", zstd::stream::encode_all(&spaces[..], 3).unwrap(), 413),
+        ("/api/v1/otlp", json, "snappy", zeros_block(40 * MIB), 413),
+        ("/api/v1/otlp", json, "", deep.into_bytes(), 400),
+        ("/api/v1/otlp", json, "gzip", gzip(attributes.as_bytes()), 400),
+    ];
+    drop((spaces, attributes));
+    for (path, content_type, encoding, body, status) in &cases {
+        let answer = post(path, content_type, encoding, body);
+        assert_eq!(answer.status, *status, "{path} {encoding}: {}", answer.text());
+    }
+    // Within the cap, many at once: the budget holds.
+    let symbols = symbol_bomb(15, 2);
+    std::thread::scope(|scope| {
+        for i in 0..16 {
+            let (symbols, cases, post) = (&symbols, &cases, &post);
+            scope.spawn(move || {
+                let answer = match i % 2 {
+                    0 => post("/api/v1/receive", VERSION_2, "snappy", symbols),
+                    _ => post("/api/v1/otlp", json, "gzip", &cases[6].3),
+                };
+                assert!(matches!(answer.status, 400 | 409 | 503), "{answer:?}");
+            });
+        }
+    });
+    node.assert_alive();
+    let peak = node.resident_bytes_peak();
+    assert!(peak < 300 * MIB, "{peak} bytes under a budget of 100 MB");
 }
 
 /// Bytes of a request that has something of everything.

@@ -137,7 +137,7 @@ impl<S: WriteSink> WriteService<S> {
             made_bytes_max: limits.inflated_bytes_max(block_bytes),
             inflight,
         };
-        let made = export.make(&self.inflated, &self.resolved).await?;
+        let made = export.make(&self.inflated).await?;
         *untranslated = made.untranslated;
         if path == OtlpPath::Thanos && untranslated.count > 0 {
             return Err(WriteError::from(Invalid::Untranslated(untranslated.to_string())).into());
@@ -184,9 +184,8 @@ enum NotMade {
 }
 
 impl Export {
-    async fn make(mut self, inflated: &BufferPool, made: &BufferPool) -> Result<Made, WriteError> {
-        let (mut inflated, mut out) = (inflated.take(), made.take());
-        let mut parsed = made.take();
+    async fn make(mut self, buffers: &BufferPool) -> Result<Made, WriteError> {
+        let (mut inflated, mut parsed, mut out) = (buffers.take(), buffers.take(), buffers.take());
         if self.block.as_slice().len() <= heavy::LARGE_MESSAGE_BYTES {
             let here = self.make_into(&mut inflated, &mut parsed, &mut out, HERE_MAX);
             if !matches!(here, Err(NotMade::Longer)) {

@@ -79,8 +79,12 @@ where
             return Err(JsonError::TooLong(TooLong { max: self.max as u64 }).into());
         }
         let admitted = self.admitted.saturating_mul(2).max(STEP_BYTES).max(needed).min(self.max);
+        if self.out.capacity() < admitted {
+            // While it is copied it is there twice.
+            (self.admit)(admitted.saturating_add(self.admitted) as u64)?;
+            self.out.reserve_exact(admitted.saturating_sub(self.out.len()));
+        }
         (self.admit)(admitted as u64)?;
-        self.out.reserve_exact(admitted - self.out.len());
         self.admitted = admitted;
         Ok(())
     }
