@@ -7,10 +7,10 @@
 //! one value Prometheus takes the second if its labels hash higher, and refuses it otherwise; here that
 //! one is passed over, as no retry could ever store it.
 
-use std::collections::HashMap;
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque, hash_map};
 
-use parking_lot::RwLock;
+use parking_lot::{RwLock, RwLockReadGuard};
+use rapidhash::fast::RandomState;
 use xxhash_rust::xxh64::Xxh64;
 
 use crate::metrics::{Counter, Gauge, Registry};
@@ -88,7 +88,7 @@ struct Ring {
     entries: Vec<Entry>,
     /// Where the next one goes once there are as many as may be.
     next: usize,
-    series: HashMap<HeadSeriesRef, SeriesEntries>,
+    series: HashMap<HeadSeriesRef, SeriesEntries, RandomState>,
 }
 
 struct Entry {
@@ -112,7 +112,7 @@ impl Exemplars {
         // Places are of four bytes.
         let max = max.min(u32::MAX as usize);
         metrics.max.set(max as f64);
-        let ring = Ring { max, entries: Vec::new(), next: 0, series: HashMap::new() };
+        let ring = Ring { max, entries: Vec::new(), next: 0, series: HashMap::default() };
         Exemplars { window, ring: RwLock::new(ring), metrics }
     }
 
@@ -121,20 +121,9 @@ impl Exemplars {
         self.ring.read().max > 0
     }
 
-    /// Judges an exemplar by the newest one of its series, that which was accepted before it and is not
-    /// stored yet included.
-    pub fn judge(
-        &self,
-        series_ref: HeadSeriesRef,
-        exemplar: ExemplarRef<'_>,
-        accepted: Option<ExemplarRef<'_>>,
-    ) -> Verdict {
-        let ring = self.ring.read();
-        let newest = ring.newest(series_ref).map(Exemplar::borrowed);
-        // `None` comes before all times.
-        let newest =
-            [newest, accepted].into_iter().max_by_key(|one| one.map(|one| one.t)).flatten();
-        newest.map_or(Verdict::Store, |newest| judge(exemplar, newest, self.window))
+    /// What exemplars are judged by. Nothing is stored while it is held.
+    pub fn judge(&self) -> Judge<'_> {
+        Judge { window: self.window, ring: self.ring.read() }
     }
 
     /// Counts what was refused.
@@ -226,6 +215,29 @@ impl Exemplars {
     }
 }
 
+/// See [`Exemplars::judge`].
+pub struct Judge<'e> {
+    window: i64,
+    ring: RwLockReadGuard<'e, Ring>,
+}
+
+impl Judge<'_> {
+    /// Judges an exemplar by the newest one of its series, that which was accepted before it and is not
+    /// stored yet included.
+    pub fn judge(
+        &self,
+        series_ref: HeadSeriesRef,
+        exemplar: ExemplarRef<'_>,
+        accepted: Option<ExemplarRef<'_>>,
+    ) -> Verdict {
+        let newest = self.ring.newest(series_ref).map(Exemplar::borrowed);
+        // `None` comes before all times.
+        let newest =
+            [newest, accepted].into_iter().max_by_key(|one| one.map(|one| one.t)).flatten();
+        newest.map_or(Verdict::Store, |newest| judge(exemplar, newest, self.window))
+    }
+}
+
 /// By the newest exemplar of the series.
 fn judge(exemplar: ExemplarRef<'_>, newest: ExemplarRef<'_>, window: i64) -> Verdict {
     let ExemplarRef { t, v, labels } = exemplar;
@@ -286,63 +298,60 @@ impl Ring {
         window: i64,
         key: impl FnOnce() -> SeriesKey,
     ) -> bool {
-        if self.max == 0 {
+        let Ring { max, entries, next, series } = self;
+        if *max == 0 {
             return false;
         }
-        if let Some(newest) = self.newest(series_ref) {
+        let own = series.entry(series_ref);
+        let new = || SeriesEntries { key: key(), places: VecDeque::new() };
+        let own = own.or_insert_with(new);
+        let at = |place: u32| &entries[place as usize].exemplar;
+        let mut rank = own.places.len();
+        if let Some(newest) = own.places.back().map(|newest| at(*newest)) {
             if judge(exemplar.borrowed(), newest.borrowed(), window) != Verdict::Store {
                 return false;
             }
-            // What came out of order is taken for the one of its time that is there.
-            if exemplar.t < newest.t && self.has_one_of(series_ref, exemplar.t) {
-                return false;
+            if exemplar.t < newest.t {
+                rank = own.places.partition_point(|place| at(*place).t <= exemplar.t);
+                // What came out of order is taken for the one of its time that is there.
+                if rank > 0 && at(own.places[rank - 1]).t == exemplar.t {
+                    return false;
+                }
             }
         }
-        let place = match self.entries.len() < self.max {
-            true => self.entries.len(),
-            false => self.make_room(series_ref),
-        };
-        let at = self.place_among(series_ref, exemplar.t);
         let entry = Entry { series_ref, exemplar };
-        match self.entries.get_mut(place) {
-            Some(gone) => *gone = entry,
-            None => self.entries.push(entry),
+        if entries.len() < *max {
+            // Places are of four bytes, and no more are made.
+            own.places.insert(rank, entries.len() as u32);
+            entries.push(entry);
+            return true;
         }
-        let series = self
-            .series
-            .entry(series_ref)
-            .or_insert_with(|| SeriesEntries { key: key(), places: VecDeque::new() });
-        series.places.insert(at, place as u32);
+        let place = *next as u32;
+        *next = (*next + 1) % *max;
+        let gone = std::mem::replace(&mut entries[place as usize], entry).series_ref;
+        if gone == series_ref {
+            let is_before = own.forget(place).is_some_and(|gone| gone < rank);
+            own.places.insert(rank - usize::from(is_before), place);
+            return true;
+        }
+        own.places.insert(rank, place);
+        if let hash_map::Entry::Occupied(mut other) = series.entry(gone) {
+            other.get_mut().forget(place);
+            if other.get().places.is_empty() {
+                other.remove();
+            }
+        }
         true
     }
+}
 
-    /// Takes the exemplar that came first out, and gives its place. Its series stays though it has no
-    /// others if it is the one that is given.
-    fn make_room(&mut self, stays: HeadSeriesRef) -> usize {
-        let place = self.next;
-        self.next = (place + 1) % self.max;
-        let series_ref = self.entries[place].series_ref;
-        if let Some(series) = self.series.get_mut(&series_ref) {
-            // Mostly it is the first.
-            if let Some(at) = series.places.iter().position(|other| *other as usize == place) {
-                series.places.remove(at);
-            }
-            if series.places.is_empty() && series_ref != stays {
-                self.series.remove(&series_ref);
-            }
-        }
-        place
-    }
-
-    /// How many of the series' exemplars are no later.
-    fn place_among(&self, series_ref: HeadSeriesRef, t: Timestamp) -> usize {
-        let places = self.series.get(&series_ref).map(|series| &series.places);
-        places.map_or(0, |places| places.partition_point(|place| self.at(*place).t <= t))
-    }
-
-    fn has_one_of(&self, series_ref: HeadSeriesRef, t: Timestamp) -> bool {
-        let Some(series) = self.series.get(&series_ref) else { return false };
-        series.places.binary_search_by_key(&t, |place| self.at(*place).t).is_ok()
+impl SeriesEntries {
+    /// Takes a place out, and tells its rank.
+    fn forget(&mut self, place: u32) -> Option<usize> {
+        // Mostly it is the first.
+        let rank = self.places.iter().position(|other| *other == place)?;
+        self.places.remove(rank);
+        Some(rank)
     }
 }
 
@@ -416,7 +425,7 @@ mod tests {
         /// Adds an exemplar of a series whose slot is its ref, as an append does it.
         fn put(&self, series: u32, exemplar: Exemplar) -> Verdict {
             let series_ref = HeadSeriesRef(series.into());
-            let verdict = self.judge(series_ref, exemplar.borrowed(), None);
+            let verdict = self.judge().judge(series_ref, exemplar.borrowed(), None);
             if verdict == Verdict::Store {
                 self.add([(series_ref, series, exemplar)], key);
             }
@@ -462,12 +471,12 @@ mod tests {
         let accepted = exemplar(20, 1.0, "b");
         let judged = |t| {
             let exemplar = exemplar(t, 1.0, "c");
-            storage.judge(HeadSeriesRef(1), exemplar.borrowed(), Some(accepted.borrowed()))
+            storage.judge().judge(HeadSeriesRef(1), exemplar.borrowed(), Some(accepted.borrowed()))
         };
         assert_eq!(judged(15), Verdict::OutOfOrder);
         assert_eq!(judged(21), Verdict::Store);
         let accepted = accepted.borrowed();
-        let same = storage.judge(HeadSeriesRef(1), accepted, Some(accepted));
+        let same = storage.judge().judge(HeadSeriesRef(1), accepted, Some(accepted));
         assert_eq!(same, Verdict::Stored);
     }
 

@@ -2,6 +2,8 @@
 
 use std::collections::{HashMap, HashSet};
 
+use rapidhash::fast::RandomState;
+
 use crate::tsdb::exemplars::{ExemplarRef, Verdict};
 use crate::tsdb::head::Head;
 use crate::tsdb::head::append::group::{AcceptedExemplar, Group};
@@ -26,23 +28,23 @@ impl Head {
         }
         let refused: HashSet<u32> =
             report.refused_samples.iter().map(|(sample, _)| *sample).collect();
-        let mut accepted: HashMap<_, usize> = HashMap::new();
+        let mut accepted: HashMap<_, usize, RandomState> = HashMap::default();
+        let mut out_of_order = None;
+        let (states, judge) = (self.states.read(), self.exemplars.judge());
         for (place, exemplar) in batch.exemplars.iter().enumerate() {
             let Some(slot) = log.scratch.slot_of(exemplar.series) else { continue };
             if exemplar.sample.is_some_and(|sample| refused.contains(&sample)) {
                 continue;
             }
-            let states = self.states.read();
             let state = states.get(slot);
             // A request made it in vain, and the log does not name it.
             if state.is_unlogged() {
                 continue;
             }
             let series_ref = state.series_ref();
-            drop(states);
             let before = accepted.get(&series_ref).map(|place| &batch.exemplars[*place]);
             let before = before.map(|before| batch.exemplar(before));
-            match self.exemplars.judge(series_ref, batch.exemplar(exemplar), before) {
+            match judge.judge(series_ref, batch.exemplar(exemplar), before) {
                 Verdict::Store => {
                     accepted.insert(series_ref, place);
                     // A batch has fewer than 2^32.
@@ -54,10 +56,13 @@ impl Head {
                 Verdict::Stored => report.exemplars_stored += 1,
                 Verdict::OutOfOrder => {
                     report.refused_exemplars.push(place as u32);
-                    report.refused_exemplar.get_or_insert_with(|| catalog.key_of(slot));
+                    out_of_order.get_or_insert(slot);
                 }
             }
         }
+        // Labels come before states in the order of locks.
+        drop((states, judge));
+        report.refused_exemplar = out_of_order.map(|slot| catalog.key_of(slot));
         self.exemplars.count_refused(report.refused_exemplars.len() as u64);
     }
 
