@@ -8,7 +8,7 @@
 
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::thread;
 
 use parking_lot::Mutex;
@@ -25,36 +25,69 @@ use crate::multi_tsdb::{
     AppendLane, Entry, LoadingTenant, MultiTsdb, Quarantine, REPLAYS_TOGETHER, Tenant,
 };
 use crate::tsdb::loading::Loading;
-use crate::tsdb::{Db, OpenError};
+use crate::tsdb::{Begun, Db, OpenError};
 
 /// A tenant found at start, counted until it takes writes or cannot be opened.
-struct Unopened<'u>(Option<&'u AtomicUsize>);
+struct Unopened(Option<Arc<MultiTsdb>>);
 
-impl Unopened<'_> {
+impl Unopened {
     fn is_over(&mut self) {
-        if let Some(unopened) = self.0.take() {
-            unopened.fetch_sub(1, Ordering::AcqRel);
+        if let Some(tenants) = self.0.take() {
+            tenants.unopened.fetch_sub(1, Ordering::AcqRel);
         }
     }
 }
 
-impl Drop for Unopened<'_> {
+impl Drop for Unopened {
     fn drop(&mut self) {
         self.is_over();
     }
 }
 
+/// A tenant whose log is still to be read.
+struct Halfway {
+    id: TenantId,
+    begun: Box<Begun>,
+    /// The tenant, if it takes writes.
+    early: Option<Arc<Tenant>>,
+    loading: Arc<Loading>,
+    unopened: Unopened,
+}
+
+/// What is left of a start. Each step of it comes before those below.
+#[derive(Default)]
+struct Start {
+    found: Vec<Found>,
+    /// Those with long logs that take no writes before.
+    closed: Vec<Halfway>,
+    early: Vec<Halfway>,
+}
+
+enum Next {
+    Begin(Found),
+    Load(Halfway),
+}
+
+impl Start {
+    fn next(&mut self) -> Option<Next> {
+        let Start { found, closed, early } = self;
+        let begin = found.pop().map(Next::Begin);
+        begin.or_else(|| closed.pop().or_else(|| early.pop()).map(Next::Load))
+    }
+}
+
 impl MultiTsdb {
+    /// Each tenant is to take writes before the long log of any is read.
     pub(super) fn open_found(self: &Arc<Self>, found: Vec<Found>) {
-        let queue = Arc::new(Mutex::new(found));
-        for i in 0..REPLAYS_TOGETHER.min(queue.lock().len()) {
-            let (tenants, queue) = (self.clone(), queue.clone());
+        let threads = REPLAYS_TOGETHER.min(found.len());
+        let start = Arc::new(Mutex::new(Start { found, ..Start::default() }));
+        for i in 0..threads {
+            let (tenants, start) = (self.clone(), start.clone());
             let replay = move || {
                 while !tenants.is_closed.load(Ordering::Acquire)
-                    && let Some(found) = next(&queue)
+                    && let Some(next) = next(&start)
                 {
-                    let unopened = Unopened(Some(&tenants.unopened));
-                    tenants.settle_counted(&found.id, found.lock, unopened);
+                    tenants.take_step(next, &start);
                 }
             };
             let spawned = thread::Builder::new().name(format!("replay-{i}")).spawn(replay);
@@ -65,22 +98,38 @@ impl MultiTsdb {
         }
     }
 
-    /// Opens a tenant, or quarantines it.
-    pub(super) fn settle(&self, id: &TenantId, lock: Result<Option<Box<dyn DirLock>>, OpenError>) {
-        self.settle_counted(id, lock, Unopened(None));
+    fn take_step(self: &Arc<Self>, next: Next, start: &Mutex<Start>) {
+        match next {
+            Next::Begin(Found { id, lock }) => {
+                let unopened = Unopened(Some(self.clone()));
+                match lock.and_then(|lock| self.begin_tenant(&id, lock, unopened)) {
+                    Ok(halfway) if halfway.early.is_some() => start.lock().early.push(halfway),
+                    Ok(halfway) if halfway.begun.is_long() => start.lock().closed.push(halfway),
+                    Ok(halfway) => self.settle_halfway(halfway),
+                    Err(err) => self.settle_as(&id, Err(err)),
+                }
+            }
+            Next::Load(halfway) => self.settle_halfway(halfway),
+        }
     }
 
-    fn settle_counted(
-        &self,
-        id: &TenantId,
-        lock: Result<Option<Box<dyn DirLock>>, OpenError>,
-        mut unopened: Unopened<'_>,
-    ) {
-        let loading = match self.tenants.read().get(id) {
-            Some(Entry::Opening(opening)) => opening.loading.clone(),
-            _ => Arc::default(),
-        };
-        let opened = lock.and_then(|lock| self.open_tenant(id, lock, &loading, &mut unopened));
+    /// Opens a tenant, or quarantines it.
+    pub(super) fn settle(&self, id: &TenantId, lock: Result<Option<Box<dyn DirLock>>, OpenError>) {
+        match lock.and_then(|lock| self.begin_tenant(id, lock, Unopened(None))) {
+            Ok(halfway) => self.settle_halfway(halfway),
+            Err(err) => self.settle_as(id, Err(err)),
+        }
+    }
+
+    /// Reads the log of a tenant.
+    fn settle_halfway(&self, halfway: Halfway) {
+        let Halfway { id, begun, early, loading, unopened } = halfway;
+        self.settle_as(&id, self.load_tenant(&id, begun, early, &loading));
+        // It is open or quarantined now, if it was neither before.
+        drop(unopened);
+    }
+
+    fn settle_as(&self, id: &TenantId, opened: Result<Arc<Tenant>, OpenError>) {
         let opened = opened.map_err(|err| {
             let (reason, external_labels) = (chain(&err), ExternalLabels::new(&self.options, id));
             Arc::new(Quarantine { reason, external_labels })
@@ -142,24 +191,39 @@ impl MultiTsdb {
         Ok(self.tenant_with(id, opened.db))
     }
 
-    /// Opens a tenant. If it took writes before, those that wait do so until it
-    /// [resumes](AppendLane::resume).
-    fn open_tenant(
+    /// Opens a tenant as far as it can be without reading its log, and lets writes to it if that is
+    /// far enough.
+    fn begin_tenant(
         &self,
         id: &TenantId,
         lock: Option<Box<dyn DirLock>>,
-        loading: &Arc<Loading>,
-        unopened: &mut Unopened<'_>,
-    ) -> Result<Arc<Tenant>, OpenError> {
+        mut unopened: Unopened,
+    ) -> Result<Halfway, OpenError> {
+        let loading = match self.tenants.read().get(id) {
+            Some(Entry::Opening(opening)) => opening.loading.clone(),
+            _ => Arc::default(),
+        };
         let (dir, options) = (self.dir_of(id), self.options.db.clone());
         let begin = || Db::begin_opening(&dir, lock, options, &self.env, id.as_str());
         let begun = self.unless_it_panics(id, begin)?;
         let early = begun.early().map(|db| self.tenant_with(id, db));
         if let Some(tenant) = &early {
             tracing::info!(tenant = %id, "writes are taken while the log is read");
-            self.let_write(tenant, loading);
+            self.let_write(tenant, &loading);
             unopened.is_over();
         }
+        Ok(Halfway { id: id.clone(), begun: Box::new(begun), early, loading, unopened })
+    }
+
+    /// The second step. If the tenant took writes before, those that wait do so until it
+    /// [resumes](AppendLane::resume).
+    fn load_tenant(
+        &self,
+        id: &TenantId,
+        begun: Box<Begun>,
+        early: Option<Arc<Tenant>>,
+        loading: &Loading,
+    ) -> Result<Arc<Tenant>, OpenError> {
         let opened = match self.unless_it_panics(id, || begun.load(loading)) {
             Ok(opened) => opened,
             Err(err) => {
@@ -215,8 +279,8 @@ fn give_up(tenant: &Tenant) {
     tenant.db.unlock();
 }
 
-fn next(queue: &Mutex<Vec<Found>>) -> Option<Found> {
-    queue.lock().pop()
+fn next(start: &Mutex<Start>) -> Option<Next> {
+    start.lock().next()
 }
 
 #[cfg(test)]

@@ -87,6 +87,8 @@ pub struct Begun {
     highest_ref_in_chunks: u64,
     names: Names,
     wal_metrics: WalMetrics,
+    /// Bytes of the log when it was looked at.
+    log_bytes: u64,
     early: Option<Early>,
 }
 
@@ -157,6 +159,8 @@ impl Db {
         disk.create_dir_all(&wal_dir).map_err(OpenError::io("making", &wal_dir))?;
         let wal_metrics = WalMetrics::new(&registry, tenant);
         let files = HeadChunkFiles::new(disk.clone(), dir, FILE_BYTES, &registry, tenant);
+        let log = LogDir::list(&*disk, &wal_dir).map_err(OpenError::io("listing", &wal_dir))?;
+        let log_bytes = log.file_bytes;
         let names = Names::open(disk.clone(), dir, options.wal_segment_bytes, &wal_metrics);
         let mut mapped = MappedChunks::default();
         // Both take long where there is much, and the look only reads.
@@ -197,6 +201,7 @@ impl Db {
             highest_ref_in_chunks: head_chunks.highest_ref,
             names,
             wal_metrics,
+            log_bytes,
             early: None,
         };
         // Any of these is a reason to see all of the log first.
@@ -217,6 +222,11 @@ impl Begun {
     /// The database, if it takes writes already.
     pub fn early(&self) -> Option<Arc<Db>> {
         self.early.as_ref().map(|early| early.db.clone())
+    }
+
+    /// Whether it takes a while to read the log: longer than to look at that of another.
+    pub fn is_long(&self) -> bool {
+        self.log_bytes > self.parts.options.wal_segment_bytes
     }
 
     /// Lets writes in.

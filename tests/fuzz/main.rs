@@ -16,6 +16,8 @@ mod head_chunks;
 mod histogram_chunk;
 #[path = "../../fuzz/targets/index.rs"]
 mod index;
+#[path = "../../fuzz/targets/log_names.rs"]
+mod log_names;
 #[path = "../../fuzz/targets/otlp.rs"]
 mod otlp;
 #[path = "../../fuzz/targets/peer_message.rs"]
@@ -140,6 +142,11 @@ fn expressions() {
 #[test]
 fn logs() {
     replay("wal_reader", wal_reader::seeds(), wal_reader::run);
+}
+
+#[test]
+fn files_of_names_beside_a_log() {
+    replay("log_names", log_names::seeds(), log_names::run);
 }
 
 #[test]

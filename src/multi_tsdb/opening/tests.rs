@@ -120,6 +120,44 @@ async fn a_tenant_takes_writes_and_nothing_else_until_its_log_is_read() {
     assert_eq!(dump(&wait_open(&again).db), found);
 }
 
+/// However many logs are read, and however long that takes.
+#[tokio::test]
+async fn every_tenant_takes_writes_before_any_long_log_is_read() {
+    let disk = FaultyDisk::new();
+    let storage = Storage::start_without_waiting_with(small_segments(), &disk);
+    storage.wait_opened();
+    let names = ["a", "b", "c", "d", "e"];
+    let unfinished = |name: &str| Path::new("/data").join(name).join("wal/checkpoint.00000000.tmp");
+    for name in names {
+        let tenant = storage.tenants.create(&id(name)).await.unwrap();
+        for i in 0..2_000 {
+            tenant.db.append(&batch(&tenant.db, &[i as u64 % 5], NOW - 2_000 + i)).unwrap();
+        }
+    }
+    let disk = disk.after_kill();
+    // One is to be read as a whole first.
+    disk.remove_file(Path::new("/data/e/ringest.names")).unwrap();
+    for name in names {
+        disk.create_dir_all(&unfinished(name)).unwrap();
+        disk.stall(&unfinished(name));
+    }
+    let storage = Storage::start_without_waiting_with(small_segments(), &disk);
+    disk.wait_stalled(2);
+    for name in &names[..4] {
+        let tenant = storage.tenants.find(&id(name)).unwrap().expect(name);
+        let mut early = batch(&tenant.db, &[0, 100], NOW + 1);
+        assert_eq!(tenant.appends.append(&mut early, ()).await.unwrap().stored, 2);
+    }
+    assert!(!storage.tenants.is_ready());
+    assert!(matches!(storage.tenants.find(&id("e")), Err(TenantError::Opening)));
+    names.iter().for_each(|name| disk.release(&unfinished(name)));
+    storage.wait_opened();
+    assert!(storage.tenants.is_ready());
+    while storage.tenants.tenants().len() < 6 {
+        thread::yield_now();
+    }
+}
+
 #[tokio::test]
 async fn who_waits_for_a_log_that_is_closed_is_told_so() {
     let disk = killed().await;
