@@ -51,10 +51,6 @@ use crate::tsdb::wal::{
 };
 use crate::tsdb::{Db, OpenError, bytes_below, refs};
 
-/// A part of a segment: at least so much of the log's end is looked at before writes are taken. By
-/// default it is 32 MiB, and a million series have their last samples there.
-const LOOKED_AT_PER_SEGMENT: u64 = 4;
-
 /// Exemplars are taken in order only, as samples are.
 const NO_WINDOW: i64 = 0;
 
@@ -164,7 +160,7 @@ impl Db {
         let names = Names::open(disk.clone(), dir, options.wal_segment_bytes, &wal_metrics);
         let mut mapped = MappedChunks::default();
         // Both take long where there is much, and the look only reads.
-        let read_min = options.wal_segment_bytes / LOOKED_AT_PER_SEGMENT;
+        let read_min = options.wal_looked_at_bytes.min(options.wal_segment_bytes / 4);
         let (head_chunks, looked) = thread::scope(|scope| {
             let look = || look_at_series(&*disk, &wal_dir, &names, read_min, &env.fingerprinter);
             let look = names

@@ -16,10 +16,13 @@ use super::names::{Copies, Gist, LogFile, Names, Stretch};
 use super::reader::{Damage, Found, SegmentReader};
 use super::record::Record;
 use super::repair::LogDir;
+use super::segment::PAGE_BYTES;
 use super::segment_path;
 use crate::disk::Disk;
 use crate::model::Timestamp;
 use crate::tsdb::refs;
+
+const PAGE: u64 = PAGE_BYTES as u64;
 
 /// What a look found.
 #[derive(Debug)]
@@ -86,7 +89,8 @@ pub fn look(
     }
     read_the_end(&mut parts[segments_from..], read_min);
     let (to_read, noted) = parts.iter().fold((0, 0), |(to_read, noted), part| match &part.part {
-        Part::ToRead(place) => (to_read + place.end - place.start, noted),
+        // What is left of a page is padding.
+        Part::ToRead(place) => (to_read + (place.end - place.start).saturating_sub(PAGE), noted),
         Part::Noted(stretch) => (to_read, noted + stretch.end - stretch.start),
     });
     // A short log is read as soon as it is looked at.
