@@ -222,6 +222,8 @@ impl Buckets {
             (0, Value::Bytes(span)) => self.spans.push(read_span(span)?),
             (1, Value::Varint(delta)) => self.deltas.push(unzigzag(delta)),
             (1, Value::Bytes(mut packed)) => {
+                // Each ends with a byte below 128.
+                self.deltas.reserve(packed.iter().filter(|byte| **byte < 0x80).count());
                 while !packed.is_empty() {
                     let cut = DecodeError::new(MESSAGE, "deltas are cut short");
                     let (delta, rest) = read_varint(packed).ok_or(cut)?;
