@@ -167,6 +167,8 @@ pub(crate) struct LifeScenario {
     workload: Workload,
     rounds: u32,
     pub(crate) probe: Vec<u8>,
+    /// One that comes behind all samples, and is not too old for a head that has them.
+    pub(crate) late_probe: Vec<u8>,
 }
 
 impl LifeScenario {
@@ -176,7 +178,8 @@ impl LifeScenario {
         connections: u32,
     ) -> Result<LifeScenario, AnyError> {
         let workload = workload(series_count, connections, rounds)?;
-        Ok(LifeScenario { probe: probe(&workload)?, workload, rounds })
+        let behind = Workload { start: workload.synthetic_base(rounds), ..workload.clone() };
+        Ok(LifeScenario { probe: probe(&workload)?, late_probe: probe(&behind)?, workload, rounds })
     }
 
     pub(crate) fn samples(&self) -> u64 {

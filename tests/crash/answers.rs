@@ -108,17 +108,20 @@ fn every_refusal_says_which_stage_tenant_reason_and_series() {
     let valid = up(t, 1.0).compressed();
     let bomb = snap::raw::Encoder::new().compress_vec(&vec![0; 200 << 10]).unwrap();
     let not_protobuf = snap::raw::Encoder::new().compress_vec(b"\x0a\x05x").unwrap();
-    let version_2: [(&str, &[u8]); 2] = [
-        ("X-Prometheus-Remote-Write-Version", b"2.0.0"),
-        ("Content-Type", b"application/x-protobuf;proto=io.prometheus.write.v2.Request"),
-    ];
+    let of_type = |content_type| {
+        let version: (_, &[u8]) = ("X-Prometheus-Remote-Write-Version", b"2.0.0");
+        [version, ("Content-Type", content_type)]
+    };
+    let version_2 = of_type(b"application/x-protobuf;proto=io.prometheus.write.v2.Request");
+    let unknown = of_type(b"application/x-protobuf;proto=io.prometheus.write.v3.Request");
     for (answer, status, stage) in [
         (post(&[], b"\xff\xff\xff"), 400, "snappy: "),
         (post(&[], &not_protobuf), 400, "decode protobuf: timeseries: "),
         (post(&[("THANOS-REPLICA", b"x")], &valid), 400, "replica header: "),
         (post(&[], &vec![0; 70 << 10]), 413, "size: "),
         (post(&[], &bomb), 413, "snappy: "),
-        (post(&version_2, &valid), 415, "version: "),
+        (post(&version_2, &valid), 400, "decode protobuf: remote write 2.0 request: "),
+        (post(&unknown, &valid), 415, "version: "),
     ] {
         let text = answer.text();
         assert_eq!(answer.status, status, "{text}");

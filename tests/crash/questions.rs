@@ -191,7 +191,7 @@ fn a_small_write_that_decodes_large_stays_small() {
         ("samples", 400, inside(empty_fields(2, BYTES - 10))),
         ("exemplars", 409, inside(empty_fields(3, BYTES - 10))),
         ("metadata", 200, empty_fields(3, BYTES)),
-        ("unknown fields", 200, empty_fields(9, BYTES)),
+        ("unknown fields", 400, empty_fields(9, BYTES)),
     ] {
         let body = snap::raw::Encoder::new().compress_vec(&message).unwrap();
         let answer = node.post(b"a", &body);
