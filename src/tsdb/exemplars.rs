@@ -76,6 +76,8 @@ pub enum Verdict {
 
 /// The storage of one head. Its lock is taken while others are held, and none under it.
 pub struct Exemplars {
+    /// How many are kept at most.
+    max: usize,
     /// How far behind the newest one of its series an exemplar may be, in milliseconds.
     window: i64,
     ring: RwLock<Ring>,
@@ -83,8 +85,6 @@ pub struct Exemplars {
 }
 
 struct Ring {
-    /// How many are kept at most.
-    max: usize,
     entries: Vec<Entry>,
     /// Where the next one goes once there are as many as may be.
     next: usize,
@@ -112,13 +112,13 @@ impl Exemplars {
         // Places are of four bytes.
         let max = max.min(u32::MAX as usize);
         metrics.max.set(max as f64);
-        let ring = Ring { max, entries: Vec::new(), next: 0, series: HashMap::default() };
-        Exemplars { window, ring: RwLock::new(ring), metrics }
+        let ring = Ring { entries: Vec::new(), next: 0, series: HashMap::default() };
+        Exemplars { max, window, ring: RwLock::new(ring), metrics }
     }
 
     /// Whether any are kept.
     pub fn is_on(&self) -> bool {
-        self.ring.read().max > 0
+        self.max > 0
     }
 
     /// What exemplars are judged by. Nothing is stored while it is held.
@@ -132,19 +132,25 @@ impl Exemplars {
     }
 
     /// Stores exemplars that were logged, in the order of the log, each judged again by what is stored
-    /// by then. `key` tells what the series of a slot is called.
+    /// by then. `key` tells what the series of a slot is called, and may take locks. One thread at a
+    /// time stores: the one that holds the log.
     pub fn add(
         &self,
         exemplars: impl IntoIterator<Item = (HeadSeriesRef, Slot, Exemplar)>,
         key: impl Fn(Slot) -> SeriesKey,
     ) {
-        let mut ring = self.ring.write();
+        if !self.is_on() {
+            return;
+        }
         let mut stored = 0;
         for (series_ref, slot, exemplar) in exemplars {
-            stored += u64::from(ring.add(series_ref, exemplar, self.window, || key(slot)));
+            let known = self.ring.read().key_of(series_ref);
+            let key = known.unwrap_or_else(|| key(slot));
+            let mut ring = self.ring.write();
+            stored += u64::from(ring.add((series_ref, key), exemplar, self.max, self.window));
         }
         self.metrics.appended.add(stored);
-        self.show(&ring);
+        self.show(&self.ring.read());
     }
 
     /// Exemplars of the series that all matchers of one of the sets select, with times in
@@ -290,21 +296,21 @@ impl Ring {
         Some(self.at(*newest))
     }
 
-    /// Whether it was stored.
+    fn key_of(&self, series_ref: HeadSeriesRef) -> Option<SeriesKey> {
+        self.series.get(&series_ref).map(|series| series.key.clone())
+    }
+
+    /// Whether it was stored. At least one may be kept.
     fn add(
         &mut self,
-        series_ref: HeadSeriesRef,
+        (series_ref, key): (HeadSeriesRef, SeriesKey),
         exemplar: Exemplar,
+        max: usize,
         window: i64,
-        key: impl FnOnce() -> SeriesKey,
     ) -> bool {
-        let Ring { max, entries, next, series } = self;
-        if *max == 0 {
-            return false;
-        }
+        let Ring { entries, next, series } = self;
         let own = series.entry(series_ref);
-        let new = || SeriesEntries { key: key(), places: VecDeque::new() };
-        let own = own.or_insert_with(new);
+        let own = own.or_insert_with(|| SeriesEntries { key, places: VecDeque::new() });
         let at = |place: u32| &entries[place as usize].exemplar;
         let mut rank = own.places.len();
         if let Some(newest) = own.places.back().map(|newest| at(*newest)) {
@@ -320,14 +326,14 @@ impl Ring {
             }
         }
         let entry = Entry { series_ref, exemplar };
-        if entries.len() < *max {
+        if entries.len() < max {
             // Places are of four bytes, and no more are made.
             own.places.insert(rank, entries.len() as u32);
             entries.push(entry);
             return true;
         }
         let place = *next as u32;
-        *next = (*next + 1) % *max;
+        *next = (*next + 1) % max;
         let gone = std::mem::replace(&mut entries[place as usize], entry).series_ref;
         if gone == series_ref {
             let is_before = own.forget(place).is_some_and(|gone| gone < rank);

@@ -449,10 +449,12 @@ impl<'r> Decoder<'r, '_> {
         others.add_to(&mut self.outcome, self.place, || self.labels.clone());
         let key = self.key.as_bytes();
         if self.batch.samples.len() == first_sample {
-            // An exemplar makes no series.
-            match self.known.find(self.known.fingerprint(key), self.rules) {
-                Some(slot) => self.batch.end_exemplars(first_exemplar, slot, first_sample),
-                None => self.batch.exemplars.truncate(first_exemplar),
+            if self.batch.exemplars.len() > first_exemplar {
+                // An exemplar makes no series.
+                match self.known.find(self.known.fingerprint(key), self.rules) {
+                    Some(slot) => self.batch.end_exemplars(first_exemplar, slot, first_sample),
+                    None => self.batch.exemplars.truncate(first_exemplar),
+                }
             }
             return Ok(());
         }
