@@ -41,7 +41,7 @@ use crate::model::tenant::TenantNameError;
 use crate::wire::otlp::Untranslated;
 use crate::wire::remote_write_v1::DecodeError;
 use crate::wire::snappy::{self, BufferPool, SnappyError};
-use crate::write::admission::{Admission, share};
+use crate::write::admission::{Admission, InflightGuard, share};
 use crate::write::error::{Invalid, TooLarge, Unavailable, WriteError};
 use crate::write::sink::{Sender, WriteSink};
 use crate::write::{Manners, WriteOutcome, heavy};
@@ -177,18 +177,8 @@ impl<S: WriteSink> WriteService<S> {
 
         // Gate: before the body is read, so that overload costs nothing. The whole declared body
         // must fit now, but is held only as it arrives.
-        let body_bytes_max = limits.body_bytes_max();
-        let declared = body.size_hint().exact();
-        self.admission
-            .check(declared.unwrap_or(0).min(body_bytes_max))
-            .map_err(WriteError::from)?;
-        let mut inflight = self.admission.admit(REQUEST_BYTES_MIN).map_err(WriteError::from)?;
-
         // Size, as declared.
-        if let Some(bytes) = declared.filter(|bytes| *bytes > body_bytes_max) {
-            let too_large = TooLarge::Declared { bytes, max: body_bytes_max };
-            return Err(WriteError::from(too_large).into());
-        }
+        let (declared, mut inflight) = self.admit(&body)?;
 
         // Read.
         let mut block = self.bodies.take();
@@ -252,6 +242,18 @@ impl<S: WriteSink> WriteService<S> {
         }
         outcome.metadata += metadata;
         Ok(outcome)
+    }
+
+    /// Lets a request in before its body is read: its declared length, and what it is held by.
+    fn admit(&self, body: &Body) -> Result<(Option<u64>, InflightGuard), WriteError> {
+        let max = self.options.limits.body_bytes_max();
+        let declared = body.size_hint().exact();
+        self.admission.check(declared.unwrap_or(0).min(max))?;
+        let inflight = self.admission.admit(REQUEST_BYTES_MIN)?;
+        match declared.filter(|bytes| *bytes > max) {
+            Some(bytes) => Err(TooLarge::Declared { bytes, max }.into()),
+            None => Ok((declared, inflight)),
+        }
     }
 
     /// Serves one request to a path that takes only POST, and measures it.

@@ -51,7 +51,8 @@ impl ExemplarMessage {
     }
 }
 
-fn char_count(text: &[u8]) -> usize {
+/// Characters of a text, as Go counts them: bytes that are not UTF-8 are one each.
+pub(super) fn char_count(text: &[u8]) -> usize {
     match text.is_ascii() {
         true => text.len(),
         false => text

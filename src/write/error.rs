@@ -207,6 +207,15 @@ impl TooLarge {
     }
 }
 
+impl WriteError {
+    /// Of a request that takes `held` bytes and would take more: a retry of one that is over the whole
+    /// budget would be refused as well.
+    pub fn no_room(held: u64, over: Overloaded) -> WriteError {
+        let (bytes, max) = (held + over.bytes, over.max);
+        if bytes > max { TooLarge::Decoded { bytes, max }.into() } else { over.into() }
+    }
+}
+
 impl From<Overloaded> for WriteError {
     fn from(error: Overloaded) -> WriteError {
         Unavailable::Overload(error).into()

@@ -222,9 +222,7 @@ fn not_decoded(error: NotDecoded, bytes: usize, held: &InflightGuard) -> WriteEr
         NotDecoded::Malformed(error) => return Invalid::Decode(error).into(),
         NotDecoded::Overloaded(over) => over,
     };
-    let (bytes, max) = (bytes as u64 + held.bytes() + over.bytes, over.max);
-    // A retry would be refused as well.
-    if bytes > max { TooLarge::Decoded { bytes, max }.into() } else { over.into() }
+    WriteError::no_room(bytes as u64 + held.bytes(), over)
 }
 
 fn not_ready(id: &TenantId, err: TenantError) -> WriteError {

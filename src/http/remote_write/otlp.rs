@@ -5,7 +5,6 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use http::request::Parts;
-use http_body::Body as _;
 
 use crate::error::Stage;
 use crate::http::metrics::TenantEntry;
@@ -24,8 +23,13 @@ use crate::write::sink::{Sender, WriteSink};
 use crate::write::{Manners, WriteOutcome, heavy};
 
 /// What is inflated, and made of it, on a thread that serves sockets: of a small body, unless it turns
-/// out to stand for more. Then it is begun anew elsewhere.
-const HERE_MAX: u64 = heavy::LARGE_BYTES as u64;
+/// out to stand for more. Then it is begun anew elsewhere. To inflate and translate so much takes less
+/// than a millisecond.
+const HERE_MAX: u64 = 128 << 10;
+
+/// A compressed body is tried there if it is so much shorter: most are an eighth of what they stand
+/// for.
+const COMPRESSED_SHARE: usize = 8;
 
 /// Which path an export came by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,16 +108,7 @@ impl<S: WriteSink> WriteService<S> {
             return Err(WriteError::from(Unavailable::NotAccepting).into());
         }
         let tenant = tenant.map_err(WriteError::TenantName)?;
-        let body_bytes_max = limits.body_bytes_max();
-        let declared = body.size_hint().exact();
-        self.admission
-            .check(declared.unwrap_or(0).min(body_bytes_max))
-            .map_err(WriteError::from)?;
-        let mut inflight = self.admission.admit(REQUEST_BYTES_MIN).map_err(WriteError::from)?;
-        if let Some(bytes) = declared.filter(|bytes| *bytes > body_bytes_max) {
-            let too_large = TooLarge::Declared { bytes, max: body_bytes_max };
-            return Err(WriteError::from(too_large).into());
-        }
+        let (declared, mut inflight) = self.admit(&body)?;
 
         // Media type and encoding.
         let format = Format::of(&head.headers)?;
@@ -186,7 +181,11 @@ enum NotMade {
 impl Export {
     async fn make(mut self, buffers: &BufferPool) -> Result<Made, WriteError> {
         let (mut inflated, mut parsed, mut out) = (buffers.take(), buffers.take(), buffers.take());
-        if self.block.as_slice().len() <= heavy::LARGE_MESSAGE_BYTES {
+        let small = match self.encoding {
+            ContentEncoding::Identity => heavy::LARGE_MESSAGE_BYTES,
+            _ => heavy::LARGE_MESSAGE_BYTES / COMPRESSED_SHARE,
+        };
+        if self.block.as_slice().len() <= small {
             let here = self.make_into(&mut inflated, &mut parsed, &mut out, HERE_MAX);
             if !matches!(here, Err(NotMade::Longer)) {
                 return self.finish(out, here);
@@ -254,14 +253,7 @@ impl Export {
                 Ok(Made { request: share(out, 0..len, self.inflight), untranslated })
             }
             Err(NotMade::Write(error)) => Err(error),
-            Err(NotMade::Overloaded(over)) => {
-                let (bytes, max) = (self.inflight.bytes() + over.bytes, over.max);
-                // A retry would be refused as well.
-                Err(match bytes > max {
-                    true => TooLarge::Decoded { bytes, max }.into(),
-                    false => over.into(),
-                })
-            }
+            Err(NotMade::Overloaded(over)) => Err(WriteError::no_room(self.inflight.bytes(), over)),
             // Beyond the largest length there is none.
             Err(NotMade::Longer) => {
                 let (bytes, max) = (u64::MAX, self.made_bytes_max);

@@ -13,7 +13,7 @@ use crate::write::heavy;
 
 /// A small request may stand for a large one, which is not made on a thread that serves sockets. It
 /// is begun there, since hardly any is so: what is longer is made elsewhere from the start.
-const RESOLVED_HERE_MAX: u64 = 4 * heavy::LARGE_BYTES as u64;
+const RESOLVED_HERE_MAX: u64 = heavy::LARGE_BYTES as u64;
 
 /// A request of 2.0.
 pub(super) struct Symbolic {
@@ -86,12 +86,7 @@ impl Symbolic {
                 return Err(TooLarge::Resolved(error).into());
             }
             Err(NotResolved::Overloaded(over)) => {
-                let (bytes, max) = (inflight.bytes() + over.bytes, over.max);
-                // A retry would be refused as well.
-                return Err(match bytes > max {
-                    true => TooLarge::Decoded { bytes, max }.into(),
-                    false => over.into(),
-                });
+                return Err(WriteError::no_room(inflight.bytes(), over));
             }
         };
         // What it was made from is let go.

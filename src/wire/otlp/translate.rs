@@ -5,7 +5,9 @@ use std::collections::HashMap;
 use std::fmt;
 use std::hash::{BuildHasher as _, RandomState};
 
+use crate::model::STALE_NAN_BITS;
 use crate::model::histogram::Span;
+use crate::wire::exemplar::{LABEL_CHARS_MAX, char_count};
 use crate::wire::histogram::{self, Count, HistogramMessage};
 use crate::wire::otlp::caps::{TEXT_BYTES_MAX, VALUES_MAX};
 use crate::wire::otlp::labels::{
@@ -23,9 +25,6 @@ const RESOURCE: &str = "resource metrics";
 const METRIC: &str = "metric";
 const EXEMPLAR: &str = "exemplar";
 
-/// Prometheus' staleness marker.
-const STALE: u64 = 0x7ff0_0000_0000_0002;
-
 const CUMULATIVE: u64 = 2;
 
 /// Of histograms that do not say theirs.
@@ -37,9 +36,6 @@ const SCALE_MAX: i32 = 8;
 
 /// Empty buckets that stand between two others rather than a span's end.
 const GAP_MAX: i32 = 2;
-
-/// Runes of an exemplar's labels, beyond which its attributes are left out.
-const EXEMPLAR_RUNES_MAX: usize = 128;
 
 /// Texts of what could not be translated that are kept.
 const REASONS_MAX: usize = 4;
@@ -442,7 +438,7 @@ where
 
     /// The bits of a value of the point at hand.
     fn value(&self, value: f64) -> u64 {
-        if self.point.has_no_value { STALE } else { value.to_bits() }
+        if self.point.has_no_value { STALE_NAN_BITS } else { value.to_bits() }
     }
 
     /// A native histogram.
@@ -451,7 +447,7 @@ where
         let down = point.scale.saturating_sub(SCALE_MAX).max(0);
         let threshold = Some(point.zero_threshold).filter(|threshold| *threshold > 0.0);
         let (count, sum) = match point.has_no_value {
-            true => (STALE, STALE),
+            true => (STALE_NAN_BITS, STALE_NAN_BITS),
             false => (point.count, point.sum.unwrap_or_default().to_bits()),
         };
         let histogram = HistogramMessage {
@@ -484,11 +480,11 @@ where
         // Without a value it says nothing.
         let Some(value) = value else { return Ok(()) };
         let open = self.builder.open_exemplar()?;
-        let mut runes = 0;
+        let mut chars = 0;
         for (name, id) in [("trace_id", trace), ("span_id", span)] {
             if id.iter().any(|byte| *byte != 0) {
                 let id: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
-                runes += name.len() + id.len();
+                chars += name.len() + id.len();
                 self.builder.label(name.as_bytes().into(), id.as_bytes().into())?;
             }
         }
@@ -499,13 +495,13 @@ where
             let start = self.text.len();
             push_text(&mut self.text, value)?;
             let text = self.text.get(start..).unwrap_or_default();
-            runes += rune_count(key) + rune_count(text);
+            chars += char_count(key) + char_count(text);
             places.push((key, start, text.len()));
-            if runes > EXEMPLAR_RUNES_MAX {
+            if chars > LABEL_CHARS_MAX {
                 break;
             }
         }
-        if runes <= EXEMPLAR_RUNES_MAX {
+        if chars <= LABEL_CHARS_MAX {
             for (key, start, len) in places {
                 let Some(value) = Text::within(&self.text, start, len) else { continue };
                 self.builder.label(key.into(), value)?;
@@ -620,8 +616,8 @@ impl<'r> Exemplar<'r> {
                 (6, Value::Fixed64(int)) => {
                     exemplar.value = Some((int.cast_signed() as f64).to_bits());
                 }
-                // So many have more runes than may be.
-                (7, Value::Bytes(_)) if exemplar.attributes.len() > EXEMPLAR_RUNES_MAX => {}
+                // So many have more characters than may be.
+                (7, Value::Bytes(_)) if exemplar.attributes.len() > LABEL_CHARS_MAX => {}
                 (7, Value::Bytes(attribute)) => exemplar.attributes.push(attribute),
                 (2..=7, _) => return Err(DecodeError::new(EXEMPLAR, WRONG_WIRE_TYPE)),
                 _ => {}
@@ -636,10 +632,6 @@ fn checked_id(id: &[u8], len: usize) -> Result<&[u8], DecodeError> {
         true => Ok(id),
         false => Err(DecodeError::new(EXEMPLAR, "an identifier of another length")),
     }
-}
-
-fn rune_count(text: &[u8]) -> usize {
-    text.utf8_chunks().map(|part| part.valid().chars().count() + part.invalid().len()).sum()
 }
 
 /// Collects the attributes of a resource; false if there are too many.

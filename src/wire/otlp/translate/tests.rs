@@ -32,7 +32,7 @@ fn shown(request: &[u8]) -> Vec<String> {
                 SeriesField::Label { name, value } => {
                     labels.push(format!("{}={}", text(name), text(value)));
                 }
-                SeriesField::Sample { v: STALE, t } => rest += &format!(" stale@{t}"),
+                SeriesField::Sample { v: STALE_NAN_BITS, t } => rest += &format!(" stale@{t}"),
                 SeriesField::Sample { t, v } => rest += &format!(" {}@{t}", f64::from_bits(v)),
                 SeriesField::Exemplar(message) => rest += &exemplar(message),
                 SeriesField::Histogram(message) => {
