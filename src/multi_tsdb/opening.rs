@@ -30,17 +30,11 @@ use crate::tsdb::{Begun, Db, OpenError};
 /// A tenant found at start, counted until it takes writes or cannot be opened.
 struct Unopened(Option<Arc<MultiTsdb>>);
 
-impl Unopened {
-    fn is_over(&mut self) {
+impl Drop for Unopened {
+    fn drop(&mut self) {
         if let Some(tenants) = self.0.take() {
             tenants.unopened.fetch_sub(1, Ordering::AcqRel);
         }
-    }
-}
-
-impl Drop for Unopened {
-    fn drop(&mut self) {
-        self.is_over();
     }
 }
 
@@ -101,11 +95,18 @@ impl MultiTsdb {
     fn take_step(self: &Arc<Self>, next: Next, start: &Mutex<Start>) {
         match next {
             Next::Begin(Found { id, lock }) => {
+                // Over when it takes writes or is quarantined, not before: else the node would be
+                // ready for a moment though nothing serves.
                 let unopened = Unopened(Some(self.clone()));
-                match lock.and_then(|lock| self.begin_tenant(&id, lock, unopened)) {
+                match lock.and_then(|lock| self.begin_tenant(&id, lock)) {
                     Ok(halfway) if halfway.early.is_some() => start.lock().early.push(halfway),
-                    Ok(halfway) if halfway.begun.is_long() => start.lock().closed.push(halfway),
-                    Ok(halfway) => self.settle_halfway(halfway),
+                    Ok(halfway) => {
+                        let halfway = Halfway { unopened, ..halfway };
+                        match halfway.begun.is_long() {
+                            true => start.lock().closed.push(halfway),
+                            false => self.settle_halfway(halfway),
+                        }
+                    }
                     Err(err) => self.settle_as(&id, Err(err)),
                 }
             }
@@ -115,7 +116,7 @@ impl MultiTsdb {
 
     /// Opens a tenant, or quarantines it.
     pub(super) fn settle(&self, id: &TenantId, lock: Result<Option<Box<dyn DirLock>>, OpenError>) {
-        match lock.and_then(|lock| self.begin_tenant(id, lock, Unopened(None))) {
+        match lock.and_then(|lock| self.begin_tenant(id, lock)) {
             Ok(halfway) => self.settle_halfway(halfway),
             Err(err) => self.settle_as(id, Err(err)),
         }
@@ -197,7 +198,6 @@ impl MultiTsdb {
         &self,
         id: &TenantId,
         lock: Option<Box<dyn DirLock>>,
-        mut unopened: Unopened,
     ) -> Result<Halfway, OpenError> {
         let loading = match self.tenants.read().get(id) {
             Some(Entry::Opening(opening)) => opening.loading.clone(),
@@ -210,9 +210,9 @@ impl MultiTsdb {
         if let Some(tenant) = &early {
             tracing::info!(tenant = %id, "writes are taken while the log is read");
             self.let_write(tenant, &loading);
-            unopened.is_over();
         }
-        Ok(Halfway { id: id.clone(), begun: Box::new(begun), early, loading, unopened })
+        let (id, begun, unopened) = (id.clone(), Box::new(begun), Unopened(None));
+        Ok(Halfway { id, begun, early, loading, unopened })
     }
 
     /// The second step. If the tenant took writes before, those that wait do so until it
