@@ -20,6 +20,7 @@ mod labels;
 mod names;
 mod points;
 mod schema;
+mod spans;
 mod translate;
 mod value;
 

@@ -15,6 +15,7 @@
 //! and it goes on behind them.
 
 pub mod mapped;
+pub(super) mod sort;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
@@ -22,9 +23,8 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 
 use crate::model::fingerprint::{Fingerprint, Fingerprinter};
-use crate::model::histogram::{AnyHistogram, Histogram};
 use crate::model::key_table::Slot;
-use crate::model::labels::{KeyBuilder, LabelIter, TAG_FIELD_1, push_label};
+use crate::model::labels::LabelIter;
 use crate::model::{HeadSeriesRef, STALE_NAN_BITS, Timestamp};
 use crate::tsdb::chunkenc::samples::{OpenChunk, SAMPLES_PER_CHUNK, Value, value_in};
 use crate::tsdb::chunkenc::{ENCODING_FLOAT_HISTOGRAM, ENCODING_HISTOGRAM};
@@ -37,18 +37,13 @@ use crate::tsdb::head::chunk_list::Listed;
 use crate::tsdb::head::histograms::HistogramKind;
 use crate::tsdb::head::ref_map::RefMap;
 use crate::tsdb::head::replay::mapped::{MappedChunks, MappedList};
+use crate::tsdb::head::replay::sort::{LoggedHistogram, NamedSeries, SeriesBatch, Sorter, Step};
 use crate::tsdb::head::series::{SERIES_MAX, SeriesState};
 use crate::tsdb::head::states::{HeadChunk, States};
 use crate::tsdb::head_chunks::HeadChunkFiles;
 use crate::tsdb::loading::Loading;
-use crate::tsdb::refs;
-use crate::tsdb::wal::record::{
-    ExemplarsIter, HistogramSample, HistogramsIter, Logged, Record, RecordExemplar, RecordTombstone,
-};
+use crate::tsdb::wal::record::{Record, RecordTombstone};
 
-/// Samples handed over together.
-const BATCH_SAMPLES: usize = 8192;
-const BATCH_HISTOGRAM_BYTES: usize = 256 << 10;
 /// Batches under way between two of the threads.
 const QUEUE_BATCHES: usize = 16;
 /// Series handed to the postings together.
@@ -79,28 +74,6 @@ pub struct ReplayReport {
     pub further_refs: Vec<(HeadSeriesRef, HeadSeriesRef)>,
 }
 
-enum Step {
-    Series(SeriesBatch),
-    Samples(Vec<RefSample>),
-    Histograms(Vec<LoggedHistogram>),
-    Exemplars(Vec<(HeadSeriesRef, Exemplar)>),
-    Tombstones(Vec<RecordTombstone>),
-}
-
-/// A histogram of the log.
-struct LoggedHistogram {
-    series_ref: HeadSeriesRef,
-    t: Timestamp,
-    histogram: Box<AnyHistogram>,
-}
-
-/// Canonical keys, one after another.
-#[derive(Default)]
-struct SeriesBatch {
-    keys: Vec<u8>,
-    series: Vec<NamedSeries>,
-}
-
 /// Series that were made, in order of their slots, and their canonical keys one after another.
 #[derive(Default)]
 struct MadeSeries {
@@ -120,13 +93,6 @@ impl MadeSeries {
         let keys = starts.zip(&self.series).map(|(start, (_, end))| &self.keys[start..*end]);
         self.series.iter().zip(keys).map(|((slot, _), key)| (*slot, LabelIter::of_canonical(key)))
     }
-}
-
-struct NamedSeries {
-    series_ref: HeadSeriesRef,
-    fingerprint: Fingerprint,
-    /// Where its key ends in `keys`.
-    key_end: usize,
 }
 
 /// What a replay has beside the log's records.
@@ -183,14 +149,7 @@ pub fn replay<T: Send>(
     };
     let (read_result, sorted_out) = thread::scope(|scope| {
         let sort = move || {
-            let mut sorter = Sorter {
-                steps: steps_in,
-                fingerprinter,
-                key: KeyBuilder::default(),
-                samples: Vec::new(),
-                keeps_exemplars: exemplars_max > 0,
-                found: Found::default(),
-            };
+            let mut sorter = Sorter::new(steps_in, fingerprinter, exemplars_max > 0);
             let result = read(&mut |record| sorter.take(record));
             sorter.flush();
             (result, sorter.found)
@@ -228,144 +187,6 @@ pub fn replay<T: Send>(
 /// The value of a thread, or its panic.
 fn join<T>(handle: thread::ScopedJoinHandle<'_, T>) -> T {
     handle.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-}
-
-/// The reading thread's half: records to steps.
-struct Sorter {
-    steps: mpsc::SyncSender<Step>,
-    fingerprinter: Fingerprinter,
-    key: KeyBuilder,
-    samples: Vec<RefSample>,
-    keeps_exemplars: bool,
-    found: Found,
-}
-
-#[derive(Default)]
-struct Found {
-    max_ref: u64,
-    histograms_unusable: u64,
-}
-
-impl Sorter {
-    fn take(&mut self, record: Record<'_>) {
-        match record {
-            Record::Series(series) => {
-                self.flush();
-                let mut batch = SeriesBatch::default();
-                for (series_ref, labels) in series {
-                    build_key(&mut self.key, labels);
-                    let key = self.key.as_bytes();
-                    batch.keys.extend_from_slice(key);
-                    let (fingerprint, key_end) = (self.fingerprinter.of(key), batch.keys.len());
-                    batch.series.push(NamedSeries { series_ref, fingerprint, key_end });
-                }
-                self.send(Step::Series(batch));
-            }
-            Record::Samples(samples) => {
-                for sample in samples {
-                    let series_ref = sample.series_ref;
-                    self.samples.push(RefSample { series_ref, t: sample.t, v: sample.value_bits });
-                }
-                if self.samples.len() >= BATCH_SAMPLES {
-                    self.flush();
-                }
-            }
-            Record::Tombstones(tombstones) => {
-                self.flush();
-                self.send(Step::Tombstones(tombstones.collect()));
-            }
-            Record::Histograms(histograms) => {
-                self.take_histograms(histograms, AnyHistogram::Integer);
-            }
-            Record::FloatHistograms(histograms) => {
-                self.take_histograms(histograms, AnyHistogram::Float);
-            }
-            Record::Exemplars(exemplars) if self.keeps_exemplars => self.take_exemplars(exemplars),
-            // Their refs are not given again, whether they are named or not.
-            record @ (Record::Exemplars(_) | Record::MmapMarkers(_) | Record::Metadata(_)) => {
-                self.found.max_ref = self.found.max_ref.max(refs::highest_in(record));
-            }
-            Record::Unknown(_) => {}
-        }
-    }
-
-    fn take_histograms<N: Logged>(
-        &mut self,
-        samples: HistogramsIter<'_>,
-        of: impl Fn(Histogram<N>) -> AnyHistogram,
-    ) {
-        // A series' samples stay in their order.
-        self.flush();
-        let (mut batch, mut bytes) = (Vec::new(), 0);
-        for sample in samples {
-            let mut histogram = Histogram::default();
-            sample.histogram.read_into(&mut histogram);
-            if histogram.is_too_long() || !histogram.has_buckets_of_spans() {
-                self.found.histograms_unusable += 1;
-                continue;
-            }
-            bytes += size_of::<AnyHistogram>() + histogram.heap_bytes();
-            let HistogramSample { series_ref, t, .. } = sample;
-            batch.push(LoggedHistogram { series_ref, t, histogram: Box::new(of(histogram)) });
-            if bytes >= BATCH_HISTOGRAM_BYTES {
-                bytes = 0;
-                self.send(Step::Histograms(std::mem::take(&mut batch)));
-            }
-        }
-        if !batch.is_empty() {
-            self.send(Step::Histograms(batch));
-        }
-    }
-
-    /// A record is no longer than a request that was taken.
-    fn take_exemplars(&mut self, exemplars: ExemplarsIter<'_>) {
-        self.flush();
-        let mut batch = Vec::new();
-        for RecordExemplar { series_ref, t, value_bits, labels } in exemplars {
-            let mut bytes = Vec::new();
-            labels.for_each(|(name, value)| push_label(&mut bytes, TAG_FIELD_1, name, value));
-            batch.push((series_ref, Exemplar { t, v: value_bits, labels: bytes.into() }));
-        }
-        self.send(Step::Exemplars(batch));
-    }
-
-    fn flush(&mut self) {
-        if !self.samples.is_empty() {
-            let fresh = Vec::with_capacity(BATCH_SAMPLES * 2);
-            let samples = std::mem::replace(&mut self.samples, fresh);
-            self.send(Step::Samples(samples));
-        }
-    }
-
-    fn send(&self, step: Step) {
-        // The receiver lives until every sender is gone; were it to panic, its panic is what the
-        // caller sees.
-        let _ = self.steps.send(step);
-    }
-}
-
-/// The canonical key of labels. Those in a log are sorted and not empty, unless somebody else wrote
-/// it.
-pub(super) fn build_key<'r>(
-    key: &mut KeyBuilder,
-    labels: impl Iterator<Item = (&'r [u8], &'r [u8])> + Clone,
-) {
-    key.clear();
-    let is_canonical = labels
-        .clone()
-        .try_fold(&[][..], |before, (name, value)| {
-            ((before < name || name.is_empty()) && !value.is_empty()).then_some(name)
-        })
-        .is_some();
-    if is_canonical {
-        labels.for_each(|(name, value)| key.push(name, value));
-        return;
-    }
-    let mut sorted: Vec<_> = labels.filter(|(_, value)| !value.is_empty()).collect();
-    sorted.sort_by(|a, b| a.0.cmp(b.0));
-    for (name, value) in sorted {
-        key.push(name, value);
-    }
 }
 
 /// The building thread's half.
@@ -779,89 +600,4 @@ impl Builder<'_> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::disk::faulty::FaultyDisk;
-    use crate::metrics::Registry;
-    use crate::tsdb::wal::record;
-
-    fn nothing(loading: &Loading) -> BesideLog<'_> {
-        let disk = Arc::new(FaultyDisk::new());
-        let files = HeadChunkFiles::new(disk, "/db".as_ref(), 4096, &Registry::new(), "t");
-        BesideLog {
-            files: Arc::new(files),
-            mapped: MappedChunks::default(),
-            keeps_gaps: false,
-            exemplars_max: 3,
-            loading,
-            known: None,
-        }
-    }
-
-    #[test]
-    fn a_removed_series_that_is_announced_again_keeps_what_comes_then() {
-        let series = |series_ref| {
-            let mut bytes = Vec::new();
-            record::begin_series(&mut bytes);
-            let labels = [(&b"__name__"[..], &b"up"[..])];
-            record::push_series(&mut bytes, HeadSeriesRef(series_ref), labels.into_iter());
-            bytes
-        };
-        let samples = |series_ref, t| {
-            let mut bytes = Vec::new();
-            record::encode_samples(&mut bytes, [(HeadSeriesRef(series_ref), t, 1)]);
-            bytes
-        };
-        let mut removal = vec![3, 0, 0, 0, 0, 0, 0, 0, 5];
-        for lowest_byte in [0xff, 0xfe] {
-            removal.push(lowest_byte);
-            removal.extend([0xff; 8]);
-            removal.push(1);
-        }
-        let log = [series(5), samples(5, 50), removal, samples(5, 60), series(9), samples(9, 40)];
-        let read = |take: &mut dyn FnMut(Record<'_>)| {
-            log.iter().for_each(|bytes| take(Record::parse(bytes).unwrap()));
-            Ok(())
-        };
-        let ((), contents, report) =
-            replay(Fingerprinter::random(), 0, 1000, nothing(&Loading::default()), read).unwrap();
-        let state = contents.states.get(0);
-        assert_eq!((state.last(), state.series_ref()), (Some((40, 1)), HeadSeriesRef(9)));
-        assert!(!state.is_unlogged());
-        assert_eq!((report.next_ref, report.unknown_refs), (10, 1));
-    }
-
-    #[test]
-    fn a_removed_series_is_removed_under_each_of_its_refs() {
-        let refs = [5, 7, 1 << 30];
-        let mut log = Vec::new();
-        for series_ref in refs {
-            let mut bytes = Vec::new();
-            record::begin_series(&mut bytes);
-            let labels = [(&b"__name__"[..], &b"up"[..])];
-            record::push_series(&mut bytes, HeadSeriesRef(series_ref), labels.into_iter());
-            log.push(bytes);
-        }
-        let mut removal = vec![3];
-        removal.extend(7_u64.to_be_bytes());
-        for lowest_byte in [0xff, 0xfe] {
-            removal.push(lowest_byte);
-            removal.extend([0xff; 8]);
-            removal.push(1);
-        }
-        log.push(removal);
-        for (t, series_ref) in refs.into_iter().enumerate() {
-            let mut bytes = Vec::new();
-            record::encode_samples(&mut bytes, [(HeadSeriesRef(series_ref), t as i64, 1)]);
-            log.push(bytes);
-        }
-        let read = |take: &mut dyn FnMut(Record<'_>)| {
-            log.iter().for_each(|bytes| take(Record::parse(bytes).unwrap()));
-            Ok(())
-        };
-        let ((), contents, report) =
-            replay(Fingerprinter::random(), 0, 1000, nothing(&Loading::default()), read).unwrap();
-        assert_eq!(contents.states.get(0).last(), None);
-        assert_eq!(report.unknown_refs, 3, "none of its refs is known any more");
-    }
-}
+mod tests;

@@ -2,6 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::wire::otlp::json::{JsonError, to_protobuf};
+use crate::wire::otlp::points::Buckets;
 use crate::wire::remote_write_v1::{RequestField, RequestFields, SeriesField, SeriesFields};
 
 const CAP: u64 = 1 << 20;
